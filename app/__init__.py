@@ -1,0 +1,1 @@
+"""A user-management API: users, JWT login, health checks, and the server that runs it."""

@@ -1,0 +1,303 @@
+"""Everything that can be set from outside: typed, grouped, and read from the environment here alone."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import ValidationError as PydanticValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+# RFC 7518, section 3.2: a key for HS256 is at least as long as its output, 32 bytes.
+SECRET_KEY_BYTES = 32
+# What .env.example and docker-compose.yml say; good enough for a laptop, refused in production.
+EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  not a secret, by design
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    """Names the asynchronous driver, whatever form a hosting provider hands the URL out in."""
+    drivers = {
+        "postgres": "postgresql+asyncpg",
+        "postgresql": "postgresql+asyncpg",
+        "sqlite": "sqlite+aiosqlite",
+    }
+    try:
+        url = make_url(value.get_secret_value())
+    except (ArgumentError, ValueError):
+        raise ValueError("is not a database URL") from None
+    url = url.set(drivername=drivers.get(url.drivername, url.drivername))
+    if url.drivername not in drivers.values():
+        raise ValueError("must begin with postgresql:// or sqlite://")
+    return SecretStr(url.render_as_string(hide_password=False))
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return value
+
+
+def _comma_separated(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _lower_case(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+List = Annotated[list[str], BeforeValidator(_comma_separated)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Group(BaseModel):
+    """Settings that belong together. A field's variable is its name in capitals, behind the group's prefix."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    prefix: ClassVar[str] = ""
+
+
+class ServerSettings(Group):
+    """What gunicorn.conf.py reads."""
+
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on")
+    web_concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="Worker processes; by default 2 x CPUs + 1, counting the container's CPU quota",
+    )
+    max_requests: int = Field(1000, ge=0, description="Requests after which a worker is replaced; 0 for never")
+    max_requests_jitter: int = Field(
+        100, ge=0, description="Up to this many requests more, at random, so that workers do not end together"
+    )
+    forwarded_allow_ips: List = Field(
+        ["127.0.0.1", "::1"],
+        description="Comma-separated addresses or networks of the proxies whose X-Forwarded-* headers are believed",
+    )
+    ssl_keyfile: Path | None = Field(None, description="TLS private key (PEM); with SSL_CERTFILE turns on HTTPS")
+    ssl_certfile: Path | None = Field(None, description="TLS certificate chain (PEM)")
+
+
+class DatabaseSettings(Group):
+    """How to reach the database, and how much of it one process may use."""
+
+    prefix = "DATABASE_"
+    url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
+        SecretStr("sqlite+aiosqlite:///data/app.db"), description="PostgreSQL or SQLite URL"
+    )
+    pool_size: int = Field(10, ge=1, description="Connections a worker may hold open")
+    pool_timeout: Seconds = Field(5, description="Seconds to wait for a free connection before answering 503")
+    connect_timeout: Seconds = Field(5, description="Seconds to wait for a new connection")
+    statement_timeout: Seconds = Field(10, description="Seconds after which a statement is cancelled")
+    migrate: bool | None = Field(
+        None,
+        description="Migrate the schema at start; by default only on SQLite, elsewhere `python -m app migrate`",
+    )
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded database."""
+        return self.url.get_secret_value().startswith("sqlite")
+
+    @property
+    def migrates_at_start(self) -> bool:
+        """`migrate`, or its default."""
+        return self.is_sqlite if self.migrate is None else self.migrate
+
+
+class RedisSettings(Group):
+    """The optional Redis."""
+
+    prefix = "REDIS_"
+    url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
+        None, description="Redis URL; readiness reports its state"
+    )
+
+
+class AuthSettings(Group):
+    """Tokens and passwords."""
+
+    secret_key: SecretStr = Field(
+        default_factory=lambda: SecretStr(secrets.token_urlsafe(SECRET_KEY_BYTES)),
+        description="Signs access tokens; at least 32 bytes in production, random at each start elsewhere",
+    )
+    access_token_minutes: int = Field(15, ge=1, description="Lifetime of an access token, minutes")
+    refresh_token_days: int = Field(30, ge=1, le=3650, description="Lifetime of an unused refresh token, days")
+    argon2_memory_kib: int = Field(65536, ge=8, description="Argon2id memory for one hash, KiB")
+    argon2_time_cost: int = Field(3, ge=1, description="Argon2id passes")
+    argon2_parallelism: int = Field(4, ge=1, description="Argon2id lanes")
+
+
+class HTTPSettings(Group):
+    """What browsers may do."""
+
+    cors_origins: List = Field([], description="Comma-separated origins whose pages may call the API; none by default")
+
+
+class LogSettings(Group):
+    """How much is logged, and in what form."""
+
+    prefix = "LOG_"
+    level: Annotated[Literal["critical", "error", "warning", "info", "debug"], BeforeValidator(_lower_case)] = Field(
+        "info", description="Least severity that is logged"
+    )
+    format: Literal["json", "console"] | None = Field(
+        None, description="`json` or `console`; by default `console` on a terminal outside production"
+    )
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """Reads DATABASE_URL into `database.url`: outside the names are flat, inside they are grouped.
+
+    Later sources win: `.env`, `.env.<ENVIRONMENT>`, the environment, files in SECRETS_DIR named like the variable.
+    An empty value counts as not set, as in `REDIS_URL=`.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # asked for by the base class, of use only to its own __call__
+
+    def __call__(self) -> dict[str, Any]:
+        variables = EnvSettingsSource(self.settings_cls).env_vars
+        base = DotEnvSettingsSource(self.settings_cls, env_file=".env").env_vars
+        environment = variables.get("environment") or base.get("environment") or "development"
+        overlay = DotEnvSettingsSource(self.settings_cls, env_file=f".env.{environment}").env_vars
+        values = {**base, **overlay, **variables, "environment": environment}
+        values |= _read_secrets(Path(values.get("secrets_dir") or "/run/secrets"))
+
+        data: dict[str, Any] = {}
+        for name, (group, field) in Settings.variables().items():
+            if (value := values.get(name.lower())) is not None:
+                (data.setdefault(group, {}) if group else data)[field] = value
+        return data
+
+
+def _read_secrets(directory: Path) -> dict[str, str]:
+    """Docker and Kubernetes mount each secret as one file."""
+    if not directory.is_dir():
+        return {}
+    return {path.name.lower(): path.read_text().strip() for path in directory.iterdir() if path.is_file()}
+
+
+class Settings(BaseSettings):
+    """All settings. Built with no arguments it reads the environment; groups given by hand win over it."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
+        env_file_encoding="utf-8",
+    )
+
+    environment: Literal["development", "test", "production"] = Field(
+        "development",
+        description="`production` refuses unsafe settings; also names the second file, `.env.<ENVIRONMENT>`",
+    )
+    secrets_dir: Path = Field(Path("/run/secrets"), description="Folder of secret files, each named like its variable")
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    redis: RedisSettings = RedisSettings()
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+    http: HTTPSettings = HTTPSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def in_production(self) -> bool:
+        """Whether unsafe settings are refused."""
+        return self.environment == "production"
+
+    @classmethod
+    def fields(cls) -> Iterator[tuple[str, tuple[str, str], FieldInfo]]:
+        """Each setting as (variable, (group, field), field info); the group of a field at the top is empty."""
+        for name, info in cls.model_fields.items():
+            if isinstance(info.annotation, type) and issubclass(info.annotation, Group):
+                for field, field_info in info.annotation.model_fields.items():
+                    yield f"{info.annotation.prefix}{field}".upper(), (name, field), field_info
+            else:
+                yield name.upper(), ("", name), info
+
+    @classmethod
+    def variables(cls) -> dict[str, tuple[str, str]]:
+        """Where each environment variable goes: `{"DATABASE_URL": ("database", "url"), …}`."""
+        return {variable: place for variable, place, _ in cls.fields()}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: object,
+        **__: object,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+    @model_validator(mode="after")
+    def _judge_what_spans_fields(self) -> Self:
+        """Reports each problem as `VARIABLE: problem`, one a line."""
+        problems = list(self._unsafe_in_production()) if self.in_production else []
+        if (self.server.ssl_keyfile is None) != (self.server.ssl_certfile is None):
+            missing = "SSL_KEYFILE" if self.server.ssl_keyfile is None else "SSL_CERTFILE"
+            problems.append(f"{missing}: must be set too, HTTPS takes both key and certificate")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _unsafe_in_production(self) -> Iterator[str]:
+        secret = self.auth.secret_key.get_secret_value()
+        if "secret_key" not in self.auth.model_fields_set:
+            yield "SECRET_KEY: must be set in production; make one with `openssl rand -hex 32`"
+        elif secret == EXAMPLE_SECRET_KEY:
+            yield "SECRET_KEY: is the example; make one with `openssl rand -hex 32`"
+        elif len(secret.encode()) < SECRET_KEY_BYTES:
+            yield f"SECRET_KEY: must have at least {SECRET_KEY_BYTES} bytes; make one with `openssl rand -hex 32`"
+        if self.database.is_sqlite:
+            yield "DATABASE_URL: must be PostgreSQL in production, SQLite is for development"
+        if "*" in self.http.cors_origins:
+            yield "CORS_ORIGINS: must name each origin in production, not *"
+
+
+def load_settings() -> Settings:
+    """Reads the settings, or ends the process naming every problem at once and never a value.
+
+    Raises:
+        SystemExit: with a message for a person, where anything is wrong.
+    """
+    try:
+        return Settings()
+    except PydanticValidationError as error:
+        problems = _problems(error)
+    # The rules for production judge only what is valid by itself. With the faulty values replaced
+    # by their defaults they are heard in the same message.
+    defaults: dict[str, Any] = {}
+    for variable, (group, field), info in Settings.fields():
+        if variable in problems:
+            (defaults.setdefault(group, {}) if group else defaults)[field] = info.get_default()
+    try:
+        Settings(**defaults)
+    except PydanticValidationError as error:
+        problems = _problems(error) | problems
+    lines = "".join(f"\n  {variable}: {problem}" for variable, problem in sorted(problems.items()))
+    raise SystemExit(f"The settings are not valid:{lines}")
+
+
+def _problems(error: PydanticValidationError) -> dict[str, str]:
+    """What is wrong with which variable. A rule over several fields names its variables itself, one a line."""
+    variables = {place: variable for variable, place, _ in Settings.fields()}
+    problems: dict[str, str] = {}
+    for fault in error.errors(include_url=False, include_input=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        group, field = ("", "", *fault["loc"])[-2:] if len(fault["loc"]) < 2 else fault["loc"][:2]  # noqa: PLR2004
+        if variable := variables.get((str(group), str(field))):
+            problems[variable] = message
+        else:
+            problems |= dict(line.split(": ", 1) for line in message.splitlines())
+    return problems
