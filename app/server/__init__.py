@@ -1,0 +1,1 @@
+"""What runs the application rather than is it: logging, the worker process, the count of CPUs."""

@@ -1,0 +1,122 @@
+"""One form for every log line, whoever wrote it: gunicorn, Uvicorn, a library or the application."""
+
+import logging
+import logging.config
+import re
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.settings import Settings
+
+# Greedy on purpose: a password may hold any character, and one hidden word too many does no harm.
+_PASSWORD_IN_URL = re.compile(r"(://[^\s:/@]*:)\S+@")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Makes `structlog`, `logging` and `warnings` write as `log_config` says. May be called again."""
+    logging.config.dictConfig(log_config(settings))
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            *_describe(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def log_config(settings: Settings) -> dict[str, Any]:
+    """Gives the configuration for `logging.config.dictConfig`, and so for gunicorn's `logconfig_dict`.
+
+    Lines go to standard error: standard output belongs to commands that print a result.
+    """
+    level = settings.log.level.upper()
+    log = {"handlers": ["stderr"], "level": level, "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "structlog": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": [
+                    structlog.contextvars.merge_contextvars,
+                    *_describe(),
+                    structlog.stdlib.ExtraAdder(),
+                ],
+                "processors": [
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    *(_json() if _wants_json(settings) else _console()),
+                    _hide_passwords,
+                ],
+            }
+        },
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "structlog"}
+        },
+        "root": {"handlers": ["stderr"], "level": level},
+        "loggers": {
+            # uvicorn-worker copies the handlers of gunicorn's loggers, so these have their own.
+            "gunicorn.error": log,
+            "gunicorn.access": log,
+            "uvicorn": log,
+            "uvicorn.error": log,
+            # The access line is the application's own, written by its middleware as `app.access`.
+            "uvicorn.access": {"handlers": [], "propagate": False},
+        },
+    }
+
+
+def _wants_json(settings: Settings) -> bool:
+    if settings.log.format is None:
+        return settings.in_production or not sys.stderr.isatty()
+    return settings.log.format == "json"
+
+
+def _describe() -> list[Processor]:
+    return [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+
+
+def _json() -> list[Processor]:
+    # Local variables stay out of tracebacks: among them are passwords and tokens.
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [
+        structlog.processors.ExceptionRenderer(tracebacks),
+        _in_reading_order,
+        structlog.processors.JSONRenderer(),
+    ]
+
+
+def _console() -> list[Processor]:
+    return [
+        _without_uvicorns_colours,
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback),
+    ]
+
+
+def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event = dict(_without_uvicorns_colours(_logger, _method, event))
+    first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
+    return first | event
+
+
+def _without_uvicorns_colours(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Uvicorn sends each message twice, the second time with terminal colours."""
+    event.pop("color_message", None)
+    return event
+
+
+def _hide_passwords(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
+    """Works on the finished line, so that no field, message or traceback is forgotten."""
+    return _PASSWORD_IN_URL.sub(r"\1***@", str(line))
