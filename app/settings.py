@@ -38,12 +38,20 @@ def _database_url(value: SecretStr) -> SecretStr:
     url = url.set(drivername=drivers.get(url.drivername, url.drivername))
     if url.drivername not in drivers.values():
         raise ValueError("must begin with postgresql:// or sqlite://")
+    if sslmode := url.query.get("sslmode"):  # libpq's word, in the URLs that providers hand out; asyncpg's is `ssl`
+        url = url.difference_update_query(["sslmode", "channel_binding"]).update_query_dict({"ssl": sslmode})
     return SecretStr(url.render_as_string(hide_password=False))
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must begin with redis://, rediss:// or unix://")
+    return value
+
+
+def _secret_key(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < SECRET_KEY_BYTES:
+        raise ValueError(f"must have at least {SECRET_KEY_BYTES} bytes; make one with `openssl rand -hex 32`")
     return value
 
 
@@ -126,9 +134,9 @@ class RedisSettings(Group):
 class AuthSettings(Group):
     """Tokens and passwords."""
 
-    secret_key: SecretStr = Field(
+    secret_key: Annotated[SecretStr, AfterValidator(_secret_key)] = Field(
         default_factory=lambda: SecretStr(secrets.token_urlsafe(SECRET_KEY_BYTES)),
-        description="Signs access tokens; at least 32 bytes in production, random at each start elsewhere",
+        description="Signs access tokens; at least 32 bytes; must be set in production, random at each start elsewhere",
     )
     access_token_minutes: int = Field(15, ge=1, description="Lifetime of an access token, minutes")
     refresh_token_days: int = Field(30, ge=1, le=3650, description="Lifetime of an unused refresh token, days")
@@ -257,8 +265,6 @@ class Settings(BaseSettings):
             yield "SECRET_KEY: must be set in production; make one with `openssl rand -hex 32`"
         elif secret == EXAMPLE_SECRET_KEY:
             yield "SECRET_KEY: is the example; make one with `openssl rand -hex 32`"
-        elif len(secret.encode()) < SECRET_KEY_BYTES:
-            yield f"SECRET_KEY: must have at least {SECRET_KEY_BYTES} bytes; make one with `openssl rand -hex 32`"
         if self.database.is_sqlite:
             yield "DATABASE_URL: must be PostgreSQL in production, SQLite is for development"
         if "*" in self.http.cors_origins:

@@ -1,0 +1,1 @@
+"""Authentication: login, and refresh tokens that rotate."""

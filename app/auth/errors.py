@@ -1,0 +1,11 @@
+"""What can go wrong with authentication."""
+
+from app.errors import AuthenticationFailed
+
+
+class LoginFailed(AuthenticationFailed):
+    message = "Incorrect email or password"
+
+
+class InvalidRefreshToken(AuthenticationFailed):
+    message = "Invalid refresh token"

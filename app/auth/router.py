@@ -1,0 +1,69 @@
+"""The authentication routes."""
+
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, status
+
+from app.auth import service
+from app.auth.errors import InvalidRefreshToken, LoginFailed
+from app.auth.schemas import Credentials, RefreshRequest, TokenPair
+from app.database import ReadSession, WriteSession
+from app.errors import InternalError, InvalidRequest, ServiceUnavailable, UnsupportedMediaType, responses
+from app.security import Tokens
+from app.state import AppRequest
+from app.users.dependencies import PasswordsDep
+
+router = APIRouter(
+    prefix="/auth",
+    tags=["auth"],
+    responses=responses(UnsupportedMediaType, InvalidRequest, InternalError, ServiceUnavailable),
+)
+
+
+async def _tokens(request: AppRequest) -> Tokens:
+    return request.state["tokens"]
+
+
+TokensDep = Annotated[Tokens, Depends(_tokens)]
+
+
+@router.post("/login", responses=responses(LoginFailed), response_description="A pair of tokens", summary="Log in")
+async def login(
+    credentials: Credentials, read: ReadSession, write: WriteSession, passwords: PasswordsDep, tokens: TokensDep
+) -> TokenPair:
+    """Exchanges an email address and a password for an access token and a refresh token.
+
+    Send the access token as `Authorization: Bearer …`. An unknown address, a wrong password and an inactive user are
+    answered alike.
+    """
+    return await service.login(credentials, read=read, write=write, passwords=passwords, tokens=tokens)
+
+
+@router.post(
+    "/refresh",
+    responses=responses(InvalidRefreshToken),
+    response_description="A new pair of tokens",
+    summary="Refresh your tokens",
+)
+async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> TokenPair:
+    """Exchanges a refresh token for a new pair.
+
+    Each refresh token works once. Presenting one a second time ends the whole login, since somebody has a copy of it.
+    """
+    return await service.refresh(data.refresh_token, session=session, tokens=tokens)
+
+
+@router.post(
+    "/logout",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_description="The login has ended",
+    summary="Log out",
+)
+async def logout(data: RefreshRequest, session: WriteSession) -> None:
+    """Ends the login that a refresh token belongs to.
+
+    A token that is already dead, or never was one, is answered alike. The access token runs on until it expires.
+    """
+    with suppress(InvalidRefreshToken):
+        await service.end_family(data.refresh_token, session=session)

@@ -1,0 +1,49 @@
+"""What goes in and out of the authentication routes."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, Input
+
+_ACCESS_TOKEN = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.LIPvVfUvi3mqJy8SMtpHZhtgqeGQ3sM2aP9WZZDHH5k"  # noqa: S105  signed by nobody
+_REFRESH_TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  nobody's
+
+
+class Credentials(Input):
+    """An email address and a password."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD}]})
+
+    email: Email
+    password: Annotated[str, Field(max_length=128)]
+
+
+class RefreshRequest(Input):
+    """A refresh token."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"refresh_token": _REFRESH_TOKEN}]})
+
+    refresh_token: Annotated[str, Field(max_length=256)]
+
+
+class TokenPair(BaseModel):
+    """An access token for requests, and a refresh token for the next pair."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "access_token": _ACCESS_TOKEN,
+                    "refresh_token": _REFRESH_TOKEN,
+                    "token_type": "bearer",
+                    "expires_in": 900,
+                }
+            ]
+        }
+    )
+
+    access_token: str
+    refresh_token: str
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105  a scheme's name (RFC 6750)
+    expires_in: int = Field(description="Lifetime of the access token, seconds")

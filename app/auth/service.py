@@ -1,0 +1,133 @@
+"""Login, and refresh tokens that rotate, on sessions that the caller opens and commits."""
+
+import hashlib
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from uuid import UUID, uuid4
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth.errors import InvalidRefreshToken, LoginFailed
+from app.auth.models import RefreshToken
+from app.auth.schemas import Credentials, TokenPair
+from app.database import utc_now
+from app.security import Passwords, Tokens
+from app.users.models import User
+
+_FAMILY_BYTES = 16
+_SECRET_BYTES = 32
+
+
+async def login(
+    credentials: Credentials, *, read: AsyncSession, write: AsyncSession, passwords: Passwords, tokens: Tokens
+) -> TokenPair:
+    """Exchanges an email address and a password for tokens.
+
+    Raises:
+        LoginFailed: unknown address, wrong password, or inactive user; which of them takes the same time.
+    """
+    user = await read.scalar(select(User).where(User.email == credentials.email))
+    await read.close()  # hashing takes a tenth of a second, and no connection should wait for it
+    matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
+    if user is None or not matches or not user.is_active:
+        raise LoginFailed
+    if new_hash:
+        await write.execute(
+            update(User)
+            .where(User.id == user.id, User.password_hash == user.password_hash)
+            .values(password_hash=new_hash)
+        )
+
+    now = utc_now()
+    # Logins that ended without a logout are swept away by the user's next one.
+    await write.execute(
+        delete(RefreshToken).where(
+            RefreshToken.user_id == user.id,
+            or_(RefreshToken.expires_at <= now, RefreshToken.credentials_version != user.credentials_version),
+        )
+    )
+    family, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
+    write.add(
+        RefreshToken(
+            family=family,
+            user_id=user.id,
+            credentials_version=user.credentials_version,
+            secret_hash=_hash(secret),
+            expires_at=now + tokens.refresh_lifetime,
+        )
+    )
+    try:
+        await write.flush()
+    except IntegrityError as error:  # the user was deleted meanwhile
+        raise LoginFailed from error
+    return _pair(tokens, user.id, family, secret)
+
+
+async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
+    """Exchanges a refresh token for a new pair, once.
+
+    Raises:
+        InvalidRefreshToken: unknown, expired, ended, or spent before; the family then ends for good.
+    """
+    family, secret = _parse(token)
+    now = utc_now()
+    new_secret = secrets.token_bytes(_SECRET_BYTES)
+    # One statement decides: of two requests with one token, the second finds another secret in the row.
+    user_id = await session.scalar(
+        update(RefreshToken)
+        .where(
+            RefreshToken.family == family,
+            RefreshToken.secret_hash == _hash(secret),
+            RefreshToken.expires_at > now,
+            select(User.id)
+            .where(
+                User.id == RefreshToken.user_id,
+                User.is_active,
+                User.credentials_version == RefreshToken.credentials_version,
+            )
+            .exists(),
+        )
+        .values(secret_hash=_hash(new_secret), expires_at=now + tokens.refresh_lifetime)
+        .returning(RefreshToken.user_id)
+        .execution_options(synchronize_session=False)
+    )
+    if user_id is None:
+        await end_family(token, session=session)
+        await session.commit()  # here, since the error below rolls back
+        raise InvalidRefreshToken
+    return _pair(tokens, user_id, family, new_secret)
+
+
+async def end_family(token: str, *, session: AsyncSession) -> None:
+    """Makes this refresh token and all that came before and after it useless.
+
+    Raises:
+        InvalidRefreshToken: it never was a token.
+    """
+    family, _ = _parse(token)
+    await session.execute(delete(RefreshToken).where(RefreshToken.family == family))
+
+
+def _pair(tokens: Tokens, user_id: int, family: UUID, secret: bytes) -> TokenPair:
+    return TokenPair(
+        access_token=tokens.issue(user_id),
+        refresh_token=urlsafe_b64encode(family.bytes + secret).decode(),
+        expires_in=int(tokens.access_lifetime.total_seconds()),
+    )
+
+
+def _parse(token: str) -> tuple[UUID, bytes]:
+    try:
+        data = urlsafe_b64decode(token)
+    except ValueError as error:
+        raise InvalidRefreshToken from error
+    if len(data) != _FAMILY_BYTES + _SECRET_BYTES:
+        raise InvalidRefreshToken
+    return UUID(bytes=data[:_FAMILY_BYTES]), data[_FAMILY_BYTES:]
+
+
+def _hash(secret: bytes) -> bytes:
+    """A plain hash is enough: the secret is 32 random bytes, which nobody guesses (unlike a password)."""
+    return hashlib.sha256(secret).digest()

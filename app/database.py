@@ -1,0 +1,181 @@
+"""The database: how models are declared, how connections are made, and the sessions that requests use."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar
+
+import asyncpg
+from fastapi import Depends
+from sqlalchemy import DateTime, MetaData, event, make_url
+from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import TypeDecorator
+
+from app.settings import DatabaseSettings
+from app.state import AppRequest
+
+APPLICATION_NAME = "fastapi-app"
+
+
+def utc_now() -> datetime:
+    """The present moment, aware of its time zone."""
+    return datetime.now(UTC)
+
+
+class _SQLiteDateTime(TypeDecorator[datetime]):
+    """SQLite stores no time zone: what goes in is turned to UTC, what comes out says so."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _: Dialect) -> datetime | None:
+        return value and value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, _: Dialect) -> datetime | None:
+        return value and value.replace(tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    """The parent of every model. Its naming convention gives each constraint a name that migrations can rely on."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {datetime: DateTime(timezone=True).with_variant(_SQLiteDateTime(), "sqlite")}
+
+
+def create_engine(settings: DatabaseSettings) -> AsyncEngine:
+    """Creates the engine; connections are opened by the first who needs one.
+
+    The pool is bounded: workers x pool_size is all that the database ever sees. There is no overflow, since opening
+    and closing connections under load costs more than waiting for one.
+    """
+    url = make_url(settings.url.get_secret_value())
+    connect_args: dict[str, Any] = {"timeout": settings.connect_timeout}
+    if not settings.is_sqlite:
+        connect_args |= {
+            "async_creator_fn": _connect,
+            # The server ends a statement that is too slow. The driver's own limit, a little later, is for a
+            # server that does not answer at all.
+            "command_timeout": settings.statement_timeout + 1,
+            "server_settings": {
+                "application_name": APPLICATION_NAME,
+                "statement_timeout": f"{settings.statement_timeout:.3f}s",
+                "idle_in_transaction_session_timeout": f"{settings.statement_timeout:.3f}s",
+            },
+        }
+    engine = create_async_engine(
+        url,
+        connect_args=connect_args,
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_timeout=settings.pool_timeout,
+        # Reads run in autocommit; a ROLLBACK after each would cost the round trip that this saves.
+        skip_autocommit_rollback=True,
+        # Parameters hold hashes and addresses, which belong in no log.
+        hide_parameters=True,
+    )
+    if settings.is_sqlite:
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_immediate)
+    return engine
+
+
+async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:  # noqa: ANN401  handed on as they come
+    try:
+        return await asyncpg.connect(*args, **kwargs)
+    except OSError as error:
+        # An unreachable server comes as any of a dozen kinds of OSError; from here on it is of one kind.
+        raise ConnectionError(f"cannot connect to the database: {error}") from error
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not block each other
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Takes SQLite's write lock at the start.
+
+    A transaction that begins by reading and then writes would fail where another wrote in between, with no waiting.
+    """
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def create_sessionmakers(
+    engine: AsyncEngine,
+) -> tuple[async_sessionmaker[AsyncSession], async_sessionmaker[AsyncSession]]:
+    """Session makers for reading, in autocommit, and for writing, in transactions; both over the engine's one pool."""
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    return (
+        async_sessionmaker(autocommit, expire_on_commit=False, autoflush=False),
+        async_sessionmaker(engine, expire_on_commit=False, autoflush=False),
+    )
+
+
+async def _read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
+    async with request.state["read_sessions"]() as session:
+        yield session
+
+
+async def _write_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
+    async with request.state["write_sessions"]() as session:  # closing rolls back what is not committed
+        yield session
+        await session.commit()
+
+
+# scope="function" ends the dependency before the response is sent: a 2xx means committed.
+ReadSession = Annotated[AsyncSession, Depends(_read_session, scope="function")]
+WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")]
+
+
+def is_unique_violation(error: IntegrityError) -> bool:
+    """Whether a unique constraint refused the row."""
+    return (
+        getattr(error.orig, "sqlstate", None) == "23505"
+        or getattr(error.orig, "sqlite_errorname", None) == "SQLITE_CONSTRAINT_UNIQUE"
+    )
+
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, insufficient resources,
+# operator intervention (a cancelled statement, a shutdown), system error, read-only transaction.
+_UNAVAILABLE_SQLSTATES = ("08", "53", "57", "58", "25006")
+# https://sqlite.org/rescode.html
+_UNAVAILABLE_SQLITE = (
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_CANTOPEN",
+    "SQLITE_READONLY",
+)
+
+
+# What a failing database raises; of the DBAPIErrors only those that `is_unavailable` knows.
+DATABASE_ERRORS = (DBAPIError, PoolTimeoutError, TimeoutError, ConnectionError)
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether one of DATABASE_ERRORS says that the database is away, full, read-only or slow: not asked wrongly."""
+    if not isinstance(error, DBAPIError):
+        return True
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    sqlite_name = getattr(error.orig, "sqlite_errorname", None) or ""
+    return (
+        error.connection_invalidated
+        or sqlstate.startswith(_UNAVAILABLE_SQLSTATES)
+        or sqlite_name.startswith(_UNAVAILABLE_SQLITE)
+    )

@@ -1,0 +1,60 @@
+"""The OpenAPI document: its prose, and the examples that schemas carry shown where they are looked for."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+DESCRIPTION = """\
+User accounts, and the logins that protect them.
+
+### Authentication
+
+`POST /auth/login` exchanges an email address and a password for an access token and a refresh token. Send the access
+token with each request:
+
+    Authorization: Bearer <access_token>
+
+It expires after a few minutes. `POST /auth/refresh` then exchanges the refresh token for a new pair; each refresh token
+works once. `POST /auth/logout` ends the login.
+
+### Errors
+
+Every error has the same form: `error` is a sentence for a person, `type` a stable word for a program, and `details`,
+where fields are at fault, names them. Every response carries an `X-Request-ID`: the one you sent, if it is 1-128 of
+`A-Za-z0-9._-`, else a new one. Quote it when you report a problem.
+"""
+
+TAGS = [
+    {"name": "auth", "description": "Log in, refresh, log out"},
+    {"name": "users", "description": "Registration, your own account, and administration by superusers"},
+    {"name": "health", "description": "Probes for whatever restarts the process or sends it traffic"},
+]
+
+
+def build_openapi(app: FastAPI) -> dict[str, Any]:
+    """Builds the document; FastAPI asks for it once and keeps it."""
+    if app.openapi_schema is None:
+        app.openapi_schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            contact=app.contact,
+            license_info=app.license_info,
+            tags=TAGS,
+            routes=app.routes,
+        )
+        _show_examples(app.openapi_schema)
+    return app.openapi_schema
+
+
+def _show_examples(document: dict[str, Any]) -> None:
+    """Copies each schema's example to the requests and responses that it describes, where they have none."""
+    schemas = document["components"]["schemas"]
+    for path in document["paths"].values():
+        for operation in path.values():
+            for described in (operation.get("requestBody", {}), *operation["responses"].values()):
+                media = described.get("content", {}).get("application/json", {})
+                name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
+                if name in schemas and "examples" in schemas[name] and "examples" not in media:
+                    media["example"] = schemas[name]["examples"][0]

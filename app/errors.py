@@ -1,0 +1,227 @@
+"""The errors the service answers with, and the one place where an exception becomes HTTP.
+
+    AppError
+    ├── RuleViolated          400  a rule about stored data
+    ├── AuthenticationFailed  401  no, bad, expired or revoked credentials
+    ├── PermissionDenied      403  known caller, not allowed
+    ├── NotFound              404
+    ├── MethodNotAllowed      405
+    ├── Conflict              409
+    ├── UnsupportedMediaType  415
+    ├── InvalidRequest        422  the request does not fit its schema
+    ├── InternalError         500  a bug
+    └── ServiceUnavailable    503  the database is away, full or slow
+
+A feature derives its own errors from these, as `EmailTaken(RuleViolated)`, and raises them; routes name them in
+`responses=responses(EmailTaken, …)`, from which the OpenAPI document takes its text and its examples.
+"""
+
+import re
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from app.database import DATABASE_ERRORS, is_unavailable
+
+
+class FieldError(BaseModel):
+    """What is wrong with one field."""
+
+    field: str = Field(description="Dotted path of the field, as in `items.0.name`")
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    """The body of every response of 400 and above."""
+
+    model_config = ConfigDict(title="Error")
+
+    error: str = Field(description="A sentence for a person")
+    type: str = Field(description="A stable word for a program")
+    details: list[FieldError] | None = Field(None, description="Present only where fields are at fault")
+
+
+class StartupError(Exception):
+    """The service cannot start; its text is one line for the person who started it."""
+
+
+class AppError(Exception):
+    """An error with an answer. Subclasses set the class variables, an instance may bring a message of its own."""
+
+    status: ClassVar[HTTPStatus]
+    type: ClassVar[str]
+    message: ClassVar[str]
+    headers: ClassVar[dict[str, str]] = {}
+    example_details: ClassVar[list[FieldError] | None] = None
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.message)
+
+
+class RuleViolated(AppError):
+    status = HTTPStatus.BAD_REQUEST
+    type = "validation_error"
+    message = "Not possible with the stored data"
+
+
+class AuthenticationFailed(AppError):
+    status = HTTPStatus.UNAUTHORIZED
+    type = "authentication_error"
+    message = "Not authenticated"
+    headers: ClassVar = {"WWW-Authenticate": "Bearer"}
+
+
+class PermissionDenied(AppError):
+    status = HTTPStatus.FORBIDDEN
+    type = "permission_error"
+    message = "Not allowed"
+
+
+class NotFound(AppError):
+    status = HTTPStatus.NOT_FOUND
+    type = "not_found"
+    message = "Not found"
+
+
+class MethodNotAllowed(AppError):
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    type = "method_not_allowed"
+    message = "Method not allowed"
+
+
+class Conflict(AppError):
+    status = HTTPStatus.CONFLICT
+    type = "conflict"
+    message = "Conflicts with the present state"
+
+
+class UnsupportedMediaType(AppError):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    type = "unsupported_media_type"
+    message = "The body must be JSON, with Content-Type: application/json"
+
+
+class InvalidRequest(AppError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    type = "validation_error"
+    message = "Validation failed"
+    example_details: ClassVar = [FieldError(field="body", message="Field required")]
+
+
+class InternalError(AppError):
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    type = "internal_error"
+    message = "Internal server error"
+
+
+class ServiceUnavailable(AppError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    type = "service_unavailable"
+    message = "Service unavailable, try again"
+    headers: ClassVar = {"Retry-After": "1"}
+
+
+def error_response(
+    error: AppError | type[AppError], *, details: list[FieldError] | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The answer to an error, in the one format."""
+    message = str(error) if isinstance(error, AppError) else error.message
+    body = ErrorResponse(error=message, type=error.type, details=details)
+    return JSONResponse(body.model_dump(exclude_none=True), error.status, headers={**error.headers, **(headers or {})})
+
+
+def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of the errors a route can answer with, each with its example."""
+    entries: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        body = ErrorResponse(error=error.message, type=error.type, details=error.example_details)
+        entry = entries.setdefault(
+            error.status.value,
+            {
+                "model": ErrorResponse,
+                "description": error.status.phrase,
+                "content": {"application/json": {"examples": {}}},
+                "headers": {
+                    name: {"schema": {"type": "string"}, "example": value} for name, value in error.headers.items()
+                },
+            },
+        )
+        entry["content"]["application/json"]["examples"][error.__name__] = {
+            "summary": error.message,
+            "value": jsonable_encoder(body, exclude_none=True),
+        }
+    return entries
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes every error of the application answer in the one format.
+
+    An exception that nothing here knows is a bug: the request context middleware logs it and answers 500.
+    """
+    app.exception_handler(AppError)(_app_error)
+    app.exception_handler(HTTPException)(_http_exception)
+    app.exception_handler(RequestValidationError)(_invalid_request)
+    for exception in DATABASE_ERRORS:
+        app.exception_handler(exception)(_unavailable)
+
+
+async def _app_error(_: Request, error: AppError) -> JSONResponse:
+    return error_response(error)
+
+
+async def _http_exception(request: Request, error: HTTPException) -> JSONResponse:
+    """What Starlette and FastAPI raise themselves: no such route or method, a body that cannot be read."""
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            return error_response(NotFound)
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            return error_response(MethodNotAllowed, headers={"Allow": _allowed_methods(request)})
+        case HTTPStatus.BAD_REQUEST:
+            # Not UTF-8, or nested deeper than the parser goes: malformed JSON like any other.
+            return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
+    status = HTTPStatus(error.status_code)
+    body = ErrorResponse(error=error.detail, type=status.phrase.lower().replace(" ", "_"))
+    return JSONResponse(body.model_dump(exclude_none=True), status, headers=error.headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """All methods of the path. Starlette names only those of the first route that matches it."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
+    return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+
+
+async def _invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+    if isinstance(error.body, bytes):  # FastAPI parses a body only where its Content-Type says JSON
+        return error_response(UnsupportedMediaType)
+    return error_response(InvalidRequest, details=[_field_error(fault) for fault in error.errors()])
+
+
+def _field_error(fault: dict[str, Any]) -> FieldError:
+    """Says what is wrong where, without repeating anything that the client sent."""
+    location: tuple[str | int, ...] = fault["loc"]
+    if fault["type"] == "json_invalid":
+        return FieldError(field="body", message="Not valid JSON")
+    if fault["type"] == "extra_forbidden" and not _IDENTIFIER.fullmatch(str(location[-1])):
+        location = location[:-1]  # a name made up by the client is repeated only if it can be nothing but a name
+    path = ".".join(map(str, location[1:])) or str(location[0])
+    message = fault["msg"].removeprefix("Value error, ")
+    if message.startswith("value is not a valid email address"):
+        message = "Not a valid email address"  # what follows quotes the address
+    return FieldError(field=path, message=message)
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+async def _unavailable(_: Request, error: Exception) -> JSONResponse:
+    if not is_unavailable(error):
+        raise error
+    return error_response(ServiceUnavailable)

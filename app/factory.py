@@ -1,0 +1,55 @@
+"""The composition of the application, on one screen."""
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
+from fastapi_standalone_docs import StandaloneDocs
+
+from app import __version__
+from app.api import router
+from app.docs.openapi import DESCRIPTION, build_openapi
+from app.errors import add_error_handlers
+from app.lifespan import lifespan
+from app.middleware.request_context import RequestContextMiddleware
+from app.middleware.startup_errors import StartupErrorMiddleware
+from app.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Builds an application; nothing is connected before its lifespan begins."""
+    app = FastAPI(
+        title="FastAPI Application",
+        version=__version__,
+        summary="User accounts and logins",
+        description=DESCRIPTION,
+        contact={"name": "The FastAPI Application authors", "url": "https://example.com"},
+        license_info={"name": "MIT", "identifier": "MIT"},
+        lifespan=lifespan,
+        generate_unique_id_function=_operation_id,
+        # A redirect from /users to /users/ would send an Authorization header wherever the Host header says.
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.prepared = False  # see lifespan.prepare
+    app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
+    app.include_router(router)
+    add_error_handlers(app)
+    StandaloneDocs(app)  # the docs pages' scripts and styles come from this process, not from the internet
+
+    # The last one added is the first that a request meets.
+    if settings.http.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.http.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["Link", "Location", "X-Request-ID"],
+        )
+    app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(StartupErrorMiddleware)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Names an operation after its function: a generated client has `create_user`, not `create_user_users__post`."""
+    return route.name

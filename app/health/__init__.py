@@ -1,0 +1,1 @@
+"""Health checks, for whatever restarts the process and whatever sends it traffic."""

@@ -1,0 +1,83 @@
+"""The probes: is the process alive, and should it be given traffic."""
+
+import asyncio
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
+from sqlalchemy import select
+
+from app.database import DATABASE_ERRORS, is_unavailable
+from app.errors import InternalError, ServiceUnavailable, responses
+from app.state import AppRequest
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+READY_SECONDS = 2
+
+
+class DatabaseUnavailable(ServiceUnavailable):
+    message = "Database unavailable"
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "alive"}]})
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """The process can serve."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"status": "ready", "database": "connected", "redis": "connected"}]}
+    )
+
+    status: Literal["ready"] = "ready"
+    database: Literal["connected"] = "connected"
+    redis: Literal["connected", "unavailable"] | None = None
+
+
+@router.get("", response_description="Alive", summary="Is the process alive?")
+async def health() -> Alive:
+    """The same as `/health/live`."""
+    return Alive()
+
+
+@router.get("/live", response_description="Alive", summary="Is the process alive?")
+async def live() -> Alive:
+    """Answers as long as the process does. Touches nothing outside of it, so a failing database restarts nobody."""
+    return Alive()
+
+
+@router.get(
+    "/ready",
+    response_model_exclude_none=True,
+    responses=responses(DatabaseUnavailable, InternalError),
+    response_description="Ready",
+    summary="Can the service do its work?",
+)
+async def ready(request: AppRequest) -> Ready:
+    """Answers 200 when the database answers a query within 2 seconds.
+
+    `redis` is there where Redis is configured; the service works without it.
+    """
+    try:
+        async with asyncio.timeout(READY_SECONDS), request.state["read_sessions"]() as session:
+            await session.execute(select(1))
+    except DATABASE_ERRORS as error:
+        if not is_unavailable(error):
+            raise
+        raise DatabaseUnavailable from error
+
+    redis = request.state["redis"]
+    if redis is None:
+        return Ready()
+    try:
+        await redis.ping()
+    except RedisError:
+        return Ready(redis="unavailable")
+    return Ready(redis="connected")

@@ -1,0 +1,117 @@
+"""What lives as long as the process: made when it starts, closed when it stops."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from fastapi import FastAPI
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database import DATABASE_ERRORS, create_engine, create_sessionmakers
+from app.errors import StartupError
+from app.migrations import is_migration_pending, migrate
+from app.security import Passwords, Tokens
+from app.settings import AuthSettings, Settings
+from app.state import State
+
+# Redis only helps along, so nobody waits for it: redis-py's defaults are 5 seconds and 10 retries.
+REDIS_SECONDS = 0.3
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+    """Runs around the whole life of a worker process."""
+    settings: Settings = app.state.settings
+    if not app.state.prepared:
+        await prepare(settings)
+    # Made here and not at import: an engine from before gunicorn forks would share its connections between workers.
+    engine = create_engine(settings.database)
+    read_sessions, write_sessions = create_sessionmakers(engine)
+    redis = _create_redis(settings)
+    auth = settings.auth
+    try:
+        yield State(
+            engine=engine,
+            read_sessions=read_sessions,
+            write_sessions=write_sessions,
+            redis=redis,
+            passwords=create_passwords(auth),
+            tokens=Tokens(
+                secret_key=auth.secret_key.get_secret_value(),
+                access_lifetime=timedelta(minutes=auth.access_token_minutes),
+                refresh_lifetime=timedelta(days=auth.refresh_token_days),
+            ),
+        )
+    finally:
+        if redis:
+            await redis.aclose()
+        await engine.dispose()
+
+
+async def prepare(settings: Settings) -> None:
+    """Checks, before anything is served, what would otherwise fail in every request; migrates where it is set.
+
+    gunicorn's master calls this once before it forks. A worker that starts later, during an outage, does not: it
+    would take the whole server down with it.
+
+    Raises:
+        StartupError: the database is out of reach, or not migrated.
+    """
+    engine = create_engine(settings.database)
+    try:
+        await _check_database(engine, settings)
+    except DATABASE_ERRORS as error:
+        reason = getattr(error, "orig", None) or error
+        raise StartupError(f"The database at {_name(settings)} cannot be used: {reason}") from error
+    finally:
+        await engine.dispose()
+
+
+async def _check_database(engine: AsyncEngine, settings: Settings) -> None:
+    if settings.database.is_sqlite:
+        _create_folder(settings)
+    if settings.database.migrates_at_start:
+        await migrate(settings.database)
+    elif await is_migration_pending(engine):
+        raise StartupError("The database's schema is not up to date: run `python -m app migrate`")
+
+
+def _create_folder(settings: Settings) -> None:
+    database = make_url(settings.database.url.get_secret_value()).database
+    if database and database != ":memory:":
+        folder = Path(database).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartupError(f"The folder of the SQLite database cannot be made: {error}") from error
+
+
+def _name(settings: Settings) -> str:
+    """The database, without credentials."""
+    url = make_url(settings.database.url.get_secret_value())
+    return f"{url.host}:{url.port or 5432}/{url.database}" if url.host else str(url.database)
+
+
+def create_passwords(settings: AuthSettings) -> Passwords:
+    """Makes the hasher that the settings describe."""
+    return Passwords(
+        memory_kib=settings.argon2_memory_kib,
+        time_cost=settings.argon2_time_cost,
+        parallelism=settings.argon2_parallelism,
+    )
+
+
+def _create_redis(settings: Settings) -> Redis | None:
+    if settings.redis.url is None:
+        return None
+    return Redis.from_url(
+        settings.redis.url.get_secret_value(),
+        socket_connect_timeout=REDIS_SECONDS,
+        socket_timeout=REDIS_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+    )

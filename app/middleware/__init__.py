@@ -1,0 +1,1 @@
+"""What happens to every request, each in one pure ASGI class (https://asgi.readthedocs.io/)."""

@@ -1,0 +1,69 @@
+"""Gives each request an id, writes its line in the access log, and answers 500 where all else failed."""
+
+import re
+from time import perf_counter
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import InternalError, error_response
+
+access_log = structlog.stdlib.get_logger("app.access")
+error_log = structlog.stdlib.get_logger("app.error")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestContextMiddleware:
+    """The outermost layer, so that its id, its clock and its last resort cover all others."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid4().hex
+        status, size, started_at = 0, 0, perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            elif message["type"] == "http.response.body":
+                size += len(message.get("body", b""))
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            except Exception:  # noqa: BLE001  the last resort: whatever it is, it is logged and answered, once
+                error_log.exception("unhandled exception")
+                if not status:  # else part of a response is out; the server sees that it stays unfinished
+                    await error_response(InternalError)(scope, receive, send_with_id)
+            finally:
+                route = getattr(scope.get("route"), "path", None)
+                # Probes come every few seconds from everywhere, and say nothing that an alert would not.
+                log = access_log.debug if route and route.startswith("/health") else access_log.info
+                # The fields of the usual combined format. No query: it may hold an address that was searched for.
+                log(
+                    "request",
+                    method=scope["method"],
+                    path=scope["raw_path"].decode("latin-1"),
+                    route=route,
+                    http_version=scope["http_version"],
+                    status=status,
+                    bytes=size,
+                    duration_ms=round((perf_counter() - started_at) * 1000, 2),
+                    client=scope["client"][0] if scope["client"] else None,
+                    referer=headers.get("referer"),
+                    user_agent=headers.get("user-agent"),
+                )

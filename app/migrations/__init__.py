@@ -1,0 +1,48 @@
+"""The schema's history, and how to bring a database up to date."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database import create_engine
+from app.settings import DatabaseSettings
+
+# A migration may take longer than any request, and may wait for another process that runs it.
+MIGRATION_SECONDS = 3600.0
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration, which stands in pyproject.toml."""
+    return Config(toml_file=Path(__file__).parents[2] / "pyproject.toml")
+
+
+async def migrate(settings: DatabaseSettings, revision: str = "head") -> None:
+    """Brings the database to a revision; processes that do so at once wait for the first, and find it done."""
+    engine = create_engine(settings.model_copy(update={"statement_timeout": MIGRATION_SECONDS}))
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_run, revision)
+    finally:
+        await engine.dispose()
+
+
+def _run(connection: Connection, revision: str) -> None:
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    if revision == "head":
+        command.upgrade(config, revision)
+    else:
+        command.downgrade(config, revision)
+
+
+async def is_migration_pending(engine: AsyncEngine) -> bool:
+    """Whether the schema is older than this code. A newer one, of a release that is being rolled out, is fine."""
+    known = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+    async with engine.connect() as connection:
+        current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+    return current is None or current in known[1:]  # newest first

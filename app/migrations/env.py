@@ -1,0 +1,37 @@
+"""What Alembic runs: on the connection that `migrate` hands over or, from its own command line, on one of its own."""
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+
+import app.auth.models
+import app.users.models  # noqa: F401  models register themselves when imported
+from app.database import Base, create_engine
+from app.settings import load_settings
+
+ADVISORY_LOCK = 0x6661737461706900  # any number, as long as nothing else in the database uses it
+
+
+def run(connection: Connection) -> None:
+    """Runs what was asked for in one transaction, by one process at a time."""
+    context.configure(connection=connection, target_metadata=Base.metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other as it is
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        context.run_migrations()
+
+
+async def connect_and_run() -> None:
+    """Serves `alembic revision --autogenerate` and its kin."""
+    engine = create_engine(load_settings().database)
+    async with engine.begin() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
+
+
+if connection := context.config.attributes.get("connection"):
+    run(connection)
+else:
+    asyncio.run(connect_and_run())

@@ -1,0 +1,24 @@
+"""What lives as long as the process, as a request sees it; made in `lifespan.py`."""
+
+from typing import TypedDict
+
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from starlette.requests import Request
+
+from app.security import Passwords, Tokens
+
+
+class State(TypedDict):
+    """The lifespan's state: `request.state["redis"]`."""
+
+    engine: AsyncEngine
+    read_sessions: async_sessionmaker[AsyncSession]
+    write_sessions: async_sessionmaker[AsyncSession]
+    redis: Redis | None
+    passwords: Passwords
+    tokens: Tokens
+
+
+class AppRequest(Request[State]):
+    """A request with typed state, for signatures: FastAPI passes a plain `Request`."""

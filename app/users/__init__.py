@@ -1,0 +1,1 @@
+"""Users: registration, one's own account, administration."""

@@ -1,0 +1,19 @@
+"""What can go wrong with users."""
+
+from app.errors import Conflict, NotFound, RuleViolated
+
+
+class EmailTaken(RuleViolated):
+    message = "Email already registered"
+
+
+class WrongPassword(RuleViolated):
+    message = "Incorrect current password"
+
+
+class UserNotFound(NotFound):
+    message = "User not found"
+
+
+class LastSuperuser(Conflict):
+    message = "The last active superuser cannot be deleted, deactivated or demoted"

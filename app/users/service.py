@@ -1,0 +1,177 @@
+"""What can be done with users, on a session that the caller opens and, for writes, commits."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.database import is_unique_violation
+from app.security import Passwords
+from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
+from app.users.models import User
+from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate
+
+MAX_ID = 2**63 - 1  # PostgreSQL's bigint
+
+
+class Page(NamedTuple):
+    """A page of users, and the cursor of the next one."""
+
+    items: list[User]
+    next_cursor: str | None
+
+
+async def create_user(
+    session: AsyncSession, passwords: Passwords, data: UserCreate, *, is_superuser: bool = False
+) -> User:
+    """Registers a user.
+
+    Raises:
+        EmailTaken: somebody has that address, in whatever case.
+    """
+    user = User(
+        email=data.email,
+        full_name=data.full_name,
+        password_hash=await passwords.hash(data.password),
+        is_superuser=is_superuser,
+    )
+    session.add(user)
+    with _unique_email():
+        await session.flush()
+    return user
+
+
+async def get_user(session: AsyncSession, user_id: int) -> User:
+    """Finds a user by id.
+
+    Raises:
+        UserNotFound: there is none.
+    """
+    if user := await session.get(User, user_id):
+        return user
+    raise UserNotFound
+
+
+async def list_users(
+    session: AsyncSession, *, limit: int, before: int | None, search: str | None, is_active: bool | None
+) -> Page:
+    """Lists users, newest first, beginning below the id `before`.
+
+    A page is found through the primary key, however deep it lies.
+    """
+    query = select(User).order_by(User.id.desc()).limit(limit + 1)
+    if before is not None:
+        query = query.where(User.id < before)
+    if search is not None:
+        query = query.where(
+            or_(User.email.icontains(search, autoescape=True), User.full_name.icontains(search, autoescape=True))
+        )
+    if is_active is not None:
+        query = query.where(User.is_active == is_active)
+    users = list(await session.scalars(query))
+    more = len(users) > limit
+    return Page(users[:limit], encode_cursor(users[limit - 1].id) if more else None)
+
+
+def encode_cursor(user_id: int) -> str:
+    """Makes the opaque cursor of the page that begins after this user."""
+    return urlsafe_b64encode(str(user_id).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> int:
+    """Returns the user id in a cursor.
+
+    Raises:
+        ValueError: it is not one of ours.
+    """
+    try:
+        user_id = int(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        user_id = 0
+    if not 0 < user_id <= MAX_ID or encode_cursor(user_id) != cursor:
+        raise ValueError("Not a cursor that a page gave")
+    return user_id
+
+
+async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) -> User:
+    """Changes what is given.
+
+    Raises:
+        UserNotFound: there is none.
+        EmailTaken: somebody else has that address.
+        LastSuperuser: no active superuser would be left.
+    """
+    changes = data.model_dump()
+    if not changes:
+        return await get_user(session, user_id)
+    if changes.get("is_active") is False or changes.get("is_superuser") is False:
+        await _require_another_superuser(session, user_id)
+    if changes.get("is_active") is False:
+        changes["credentials_version"] = User.credentials_version + 1
+    with _unique_email():
+        user: User | None = await session.scalar(
+            update(User).where(User.id == user_id).values(**changes).returning(User)
+        )
+    if user is None:
+        raise UserNotFound
+    return user
+
+
+async def change_password(session: AsyncSession, passwords: Passwords, user: User, data: PasswordChange) -> None:
+    """Sets a new password and ends every login.
+
+    Raises:
+        WrongPassword: the current one is another, or was changed meanwhile.
+    """
+    matches, _ = await passwords.verify(data.current_password, user.password_hash)
+    if not matches:
+        raise WrongPassword
+    changed = await session.scalar(
+        update(User)
+        .where(User.id == user.id, User.password_hash == user.password_hash)
+        .values(
+            password_hash=await passwords.hash(data.new_password),
+            credentials_version=User.credentials_version + 1,
+        )
+        .returning(User.id)
+    )
+    if changed is None:
+        raise WrongPassword
+
+
+async def delete_user(session: AsyncSession, user_id: int) -> None:
+    """Deletes a user and all that belongs to them.
+
+    Raises:
+        UserNotFound: there is none.
+        LastSuperuser: no active superuser would be left.
+    """
+    await _require_another_superuser(session, user_id)
+    if await session.scalar(delete(User).where(User.id == user_id).returning(User.id)) is None:
+        raise UserNotFound
+
+
+async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
+    """Makes sure that an active superuser is left when this user is gone.
+
+    The rows are locked until the transaction ends: of two superusers who remove each other, the second waits here,
+    and then sees that they are the last. On SQLite the transaction itself is such a lock.
+    """
+    superusers = select(User.id).where(User.is_superuser, User.is_active).order_by(User.id).with_for_update()
+    if list(await session.scalars(superusers)) == [user_id]:
+        raise LastSuperuser
+
+
+@contextmanager
+def _unique_email() -> Iterator[None]:
+    """Lets the constraint decide: of two requests at once, a check beforehand would pass both."""
+    try:
+        yield
+    except IntegrityError as error:
+        if not is_unique_violation(error):
+            raise
+        raise EmailTaken from error
