@@ -20,6 +20,7 @@ import re
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from app.database import DATABASE_ERRORS, is_unavailable
+
+log = structlog.stdlib.get_logger("app.error")
 
 
 class FieldError(BaseModel):
@@ -134,7 +137,9 @@ def error_response(
     """The answer to an error, in the one format."""
     message = str(error) if isinstance(error, AppError) else error.message
     body = ErrorResponse(error=message, type=error.type, details=details)
-    return JSONResponse(body.model_dump(exclude_none=True), error.status, headers={**error.headers, **(headers or {})})
+    return JSONResponse(
+        body.model_dump(exclude_none=True), error.status.value, headers={**error.headers, **(headers or {})}
+    )
 
 
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
@@ -224,4 +229,5 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     if not is_unavailable(error):
         raise error
+    log.warning("database unavailable", reason=f"{type(error).__name__}: {getattr(error, 'orig', error)}")
     return error_response(ServiceUnavailable)

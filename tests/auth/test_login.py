@@ -1,0 +1,193 @@
+"""Who has the password gets tokens; nobody learns why somebody else does not."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import anyio
+import httpx
+import jwt
+import pytest
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth.models import RefreshToken
+from app.database import utc_now
+from app.security import Passwords
+from app.settings import Settings
+from app.state import State
+from app.users.models import User
+from tests.conftest import SECRET_KEY
+from tests.people import PASSWORD, join, log_in, register
+
+
+async def test_a_login_gives_a_pair_of_tokens(client: httpx.AsyncClient) -> None:
+    await register(client)
+
+    response = await log_in(client, "ANN@example.com")
+
+    assert response.status_code == 200
+    pair = response.json()
+    assert set(pair) == {"access_token", "refresh_token", "token_type", "expires_in"}
+    assert pair["token_type"] == "bearer"
+    assert pair["expires_in"] == 15 * 60
+    auth = {"Authorization": f"Bearer {pair['access_token']}"}
+    assert (await client.get("/users/me", headers=auth)).status_code == 200
+
+
+async def test_every_failed_login_is_answered_alike(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    await register(client)
+    await register(client, "inactive@example.com")
+    await session.execute(update(User).where(User.email == "inactive@example.com").values(is_active=False))
+    await session.commit()
+
+    failures = [
+        await log_in(client, "nobody@example.com"),
+        await log_in(client, password="wrong"),
+        await log_in(client, "inactive@example.com"),
+    ]
+
+    for response in failures:
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.json() == {"error": "Incorrect email or password", "type": "authentication_error"}
+
+
+async def test_every_failed_login_hashes_once(state: State) -> None:
+    """The time of a login is that of its hash, so an address that nobody has costs one too, as dear as others."""
+    passwords = state["passwords"]
+    stored = await passwords.hash(PASSWORD)
+    verify = passwords._hasher.verify_and_update  # noqa: SLF001  what does the work
+
+    with mock.patch.object(passwords._hasher, "verify_and_update", wraps=verify) as spy:  # noqa: SLF001  the same
+        assert await passwords.verify("wrong", stored) == (False, None)
+        assert await passwords.verify("wrong", None) == (False, None)
+
+    parameters = [call.args[1].split("$")[:4] for call in spy.call_args_list]
+    assert parameters[0] == parameters[1]
+    assert [len(call.args[1]) for call in spy.call_args_list] == [len(stored)] * 2
+
+
+async def test_hashing_does_not_hold_up_the_event_loop() -> None:
+    passwords = Passwords(memory_kib=64 * 1024, time_cost=3, parallelism=4)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await anyio.sleep(0.001)
+            ticks += 1
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
+        started_at = time.perf_counter()
+        await passwords.hash(PASSWORD)
+        seconds = time.perf_counter() - started_at
+        group.cancel_scope.cancel()
+
+    assert ticks >= 2, f"the loop stood still for {seconds:.3f} s"
+
+
+async def test_a_hash_of_former_parameters_is_renewed_at_login(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
+    await register(client)
+    old = await Passwords(memory_kib=32, time_cost=1, parallelism=1).hash(PASSWORD)
+    await session.execute(update(User).values(password_hash=old))
+    await session.commit()
+
+    assert (await log_in(client)).status_code == 200
+
+    new = await session.scalar(select(User.password_hash))
+    await session.rollback()  # or the next login would wait for SQLite's one lock
+    assert new is not None
+    assert new.startswith("$argon2id$v=19$m=64,t=1,p=1$")
+    assert (await log_in(client)).status_code == 200
+    assert await session.scalar(select(User.password_hash)) == new
+
+
+async def test_a_user_deleted_during_the_login_does_not_get_in(
+    client: httpx.AsyncClient, state: State, session: AsyncSession
+) -> None:
+    await register(client)
+    verify = state["passwords"].verify
+
+    async def verify_while_deleted(password: str, password_hash: str | None) -> tuple[bool, str | None]:
+        await session.execute(delete(User))
+        await session.commit()
+        return await verify(password, password_hash)
+
+    with mock.patch.object(state["passwords"], "verify", verify_while_deleted):
+        response = await log_in(client)
+
+    assert response.status_code == 401
+    assert response.json()["error"] == "Incorrect email or password"
+
+
+async def test_dead_logins_are_swept_away_by_the_next(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    await register(client)
+    for _ in range(3):
+        await log_in(client)
+    await session.execute(update(RefreshToken).values(expires_at=utc_now()))
+    await session.commit()
+
+    await log_in(client)
+
+    assert await session.scalar(select(func.count()).select_from(RefreshToken)) == 1
+
+
+# Access tokens -----------------------------------------------------------------------------------------------------
+
+
+def _claims(user_id: int, **changes: object) -> dict[str, Any]:
+    now = int(time.time())
+    claims = {"sub": str(user_id), "iss": "fastapi-app", "aud": "fastapi-app", "iat": now, "exp": now + 60} | changes
+    return {name: value for name, value in claims.items() if value is not None}
+
+
+async def test_a_token_of_ours_is_believed(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    token = jwt.encode(_claims(ann.id), SECRET_KEY, "HS256")
+
+    response = await client.get("/users/me", headers={"Authorization": f"Bearer {token}"})
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        pytest.param(lambda user: jwt.encode(_claims(user), "another key of 32 bytes or even more", "HS256"), id="key"),
+        pytest.param(lambda user: jwt.encode(_claims(user), None, "none"), id="no algorithm"),
+        pytest.param(lambda user: jwt.encode(_claims(user), SECRET_KEY * 2, "HS512"), id="other algorithm"),
+        pytest.param(lambda user: jwt.encode(_claims(user, exp=1), SECRET_KEY), id="expired"),
+        pytest.param(lambda user: jwt.encode(_claims(user, aud="x"), SECRET_KEY), id="audience"),
+        pytest.param(lambda user: jwt.encode(_claims(user, iss="x"), SECRET_KEY), id="issuer"),
+        pytest.param(lambda user: jwt.encode(_claims(user, sub="me"), SECRET_KEY), id="subject"),
+        pytest.param(lambda user: jwt.encode(_claims(user, sub=None), SECRET_KEY), id="no subject"),
+        pytest.param(lambda user: jwt.encode(_claims(user, exp=None), SECRET_KEY), id="no end"),
+        pytest.param(lambda user: jwt.encode(_claims(user, aud=None), SECRET_KEY), id="no audience"),
+        pytest.param(lambda user: jwt.encode(_claims(user, iss=None), SECRET_KEY), id="no issuer"),
+        pytest.param(lambda user: jwt.encode(_claims(user, iat=None), SECRET_KEY), id="no beginning"),
+    ],
+)
+async def test_a_token_that_is_not_ours_is_not(client: httpx.AsyncClient, forge: Callable[[int], str]) -> None:
+    ann = await join(client)
+
+    response = await client.get("/users/me", headers={"Authorization": f"Bearer {forge(ann.id)}"})
+
+    assert response.status_code == 401
+
+
+async def test_a_refresh_token_is_no_access_token(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await client.get("/users/me", headers={"Authorization": f"Bearer {ann.refresh_token}"})
+
+    assert response.status_code == 401
+
+
+def test_the_key_stays_out_of_sight(settings: Settings) -> None:
+    assert SECRET_KEY not in repr(settings)
+    assert SECRET_KEY not in settings.model_dump_json()

@@ -1,0 +1,104 @@
+"""Each refresh token works once; a second use ends the login it belongs to."""
+
+import anyio
+import httpx
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth.models import RefreshToken
+from app.database import utc_now
+from tests.people import join, log_in
+
+
+async def refresh(client: httpx.AsyncClient, token: str) -> httpx.Response:
+    return await client.post("/auth/refresh", json={"refresh_token": token})
+
+
+async def log_out(client: httpx.AsyncClient, token: str) -> httpx.Response:
+    return await client.post("/auth/logout", json={"refresh_token": token})
+
+
+async def test_a_refresh_token_gives_a_new_pair(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await refresh(client, ann.refresh_token)
+
+    assert response.status_code == 200
+    pair = response.json()
+    assert pair["refresh_token"] != ann.refresh_token
+    auth = {"Authorization": f"Bearer {pair['access_token']}"}
+    assert (await client.get("/users/me", headers=auth)).json()["id"] == ann.id
+    assert (await refresh(client, pair["refresh_token"])).status_code == 200
+
+
+async def test_a_second_use_ends_the_login_for_good(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    other_login = (await log_in(client)).json()["refresh_token"]
+    newest = (await refresh(client, ann.refresh_token)).json()["refresh_token"]
+
+    reused = await refresh(client, ann.refresh_token)
+
+    assert reused.status_code == 401
+    assert reused.json() == {"error": "Invalid refresh token", "type": "authentication_error"}
+    assert (await refresh(client, newest)).status_code == 401
+    assert (await refresh(client, other_login)).status_code == 200
+
+
+async def test_of_two_who_race_with_one_token_at_most_one_wins_and_the_login_ends(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    responses: list[httpx.Response] = []
+
+    async def race() -> None:
+        responses.append(await refresh(client, ann.refresh_token))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(race)
+
+    winners = [response for response in responses if response.status_code == 200]
+    assert len(winners) == 1
+    assert {response.status_code for response in responses} == {200, 401}
+    assert (await refresh(client, winners[0].json()["refresh_token"])).status_code == 401
+
+
+async def test_an_expired_token_is_refused(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    ann = await join(client)
+    await session.execute(update(RefreshToken).values(expires_at=utc_now()))
+    await session.commit()
+
+    assert (await refresh(client, ann.refresh_token)).status_code == 401
+
+
+@pytest.mark.parametrize("token", ["", "x", "é", "A" * 64, "A" * 63, "\x00", "=" * 64])
+async def test_what_never_was_a_token_is_refused(client: httpx.AsyncClient, token: str) -> None:
+    assert (await refresh(client, token)).status_code == 401
+    assert (await log_out(client, token)).status_code == 204
+
+
+async def test_a_logout_ends_the_login(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await log_out(client, ann.refresh_token)
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert (await refresh(client, ann.refresh_token)).status_code == 401
+    assert (await log_out(client, ann.refresh_token)).status_code == 204
+
+
+async def test_a_logout_with_a_spent_token_ends_the_login_too(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    newest = (await refresh(client, ann.refresh_token)).json()["refresh_token"]
+
+    await log_out(client, ann.refresh_token)
+
+    assert (await refresh(client, newest)).status_code == 401
+
+
+async def test_the_database_holds_no_token(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    ann = await join(client)
+
+    row = (await session.scalars(select(RefreshToken))).one()
+
+    assert len(row.secret_hash) == 32
+    assert row.secret_hash not in ann.refresh_token.encode()

@@ -1,0 +1,65 @@
+"""Liveness asks nothing of anybody; readiness asks the database."""
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from app.settings import RedisSettings, Settings
+from tests.conftest import serve
+from tests.test_outages import out_of_reach
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live"])
+async def test_the_process_is_alive(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "alive"}
+
+
+async def test_with_its_database_the_service_is_ready(client: httpx.AsyncClient) -> None:
+    response = await client.get("/health/ready")
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "database": "connected"}
+
+
+async def test_without_its_database_it_is_alive_but_not_ready(settings: Settings) -> None:
+    async with serve(out_of_reach(settings), prepared=True) as service:
+        alive, ready = await service.client.get("/health"), await service.client.get("/health/ready")
+
+    assert alive.status_code == 200
+    assert ready.status_code == 503
+    assert ready.headers["retry-after"] == "1"
+    assert ready.json() == {"error": "Database unavailable", "type": "service_unavailable"}
+
+
+async def test_a_database_that_is_asked_wrongly_is_a_bug_and_not_an_outage(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.health.router.select", lambda _: text("SELEKT 1"))
+
+    async with serve(settings) as service:
+        response = await service.client.get("/health/ready")
+
+    assert response.status_code == 500
+
+
+async def test_redis_is_reported(settings: Settings, redis_url: str) -> None:
+    with_redis = settings.model_copy(update={"redis": RedisSettings(url=SecretStr(redis_url))})
+
+    async with serve(with_redis) as service:
+        response = await service.client.get("/health/ready")
+
+    assert response.json() == {"status": "ready", "database": "connected", "redis": "connected"}
+
+
+async def test_without_redis_the_service_is_ready_all_the_same(settings: Settings) -> None:
+    without_redis = settings.model_copy(update={"redis": RedisSettings(url=SecretStr("redis://127.0.0.1:1"))})
+
+    async with serve(without_redis) as service:
+        response = await service.client.get("/health/ready")
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "database": "connected", "redis": "unavailable"}

@@ -1,0 +1,132 @@
+"""Every error, from whatever layer, has the one form."""
+
+import json
+
+import httpx
+import pytest
+import structlog
+from fastapi import FastAPI, HTTPException
+
+from tests.conftest import Service
+from tests.people import PASSWORD, join, register
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_no_such_route(client: httpx.AsyncClient) -> None:
+    response = await client.get("/nowhere")
+
+    assert response.status_code == 404
+    assert response.json() == {"error": "Not found", "type": "not_found"}
+
+
+async def test_a_path_is_taken_as_it_is(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/users")).status_code == 404
+    assert (await client.get("/health/live/")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/users/", "GET, POST"),
+        ("POST", "/users/1", "DELETE, GET, PATCH"),
+        ("POST", "/users/me", "DELETE, GET, PATCH"),
+        ("GET", "/auth/login", "POST"),
+        ("TRACE", "/health/live", "GET"),
+    ],
+)
+async def test_a_method_that_is_not_allowed_names_those_that_are(
+    client: httpx.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    response = await client.request(method, path)
+
+    assert response.status_code == 405
+    assert response.headers["allow"] == allowed
+    assert response.json() == {"error": "Method not allowed", "type": "method_not_allowed"}
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
+async def test_a_body_that_is_not_called_json(client: httpx.AsyncClient, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+
+    response = await client.post("/auth/login", content=b'{"email": "ann@example.com"}', headers=headers)
+
+    assert response.status_code == 415
+    assert response.json()["type"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"hunter2", b'"\xff"', b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 100_000, b"NaN hunter2"]
+)
+async def test_a_body_that_is_called_json_and_is_not(client: httpx.AsyncClient, body: bytes) -> None:
+    response = await client.post("/auth/login", content=body, headers=JSON)
+
+    assert response.status_code == 422
+    assert response.json() == {
+        "error": "Validation failed",
+        "type": "validation_error",
+        "details": [{"field": "body", "message": "Not valid JSON"}],
+    }
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"1", b'"text"', b"{}"])
+async def test_a_body_of_another_shape(client: httpx.AsyncClient, body: bytes) -> None:
+    response = await client.post("/auth/login", content=body, headers=JSON)
+
+    assert response.status_code == 422
+    fields = [detail["field"] for detail in response.json()["details"]]
+    assert fields == (["email", "password"] if body == b"{}" else ["body"])
+
+
+@pytest.fixture
+def crashing(service: Service) -> FastAPI:
+    """The application with routes that fail in every way that nobody foresaw."""
+
+    @service.app.get("/crash")
+    async def crash(secret: str = "") -> None:
+        password = PASSWORD + secret  # a local variable that no log may show
+        raise RuntimeError("boom") if password else AssertionError
+
+    @service.app.get("/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418, "Short and stout", {"X-Tea": "Earl Grey"})
+
+    return service.app
+
+
+@pytest.mark.usefixtures("crashing")
+async def test_a_bug_is_answered_without_a_word_about_it_and_logged_once(
+    client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
+) -> None:
+    response = await client.get("/crash", headers={"X-Request-ID": "my-request"})
+
+    assert response.status_code == 500
+    assert response.json() == {"error": "Internal server error", "type": "internal_error"}
+    assert response.headers["x-request-id"] == "my-request"
+    errors = [entry for entry in logs if entry["log_level"] == "error"]
+    assert [(entry["event"], entry["request_id"]) for entry in errors] == [("unhandled exception", "my-request")]
+
+
+@pytest.mark.usefixtures("crashing")
+async def test_an_http_exception_of_any_kind_has_the_one_form(client: httpx.AsyncClient) -> None:
+    response = await client.get("/teapot")
+
+    assert response.status_code == 418
+    assert response.headers["x-tea"] == "Earl Grey"
+    assert response.json() == {"error": "Short and stout", "type": "i'm_a_teapot"}
+
+
+async def test_details_name_nested_fields_by_a_dotted_path(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await register(client, fields={"full_name": {"first": ["Ann"]}})
+
+    assert [detail["field"] for detail in response.json()["details"]] == ["full_name"]
+    assert (await client.get("/users/1x", headers=ann.auth)).json()["details"][0]["field"] == "user_id"
+
+
+async def test_the_body_is_json_to_the_letter(client: httpx.AsyncClient) -> None:
+    response = await client.get("/nowhere")
+
+    assert response.headers["content-type"] == "application/json"
+    assert json.loads(response.content) == response.json()

@@ -1,0 +1,94 @@
+"""What a client sees when the database is away, full or slow: 503, soon, in the one format."""
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.errors import StartupError
+from app.settings import Settings
+from app.users.models import User
+from tests.conftest import serve
+from tests.people import join, register
+
+UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
+
+
+def with_database(settings: Settings, **changes: object) -> Settings:
+    """The same settings with another database or other limits."""
+    return settings.model_copy(update={"database": settings.database.model_copy(update=changes)})
+
+
+def out_of_reach(settings: Settings) -> Settings:
+    """Settings with a database that nobody serves."""
+    return with_database(settings, url=SecretStr("postgresql+asyncpg://user:hunter2@127.0.0.1:1/none"))
+
+
+async def test_a_database_out_of_reach_is_503(settings: Settings) -> None:
+    async with serve(out_of_reach(settings), prepared=True) as service:
+        response = await register(service.client)
+
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json() == UNAVAILABLE
+
+
+async def test_a_database_out_of_reach_ends_the_start_with_one_line(settings: Settings) -> None:
+    with pytest.raises(StartupError) as caught:
+        async with serve(out_of_reach(settings)):
+            pass
+
+    assert "127.0.0.1:1/none" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_full_pool_is_503(settings: Settings) -> None:
+    async with serve(with_database(settings, pool_size=1, pool_timeout=0.2)) as service:
+        ann = await join(service.client)
+        async with service.state["read_sessions"]() as session:
+            await session.execute(select(1))
+            response = await service.client.get("/users/me", headers=ann.auth)
+        after = await service.client.get("/users/me", headers=ann.auth)
+
+    assert (response.status_code, response.json()) == (503, UNAVAILABLE)
+    assert after.status_code == 200
+
+
+async def test_as_many_writes_at_once_as_connections_do_not_wait_for_each_other_forever(settings: Settings) -> None:
+    async with serve(with_database(settings, pool_size=1, pool_timeout=0.5)) as service:
+        ann = await join(service.client)
+
+        response = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
+
+    assert response.status_code == 200
+
+
+async def test_a_statement_that_waits_too_long_is_503(settings: Settings, session: AsyncSession) -> None:
+    """PostgreSQL cancels it; SQLite gives up waiting for the lock."""
+    async with serve(with_database(settings, statement_timeout=0.5, connect_timeout=0.5)) as service:
+        ann = await join(service.client)
+        await session.execute(update(User).values(full_name="locked"))
+
+        during = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
+        await session.rollback()
+        after = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
+
+    assert (during.status_code, during.json()) == (503, UNAVAILABLE)
+    assert after.status_code == 200
+
+
+async def test_a_statement_that_is_wrong_is_500(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    await session.execute(User.metadata.tables["refresh_tokens"].delete())
+    connection = await session.connection()
+    await connection.exec_driver_sql("ALTER TABLE users RENAME TO elsewhere")
+    await session.commit()
+
+    response = await register(client)
+
+    connection = await session.connection()
+    await connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO users")
+    await session.commit()
+    assert response.status_code == 500
+    assert response.json() == {"error": "Internal server error", "type": "internal_error"}

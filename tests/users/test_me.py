@@ -1,0 +1,147 @@
+"""What users can do with their own account."""
+
+import httpx
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.database import utc_now
+from tests.people import PASSWORD, join, join_as_superuser, log_in, register
+
+
+async def test_users_read_themselves(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await client.get("/users/me", headers=ann.auth)
+
+    assert response.status_code == 200
+    assert response.json()["email"] == "ann@example.com"
+    assert "password" not in response.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer x.y.z"},
+        {"Authorization": "Basic YW5uOnB3"},
+    ],
+)
+async def test_nobody_is_not_let_in(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    response = await client.get("/users/me", headers=headers)
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json() == {"error": "Not authenticated", "type": "authentication_error"}
+
+
+async def test_credentials_are_asked_for_before_the_body_is_judged(client: httpx.AsyncClient) -> None:
+    response = await client.patch("/users/me", json={"email": "no address"})
+
+    assert response.status_code == 401
+
+
+async def test_users_change_themselves(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    before = (await client.get("/users/me", headers=ann.auth)).json()
+    now = utc_now().isoformat()
+
+    response = await client.patch(
+        "/users/me", headers=ann.auth, json={"email": "Ann.Smith@example.com", "full_name": "Ann Smith"}
+    )
+
+    assert response.status_code == 200
+    after = response.json()
+    assert after == (await client.get("/users/me", headers=ann.auth)).json()
+    assert after.pop("updated_at") > now > before.pop("updated_at")
+    assert after == before | {"email": "ann.smith@example.com", "full_name": "Ann Smith"}
+
+
+async def test_an_empty_change_changes_nothing(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    before = (await client.get("/users/me", headers=ann.auth)).json()
+
+    response = await client.patch("/users/me", headers=ann.auth, json={})
+
+    assert response.status_code == 200
+    assert response.json() == before
+
+
+@pytest.mark.parametrize("change", [{"is_superuser": True}, {"is_active": False}, {"email": None}, {"full_name": ""}])
+async def test_users_cannot_raise_themselves_nor_empty_their_fields(
+    client: httpx.AsyncClient, change: dict[str, object]
+) -> None:
+    ann = await join(client)
+
+    response = await client.patch("/users/me", headers=ann.auth, json=change)
+
+    assert response.status_code == 422
+    assert [detail["field"] for detail in response.json()["details"]] == list(change)
+
+
+async def test_a_taken_address_is_refused(client: httpx.AsyncClient) -> None:
+    await register(client, "bob@example.com")
+    ann = await join(client)
+
+    response = await client.patch("/users/me", headers=ann.auth, json={"email": "BOB@example.com"})
+
+    assert response.status_code == 400
+    assert response.json() == {"error": "Email already registered", "type": "validation_error"}
+
+
+async def test_a_new_password_ends_every_login(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await client.put(
+        "/users/me/password",
+        headers=ann.auth,
+        json={"current_password": PASSWORD, "new_password": "another password"},
+    )
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 401
+    assert (await log_in(client)).status_code == 401
+    assert (await log_in(client, password="another password")).status_code == 200
+
+
+async def test_a_wrong_current_password_changes_nothing(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await client.put(
+        "/users/me/password", headers=ann.auth, json={"current_password": "wrong", "new_password": "another password"}
+    )
+
+    assert response.status_code == 400
+    assert response.json() == {"error": "Incorrect current password", "type": "validation_error"}
+    assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 200
+
+
+async def test_a_deleted_user_is_gone_at_once(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+
+    response = await client.delete("/users/me", headers=ann.auth)
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
+    assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 401
+    assert (await log_in(client)).status_code == 401
+
+
+async def test_a_deleted_users_token_is_not_the_next_users(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    await client.delete("/users/me", headers=ann.auth)
+
+    bob = await join(client, "bob@example.com")
+
+    assert bob.id != ann.id
+    assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
+
+
+async def test_the_last_superuser_cannot_leave(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    root = await join_as_superuser(client, session)
+
+    response = await client.delete("/users/me", headers=root.auth)
+
+    assert response.status_code == 409
+    assert response.json()["type"] == "conflict"
+    assert (await client.get("/users/me", headers=root.auth)).status_code == 200
