@@ -35,6 +35,7 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
         except OSError as error:
             raise StartupError(f"{variable}: {file} cannot be read: {error.strerror}") from error
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile)
+        # The empty password makes an encrypted key an error; with none at all OpenSSL would ask on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
-        raise StartupError(f"SSL_CERTFILE and SSL_KEYFILE are not a pair in PEM: {error.reason}") from error
+        raise StartupError("SSL_CERTFILE and SSL_KEYFILE do not hold a certificate and its unencrypted key") from error

@@ -27,6 +27,33 @@ LAST_REQUESTS_SECONDS = 0.5
 LIFESPAN_SECONDS = 5
 
 
+# What the master sends to end a worker.
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+def lose_no_signal_while_forking() -> None:
+    """Lets the master end a worker that it has only just forked; to be called once, in the master.
+
+    Until a new process sets its own handlers it has those of the master, which only note the signal for a loop that
+    the new process does not run. A server that is stopped while it starts would wait for that worker in vain.
+    """
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_reset_signals)
+
+
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
+
+
+def _reset_signals() -> None:
+    for number in _ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    _release_signals()
+
+
 class DrainingServer(Server):
     """Uvicorn's server, with an ending in two steps: first no new connections, then none at all."""
 
