@@ -1,0 +1,153 @@
+"""The schema's history runs up, down and up again on both databases, and ends where the models are."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from pydantic import SecretStr
+from sqlalchemy import inspect
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.auth.models import RefreshToken
+from app.database import create_engine
+from app.errors import StartupError
+from app.lifespan import prepare
+from app.migrations import is_migration_pending, migrate
+from app.settings import DatabaseSettings, Settings
+from app.users.models import User
+from tests.conftest import ROOT
+
+TABLES = {"users", "refresh_tokens"}
+
+
+@pytest.fixture
+def database(database_url: str) -> DatabaseSettings:
+    return DatabaseSettings(url=SecretStr(database_url))
+
+
+async def tables(engine: AsyncEngine) -> set[str]:
+    async with engine.connect() as connection:
+        return set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
+
+
+async def test_up_down_and_up_again(database: DatabaseSettings) -> None:
+    engine = create_engine(database)
+    assert await tables(engine) == TABLES | {"alembic_version"}
+    assert not await is_migration_pending(engine)
+
+    await migrate(database, "base")
+    assert await tables(engine) == {"alembic_version"}
+    assert await is_migration_pending(engine)
+
+    await migrate(database)
+    assert await tables(engine) == TABLES | {"alembic_version"}
+    assert not await is_migration_pending(engine)
+    await engine.dispose()
+
+
+async def test_the_models_and_the_schema_do_not_drift(database: DatabaseSettings) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, User.metadata))
+
+    assert RefreshToken.metadata is User.metadata
+    engine = create_engine(database)
+    async with engine.connect() as connection:
+        found = await connection.run_sync(differences)
+    await engine.dispose()
+
+    assert found == []
+
+
+async def test_every_constraint_has_the_name_that_the_models_give_it(database: DatabaseSettings) -> None:
+    def names(connection: Connection) -> set[str | None]:
+        inspector = inspect(connection)
+        return {
+            constraint["name"]
+            for table in TABLES
+            for constraint in [
+                inspector.get_pk_constraint(table),
+                *inspector.get_unique_constraints(table),
+                *inspector.get_check_constraints(table),
+                *inspector.get_foreign_keys(table),
+                *[index for index in inspector.get_indexes(table) if not index["unique"]],
+            ]
+        }
+
+    engine = create_engine(database)
+    async with engine.connect() as connection:
+        found = await connection.run_sync(names)
+    await engine.dispose()
+
+    found.discard(None)  # SQLite: a key that AUTOINCREMENT makes takes no name
+    assert found | {"pk_users"} == {
+        "pk_users",
+        "uq_users_email",
+        "ck_users_email_lower_case",
+        "pk_refresh_tokens",
+        "fk_refresh_tokens_user_id_users",
+        "ix_refresh_tokens_user_id",
+    }
+
+
+async def test_a_database_that_is_not_migrated_is_refused_with_the_remedy(
+    settings: Settings, database: DatabaseSettings
+) -> None:
+    await migrate(database, "base")
+
+    with pytest.raises(StartupError, match="python -m app migrate"):
+        await prepare(settings)
+
+    await migrate(database)
+    await prepare(settings)
+
+
+async def test_a_database_of_a_later_release_is_fine(settings: Settings, database: DatabaseSettings) -> None:
+    engine = create_engine(database)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        version = await connection.exec_driver_sql("SELECT version_num FROM alembic_version")
+        assert version.scalar() == "9999"
+
+    await prepare(settings)
+
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    await engine.dispose()
+
+
+async def test_five_processes_that_migrate_at_once_are_one_migration(
+    database: DatabaseSettings, clean_environment: dict[str, str], tmp_path: Path
+) -> None:
+    await migrate(database, "base")
+    environment = clean_environment | {"DATABASE_URL": database.url.get_secret_value()}
+    command = [sys.executable, "-m", "app", "migrate"]
+
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)  # noqa: ASYNC220  they run while we wait
+        for _ in range(5)
+    ]
+    outputs = [process.communicate(timeout=60)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * 5, outputs
+    assert sum("Running upgrade" in output for output in outputs) == 1
+
+
+def test_alembics_own_command_line_works(
+    database: DatabaseSettings, clean_environment: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("app", "pyproject.toml"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    environment = clean_environment | {"DATABASE_URL": database.url.get_secret_value(), "PYTHONPATH": str(tmp_path)}
+
+    for arguments in (["revision", "--autogenerate", "--rev-id", "0002", "-m", "nothing"], ["check"], ["current"]):
+        if arguments == ["check"]:
+            next((tmp_path / "app/migrations/versions").glob("0002*")).unlink()
+        subprocess.run(
+            [sys.executable, "-m", "alembic", *arguments], cwd=tmp_path, env=environment, check=True, timeout=60
+        )
