@@ -1,0 +1,63 @@
+"""What the README and .env.example say about settings is what `Settings` says."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from app.settings import EXAMPLE_SECRET_KEY, Settings, load_settings
+from tests.conftest import ROOT
+
+
+def default(info: FieldInfo) -> str:
+    """A setting's default as it would be written in the environment; empty where it is not set or random."""
+    value = None if info.default_factory else info.get_default()
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, list):
+        return ",".join(value)
+    return "" if value is None else str(value)
+
+
+def settings_table() -> str:
+    """The README's table."""
+    rows = [
+        f"| `{variable}` | {f'`{default(info)}`' if default(info) else ''} | {info.description} |"
+        for variable, _, info in Settings.fields()
+    ]
+    return "\n".join(["| variable | default | |", "|---|---|---|", *rows])
+
+
+def env_example() -> str:
+    """The file .env.example."""
+    lines = ["# Copy this file to .env. What is commented out is the default.", ""]
+    for variable, _, info in Settings.fields():
+        value = EXAMPLE_SECRET_KEY if variable == "SECRET_KEY" else default(info)
+        assignment = f"{variable}={value}" if variable == "SECRET_KEY" else f"# {variable}={value}"
+        lines += [f"# {info.description}", assignment, ""]
+    return "\n".join(lines)
+
+
+def test_every_setting_is_described() -> None:
+    assert all(info.description for _, _, info in Settings.fields())
+
+
+def test_the_readme_has_the_table_of_settings() -> None:
+    assert settings_table() in (ROOT / "README.md").read_text(), f"README.md should say:\n{settings_table()}"
+
+
+def test_the_example_file_lists_every_setting() -> None:
+    assert (ROOT / ".env.example").read_text() == env_example(), f".env.example should say:\n{env_example()}"
+
+
+def test_the_example_file_is_a_start_for_development(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in Settings.variables():
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
+    monkeypatch.chdir(tmp_path)
+
+    settings = load_settings()
+
+    assert settings.environment == "development"
+    assert settings.auth.secret_key.get_secret_value() == EXAMPLE_SECRET_KEY

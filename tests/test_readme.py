@@ -1,0 +1,141 @@
+"""The commands of the README, run as they stand there, on a fresh copy of the repository."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, cannot_run
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+SERVE, TEST = COMMANDS[:2]
+# Where each command of the README is run, besides those that are run here.
+ELSEWHERE = {
+    TEST: ".ci/run",
+    "docker compose up --build": "tests/container/",
+    "docker build -t app . && docker run -p 8000:8000 app": "tests/container/",
+    "uvx ruff check . && uvx ruff format --check . && uv run mypy": ".ci/run",
+}
+CREATE_SUPERUSER = "uv run python -m app create-superuser --email root@example.com --full-name Root"
+
+
+@pytest.fixture(scope="module")
+def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone would hold."""
+    folder = tmp_path_factory.mktemp("clone") / "app"
+    unversioned = shutil.ignore_patterns(
+        ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__"
+    )
+    shutil.copytree(ROOT, folder, ignore=unversioned)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of this environment only what a newcomer has too: above all, not our virtual environment."""
+    path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if ".venv" not in part)
+    kept = {
+        name: value for name, value in os.environ.items() if name in {"HOME", "LANG"} or "PIP" in name or "SSL" in name
+    }
+    environment = kept | {"PATH": path}
+    # The commands install what they need, so there must be somewhere to install it from.
+    command = ["python3", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", "uv"]
+    folder = tmp_path_factory.mktemp("index")
+    if subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, timeout=120).returncode:
+        cannot_run("the README's commands: no package index can be reached")
+    return environment
+
+
+@pytest.fixture(scope="module")
+def server(fresh_copy: Path, environment: dict[str, str]) -> Iterator[str]:
+    """The URL of what the README's first command serves."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    log = fresh_copy.parent / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", SERVE],
+            cwd=fresh_copy,
+            env=environment | {"UVICORN_PORT": port},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: httpx.get(f"{url}/docs").status_code == 200, log)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=30)
+    assert "Traceback" not in log.read_text()
+
+
+def wait_for(condition: Callable[[], bool], log: Path) -> None:
+    """Waits a minute at most: the time that a newcomer is promised, with what must be installed."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except httpx.TransportError:
+            pass  # not up yet
+        time.sleep(0.2)
+    pytest.fail(f"waited in vain:\n{log.read_text()}")
+
+
+def test_every_command_is_run_somewhere() -> None:
+    assert set(COMMANDS) == {SERVE, CREATE_SUPERUSER, *ELSEWHERE}
+
+
+def test_the_whole_life_of_a_user_in_curl(server: str) -> None:
+    (session,) = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    assert steps[0][0] == "api=http://127.0.0.1:8000"
+    commands = [f"api={server}", *(command for command, _ in steps[1:])]
+
+    script = "\necho; echo ---\n".join(commands)
+    result = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=60)
+
+    outputs = result.stdout.split("---\n")
+    assert len(outputs) == len(steps)
+    for (command, expected), output in zip(steps, outputs, strict=True):
+        pattern = ".+".join(map(re.escape, expected.strip().split("…")))
+        assert re.fullmatch(pattern, output.strip()), f"$ {command}\n{output}"
+
+
+def test_the_first_superuser_is_made_on_the_server(server: str, fresh_copy: Path, environment: dict[str, str]) -> None:
+    path = f"{fresh_copy / '.uv' / 'bin'}{os.pathsep}{environment['PATH']}"
+
+    subprocess.run(
+        ["bash", "-c", CREATE_SUPERUSER],
+        cwd=fresh_copy,
+        env=environment | {"PATH": path},
+        input="a good password\n",
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    login = httpx.post(f"{server}/auth/login", json={"email": "root@example.com", "password": "a good password"})
+    auth = {"Authorization": f"Bearer {login.json()['access_token']}"}
+    assert httpx.get(f"{server}/users/", headers=auth).status_code == 200
+
+
+def test_a_change_of_the_code_is_served_at_once(server: str, fresh_copy: Path) -> None:
+    source = fresh_copy / "app" / "factory.py"
+    source.write_text(source.read_text().replace("FastAPI Application", "Changed Application"))
+
+    def changed() -> bool:
+        return str(httpx.get(f"{server}/openapi.json").json()["info"]["title"]) == "Changed Application"
+
+    wait_for(changed, fresh_copy.parent / "log")
