@@ -11,13 +11,12 @@ import os
 import signal
 import socket
 import ssl
-import sys
 import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
-from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # it has no types
-from uvicorn import Server
+from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no types
 
 # How long a leaving worker still answers on the connections it has. A client in the middle of steady work sends its
@@ -55,11 +54,18 @@ def _reset_signals() -> None:
 
 
 class DrainingServer(Server):
-    """Uvicorn's server, with an ending in two steps: first no new connections, then none at all."""
+    """Uvicorn's server, with an ending in two steps: first no new connections, then none at all.
+
+    `notify` is gunicorn's heartbeat.
+    """
+
+    def __init__(self, config: Config, notify: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.notify = notify
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets clients leave, then waits for running requests up to `timeout_graceful_shutdown` seconds."""
-        heartbeat = asyncio.create_task(self._notify())
+        heartbeat = asyncio.create_task(self._send_heartbeat())
         # The other workers go on accepting from the same listening sockets.
         for server in self.servers:
             server.close()
@@ -69,11 +75,10 @@ class DrainingServer(Server):
         await super().shutdown(sockets)
         heartbeat.cancel()
 
-    async def _notify(self) -> None:
+    async def _send_heartbeat(self) -> None:
         """Tells gunicorn that this worker is not stuck, for as long as it may take to end, and no longer."""
         for _ in range((self.config.timeout_graceful_shutdown or 0) + LIFESPAN_SECONDS):
-            if self.config.callback_notify:
-                await self.config.callback_notify()
+            self.notify()
             await asyncio.sleep(1)
 
 
@@ -110,9 +115,6 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        server = DrainingServer(self.config)
         # The plain sockets: gunicorn's own wrappers get closed twice, and the second close may hit a file that has
         # been given the same number since.
-        await server.serve(sockets=[listener.sock for listener in self.sockets])
-        if not server.started:
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        await DrainingServer(self.config, self.notify).serve(sockets=[listener.sock for listener in self.sockets])

@@ -1,0 +1,39 @@
+"""A small application that does to a worker what applications do."""
+
+import asyncio
+import logging
+import os
+import time
+
+from starlette.types import Receive, Scope, Send
+
+log = logging.getLogger("gunicorn.error")
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers each request with the worker's process id, after the seconds and in the way that the path names."""
+    if scope["type"] == "lifespan":
+        await live(receive, send)
+        return
+    _, way, seconds = scope["path"].split("/")
+    if way == "wait":
+        log.info("a request is waiting")
+        await asyncio.sleep(float(seconds))
+    elif way == "block":
+        time.sleep(float(seconds))  # noqa: ASYNC251  what a real mistake looks like
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+
+
+async def live(receive: Receive, send: Send) -> None:
+    """Fails to start or never ends where the environment says so, and leaves a trace of each orderly end."""
+    await receive()
+    if os.environ.get("FAILS_TO_START"):
+        await send({"type": "lifespan.startup.failed", "message": "the lifespan does not want to"})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    if os.environ.get("NEVER_ENDS"):
+        await asyncio.Event().wait()
+    log.info("worker %d ended in order", os.getpid())
+    await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,115 @@
+"""Certificates, free ports, and gunicorn as a process of its own."""
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pytest
+import trustme
+
+T = TypeVar("T")
+
+# For what must happen soon: far longer than it takes, so that a busy machine is no failure.
+PATIENCE = 60
+
+
+def until(condition: Callable[[], T | None], what: str) -> T:
+    """Waits until a condition gives something true, and gives that."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.02)
+    pytest.fail(f"{what}: not within {PATIENCE} s")
+
+
+class TLS(NamedTuple):
+    """What SSL_CERTFILE and SSL_KEYFILE may name, and a client's context that trusts it."""
+
+    certfile: Path
+    keyfile: Path
+    client: ssl.SSLContext
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    for part in certificate.cert_chain_pems:
+        part.write_to_path(folder / "cert.pem", append=True)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return TLS(folder / "cert.pem", folder / "key.pem", client)
+
+
+@pytest.fixture
+def port() -> int:
+    """A port of this machine that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Gunicorn:
+    """A running gunicorn, with what it has written so far."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], port: int, arguments: list[str]) -> None:
+        self.folder = folder
+        self.address = ("127.0.0.1", port)
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = folder / "log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", f"--pid={folder}/pid", *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def says(self, text: str, times: int = 1) -> None:
+        """Waits until the log holds a text so often."""
+        until(lambda: self.log.count(text) >= times or self.process.poll() is not None, f"{text!r} in the log")
+        assert self.log.count(text) >= times, self.log
+
+    def send(self, number: signal.Signals) -> None:
+        """Signals the master."""
+        self.process.send_signal(number)
+
+    def ends(self) -> int:
+        """Waits for the end and gives the exit code."""
+        return self.process.wait(timeout=PATIENCE)
+
+    def kill(self) -> None:
+        """Leaves no process behind."""
+        with contextlib.suppress(ProcessLookupError):  # most have ended by then
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def gunicorn(tmp_path: Path, clean_environment: dict[str, str], port: int) -> Iterator[Callable[..., Gunicorn]]:
+    """Starts gunicorn in an empty folder, on a free port, with arguments and variables of the test's."""
+    running = []
+
+    def start(*arguments: str, **variables: str) -> Gunicorn:
+        running.append(Gunicorn(tmp_path, clean_environment | variables, port, list(arguments)))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()

@@ -1,0 +1,21 @@
+"""What gunicorn.conf.py does for our worker, without the rest."""
+
+import os
+import time
+from typing import Any
+
+from app.server.worker import lose_no_signal_while_forking
+
+worker_class = "app.server.worker.DrainingWorker"
+control_socket_disable = True
+
+
+def when_ready(_server: Any) -> None:  # noqa: ANN401  gunicorn has no types
+    """As in gunicorn.conf.py."""
+    lose_no_signal_while_forking()
+
+
+def post_fork(server: Any, _worker: Any) -> None:  # noqa: ANN401  gunicorn has no types
+    """Holds a new worker, where the environment says so, before it has signal handlers of its own."""
+    server.log.info("forked")
+    time.sleep(float(os.environ.get("SLEEPS_AFTER_FORK", "0")))

@@ -1,0 +1,148 @@
+"""What happens to requests when a worker is stopped, replaced or stuck."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.server.worker import LIFESPAN_SECONDS
+from tests.server.conftest import PATIENCE, Gunicorn
+
+Start = Callable[..., Gunicorn]
+
+
+@pytest.fixture
+def begin(gunicorn: Start) -> Start:
+    """Runs the small application of `asgi.py` on our worker class."""
+    return partial(gunicorn, "tests.server.asgi:app", f"--config={Path(__file__).with_name('small_conf.py')}")
+
+
+@pytest.fixture
+def start(begin: Start) -> Start:
+    """The same, until it answers."""
+
+    def start(*arguments: str, **variables: str) -> Gunicorn:
+        server = begin(*arguments, **variables)
+        server.says("Application startup complete.")
+        return server
+
+    return start
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as executor:
+        yield executor
+
+
+def get(server: Gunicorn, path: str) -> httpx.Response:
+    return httpx.get(server.url + path, timeout=PATIENCE)
+
+
+def ask(background: ThreadPoolExecutor, server: Gunicorn, path: str) -> Future[httpx.Response]:
+    """Sends a request, and returns when the worker has begun with it."""
+    answer = background.submit(get, server, path)
+    server.says("a request is waiting")
+    return answer
+
+
+def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifespan_down(
+    start: Start, background: ThreadPoolExecutor
+) -> None:
+    server = start()
+    answer = ask(background, server, "/wait/2")
+
+    server.send(signal.SIGTERM)
+
+    assert server.ends() == 0
+    assert answer.result().status_code == 200
+    assert answer.result().headers["connection"] == "close"
+    assert f"worker {answer.result().text} ended in order" in server.log
+
+
+def test_a_request_longer_than_the_grace_is_cut_off_and_the_lifespan_is_shut_down(
+    start: Start, background: ThreadPoolExecutor
+) -> None:
+    server = start(f"--graceful-timeout={LIFESPAN_SECONDS + 1}")
+    ask(background, server, "/wait/3600")
+
+    server.send(signal.SIGTERM)
+
+    assert server.ends() == 0
+    assert "ended in order" in server.log
+
+
+def test_a_client_that_keeps_its_connection_loses_no_request_when_workers_are_replaced(start: Start) -> None:
+    server = start("--workers=2", "--max-requests=50")
+
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+        answers = [client.get("/at/once") for _ in range(500)]
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.text for answer in answers}) > 2
+    assert "close" in {answer.headers.get("connection") for answer in answers}
+
+
+def test_a_draining_worker_is_not_taken_for_a_stuck_one(start: Start, background: ThreadPoolExecutor) -> None:
+    server = start("--timeout=2")
+    answer = ask(background, server, "/wait/6")
+
+    os.kill(int(get(server, "/at/once").text), signal.SIGTERM)
+
+    assert answer.result().status_code == 200
+    assert "WORKER TIMEOUT" not in server.log
+
+
+def test_a_stuck_worker_says_where_and_is_replaced(start: Start, background: ThreadPoolExecutor) -> None:
+    server = start("--timeout=2")
+    answer = background.submit(get, server, "/block/3600")
+
+    server.says("Application startup complete.", times=2)
+
+    assert isinstance(answer.exception(), httpx.RemoteProtocolError)
+    assert "time.sleep(float(seconds))" in server.log
+    assert get(server, "/at/once").status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_sigint_and_sigquit_end_a_server_at_once(
+    number: signal.Signals, start: Start, background: ThreadPoolExecutor
+) -> None:
+    server = start("--graceful-timeout=3600")
+    answer = ask(background, server, "/wait/3600")
+
+    server.send(number)
+
+    assert server.ends() == 0
+    assert isinstance(answer.exception(), httpx.RemoteProtocolError)
+
+
+def test_a_worker_that_was_only_just_forked_can_be_stopped(begin: Start) -> None:
+    server = begin("--graceful-timeout=3600", SLEEPS_AFTER_FORK="3600")
+    server.says("forked")
+
+    server.send(signal.SIGTERM)
+
+    assert server.ends() == 0
+
+
+def test_a_lifespan_that_fails_to_start_ends_the_server(begin: Start) -> None:
+    server = begin(FAILS_TO_START="yes")
+
+    assert server.ends() == 3
+    assert "the lifespan does not want to" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_lifespan_that_never_ends_does_not_keep_its_worker(start: Start) -> None:
+    server = start("--timeout=2", f"--graceful-timeout={LIFESPAN_SECONDS + 1}", NEVER_ENDS="yes")
+
+    os.kill(int(get(server, "/at/once").text), signal.SIGTERM)
+
+    server.says("WORKER TIMEOUT")
+    server.says("Application startup complete.", times=2)
