@@ -43,7 +43,7 @@ def main() -> None:
                 asyncio.run(_migrate(settings))
             case "create-superuser":
                 asyncio.run(_create_superuser(settings, _read_user(arguments.email, arguments.full_name)))
-            case "openapi":
+            case _:  # openapi
                 sys.stdout.write(json.dumps(build_openapi(create_app(settings)), indent=2, ensure_ascii=False) + "\n")
     except StartupError as error:
         sys.exit(str(error))

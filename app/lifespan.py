@@ -82,13 +82,11 @@ async def _check_database(engine: AsyncEngine, settings: Settings) -> None:
 
 
 def _create_folder(settings: Settings) -> None:
-    database = make_url(settings.database.url.get_secret_value()).database
-    if database and database != ":memory:":
-        folder = Path(database).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StartupError(f"The folder of the SQLite database cannot be made: {error}") from error
+    file = Path(make_url(settings.database.url.get_secret_value()).database or "")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"The folder of the SQLite database cannot be made: {error}") from error
 
 
 def _name(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -170,29 +171,38 @@ class _Environment(PydanticBaseSettingsSource):
     An empty value counts as not set, as in `REDIS_URL=`.
     """
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # asked for by the base class, of use only to its own __call__
-
     def __call__(self) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for variable, (group, name), info in Settings.fields():
+            value, _, _ = self.get_field_value(info, variable)
+            if value is not None:
+                (data.setdefault(group, {}) if group else data)[name] = value
+        return data
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002  the base's
+        return self._values.get(field_name.lower()), field_name, False
+
+    @cached_property
+    def _values(self) -> dict[str, str | None]:
+        """The value of each variable, by its name in lower case."""
         variables = EnvSettingsSource(self.settings_cls).env_vars
         base = DotEnvSettingsSource(self.settings_cls, env_file=".env").env_vars
         environment = variables.get("environment") or base.get("environment") or "development"
         overlay = DotEnvSettingsSource(self.settings_cls, env_file=f".env.{environment}").env_vars
         values = {**base, **overlay, **variables, "environment": environment}
-        values |= _read_secrets(Path(values.get("secrets_dir") or "/run/secrets"))
-
-        data: dict[str, Any] = {}
-        for name, (group, field) in Settings.variables().items():
-            if (value := values.get(name.lower())) is not None:
-                (data.setdefault(group, {}) if group else data)[field] = value
-        return data
+        return values | _read_secrets(Path(values.get("secrets_dir") or "/run/secrets"))
 
 
-def _read_secrets(directory: Path) -> dict[str, str]:
+def _read_secrets(directory: Path) -> dict[str, str | None]:
     """Docker and Kubernetes mount each secret as one file."""
     if not directory.is_dir():
         return {}
-    return {path.name.lower(): path.read_text().strip() for path in directory.iterdir() if path.is_file()}
+    names = {variable.lower() for variable in Settings.variables()}
+    files = [path for path in directory.iterdir() if path.name.lower() in names]
+    try:
+        return {path.name.lower(): text for path in files if (text := path.read_text().strip())}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"A secret in {directory} cannot be read: {type(error).__name__}") from error
 
 
 class Settings(BaseSettings):

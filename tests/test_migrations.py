@@ -138,16 +138,26 @@ async def test_five_processes_that_migrate_at_once_are_one_migration(
     assert sum("Running upgrade" in output for output in outputs) == 1
 
 
+@pytest.mark.parametrize("arguments", [["check"], ["current"]])
 def test_alembics_own_command_line_works(
-    database: DatabaseSettings, clean_environment: dict[str, str], tmp_path: Path
+    database: DatabaseSettings, clean_environment: dict[str, str], tmp_path: Path, arguments: list[str]
 ) -> None:
-    for name in ("app", "pyproject.toml"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    environment = clean_environment | {"DATABASE_URL": database.url.get_secret_value(), "PYTHONPATH": str(tmp_path)}
+    environment = clean_environment | {"DATABASE_URL": database.url.get_secret_value()}
+    command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "pyproject.toml"), *arguments]
 
-    for arguments in (["revision", "--autogenerate", "--rev-id", "0002", "-m", "nothing"], ["check"], ["current"]):
-        if arguments == ["check"]:
-            next((tmp_path / "app/migrations/versions").glob("0002*")).unlink()
-        subprocess.run(
-            [sys.executable, "-m", "alembic", *arguments], cwd=tmp_path, env=environment, check=True, timeout=60
-        )
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+
+
+def test_a_new_migration_can_be_generated(clean_environment: dict[str, str], tmp_path: Path) -> None:
+    """In a copy, from which the models' changes would be read."""
+    shutil.copytree(ROOT / "app", tmp_path / "app")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    models = tmp_path / "app/users/models.py"
+    models.write_text(models.read_text() + "    nickname: Mapped[str | None] = mapped_column(String(50))\n")
+    environment = clean_environment | {"DATABASE_URL": "sqlite:///app.db", "PYTHONPATH": str(tmp_path)}
+
+    for command in ("app migrate", "alembic revision --autogenerate -m nickname", "app migrate", "alembic check"):
+        subprocess.run([sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, check=True, timeout=60)
+
+    (migration,) = (tmp_path / "app/migrations/versions").glob("*_nickname.py")
+    assert 'op.add_column("users"' in migration.read_text().replace("'", '"')

@@ -114,6 +114,7 @@ async def test_the_docs_pages_load_nothing_from_elsewhere(client: httpx.AsyncCli
 
 
 async def test_the_document_is_served(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
-    response = await client.get("/openapi.json")
+    for _ in range(2):
+        response = await client.get("/openapi.json")
 
-    assert response.json() == document
+        assert response.json() == document

@@ -165,6 +165,16 @@ def test_production_starts_with_what_is_safe(empty_surroundings: Path, monkeypat
     assert not settings.database.migrates_at_start
 
 
+def test_a_secret_file_that_cannot_be_read_is_said(empty_surroundings: Path) -> None:
+    (empty_surroundings / "secrets").mkdir()
+    (empty_surroundings / "secrets" / "secret_key").write_bytes(b"hunter2\xff")
+
+    with pytest.raises(SystemExit, match=r"A secret in .*/secrets cannot be read: UnicodeDecodeError") as caught:
+        load_settings()
+
+    assert "hunter2" not in str(caught.value)
+
+
 def test_elsewhere_a_missing_secret_is_random() -> None:
     first, second = load_settings(), load_settings()
 

@@ -1,5 +1,6 @@
 """What users can do with their own account."""
 
+import anyio
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -114,6 +115,21 @@ async def test_a_wrong_current_password_changes_nothing(client: httpx.AsyncClien
     assert response.status_code == 400
     assert response.json() == {"error": "Incorrect current password", "type": "validation_error"}
     assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 200
+
+
+async def test_of_two_password_changes_at_once_one_wins(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    statuses: list[int] = []
+
+    async def change(new: str) -> None:
+        body = {"current_password": PASSWORD, "new_password": new}
+        statuses.append((await client.put("/users/me/password", headers=ann.auth, json=body)).status_code)
+
+    async with anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(change, f"new password {number}")
+
+    assert sorted(statuses) == [204, 400, 400, 400]
 
 
 async def test_a_deleted_user_is_gone_at_once(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,94 @@
+"""What a person sees who starts the service, well or badly set."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import SECRET_KEY
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Uvicorn:
+    """Starts `uvicorn app.main:app`."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], port: int) -> None:
+        self.folder = folder
+        self.environment = environment
+        self.port = port
+
+    def __call__(self, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(self.port)],
+            cwd=self.folder,
+            env=self.environment | variables,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def uvicorn(tmp_path: Path, clean_environment: dict[str, str], port: int) -> Uvicorn:
+    return Uvicorn(tmp_path, clean_environment, port)
+
+
+@pytest.mark.parametrize("secret", ["", SECRET_KEY])
+def test_it_serves_and_ends_cleanly(uvicorn: Uvicorn, secret: str) -> None:
+    process = uvicorn(SECRET_KEY=secret, LOG_FORMAT="json")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            ready = httpx.get(f"http://127.0.0.1:{uvicorn.port}/health/ready")
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+
+    assert ready.json() == {"status": "ready", "database": "connected"}
+    assert "Application shutdown complete." in log
+    assert ("SECRET_KEY is not set" in log) == (not secret)
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("variables", "status", "line"),
+    [
+        ({"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x"}, 3, "The database at 127.0.0.1:1/x cannot be used"),
+        ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, 3, "The folder of the SQLite database cannot be made"),
+        ({"LOG_LEVEL": "loud", "PORT": "x"}, 1, "  LOG_LEVEL: "),
+        ({"ENVIRONMENT": "production"}, 1, "  SECRET_KEY: must be set in production"),
+    ],
+)
+def test_what_stands_in_the_way_is_said_in_a_line(
+    uvicorn: Uvicorn, variables: dict[str, str], status: int, line: str
+) -> None:
+    process = uvicorn(**variables)
+    _, log = process.communicate(timeout=30)
+
+    assert process.returncode == status
+    assert log.count(line) == 1
+    assert "Traceback" not in log
+    assert "hunter2" not in log
+
+
+def test_a_taken_port_is_said_in_a_line(uvicorn: Uvicorn) -> None:
+    with socket.create_server(("127.0.0.1", uvicorn.port)):
+        process = uvicorn()
+        _, log = process.communicate(timeout=30)
+
+    assert process.returncode == 3
+    assert log.count("address already in use") == 1
+    assert "Traceback" not in log
