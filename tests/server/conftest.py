@@ -4,16 +4,16 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import pytest
-import trustme
+
+from tests.certificates import TLS, make_certificate
 
 T = TypeVar("T")
 
@@ -31,25 +31,9 @@ def until(condition: Callable[[], T | None], what: str) -> T:
     pytest.fail(f"{what}: not within {PATIENCE} s")
 
 
-class TLS(NamedTuple):
-    """What SSL_CERTFILE and SSL_KEYFILE may name, and a client's context that trusts it."""
-
-    certfile: Path
-    keyfile: Path
-    client: ssl.SSLContext
-
-
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
-    folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
-    certificate.private_key_pem.write_to_path(folder / "key.pem")
-    for part in certificate.cert_chain_pems:
-        part.write_to_path(folder / "cert.pem", append=True)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return TLS(folder / "cert.pem", folder / "key.pem", client)
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

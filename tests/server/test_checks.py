@@ -7,7 +7,7 @@ import pytest
 
 from app.errors import StartupError
 from app.server.checks import check_address, check_certificate
-from tests.server.conftest import TLS
+from tests.certificates import TLS
 
 HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
 

@@ -16,8 +16,9 @@ import pytest
 
 from app.server.cpus import available_cpus
 from app.settings import Settings
+from tests.certificates import TLS
 from tests.conftest import ROOT
-from tests.server.conftest import PATIENCE, TLS, Gunicorn
+from tests.server.conftest import PATIENCE, Gunicorn
 
 Start = Callable[..., Gunicorn]
 Conf = Callable[..., dict[str, Any]]

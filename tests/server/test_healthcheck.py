@@ -12,7 +12,7 @@ from http import HTTPStatus
 import pytest
 
 from app.server import healthcheck
-from tests.server.conftest import TLS
+from tests.certificates import TLS
 
 
 @contextmanager

@@ -1,0 +1,27 @@
+"""Certificates for tests, signed by an authority that exists only for as long."""
+
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+import trustme
+
+
+class TLS(NamedTuple):
+    """What SSL_CERTFILE and SSL_KEYFILE may name, and a client's context that trusts it."""
+
+    certfile: Path
+    keyfile: Path
+    client: ssl.SSLContext
+
+
+def make_certificate(folder: Path) -> TLS:
+    """Writes a certificate for this machine and its key."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    for part in certificate.cert_chain_pems:
+        part.write_to_path(folder / "cert.pem", append=True)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return TLS(folder / "cert.pem", folder / "key.pem", client)

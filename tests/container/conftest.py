@@ -1,0 +1,41 @@
+"""The image under test, built once from the tree as it is, and what the tests give to its containers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.certificates import TLS, make_certificate
+from tests.conftest import ROOT
+from tests.container.engine import Container, cli, running
+
+
+@pytest.fixture(scope="session")
+def image(docker: None) -> Iterator[str]:  # noqa: ARG001  without an engine there is nothing to build
+    tag = f"fastapi-app-test:{uuid4().hex}"
+    cli("build", "--quiet", "--tag", tag, ROOT)
+    yield tag
+    cli("rmi", tag)
+
+
+@pytest.fixture(scope="module")
+def service(image: str) -> Iterator[Container]:
+    """`docker run -p 8000:8000 app`, with nothing else, but on a port that is free."""
+    with running(image, "--publish", "127.0.0.1::8000") as container:
+        yield container.is_healthy()
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
+    """A certificate and key that the container's user may read."""
+    folder = tmp_path_factory.mktemp("tls")
+    folder.chmod(0o755)
+    return make_certificate(folder)
+
+
+@pytest.fixture
+def readable_path(tmp_path: Path) -> Path:
+    """A folder that the container's user may read; pytest's own are for one user only."""
+    tmp_path.chmod(0o755)
+    return tmp_path

@@ -1,0 +1,147 @@
+"""Docker from its command line: containers and compose projects that clean up after themselves."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import pytest
+
+from app.settings import Settings
+
+T = TypeVar("T")
+
+# For what must happen soon: far longer than it takes, so that a busy machine is no failure.
+PATIENCE = 120
+
+# What is set in the shell must not reach a container by way of compose.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name.upper() not in Settings.variables()}
+
+
+def until(condition: Callable[[], T | None], what: str) -> T:
+    """Waits until a condition gives something true, and gives that."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.1)
+    pytest.fail(f"{what}: not within {PATIENCE} s")
+
+
+def cli(*arguments: str | Path, **environment: str) -> str:
+    """Runs a docker command and gives what it says on standard output; fails with all that it says."""
+    result = subprocess.run(
+        ["docker", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=ENVIRONMENT | environment,
+    )
+    if result.returncode:
+        pytest.fail(f"docker {' '.join(map(str, arguments))}\n{result.stdout}{result.stderr}", pytrace=False)
+    return result.stdout.strip()
+
+
+class Container:
+    """A container that was started, and may have ended since."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def inspect(self, template: str) -> str:
+        """What `docker inspect --format` says."""
+        return cli("inspect", "--format", template, self.name)
+
+    @property
+    def url(self) -> str:
+        """Where port 8000 can be reached from here."""
+        return f"http://{cli('port', self.name, '8000/tcp').splitlines()[0]}"
+
+    @property
+    def log(self) -> str:
+        """All that it wrote, to either stream."""
+        command = ["docker", "logs", self.name]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+
+    @property
+    def processes(self) -> list[str]:
+        """The processes as the host sees them: user and command."""
+        return cli("top", self.name, "-eo", "pid,uid,args").splitlines()[1:]
+
+    def is_healthy(self) -> "Container":
+        """Waits until the engine says so."""
+
+        def health() -> bool:
+            state = json.loads(self.inspect("{{json .State}}"))
+            assert state["Running"], f"it has ended:\n{self.log}"
+            return bool(state["Health"]["Status"] == "healthy")
+
+        until(health, f"{self.name} healthy")
+        return self
+
+    def stop(self) -> None:
+        """`docker stop`: SIGTERM, and SIGKILL after 10 seconds."""
+        cli("stop", self.name)
+
+    def ends(self) -> int:
+        """Waits for the end and gives the exit code."""
+        return int(
+            subprocess.run(["docker", "wait", self.name], capture_output=True, check=True, timeout=PATIENCE).stdout
+        )
+
+    def execute(self, *command: str) -> str:
+        """Runs a command inside."""
+        return cli("exec", self.name, *command)
+
+
+@contextmanager
+def running(image: str, *options: str | Path, command: tuple[str, ...] = ()) -> Iterator[Container]:
+    """Runs a container as `docker run` does; afterwards shows its log, for a test that fails, and removes it."""
+    container = Container(f"test-{uuid4().hex}")
+    cli("run", "--detach", "--name", container.name, *options, image, *command)
+    try:
+        yield container
+    finally:
+        print(f"--- log of {container.name}\n{container.log}")  # noqa: T201  pytest shows it where a test fails
+        cli("rm", "--force", "--volumes", container.name)
+
+
+class Compose:
+    """A compose project of a folder, under a name of its own and on ports that nobody else has."""
+
+    PORTS = {"WEB_PORT": "127.0.0.1:0", "DB_PORT": "0", "REDIS_PORT": "0"}  # noqa: RUF012  nobody changes it
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = f"test-{uuid4().hex}"
+
+    def __call__(self, *arguments: str) -> str:
+        project = ("--project-name", self.name, "--project-directory", self.folder)
+        return cli("compose", *project, *arguments, **self.PORTS)
+
+    @property
+    def url(self) -> str:
+        """Where the web service can be reached from here."""
+        return f"http://{self('port', 'web', '8000')}"
+
+
+@contextmanager
+def composed(folder: Path) -> Iterator[Compose]:
+    """Gives a project; afterwards shows its logs, for a test that fails, and removes all that it made."""
+    compose = Compose(folder)
+    try:
+        yield compose
+    finally:
+        print(f"--- logs of {compose.name}\n{compose('logs', '--no-color')}")  # noqa: T201  as above
+        compose("down", "--volumes", "--remove-orphans", "--rmi", "local")
+
+
+def json_lines(log: str) -> list[dict[str, Any]]:
+    """The lines of a log, each of which must be a JSON object."""
+    return [json.loads(line) for line in log.splitlines()]

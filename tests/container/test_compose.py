@@ -1,0 +1,78 @@
+"""The standard's development set-up: `docker compose up --build` on PostgreSQL and Redis, reloading on change."""
+
+import shutil
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT
+from tests.container.engine import PATIENCE, Compose, composed, until
+
+PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
+NEW_ROUTE = """
+@app.get("/news")
+async def news() -> str:
+    return "reloaded"
+"""
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:  # noqa: ARG001  warms the cache
+    """The project, up, in a copy of the repository that a test may change."""
+    folder = tmp_path_factory.mktemp("compose") / "repository"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"))
+    shutil.copy(ROOT / ".dockerignore", folder)
+    with composed(folder) as project:
+        project("up", "--build", "--detach", "--wait")
+        yield project
+
+
+def emails(compose: Compose) -> list[str]:
+    """The registered users, as psql shows them."""
+    psql = ["psql", "--username=user", "--dbname=fastapi_db", "--tuples-only", "--no-align"]
+    return compose("exec", "-T", "db", *psql, "--command=SELECT email FROM users").splitlines()
+
+
+def test_it_is_ready_with_postgresql_and_redis(compose: Compose) -> None:
+    answer = httpx.get(f"{compose.url}/health/ready", timeout=PATIENCE)
+
+    assert answer.json() == {"status": "ready", "database": "connected", "redis": "connected"}
+
+
+def test_a_user_is_a_row_in_postgresql_and_is_kept_over_down_and_up(compose: Compose) -> None:
+    answer = httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE)
+    assert answer.status_code == 201
+    assert emails(compose) == ["ann@example.com"]
+
+    compose("down")
+    compose("up", "--detach", "--wait")
+
+    assert emails(compose) == ["ann@example.com"]
+
+
+def test_a_changed_file_is_served_without_a_restart(compose: Compose) -> None:
+    assert httpx.get(f"{compose.url}/news", timeout=PATIENCE).status_code == 404
+
+    with (compose.folder / "app" / "main.py").open("a") as main:
+        main.write(NEW_ROUTE)
+
+    def has_reloaded() -> bool:
+        try:
+            return httpx.get(f"{compose.url}/news", timeout=PATIENCE).text == '"reloaded"'
+        except httpx.TransportError:
+            return False
+
+    until(has_reloaded, "the new route is served")
+
+
+def test_neither_the_database_nor_redis_is_open_to_other_machines(compose: Compose) -> None:
+    for service, port in ("db", "5432"), ("redis", "6379"):
+        assert compose("port", service, port).startswith("127.0.0.1:")
+
+
+def test_without_variables_the_ports_are_the_standards() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+
+    for port in ("${WEB_PORT:-8000}:8000", "${DB_PORT:-5432}:5432", "${REDIS_PORT:-6379}:6379"):
+        assert port in text
