@@ -22,6 +22,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from app.docs.openapi import build_openapi
 from app.factory import create_app
 from app.lifespan import lifespan
 from app.migrations import migrate
@@ -35,6 +36,7 @@ from app.settings import (
     Settings,
 )
 from app.state import State
+from tests.conformance import conforms_to
 
 ROOT = Path(__file__).parent.parent
 REQUIRE_ALL = "REQUIRE_ALL_TESTS"
@@ -215,7 +217,8 @@ async def serve(settings: Settings, *, prepared: bool = False) -> AsyncIterator[
             await app({**scope, "state": {**state}}, receive, send)
 
         transport = httpx.ASGITransport(with_state)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        hooks = {"response": [conforms_to(build_openapi(app))]}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", event_hooks=hooks) as client:
             yield Service(app, state, client)
 
 

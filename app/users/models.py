@@ -3,9 +3,16 @@
 from datetime import datetime
 
 from sqlalchemy import BigInteger, CheckConstraint, Identity, Integer, String
+from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database import Base, utc_now
+
+
+def _as_created(context: DefaultExecutionContext) -> datetime:
+    """A user who was never changed was last changed when they were created, to the microsecond."""
+    created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]  # SQLAlchemy's
+    return created_at
 
 
 class User(Base):
@@ -28,4 +35,4 @@ class User(Base):
     # version that it was issued under.
     credentials_version: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
-    updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=_as_created, onupdate=utc_now)

@@ -1,0 +1,34 @@
+"""Holds every response of every test against the OpenAPI document."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+
+
+def conforms_to(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitable[None]]:
+    """Makes a hook for httpx's client that fails the test where a response is not as documented."""
+    # `/users/me` before `/users/{user_id}`, as the router has it.
+    paths = sorted(document["paths"], key=lambda path: "{" in path)
+    patterns = {path: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))) for path in paths}
+
+    async def check(response: httpx.Response) -> None:
+        path = next((path for path in paths if patterns[path].fullmatch(response.request.url.path)), None)
+        operation = document["paths"].get(path, {}).get(response.request.method.lower())
+        if operation is None:  # no such route or method
+            return
+        name = f"{operation['operationId']} {response.status_code}"
+        assert str(response.status_code) in operation["responses"], f"{name} is not documented"
+        documented = operation["responses"][str(response.status_code)]
+        await response.aread()
+        if "content" not in documented:
+            assert response.content == b"", f"{name} should be empty"
+            return
+        schema = documented["content"][response.headers["content-type"]]["schema"]
+        Draft202012Validator(schema | {"components": document["components"]}).validate(response.json())
+        if response.is_error:
+            assert {name.lower() for name in documented.get("headers", {})} <= response.headers.keys(), name
+
+    return check
