@@ -62,7 +62,9 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     """
     url = make_url(settings.url.get_secret_value())
     connect_args: dict[str, Any] = {"timeout": settings.connect_timeout}
-    if not settings.is_sqlite:
+    if settings.is_sqlite:
+        connect_args["isolation_level"] = None  # the driver leaves it to us to begin transactions
+    else:
         connect_args |= {
             "async_creator_fn": _connect,
             # The server ends a statement that is too slow. The driver's own limit, a little later, is for a
@@ -80,8 +82,9 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
         pool_size=settings.pool_size,
         max_overflow=0,
         pool_timeout=settings.pool_timeout,
-        # Reads run in autocommit; a ROLLBACK after each would cost the round trip that this saves.
-        skip_autocommit_rollback=True,
+        # Reads run in autocommit; a ROLLBACK after each would cost the round trip that this saves. SQLite has no round
+        # trips, and would be taken to be in autocommit always.
+        skip_autocommit_rollback=not settings.is_sqlite,
         # Parameters hold hashes and addresses, which belong in no log.
         hide_parameters=True,
     )
@@ -111,7 +114,7 @@ def _begin_immediate(connection: Connection) -> None:
 
     A transaction that begins by reading and then writes would fail where another wrote in between, with no waiting.
     """
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+    if not connection.get_execution_options().get("autocommit"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -119,7 +122,10 @@ def create_sessionmakers(
     engine: AsyncEngine,
 ) -> tuple[async_sessionmaker[AsyncSession], async_sessionmaker[AsyncSession]]:
     """Session makers for reading, in autocommit, and for writing, in transactions; both over the engine's one pool."""
-    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    # SQLite's driver would take a thread to change the level, and lose the connection if cancelled meanwhile. There
+    # `autocommit` is our own word: no transaction is begun.
+    option = {"autocommit": True} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+    autocommit = engine.execution_options(**option)
     return (
         async_sessionmaker(autocommit, expire_on_commit=False, autoflush=False),
         async_sessionmaker(engine, expire_on_commit=False, autoflush=False),

@@ -1,5 +1,6 @@
 """What lives as long as the process: made when it starts, closed when it stops."""
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -74,19 +75,21 @@ async def prepare(settings: Settings) -> None:
 
 async def _check_database(engine: AsyncEngine, settings: Settings) -> None:
     if settings.database.is_sqlite:
-        _create_folder(settings)
+        _open_sqlite(settings)
     if settings.database.migrates_at_start:
         await migrate(settings.database)
     elif await is_migration_pending(engine):
         raise StartupError("The database's schema is not up to date: run `python -m app migrate`")
 
 
-def _create_folder(settings: Settings) -> None:
+def _open_sqlite(settings: Settings) -> None:
+    """Makes the database's folder and file. The asynchronous driver would do it in a thread, and fail less clearly."""
     file = Path(make_url(settings.database.url.get_secret_value()).database or "")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartupError(f"The folder of the SQLite database cannot be made: {error}") from error
+        sqlite3.connect(file).close()
+    except (OSError, sqlite3.Error) as error:
+        raise StartupError(f"The SQLite database at {file} cannot be opened: {error}") from error
 
 
 def _name(settings: Settings) -> str:

@@ -179,8 +179,8 @@ def test_a_migration_makes_the_embedded_database(command_without_database: Comma
     ("variables", "complaint"),
     [
         ({"DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/x"}, "The database at 127.0.0.1:1/x cannot be used"),
-        ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, "The folder of the SQLite database cannot be made"),
-        ({"DATABASE_URL": "sqlite:////proc/app.db"}, "The database at /proc/app.db cannot be used"),
+        ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, "The SQLite database at /proc/none/app.db cannot be opened"),
+        ({"DATABASE_URL": "sqlite:////proc/app.db"}, "The SQLite database at /proc/app.db cannot be opened"),
         ({"PORT": "x"}, "The settings are not valid:\n  PORT: "),
     ],
 )

@@ -67,7 +67,11 @@ def test_it_serves_and_ends_cleanly(uvicorn: Uvicorn, secret: str) -> None:
     ("variables", "status", "line"),
     [
         ({"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x"}, 3, "The database at 127.0.0.1:1/x cannot be used"),
-        ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, 3, "The folder of the SQLite database cannot be made"),
+        (
+            {"DATABASE_URL": "sqlite:////proc/none/app.db"},
+            3,
+            "The SQLite database at /proc/none/app.db cannot be opened",
+        ),
         ({"LOG_LEVEL": "loud", "PORT": "x"}, 1, "  LOG_LEVEL: "),
         ({"ENVIRONMENT": "production"}, 1, "  SECRET_KEY: must be set in production"),
     ],

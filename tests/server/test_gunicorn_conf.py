@@ -154,7 +154,7 @@ def test_a_certificate_turns_on_https(start: Start, tls: TLS) -> None:
     [
         ({"LOG_LEVEL": "loud", "WEB_CONCURRENCY": "0"}, "The settings are not valid:\n  LOG_LEVEL: "),
         ({"DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/x"}, "The database at 127.0.0.1:1/x cannot be used"),
-        ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, "The folder of the SQLite database cannot be made"),
+        ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, "The SQLite database at /proc/none/app.db cannot be opened"),
         ({"SSL_CERTFILE": "/none", "SSL_KEYFILE": "/none"}, "SSL_CERTFILE: /none cannot be read"),
     ],
     ids=["settings", "database", "folder", "certificate"],
