@@ -9,10 +9,11 @@ from fastapi import Depends
 from sqlalchemy import DateTime, MetaData, event, make_url
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator
 
 from app.settings import DatabaseSettings
@@ -91,6 +92,8 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     if settings.is_sqlite:
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_immediate)
+    else:
+        event.listen(engine.sync_engine, "checkout", _replace_closed)
     return engine
 
 
@@ -100,6 +103,16 @@ async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:  # noqa: AN
     except OSError as error:
         # An unreachable server comes as any of a dozen kinds of OSError; from here on it is of one kind.
         raise ConnectionError(f"cannot connect to the database: {error}") from error
+
+
+def _replace_closed(_: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+    """Has the pool replace a connection that the server closed while it lay there, as when the server restarts.
+
+    asyncpg knows without asking: a ping for each checkout would cost a round trip.
+    """
+    driver_connection: asyncpg.Connection = record.driver_connection  # type: ignore[assignment]  # known by its engine
+    if driver_connection.is_closed():
+        raise DisconnectionError
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:

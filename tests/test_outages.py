@@ -9,14 +9,14 @@ import anyio
 import httpx
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import QueuePool
 
 from app.errors import StartupError
 from app.settings import Settings
 from app.users.models import User
-from tests.conftest import serve
+from tests.conftest import Service, serve
 from tests.people import join, log_in, register
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
@@ -131,3 +131,23 @@ async def test_a_statement_that_is_wrong_is_500(client: httpx.AsyncClient, sessi
     await session.commit()
     assert response.status_code == 500
     assert response.json() == {"error": "Internal server error", "type": "internal_error"}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
+    service: Service, session: AsyncSession
+) -> None:
+    ann = await join(service.client)
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(partial(service.client.get, "/users/me", headers=ann.auth))
+
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    assert await session.scalar(text(f"SELECT count(pg_terminate_backend(pid)) {others}")) >= 1
+    with anyio.fail_after(10):
+        while await session.scalar(text(f"SELECT count(*) {others}")):  # noqa: ASYNC110  the server tells nobody
+            await anyio.sleep(0.01)
+    read = await service.client.get("/users/me", headers=ann.auth)
+    write = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
+
+    assert (read.status_code, write.status_code) == (200, 200)
