@@ -134,20 +134,19 @@ async def test_a_statement_that_is_wrong_is_500(client: httpx.AsyncClient, sessi
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
-    service: Service, session: AsyncSession
-) -> None:
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(service: Service) -> None:
     ann = await join(service.client)
     async with anyio.create_task_group() as group:
         for _ in range(5):
             group.start_soon(partial(service.client.get, "/users/me", headers=ann.auth))
 
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    assert await session.scalar(text(f"SELECT count(pg_terminate_backend(pid)) {others}")) >= 1
-    with anyio.fail_after(10):
-        while await session.scalar(text(f"SELECT count(*) {others}")):  # noqa: ASYNC110  the server tells nobody
-            await anyio.sleep(0.01)
-    read = await service.client.get("/users/me", headers=ann.auth)
-    write = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
+    async with service.state["read_sessions"]() as session:
+        assert await session.scalar(text(f"SELECT count(pg_terminate_backend(pid)) {others}")) >= 1
+        with anyio.fail_after(10):
+            while await session.scalar(text(f"SELECT count(*) {others}")):  # noqa: ASYNC110  the server tells nobody
+                await anyio.sleep(0.01)
+        read = await service.client.get("/users/me", headers=ann.auth)
+        write = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
 
     assert (read.status_code, write.status_code) == (200, 200)
