@@ -14,6 +14,7 @@ from app.errors import StartupError
 from app.lifespan import prepare
 from app.server.checks import check_address, check_certificate
 from app.server.cpus import available_cpus
+from app.server.drain import drain_on_sigterm
 from app.server.logs import log_config
 from app.server.worker import lose_no_signal_while_forking
 from app.settings import load_settings
@@ -97,6 +98,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     """Says what was decided, and why, before the first worker is forked."""
     lose_no_signal_while_forking()
+    drain_on_sigterm(server, settings.server.drain_seconds)
     source = "WEB_CONCURRENCY" if settings.server.web_concurrency else f"2 x {cpus.number} CPUs + 1, by {cpus.source}"
     connections = server.num_workers * settings.database.pool_size
     server.log.info("%d workers (%s), at most %d database connections", server.num_workers, source, connections)

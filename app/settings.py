@@ -88,6 +88,11 @@ class ServerSettings(Group):
     max_requests_jitter: int = Field(
         100, ge=0, description="Up to this many requests more, at random, so that workers do not end together"
     )
+    drain_seconds: int = Field(
+        0,
+        ge=0,
+        description="Seconds to serve on after SIGTERM while readiness says no, for the load balancer to notice",
+    )
     forwarded_allow_ips: List = Field(
         ["127.0.0.1", "::1"],
         description="Comma-separated addresses or networks of the proxies whose X-Forwarded-* headers are believed",

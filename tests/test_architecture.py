@@ -14,7 +14,7 @@ GROUND_FLOOR = {"database", "errors", "security", "settings", "state"}
 MAY_IMPORT = {
     "users": GROUND_FLOOR,
     "auth": GROUND_FLOOR | {"users"},
-    "health": GROUND_FLOOR,
+    "health": GROUND_FLOOR | {"server"},  # whether the server is ending
     "middleware": GROUND_FLOOR,
     "server": GROUND_FLOOR | {"lifespan"},
     "docs": GROUND_FLOOR,

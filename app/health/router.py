@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from app.database import DATABASE_ERRORS, is_unavailable
 from app.errors import InternalError, ServiceUnavailable, responses
+from app.server.drain import is_draining
 from app.state import AppRequest
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -19,6 +20,10 @@ READY_SECONDS = 2
 
 class DatabaseUnavailable(ServiceUnavailable):
     message = "Database unavailable"
+
+
+class ShuttingDown(ServiceUnavailable):
+    message = "Shutting down"
 
 
 class Alive(BaseModel):
@@ -56,15 +61,17 @@ async def live() -> Alive:
 @router.get(
     "/ready",
     response_model_exclude_none=True,
-    responses=responses(DatabaseUnavailable, InternalError),
+    responses=responses(DatabaseUnavailable, ShuttingDown, InternalError),
     response_description="Ready",
     summary="Can the service do its work?",
 )
 async def ready(request: AppRequest) -> Ready:
-    """Answers 200 when the database answers a query within 2 seconds.
+    """Answers 200 when the database answers a query within 2 seconds, and the server is not about to end.
 
     `redis` is there where Redis is configured; the service works without it.
     """
+    if is_draining():
+        raise ShuttingDown
     try:
         async with asyncio.timeout(READY_SECONDS), request.state["read_sessions"]() as session:
             await session.execute(select(1))

@@ -1,5 +1,6 @@
-"""Gives each request an id, writes its line in the access log, and answers 500 where all else failed."""
+"""Gives each request an id, writes its line in the access log, and answers where all else failed."""
 
+import asyncio
 import re
 from time import perf_counter
 from uuid import uuid4
@@ -8,7 +9,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError, error_response
+from app.errors import InternalError, ServiceUnavailable, error_response
 
 access_log = structlog.stdlib.get_logger("app.access")
 error_log = structlog.stdlib.get_logger("app.error")
@@ -45,6 +46,9 @@ class RequestContextMiddleware:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, send_with_id)
+            except asyncio.CancelledError:  # the server ends, and this request took longer than it can wait
+                if not status:
+                    await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send_with_id)
             except Exception:  # noqa: BLE001  the last resort: whatever it is, it is logged and answered, once
                 error_log.exception("unhandled exception")
                 if not status:  # else part of a response is out; the server sees that it stays unfinished

@@ -7,6 +7,8 @@ its last requests it sends no heartbeat, so that gunicorn may kill it as stuck. 
 """
 
 import asyncio
+import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,6 +20,10 @@ from typing import Any, ClassVar
 
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no types
+
+from app.server.drain import is_draining
+
+log = logging.getLogger("uvicorn.error")
 
 # How long a leaving worker still answers on the connections it has. A client in the middle of steady work sends its
 # next request on each within this time, and learns from `Connection: close` to go elsewhere.
@@ -56,28 +62,63 @@ def _reset_signals() -> None:
 class DrainingServer(Server):
     """Uvicorn's server, with an ending in two steps: first no new connections, then none at all.
 
-    `notify` is gunicorn's heartbeat.
+    `grace` is the time for requests, in seconds, and `notify` gunicorn's heartbeat.
     """
 
-    def __init__(self, config: Config, notify: Callable[[], None]) -> None:
+    def __init__(self, config: Config, grace: int, notify: Callable[[], None]) -> None:
         super().__init__(config)
+        self.grace = grace
         self.notify = notify
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  the base's
+        """Ends in order. Uvicorn would raise the signal again in the end, and so skip `worker_exit` and `atexit`."""
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Lets clients leave, then waits for running requests up to `timeout_graceful_shutdown` seconds."""
+        """Lets clients leave, waits for running requests as long as the grace lasts, then ends the lifespan."""
+        deadline = asyncio.get_running_loop().time() + self.grace
         heartbeat = asyncio.create_task(self._send_heartbeat())
-        # The other workers go on accepting from the same listening sockets.
+        self._ask_clients_to_leave()
+        if is_draining():
+            # This worker may be the last to accept what waits in the listeners' queue, where nothing new arrives.
+            await asyncio.sleep(LAST_REQUESTS_SECONDS)
+        # The other workers, if it is not the whole server that ends, go on accepting from the same sockets.
         for server in self.servers:
             server.close()
-        # In place: requests that are already under way refer to this list.
-        self.server_state.default_headers.append((b"connection", b"close"))
         await asyncio.sleep(LAST_REQUESTS_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._finish_requests(deadline)
         await super().shutdown(sockets)
         heartbeat.cancel()
 
+    def _ask_clients_to_leave(self) -> None:
+        """Answers every request from now on with `Connection: close`."""
+        self.server_state.default_headers.append((b"connection", b"close"))
+        # Requests that are under way may have a list of headers from before.
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)  # the present request of an HTTP/1.1 connection
+            if cycle and not cycle.response_complete:
+                connection.shutdown()
+
+    async def _finish_requests(self, deadline: float) -> None:
+        """Waits for the requests, and cancels those that take too long: the application answers them with 503.
+
+        Uvicorn would cancel them too, but end the lifespan under them, before they can answer.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  Uvicorn's own sets
+                    await asyncio.sleep(0.1)
+        if tasks := list(self.server_state.tasks):
+            log.warning("%d requests take longer than the grace of %d s, and are ended", len(tasks), self.grace)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=LAST_REQUESTS_SECONDS)
+
     async def _send_heartbeat(self) -> None:
         """Tells gunicorn that this worker is not stuck, for as long as it may take to end, and no longer."""
-        for _ in range((self.config.timeout_graceful_shutdown or 0) + LIFESPAN_SECONDS):
+        for _ in range(self.grace + LIFESPAN_SECONDS):
             self.notify()
             await asyncio.sleep(1)
 
@@ -95,8 +136,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        # Uvicorn would wait for running requests without end, until gunicorn kills it.
-        self.config.timeout_graceful_shutdown = max(1, self.cfg.graceful_timeout - LIFESPAN_SECONDS)
+        # For connections that cannot be ended, as those of clients that do not read their answer. By default Uvicorn
+        # waits for them without end, until gunicorn kills it.
+        self.config.timeout_graceful_shutdown = 1
 
     def init_signals(self) -> None:
         """Sets the signals that Uvicorn does not; plain handlers, which run even where the event loop is blocked."""
@@ -115,6 +157,8 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
+        grace = max(1, self.cfg.graceful_timeout - LIFESPAN_SECONDS)
         # The plain sockets: gunicorn's own wrappers get closed twice, and the second close may hit a file that has
         # been given the same number since.
-        await DrainingServer(self.config, self.notify).serve(sockets=[listener.sock for listener in self.sockets])
+        sockets = [listener.sock for listener in self.sockets]
+        await DrainingServer(self.config, grace, self.notify).serve(sockets)

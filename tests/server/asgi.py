@@ -7,22 +7,30 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
+from app.server.drain import is_draining
+
 log = logging.getLogger("gunicorn.error")
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers each request with the worker's process id, after the seconds and in the way that the path names."""
+    """Answers each request with the worker's process id, in the way and after the seconds or bytes of its path."""
     if scope["type"] == "lifespan":
         await live(receive, send)
         return
-    _, way, seconds = scope["path"].split("/")
+    _, way, argument = scope["path"].split("/")
+    body = str(os.getpid()).encode()
     if way == "wait":
         log.info("a request is waiting")
-        await asyncio.sleep(float(seconds))
+        await asyncio.sleep(float(argument))
     elif way == "block":
-        time.sleep(float(seconds))  # noqa: ASYNC251  what a real mistake looks like
+        time.sleep(float(argument))  # noqa: ASYNC251  what a real mistake looks like
+    elif way == "draining":
+        body = str(is_draining()).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+    if way == "large":
+        log.info("a large answer")
+        await send({"type": "http.response.body", "body": b"x" * int(argument), "more_body": True})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def live(receive: Receive, send: Send) -> None:

@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import httpx
 import pytest
 
 from tests.certificates import TLS, make_certificate
@@ -51,9 +54,10 @@ class Gunicorn:
         self.address = ("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{port}"
         self._log = folder / "log"
+        program = Path(sys.executable).with_name("gunicorn")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", f"--pid={folder}/pid", *arguments],
+                [program, f"--bind=127.0.0.1:{port}", f"--pid={folder}/pid", *arguments],
                 cwd=folder,
                 env=environment,
                 stdout=log,
@@ -97,3 +101,41 @@ def gunicorn(tmp_path: Path, clean_environment: dict[str, str], port: int) -> It
     yield start
     for process in running:
         process.kill()
+
+
+Start = Callable[..., Gunicorn]
+
+
+@pytest.fixture
+def begin(gunicorn: Start) -> Start:
+    """Runs the small application of `asgi.py` on our worker class."""
+    return partial(gunicorn, "tests.server.asgi:app", f"--config={Path(__file__).with_name('small_conf.py')}")
+
+
+@pytest.fixture
+def start(begin: Start) -> Start:
+    """The same, until it answers."""
+
+    def start(*arguments: str, **variables: str) -> Gunicorn:
+        server = begin(*arguments, **variables)
+        server.says("Application startup complete.")
+        return server
+
+    return start
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as executor:
+        yield executor
+
+
+def get(server: Gunicorn, path: str) -> httpx.Response:
+    return httpx.get(server.url + path, timeout=PATIENCE)
+
+
+def ask(background: ThreadPoolExecutor, server: Gunicorn, path: str) -> Future[httpx.Response]:
+    """Sends a request, and returns when the worker has begun with it."""
+    answer = background.submit(get, server, path)
+    server.says("a request is waiting")
+    return answer

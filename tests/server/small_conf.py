@@ -4,18 +4,25 @@ import os
 import time
 from typing import Any
 
+from app.server.drain import drain_on_sigterm
 from app.server.worker import lose_no_signal_while_forking
 
 worker_class = "app.server.worker.DrainingWorker"
 control_socket_disable = True
 
 
-def when_ready(_server: Any) -> None:  # noqa: ANN401  gunicorn has no types
+def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     """As in gunicorn.conf.py."""
     lose_no_signal_while_forking()
+    drain_on_sigterm(server, int(os.environ.get("DRAIN_SECONDS", "0")))
 
 
 def post_fork(server: Any, _worker: Any) -> None:  # noqa: ANN401  gunicorn has no types
     """Holds a new worker, where the environment says so, before it has signal handlers of its own."""
     server.log.info("forked")
     time.sleep(float(os.environ.get("SLEEPS_AFTER_FORK", "0")))
+
+
+def worker_exit(server: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no types
+    """Leaves a trace."""
+    server.log.info("worker %d has exited", worker.pid)

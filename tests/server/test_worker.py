@@ -2,53 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from app.server.worker import LIFESPAN_SECONDS
-from tests.server.conftest import PATIENCE, Gunicorn
-
-Start = Callable[..., Gunicorn]
-
-
-@pytest.fixture
-def begin(gunicorn: Start) -> Start:
-    """Runs the small application of `asgi.py` on our worker class."""
-    return partial(gunicorn, "tests.server.asgi:app", f"--config={Path(__file__).with_name('small_conf.py')}")
-
-
-@pytest.fixture
-def start(begin: Start) -> Start:
-    """The same, until it answers."""
-
-    def start(*arguments: str, **variables: str) -> Gunicorn:
-        server = begin(*arguments, **variables)
-        server.says("Application startup complete.")
-        return server
-
-    return start
-
-
-@pytest.fixture
-def background() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as executor:
-        yield executor
-
-
-def get(server: Gunicorn, path: str) -> httpx.Response:
-    return httpx.get(server.url + path, timeout=PATIENCE)
-
-
-def ask(background: ThreadPoolExecutor, server: Gunicorn, path: str) -> Future[httpx.Response]:
-    """Sends a request, and returns when the worker has begun with it."""
-    answer = background.submit(get, server, path)
-    server.says("a request is waiting")
-    return answer
+from tests.server.conftest import PATIENCE, Start, ask, get
 
 
 def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifespan_down(
@@ -63,6 +24,7 @@ def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifes
     assert answer.result().status_code == 200
     assert answer.result().headers["connection"] == "close"
     assert f"worker {answer.result().text} ended in order" in server.log
+    assert f"worker {answer.result().text} has exited" in server.log  # so gunicorn's hook is called, as is `atexit`
 
 
 def test_a_request_longer_than_the_grace_is_cut_off_and_the_lifespan_is_shut_down(
@@ -74,6 +36,21 @@ def test_a_request_longer_than_the_grace_is_cut_off_and_the_lifespan_is_shut_dow
     server.send(signal.SIGTERM)
 
     assert server.ends() == 0
+    assert "1 requests take longer than the grace of 1 s, and are ended" in server.log
+    assert "ended in order" in server.log
+
+
+def test_a_client_that_does_not_read_its_answer_does_not_keep_a_worker(start: Start) -> None:
+    server = start(f"--graceful-timeout={LIFESPAN_SECONDS + 1}")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.connect(server.address)
+        client.send(b"GET /large/10000000 HTTP/1.1\r\nHost: test\r\n\r\n")
+        server.says("a large answer")
+
+        server.send(signal.SIGTERM)
+
+        assert server.ends() == 0
     assert "ended in order" in server.log
 
 
@@ -105,7 +82,7 @@ def test_a_stuck_worker_says_where_and_is_replaced(start: Start, background: Thr
     server.says("Application startup complete.", times=2)
 
     assert isinstance(answer.exception(), httpx.RemoteProtocolError)
-    assert "time.sleep(float(seconds))" in server.log
+    assert "time.sleep(float(argument))" in server.log
     assert get(server, "/at/once").status_code == 200
 
 

@@ -1,0 +1,62 @@
+"""How the whole server ends on SIGTERM without losing a request: in the master, before any worker hears of it.
+
+First readiness says `Shutting down`, for DRAIN_SECONDS, while everything is served as before: whoever sends traffic has
+time to send it elsewhere. Then nobody can connect any more, and the workers are stopped. A second SIGTERM ends it all
+at once.
+"""
+
+import contextlib
+import mmap
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+# Memory that the master shares with its workers, as long as this module is loaded before the fork (`preload_app`).
+_draining = mmap.mmap(-1, 1)
+
+# asm-generic/socket.h; Python has a name for it from 3.14 on.
+SO_BINDTOIFINDEX = 62
+NO_INTERFACE = 2**31 - 1
+
+
+def is_draining() -> bool:
+    """Whether the server has been told to end, and is being left."""
+    return _draining[0] != 0
+
+
+def drain_on_sigterm(master: Any, seconds: int) -> None:  # noqa: ANN401  gunicorn has no types
+    """Puts the steps above before gunicorn's own handling of SIGTERM; to be called once, in the master."""
+
+    def stop(_signal: int, frame: FrameType | None) -> None:
+        # Where another master serves from the same sockets (SIGUSR2, systemd) they are not ours to close.
+        if master.reexec_pid == master.master_pid == 0 and not master.systemd:
+            for listener in master.LISTENERS:
+                refuse_connections(listener.sock)
+        master.signal(signal.SIGTERM, frame)
+
+    def begin(number: int, frame: FrameType | None) -> None:
+        if is_draining():
+            # By itself gunicorn does not listen to a second SIGTERM; to this it does, while it waits for its workers.
+            master.signal(signal.SIGQUIT, frame)
+            return
+        _draining[0] = 1
+        if seconds:
+            signal.alarm(seconds)
+        else:
+            stop(number, frame)
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGTERM, begin)
+
+
+def refuse_connections(listener: socket.socket) -> None:
+    """Refuses new connections, while those that wait in the listener's queue can still be accepted.
+
+    Closing a listener resets what waits in its queue: requests that were sent already. So first it is bound to a
+    network interface that does not exist, which takes no privilege (Linux 5.7) and holds for every process that shares
+    it. Handshakes that are under way end well, and each accepted connection is as any other.
+    """
+    # Elsewhere than on Linux those that connect in the very last moment lose.
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NO_INTERFACE)

@@ -1,0 +1,72 @@
+"""What happens between the SIGTERM and the end of the last worker."""
+
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from app.server.drain import is_draining, refuse_connections
+from tests.server.conftest import PATIENCE, Start, ask, until
+
+
+def test_a_server_that_was_not_told_to_end_is_not_draining() -> None:
+    assert not is_draining()
+
+
+def test_who_waits_in_the_queue_of_a_closing_listener_is_served_and_who_comes_later_is_refused() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, socket.create_connection(listener.getsockname()) as early:
+        refuse_connections(listener)
+
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.sendall(b"hello")
+        assert early.recv(5) == b"hello"
+
+
+def test_a_second_sigterm_ends_a_server_at_once(start: Start, background: ThreadPoolExecutor) -> None:
+    server = start("--graceful-timeout=3600")
+    answer = ask(background, server, "/wait/3600")
+    server.send(signal.SIGTERM)
+    server.says("Handling signal: term")
+
+    server.send(signal.SIGTERM)
+
+    assert server.ends() == 0
+    assert isinstance(answer.exception(), httpx.RemoteProtocolError)
+
+
+def test_a_second_sigterm_ends_a_server_that_is_draining_too(start: Start) -> None:
+    server = start(DRAIN_SECONDS="3600")
+    server.send(signal.SIGTERM)
+    until(lambda: httpx.get(f"{server.url}/draining/now", timeout=PATIENCE).text == "True", "the drain has begun")
+
+    server.send(signal.SIGTERM)
+
+    assert server.ends() == 0
+
+
+def test_for_the_drain_seconds_everything_is_served_as_before(start: Start) -> None:
+    server = start(DRAIN_SECONDS="2")
+
+    server.send(signal.SIGTERM)
+
+    until(lambda: httpx.get(f"{server.url}/draining/now", timeout=PATIENCE).text == "True", "the drain has begun")
+    assert "connection" not in httpx.get(f"{server.url}/draining/now", timeout=PATIENCE).headers
+    assert server.ends() == 0
+    assert "ended in order" in server.log
+
+
+def test_another_master_on_the_same_sockets_can_be_connected_to_when_the_first_has_ended(start: Start) -> None:
+    server = start()
+    server.send(signal.SIGUSR2)
+    server.says("Application startup complete.", times=2)
+
+    server.send(signal.SIGTERM)
+
+    assert server.ends() == 0
+    assert httpx.get(f"{server.url}/draining/now", timeout=PATIENCE).text == "False"
