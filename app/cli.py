@@ -12,7 +12,7 @@ from app.database import create_engine, create_sessionmakers
 from app.docs.openapi import build_openapi
 from app.errors import StartupError
 from app.factory import create_app
-from app.lifespan import create_passwords, prepare
+from app.lifespan import create_passwords, database_name, prepare
 from app.server.logs import configure_logging
 from app.settings import Settings, load_settings
 from app.users.errors import EmailTaken
@@ -47,6 +47,8 @@ def main() -> None:
                 sys.stdout.write(json.dumps(build_openapi(create_app(settings)), indent=2, ensure_ascii=False) + "\n")
     except StartupError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell reports a command that Ctrl-C ended
     except EmailTaken:
         sys.exit("That address has an account already, which is left as it is. A superuser can promote it.")
 
@@ -82,5 +84,6 @@ async def _create_superuser(settings: Settings, data: UserCreate) -> None:
         async with write_sessions() as session:
             await create_user(session, create_passwords(settings.auth), data, is_superuser=True)
             await session.commit()
+            sys.stdout.write(f"{data.email} is a superuser now, in the database at {database_name(settings)}.\n")
     finally:
         await engine.dispose()

@@ -1,5 +1,6 @@
 """What lives as long as the process: made when it starts, closed when it stops."""
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from app.database import DATABASE_ERRORS, create_engine, create_sessionmakers
 from app.errors import StartupError
 from app.migrations import is_migration_pending, migrate
 from app.security import Passwords, Tokens
-from app.settings import AuthSettings, Settings
+from app.settings import AuthSettings, DatabaseSettings, Settings
 from app.state import State
 
 # Redis only helps along, so nobody waits for it: redis-py's defaults are 5 seconds and 10 retries.
@@ -68,31 +69,35 @@ async def prepare(settings: Settings) -> None:
         await _check_database(engine, settings)
     except DATABASE_ERRORS as error:
         reason = getattr(error, "orig", None) or error
-        raise StartupError(f"The database at {_name(settings)} cannot be used: {reason}") from error
+        raise StartupError(f"The database at {database_name(settings)} cannot be used: {reason}") from error
     finally:
         await engine.dispose()
 
 
 async def _check_database(engine: AsyncEngine, settings: Settings) -> None:
     if settings.database.is_sqlite:
-        _open_sqlite(settings)
+        open_sqlite(settings.database)
     if settings.database.migrates_at_start:
         await migrate(settings.database)
     elif await is_migration_pending(engine):
         raise StartupError("The database's schema is not up to date: run `python -m app migrate`")
 
 
-def _open_sqlite(settings: Settings) -> None:
-    """Makes the database's folder and file. The asynchronous driver would do it in a thread, and fail less clearly."""
-    file = Path(make_url(settings.database.url.get_secret_value()).database or "")
+def open_sqlite(settings: DatabaseSettings) -> None:
+    """Makes the database's folder and file. The asynchronous driver would do it in a thread, and fail less clearly.
+
+    Raises:
+        StartupError: it cannot be opened.
+    """
+    file = Path(make_url(settings.url.get_secret_value()).database or "")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         sqlite3.connect(file).close()
     except (OSError, sqlite3.Error) as error:
-        raise StartupError(f"The SQLite database at {file} cannot be opened: {error}") from error
+        raise StartupError(f"The SQLite database at {file} cannot be opened by user {os.getuid()}: {error}") from error
 
 
-def _name(settings: Settings) -> str:
+def database_name(settings: Settings) -> str:
     """The database, without credentials."""
     url = make_url(settings.database.url.get_secret_value())
     return f"{url.host}:{url.port or 5432}/{url.database}" if url.host else str(url.database)

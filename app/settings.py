@@ -78,7 +78,7 @@ class Group(BaseModel):
 class ServerSettings(Group):
     """What gunicorn.conf.py reads."""
 
-    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port that gunicorn listens on")
     web_concurrency: int | None = Field(
         None,
         ge=1,

@@ -23,8 +23,13 @@ ELSEWHERE = {
     TEST: ".ci/run",
     "docker compose up --build": "tests/container/",
     "docker build -t app . && docker run -p 8000:8000 app": "tests/container/",
+    "uv run gunicorn app.main:app -c gunicorn.conf.py": "tests/server/",
+    "cp .env.example .env": "tests/test_docs.py",
     "uvx ruff check . && uvx ruff format --check . && uv run mypy": ".ci/run",
 }
+USE_UV = 'export PATH="$PWD/.uv/bin:$PATH"'
+MAKE_MIGRATION = 'uv run alembic revision --autogenerate -m "what changes"'
+WRITE_CONTRACT = "uv run python -m app openapi > tests/openapi.json"
 CREATE_SUPERUSER = "uv run python -m app create-superuser --email root@example.com --full-name Root"
 
 
@@ -94,7 +99,8 @@ def wait_for(condition: Callable[[], bool], log: Path) -> None:
 
 
 def test_every_command_is_run_somewhere() -> None:
-    assert set(COMMANDS) == {SERVE, CREATE_SUPERUSER, *ELSEWHERE}
+    here = {SERVE, USE_UV, CREATE_SUPERUSER, MAKE_MIGRATION, WRITE_CONTRACT}
+    assert set(COMMANDS) == here | ELSEWHERE.keys()
 
 
 def test_the_whole_life_of_a_user_in_curl(server: str) -> None:
@@ -113,22 +119,50 @@ def test_the_whole_life_of_a_user_in_curl(server: str) -> None:
         assert re.fullmatch(pattern, output.strip()), f"$ {command}\n{output}"
 
 
-def test_the_first_superuser_is_made_on_the_server(server: str, fresh_copy: Path, environment: dict[str, str]) -> None:
-    path = f"{fresh_copy / '.uv' / 'bin'}{os.pathsep}{environment['PATH']}"
+@pytest.fixture
+def run(fresh_copy: Path, environment: dict[str, str]) -> Callable[[str, str], str]:
+    """Runs a command of the README in the copy, behind the line that puts uv on the path."""
 
-    subprocess.run(
-        ["bash", "-c", CREATE_SUPERUSER],
-        cwd=fresh_copy,
-        env=environment | {"PATH": path},
-        input="a good password\n",
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    def run(command: str, stdin: str = "") -> str:
+        return subprocess.run(
+            ["bash", "-euc", f"{USE_UV}\n{command}"],
+            cwd=fresh_copy,
+            env=environment,
+            input=stdin,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+
+    return run
+
+
+def test_the_first_superuser_is_made_on_the_server(server: str, run: Callable[[str, str], str]) -> None:
+    said = run(CREATE_SUPERUSER, "a good password\n")
 
     login = httpx.post(f"{server}/auth/login", json={"email": "root@example.com", "password": "a good password"})
     auth = {"Authorization": f"Bearer {login.json()['access_token']}"}
     assert httpx.get(f"{server}/users/", headers=auth).status_code == 200
+    assert said == "root@example.com is a superuser now, in the database at data/app.db.\n"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_migration_is_made_from_the_models(run: Callable[[str, str], str], fresh_copy: Path) -> None:
+    run(MAKE_MIGRATION, "")
+
+    (migration,) = (fresh_copy / "app/migrations/versions").glob("*_what_changes.py")
+    assert "pass" in migration.read_text()
+    migration.unlink()
+
+
+@pytest.mark.usefixtures("server")
+def test_the_contract_is_written_down(run: Callable[[str, str], str], fresh_copy: Path) -> None:
+    (fresh_copy / "tests/openapi.json").unlink()
+
+    run(WRITE_CONTRACT, "")
+
+    assert (fresh_copy / "tests/openapi.json").read_text() == (ROOT / "tests/openapi.json").read_text()
 
 
 def test_a_change_of_the_code_is_served_at_once(server: str, fresh_copy: Path) -> None:

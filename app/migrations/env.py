@@ -2,21 +2,36 @@
 
 import asyncio
 
+import structlog
 from alembic import context
+from alembic.runtime.migration import MigrationInfo
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 import app.auth.models
 import app.users.models  # noqa: F401  models register themselves when imported
 from app.database import Base, create_engine
+from app.lifespan import open_sqlite
 from app.settings import load_settings
+
+log = structlog.stdlib.get_logger("app.migrations")
 
 ADVISORY_LOCK = 0x6661737461706900  # any number, as long as nothing else in the database uses it
 
 
+def report(*, step: MigrationInfo, **_: object) -> None:
+    """Says what is done, in place of Alembic, which says a good deal more."""
+    log.info("migration", direction="up" if step.is_upgrade else "down", revision=step.up_revision_id)
+
+
 def run(connection: Connection) -> None:
     """Runs what was asked for in one transaction, by one process at a time."""
-    context.configure(connection=connection, target_metadata=Base.metadata, transactional_ddl=True)
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        transactional_ddl=True,
+        on_version_apply=report,  # type: ignore[arg-type]  # it is called by keyword
+    )
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other as it is
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -25,7 +40,10 @@ def run(connection: Connection) -> None:
 
 async def connect_and_run() -> None:
     """Serves `alembic revision --autogenerate` and its kin."""
-    engine = create_engine(load_settings().database)
+    settings = load_settings().database
+    if settings.is_sqlite:
+        open_sqlite(settings)
+    engine = create_engine(settings)
     async with engine.begin() as connection:
         await connection.run_sync(run)
     await engine.dispose()

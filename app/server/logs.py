@@ -67,6 +67,8 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "gunicorn.access": log,
             "uvicorn": log,
             "uvicorn.error": log,
+            # Each migration is reported by our own env.py; Alembic has a few lines more at every start.
+            "alembic": {"level": "WARNING"},
             # The access line is the application's own, written by its middleware as `app.access`.
             "uvicorn.access": {"handlers": [], "propagate": False},
         },
@@ -101,7 +103,9 @@ def _json() -> list[Processor]:
 def _console() -> list[Processor]:
     return [
         _without_uvicorns_colours,
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback),
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+        ),
     ]
 
 

@@ -114,7 +114,10 @@ NO_START = {
         ["--env", "DATABASE_URL=postgresql://user:hunter2@127.0.0.1:1/x"],
         "The database at 127.0.0.1:1/x cannot be used",
     ),
-    "a data folder that cannot be written": (["--user", "4242:4242"], "The database at /data/app.db cannot be used"),
+    "a data folder that cannot be written": (
+        ["--user", "4242:4242"],
+        "The SQLite database at /data/app.db cannot be opened by user 4242",
+    ),
     "no certificate where there should be one": (
         ["--env", "SSL_CERTFILE=/none", "--env", "SSL_KEYFILE=/none"],
         "SSL_CERTFILE: /none cannot be read: No such file or directory",
