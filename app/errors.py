@@ -7,6 +7,7 @@
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── Conflict              409
+    ├── PayloadTooLarge       413  a body over the limit
     ├── UnsupportedMediaType  415
     ├── InvalidRequest        422  the request does not fit its schema
     ├── InternalError         500  a bug
@@ -105,6 +106,12 @@ class Conflict(AppError):
     message = "Conflicts with the present state"
 
 
+class PayloadTooLarge(AppError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    type = "payload_too_large"
+    message = "The body is too large"
+
+
 class UnsupportedMediaType(AppError):
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     type = "unsupported_media_type"
@@ -151,7 +158,7 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
             error.status.value,
             {
                 "model": ErrorResponse,
-                "description": error.status.phrase,
+                "description": _PHRASES.get(error.status, error.status.phrase),
                 "content": {"application/json": {"examples": {}}},
                 "headers": {
                     name: {"schema": {"type": "string"}, "example": value} for name, value in error.headers.items()
@@ -163,6 +170,13 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
             "value": jsonable_encoder(body, exclude_none=True),
         }
     return entries
+
+
+# As in RFC 9110; Python before 3.13 has older words, and the document should not depend on who prints it.
+_PHRASES = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
+}
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ from app.api import router
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
+from app.middleware.body_limit import BodyLimitMiddleware
 from app.middleware.request_context import RequestContextMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
 from app.settings import Settings
@@ -37,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     StandaloneDocs(app)  # the docs pages' scripts and styles come from this process, not from the internet
 
     # The last one added is the first that a request meets.
+    app.add_middleware(BodyLimitMiddleware, max_size=settings.http.max_body_size)
     if settings.http.cors_origins:
         app.add_middleware(
             CORSMiddleware,

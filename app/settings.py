@@ -152,8 +152,9 @@ class AuthSettings(Group):
 
 
 class HTTPSettings(Group):
-    """What browsers may do."""
+    """What is let in, and from where."""
 
+    max_body_size: int = Field(1_048_576, ge=0, description="Bytes that a request's body may have")
     cors_origins: List = Field([], description="Comma-separated origins whose pages may call the API; none by default")
 
 

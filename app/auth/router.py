@@ -9,7 +9,14 @@ from app.auth import service
 from app.auth.errors import InvalidRefreshToken, LoginFailed
 from app.auth.schemas import Credentials, RefreshRequest, TokenPair
 from app.database import ReadSession, WriteSession
-from app.errors import InternalError, InvalidRequest, ServiceUnavailable, UnsupportedMediaType, responses
+from app.errors import (
+    InternalError,
+    InvalidRequest,
+    PayloadTooLarge,
+    ServiceUnavailable,
+    UnsupportedMediaType,
+    responses,
+)
 from app.security import Tokens
 from app.state import AppRequest
 from app.users.dependencies import PasswordsDep
@@ -17,7 +24,7 @@ from app.users.dependencies import PasswordsDep
 router = APIRouter(
     prefix="/auth",
     tags=["auth"],
-    responses=responses(UnsupportedMediaType, InvalidRequest, InternalError, ServiceUnavailable),
+    responses=responses(PayloadTooLarge, UnsupportedMediaType, InvalidRequest, InternalError, ServiceUnavailable),
 )
 
 

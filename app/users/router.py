@@ -10,6 +10,7 @@ from app.errors import (
     AuthenticationFailed,
     InternalError,
     InvalidRequest,
+    PayloadTooLarge,
     PermissionDenied,
     ServiceUnavailable,
     UnsupportedMediaType,
@@ -24,7 +25,7 @@ from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate,
 router = APIRouter(prefix="/users", tags=["users"], responses=responses(InternalError, ServiceUnavailable))
 
 UserId = Annotated[int, Path(ge=1, le=service.MAX_ID, description="The user's id")]
-_BODY = (UnsupportedMediaType, InvalidRequest)
+_BODY = (PayloadTooLarge, UnsupportedMediaType, InvalidRequest)
 Cursor = Annotated[int, BeforeValidator(service.decode_cursor), WithJsonSchema({"type": "string", "maxLength": 32})]
 
 
