@@ -182,7 +182,7 @@ _PHRASES = {
 def add_error_handlers(app: FastAPI) -> None:
     """Makes every error of the application answer in the one format.
 
-    An exception that nothing here knows is a bug: the request context middleware logs it and answers 500.
+    An exception that nothing here knows is a bug: a middleware logs it and answers 500.
     """
     app.exception_handler(AppError)(_app_error)
     app.exception_handler(HTTPException)(_http_exception)

@@ -1,7 +1,6 @@
 """The composition of the application, on one screen."""
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 from fastapi_standalone_docs import StandaloneDocs
 
@@ -11,8 +10,11 @@ from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
 from app.middleware.body_limit import BodyLimitMiddleware
+from app.middleware.cors import CORSMiddleware
 from app.middleware.request_context import RequestContextMiddleware
+from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
+from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.settings import Settings
 
 
@@ -29,6 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=_operation_id,
         # A redirect from /users to /users/ would send an Authorization header wherever the Host header says.
         redirect_slashes=False,
+        swagger_ui_oauth2_redirect_url=None,  # a page for a kind of login that is not offered
     )
     app.state.settings = settings
     app.state.prepared = False  # see lifespan.prepare
@@ -39,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimitMiddleware, max_size=settings.http.max_body_size)
+    app.add_middleware(UnhandledErrorMiddleware)
     if settings.http.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -47,6 +51,12 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Link", "Location", "X-Request-ID"],
         )
+    app.add_middleware(
+        SecurityHeadersMiddleware,
+        docs_pages={"/docs", "/redoc"},
+        public={"docs", "redoc", "openapi.json"},
+        hsts=settings.in_production,
+    )
     app.add_middleware(RequestContextMiddleware)
     app.add_middleware(StartupErrorMiddleware)
     return app

@@ -1,6 +1,5 @@
-"""Gives each request an id, writes its line in the access log, and answers where all else failed."""
+"""Gives each request an id, and writes its line in the access log."""
 
-import asyncio
 import re
 from time import perf_counter
 from uuid import uuid4
@@ -9,16 +8,13 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError, ServiceUnavailable, error_response
-
 access_log = structlog.stdlib.get_logger("app.access")
-error_log = structlog.stdlib.get_logger("app.error")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContextMiddleware:
-    """The outermost layer, so that its id, its clock and its last resort cover all others."""
+    """The outermost layer, so that its id and its clock cover all others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -46,13 +42,6 @@ class RequestContextMiddleware:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, send_with_id)
-            except asyncio.CancelledError:  # the server ends, and this request took longer than it can wait
-                if not status:
-                    await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send_with_id)
-            except Exception:  # noqa: BLE001  the last resort: whatever it is, it is logged and answered, once
-                error_log.exception("unhandled exception")
-                if not status:  # else part of a response is out; the server sees that it stays unfinished
-                    await error_response(InternalError)(scope, receive, send_with_id)
             finally:
                 route = getattr(scope.get("route"), "path", None)
                 # Probes come every few seconds from everywhere, and say nothing that an alert would not.

@@ -1,9 +1,12 @@
 """Browsers may call the API from the origins that are named, and from no other."""
 
-import httpx
+from collections.abc import AsyncIterator
 
-from app.settings import HTTPSettings, Settings
-from tests.conftest import serve
+import httpx
+import pytest
+
+from app.settings import Settings
+from tests.conftest import Service, serve
 
 PREFLIGHT = {"Origin": "https://app.example", "Access-Control-Request-Method": "PATCH"}
 
@@ -16,16 +19,43 @@ async def test_by_default_there_is_none(client: httpx.AsyncClient) -> None:
     assert "access-control-allow-origin" not in {*preflight.headers, *request.headers}
 
 
-async def test_an_origin_that_is_named_may(settings: Settings) -> None:
-    named = settings.model_copy(update={"http": HTTPSettings(cors_origins=["https://app.example"])})
+@pytest.fixture
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
+    """The service for the pages of https://app.example."""
+    http = settings.http.model_copy(update={"cors_origins": ["https://app.example"], "max_body_size": 1000})
+    async with serve(settings.model_copy(update={"http": http})) as service:
+        yield service
 
-    async with serve(named) as service:
-        preflight = await service.client.options("/users/me", headers=PREFLIGHT)
-        request = await service.client.get("/users/me", headers=PREFLIGHT)
-        other = await service.client.get("/users/me", headers=PREFLIGHT | {"Origin": "https://evil.example"})
+
+async def test_an_origin_that_is_named_may(open_service: Service) -> None:
+    preflight = await open_service.client.options("/users/me", headers=PREFLIGHT)
+    request = await open_service.client.get("/users/me", headers=PREFLIGHT)
 
     assert preflight.status_code == 200
     assert "PATCH" in preflight.headers["access-control-allow-methods"]
     assert request.headers["access-control-allow-origin"] == "https://app.example"
     assert "X-Request-ID" in request.headers["access-control-expose-headers"]
-    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_another_origin_may_not(open_service: Service) -> None:
+    headers = PREFLIGHT | {"Origin": "https://evil.example"}
+
+    preflight = await open_service.client.options("/users/me", headers=headers)
+    request = await open_service.client.get("/users/me", headers=headers)
+
+    assert preflight.status_code == 400
+    assert preflight.json() == {"error": "Not allowed from this origin", "type": "validation_error"}
+    assert "access-control-allow-origin" not in {*preflight.headers, *request.headers}
+
+
+async def test_a_page_may_read_errors_too(open_service: Service) -> None:
+    @open_service.app.get("/crash")
+    async def crash() -> None:
+        raise RuntimeError("boom")
+
+    crashed = await open_service.client.get("/crash", headers=PREFLIGHT)
+    too_large = await open_service.client.post("/users/", content=b" " * 1001, headers=PREFLIGHT)
+
+    assert (crashed.status_code, too_large.status_code) == (500, 413)
+    for response in (crashed, too_large):
+        assert response.headers["access-control-allow-origin"] == "https://app.example"

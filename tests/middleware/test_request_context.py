@@ -1,17 +1,9 @@
-"""Each request has an id and a line in the access log, and an answer even where the server ends under it."""
-
-import asyncio
-from collections.abc import AsyncIterator
+"""Each request has an id and a line in the access log."""
 
 import httpx
 import pytest
 import structlog
-from fastapi.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
 
-from app.factory import create_app
-from app.middleware.request_context import RequestContextMiddleware
-from app.settings import Settings
 from tests.people import join
 
 
@@ -74,83 +66,3 @@ async def test_a_probe_is_not_worth_a_line(
     await client.get(path)
 
     assert [entry["log_level"] for entry in logs] == ["debug"]
-
-
-async def test_a_failure_in_the_middle_of_a_response_ends_it(logs: list[structlog.typing.EventDict]) -> None:
-    async def half(_: Scope, __: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"half", "more_body": True})
-        raise RuntimeError("boom")
-
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    async def receive() -> Message:
-        raise AssertionError("nothing is read")
-
-    scope: Scope = {
-        "type": "http",
-        "method": "GET",
-        "path": "/",
-        "raw_path": b"/",
-        "http_version": "1.1",
-        "headers": [],
-        "client": None,
-    }
-    await RequestContextMiddleware(half)(scope, receive, send)
-
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert [(entry["event"], entry.get("status")) for entry in logs] == [
-        ("unhandled exception", None),
-        ("request", 200),
-    ]
-
-
-async def test_a_request_that_the_ending_server_cancels_is_answered(
-    settings: Settings, logs: list[structlog.typing.EventDict]
-) -> None:
-    app = create_app(settings)
-    has_begun = asyncio.Event()
-
-    @app.get("/forever")
-    async def forever() -> None:
-        has_begun.set()
-        await asyncio.Event().wait()
-
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        request = asyncio.create_task(client.get("/forever"))
-        await has_begun.wait()
-        request.cancel()
-        response = await request
-
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "1"
-    assert response.json() == {"error": "Shutting down", "type": "service_unavailable"}
-    assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 503)]
-
-
-async def test_a_response_that_the_ending_server_cancels_stays_unfinished(
-    settings: Settings, logs: list[structlog.typing.EventDict]
-) -> None:
-    app = create_app(settings)
-    has_begun = asyncio.Event()
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"half"
-        has_begun.set()
-        await asyncio.Event().wait()
-
-    @app.get("/forever")
-    async def forever() -> StreamingResponse:
-        return StreamingResponse(chunks())
-
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        request = asyncio.create_task(client.get("/forever"))
-        await has_begun.wait()
-        request.cancel()
-        with pytest.raises(AssertionError):  # of httpx's transport, about the missing end
-            await request
-
-    assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 200)]

@@ -1,0 +1,75 @@
+"""Tells browsers to do no more with a response than the API is for."""
+
+import re
+from base64 import b64encode
+from collections.abc import Collection
+from hashlib import sha256
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.middleware.paths import route_path, section
+
+_BASIC = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
+# Two years, as browsers' preload lists advise. For this host alone: whose the subdomains are is not known here.
+_HSTS = (b"strict-transport-security", b"max-age=63072000")
+_NO_STORE = (b"cache-control", b"no-store")
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+# Swagger UI and ReDoc set styles from their scripts and draw with data: images; ReDoc searches in a worker.
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'{}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
+class SecurityHeadersMiddleware:
+    """Adds the headers to every response, which is not to be stored anywhere unless it says otherwise or is `public`.
+
+    `docs_pages` are the paths of the pages with scripts, `public` the sections that anybody may cache. With `hsts`,
+    browsers that came by HTTPS are told to stay with it.
+    """
+
+    def __init__(self, app: ASGIApp, *, docs_pages: Collection[str], public: Collection[str], hsts: bool) -> None:
+        self.app = app
+        self.docs_pages = docs_pages
+        self.public = public
+        self.hsts = hsts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        path = route_path(scope)
+        start: Message | None = None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                headers = message["headers"] = [*message["headers"], *_BASIC]
+                if self.hsts and scope["scheme"] == "https":
+                    headers.append(_HSTS)
+                if section(path) not in self.public and all(name != b"cache-control" for name, _ in headers):
+                    headers.append(_NO_STORE)
+                if path in self.docs_pages:
+                    start = message  # its policy depends on the page, which comes next
+                    return
+                headers.append(_POLICY)
+            elif start:
+                start["headers"].append(_docs_policy(message["body"]))
+                await send(start)
+                start = None
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def _docs_policy(page: bytes) -> tuple[bytes, bytes]:
+    """Allows the page's own inline scripts, by their hashes, and no other."""
+    hashes = (b64encode(sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(page))
+    scripts = "".join(f" 'sha256-{digest}'" for digest in hashes)
+    return b"content-security-policy", _DOCS_POLICY.format(scripts).encode()
