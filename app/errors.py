@@ -10,6 +10,7 @@
     ├── PayloadTooLarge       413  a body over the limit
     ├── UnsupportedMediaType  415
     ├── InvalidRequest        422  the request does not fit its schema
+    ├── RateLimited           429  too many requests
     ├── InternalError         500  a bug
     └── ServiceUnavailable    503  the database is away, full or slow
 
@@ -57,16 +58,18 @@ class StartupError(Exception):
 
 
 class AppError(Exception):
-    """An error with an answer. Subclasses set the class variables, an instance may bring a message of its own."""
+    """An error with an answer. Subclasses set the class variables, an instance may bring a message and headers."""
 
     status: ClassVar[HTTPStatus]
     type: ClassVar[str]
     message: ClassVar[str]
     headers: ClassVar[dict[str, str]] = {}
+    example_headers: ClassVar[dict[str, str]] = {}
     example_details: ClassVar[list[FieldError] | None] = None
 
-    def __init__(self, message: str | None = None) -> None:
+    def __init__(self, message: str | None = None, *, headers: dict[str, str] | None = None) -> None:
         super().__init__(message or self.message)
+        self.own_headers = headers or {}
 
 
 class RuleViolated(AppError):
@@ -125,6 +128,17 @@ class InvalidRequest(AppError):
     example_details: ClassVar = [FieldError(field="body", message="Field required")]
 
 
+class RateLimited(AppError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "rate_limited"
+    message = "Too many requests, try again later"
+    example_headers: ClassVar = {
+        "RateLimit-Policy": '"default";q=600;w=60',
+        "RateLimit": '"default";r=0;t=42',
+        "Retry-After": "42",
+    }
+
+
 class InternalError(AppError):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     type = "internal_error"
@@ -161,7 +175,8 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
                 "description": _PHRASES.get(error.status, error.status.phrase),
                 "content": {"application/json": {"examples": {}}},
                 "headers": {
-                    name: {"schema": {"type": "string"}, "example": value} for name, value in error.headers.items()
+                    name: {"schema": {"type": "string"}, "example": value}
+                    for name, value in (error.headers | error.example_headers).items()
                 },
             },
         )
@@ -192,7 +207,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _app_error(_: Request, error: AppError) -> JSONResponse:
-    return error_response(error)
+    return error_response(error, headers=error.own_headers)
 
 
 async def _http_exception(request: Request, error: HTTPException) -> JSONResponse:

@@ -11,11 +11,17 @@ from app.errors import add_error_handlers
 from app.lifespan import lifespan
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.middleware.cors import CORSMiddleware
+from app.middleware.rate_limit import RateLimitMiddleware
 from app.middleware.request_context import RequestContextMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.settings import Settings
+
+# The first parts of the paths that document the API.
+DOCS = frozenset({"docs", "redoc", "openapi.json"})
+# What has a limit of its own, tighter than that of all the rest; see lifespan.create_limiter.
+LIMITS = {("POST", "/auth/login"): "login", ("POST", "/users/"): "register"}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -42,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimitMiddleware, max_size=settings.http.max_body_size)
+    app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", unlimited=DOCS | {"health"})
     app.add_middleware(UnhandledErrorMiddleware)
     if settings.http.cors_origins:
         app.add_middleware(
@@ -49,12 +56,12 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=settings.http.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=["Link", "Location", "X-Request-ID"],
+            expose_headers=["Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(
         SecurityHeadersMiddleware,
         docs_pages={"/docs", "/redoc"},
-        public={"docs", "redoc", "openapi.json"},
+        public=DOCS,
         hsts=settings.in_production,
     )
     app.add_middleware(RequestContextMiddleware)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from fastapi import FastAPI
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from sqlalchemy import make_url
@@ -16,13 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import DATABASE_ERRORS, create_engine, create_sessionmakers
 from app.errors import StartupError
+from app.limiter import REDIS_SECONDS, RateLimiter
 from app.migrations import is_migration_pending, migrate
 from app.security import Passwords, Tokens
-from app.settings import AuthSettings, DatabaseSettings, Settings
+from app.settings import AuthSettings, DatabaseSettings, RedisSettings, Settings
 from app.state import State
 
-# Redis only helps along, so nobody waits for it: redis-py's defaults are 5 seconds and 10 retries.
-REDIS_SECONDS = 0.3
+# Each is busy for a fraction of a millisecond at a time. A request that finds none free waits its turn, where
+# redis-py's usual pool raises.
+REDIS_CONNECTIONS = 16
 
 
 @asynccontextmanager
@@ -34,7 +36,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     # Made here and not at import: an engine from before gunicorn forks would share its connections between workers.
     engine = create_engine(settings.database)
     read_sessions, write_sessions = create_sessionmakers(engine)
-    redis = _create_redis(settings)
+    redis = create_redis(settings.redis)
     auth = settings.auth
     try:
         yield State(
@@ -42,6 +44,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
             read_sessions=read_sessions,
             write_sessions=write_sessions,
             redis=redis,
+            limiter=create_limiter(settings, redis),
             passwords=create_passwords(auth),
             tokens=Tokens(
                 secret_key=auth.secret_key.get_secret_value(),
@@ -112,12 +115,32 @@ def create_passwords(settings: AuthSettings) -> Passwords:
     )
 
 
-def _create_redis(settings: Settings) -> Redis | None:
-    if settings.redis.url is None:
+def create_limiter(settings: Settings, redis: Redis | None) -> RateLimiter:
+    """Makes the limiter that the settings describe."""
+    http = settings.http
+    return RateLimiter(
+        {
+            "default": http.rate_limit,
+            "login": http.rate_limit_login,
+            "account": http.rate_limit_login,
+            "register": http.rate_limit_register,
+        },
+        redis=redis,
+        secret_key=settings.auth.secret_key.get_secret_value(),
+    )
+
+
+def create_redis(settings: RedisSettings) -> Redis | None:
+    """Makes the client, where Redis is configured; it connects when it is first asked."""
+    if settings.url is None:
         return None
-    return Redis.from_url(
-        settings.redis.url.get_secret_value(),
+    # Redis only helps along, so nobody waits for it: redis-py's defaults are 5 seconds and 10 retries.
+    pool = BlockingConnectionPool.from_url(
+        settings.url.get_secret_value(),
+        max_connections=REDIS_CONNECTIONS,
+        timeout=REDIS_SECONDS,
         socket_connect_timeout=REDIS_SECONDS,
         socket_timeout=REDIS_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
+    return Redis.from_pool(pool)

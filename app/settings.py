@@ -1,5 +1,6 @@
 """Everything that can be set from outside: typed, grouped, and read from the environment here alone."""
 
+import re
 import secrets
 from collections.abc import Iterator
 from functools import cached_property
@@ -56,6 +57,12 @@ def _secret_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _rate(value: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", value):
+        raise ValueError("must be like 600/minute, with second, minute, hour or day")
+    return value
+
+
 def _comma_separated(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
@@ -65,6 +72,7 @@ def _lower_case(value: object) -> object:
 
 
 List = Annotated[list[str], BeforeValidator(_comma_separated)]
+Rate = Annotated[str, AfterValidator(_rate)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -133,7 +141,7 @@ class RedisSettings(Group):
 
     prefix = "REDIS_"
     url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
-        None, description="Redis URL; readiness reports its state"
+        None, description="Redis URL; one count for rate limits over all workers, readiness reports its state"
     )
 
 
@@ -155,6 +163,11 @@ class HTTPSettings(Group):
     """What is let in, and from where."""
 
     max_body_size: int = Field(1_048_576, ge=0, description="Bytes that a request's body may have")
+    rate_limit: Rate = Field("600/minute", description="Requests that a client's address may make")
+    rate_limit_login: Rate = Field(
+        "10/minute", description="Logins that a client's address may try, and that may be tried for one account"
+    )
+    rate_limit_register: Rate = Field("30/minute", description="Registrations that a client's address may try")
     cors_origins: List = Field([], description="Comma-separated origins whose pages may call the API; none by default")
 
 

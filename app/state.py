@@ -6,6 +6,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from starlette.requests import Request
 
+from app.limiter import RateLimiter
 from app.security import Passwords, Tokens
 
 
@@ -16,6 +17,7 @@ class State(TypedDict):
     read_sessions: async_sessionmaker[AsyncSession]
     write_sessions: async_sessionmaker[AsyncSession]
     redis: Redis | None
+    limiter: RateLimiter
     passwords: Passwords
     tokens: Tokens
 

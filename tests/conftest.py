@@ -18,6 +18,9 @@ import pytest
 import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
@@ -110,6 +113,8 @@ def redis_url() -> Iterator[str]:
         yield url
         return
     with container("redis:8-alpine", 6379, "TEST_REDIS_URL") as address:
+        with Redis.from_url(f"redis://{address}", retry=Retry(ConstantBackoff(0.1), 300)) as redis:
+            redis.ping()  # it may be starting up still
         yield f"redis://{address}"
 
 
@@ -179,6 +184,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 # The application -------------------------------------------------------------------------------------------------
 
+NO_LIMIT = "1000000/minute"
 SECRET_KEY = "a secret key for tests, of 32 bytes or more"
 
 
@@ -193,7 +199,8 @@ def settings(database_url: str) -> Settings:
         auth=AuthSettings(
             secret_key=SecretStr(SECRET_KEY), argon2_memory_kib=64, argon2_time_cost=1, argon2_parallelism=1
         ),
-        http=HTTPSettings(),
+        # Tests do in a second what people do in a day.
+        http=HTTPSettings(rate_limit=NO_LIMIT, rate_limit_login=NO_LIMIT, rate_limit_register=NO_LIMIT),
         log=LogSettings(),
     )
 

@@ -91,6 +91,12 @@ def test_what_needs_a_login_says_so_and_nothing_else_does(document: dict[str, An
         assert ("401" in operation["responses"]) == (name in protected or name.split("/")[-1] in ("login", "refresh"))
 
 
+def test_limits_are_documented_where_they_hold(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        assert ("429" in operation["responses"]) == ("/health" not in name), name
+        assert ("413" in operation["responses"]) or "requestBody" not in operation, name
+
+
 def test_every_error_has_the_one_form(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         for status, response in operation["responses"].items():

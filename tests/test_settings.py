@@ -114,6 +114,10 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("ENVIRONMENT", "hunter2"),
         ("SECRET_KEY", "hunter2"),
         ("ACCESS_TOKEN_MINUTES", "0"),
+        ("MAX_BODY_SIZE", "-1"),
+        ("RATE_LIMIT", "hunter2/minute"),
+        ("RATE_LIMIT", "0/minute"),
+        ("RATE_LIMIT_LOGIN", "600/fortnight"),
     ],
 )
 def test_a_bad_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

@@ -13,6 +13,7 @@ from app.errors import (
     InternalError,
     InvalidRequest,
     PayloadTooLarge,
+    RateLimited,
     ServiceUnavailable,
     UnsupportedMediaType,
     responses,
@@ -24,7 +25,9 @@ from app.users.dependencies import PasswordsDep
 router = APIRouter(
     prefix="/auth",
     tags=["auth"],
-    responses=responses(PayloadTooLarge, UnsupportedMediaType, InvalidRequest, InternalError, ServiceUnavailable),
+    responses=responses(
+        PayloadTooLarge, UnsupportedMediaType, InvalidRequest, RateLimited, InternalError, ServiceUnavailable
+    ),
 )
 
 
@@ -35,7 +38,23 @@ async def _tokens(request: AppRequest) -> Tokens:
 TokensDep = Annotated[Tokens, Depends(_tokens)]
 
 
-@router.post("/login", responses=responses(LoginFailed), response_description="A pair of tokens", summary="Log in")
+async def _limit_account(request: AppRequest, credentials: Credentials) -> None:
+    """Counts the tries for one account from wherever they come, and whether there is such an account or not.
+
+    The address that they come from has been counted before the body was read, in the middleware.
+    """
+    usage = await request.state["limiter"].hit("account", credentials.email)
+    if usage and usage.is_exceeded:
+        raise RateLimited(headers=usage.headers())
+
+
+@router.post(
+    "/login",
+    dependencies=[Depends(_limit_account)],
+    responses=responses(LoginFailed),
+    response_description="A pair of tokens",
+    summary="Log in",
+)
 async def login(
     credentials: Credentials, read: ReadSession, write: WriteSession, passwords: PasswordsDep, tokens: TokensDep
 ) -> TokenPair:

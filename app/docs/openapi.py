@@ -23,6 +23,19 @@ works once. `POST /auth/logout` ends the login.
 Every error has the same form: `error` is a sentence for a person, `type` a stable word for a program, and `details`,
 where fields are at fault, names them. Every response carries an `X-Request-ID`: the one you sent, if it is 1-128 of
 `A-Za-z0-9._-`, else a new one. Quote it when you report a problem.
+
+### Rate limits
+
+Requests are counted by client address (an IPv6 address with its whole /64 network): logins and registrations against
+tighter limits of their own, logins by account as well, all others together. `RateLimit-Policy` says how many requests
+(`q`) the limit allows in how many seconds (`w`), `RateLimit` how many remain (`r`) and in how many seconds the count
+starts anew (`t`):
+
+    RateLimit-Policy: "default";q=600;w=60
+    RateLimit: "default";r=599;t=60
+
+When none remain, the answer is 429, and `Retry-After` says when to try again. Health checks and this documentation are
+not limited. A response without these headers was not counted, which happens when the counter is out of order.
 """
 
 TAGS = [

@@ -12,6 +12,7 @@ from app.errors import (
     InvalidRequest,
     PayloadTooLarge,
     PermissionDenied,
+    RateLimited,
     ServiceUnavailable,
     UnsupportedMediaType,
     responses,
@@ -22,7 +23,7 @@ from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassw
 from app.users.models import User
 from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate, UserPage, UserResponse, UserUpdate
 
-router = APIRouter(prefix="/users", tags=["users"], responses=responses(InternalError, ServiceUnavailable))
+router = APIRouter(prefix="/users", tags=["users"], responses=responses(RateLimited, InternalError, ServiceUnavailable))
 
 UserId = Annotated[int, Path(ge=1, le=service.MAX_ID, description="The user's id")]
 _BODY = (PayloadTooLarge, UnsupportedMediaType, InvalidRequest)
