@@ -1,6 +1,7 @@
 """The errors the service answers with, and the one place where an exception becomes HTTP.
 
     AppError
+    ├── UnknownHost           400  not a host of ours
     ├── RuleViolated          400  a rule about stored data
     ├── AuthenticationFailed  401  no, bad, expired or revoked credentials
     ├── PermissionDenied      403  known caller, not allowed
@@ -70,6 +71,12 @@ class AppError(Exception):
     def __init__(self, message: str | None = None, *, headers: dict[str, str] | None = None) -> None:
         super().__init__(message or self.message)
         self.own_headers = headers or {}
+
+
+class UnknownHost(AppError):
+    status = HTTPStatus.BAD_REQUEST
+    type = "validation_error"
+    message = "Unknown host"
 
 
 class RuleViolated(AppError):

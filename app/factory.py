@@ -9,6 +9,7 @@ from app.api import router
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
+from app.middleware.allowed_hosts import AllowedHostsMiddleware
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.middleware.cors import CORSMiddleware
 from app.middleware.rate_limit import RateLimitMiddleware
@@ -49,6 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimitMiddleware, max_size=settings.http.max_body_size)
     app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", unlimited=DOCS | {"health"})
+    if settings.http.allowed_hosts:
+        app.add_middleware(AllowedHostsMiddleware, hosts=settings.http.allowed_hosts, anyhow={"health"})
     app.add_middleware(UnhandledErrorMiddleware)
     if settings.http.cors_origins:
         app.add_middleware(

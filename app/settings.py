@@ -67,11 +67,18 @@ def _comma_separated(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
+def _host(value: str) -> str:
+    if not re.fullmatch(r"(\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\]", value := value.lower()):
+        raise ValueError("must be names like example.com, or *.example.com, without a port")
+    return value
+
+
 def _lower_case(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
 List = Annotated[list[str], BeforeValidator(_comma_separated)]
+Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_comma_separated)]
 Rate = Annotated[str, AfterValidator(_rate)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -169,6 +176,11 @@ class HTTPSettings(Group):
     )
     rate_limit_register: Rate = Field("30/minute", description="Registrations that a client's address may try")
     cors_origins: List = Field([], description="Comma-separated origins whose pages may call the API; none by default")
+    allowed_hosts: Hosts = Field(
+        [],
+        description="Comma-separated names in a request's Host header that are answered, `*.example.com` for all below "
+        "it; any by default, and any for health checks",
+    )
 
 
 class LogSettings(Group):

@@ -1,0 +1,38 @@
+"""Answers only requests for the hosts that the service goes by."""
+
+import re
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import UnknownHost, error_response
+from app.middleware.paths import route_path, section
+
+_PORT = re.compile(rb":[0-9]*$")
+
+
+class AllowedHostsMiddleware:
+    """Refuses any `Host` but the given names; `*.example.com` stands for all below example.com.
+
+    In `anyhow` sections every host will do: probes ask for an address.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], anyhow: Collection[str]) -> None:
+        self.app = app
+        self.names = {host.encode() for host in hosts if not host.startswith("*")}
+        self.suffixes = tuple(host[1:].encode() for host in hosts if host.startswith("*"))
+        self.anyhow = anyhow
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._is_allowed(scope) or section(route_path(scope)) in self.anyhow:
+            await self.app(scope, receive, send)
+        else:
+            await error_response(UnknownHost)(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        # Of two, a proxy in front may have gone by the other.
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1:
+            return False
+        host = _PORT.sub(b"", hosts[0]).lower()
+        return host in self.names or host.endswith(self.suffixes)
