@@ -73,11 +73,18 @@ def _host(value: str) -> str:
     return value
 
 
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"\*|https?://[a-z0-9.-]+(:[0-9]+)?", value):
+        raise ValueError("must be origins like https://example.com, with nothing behind the host but a port")
+    return value
+
+
 def _lower_case(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
 List = Annotated[list[str], BeforeValidator(_comma_separated)]
+Origins = Annotated[list[Annotated[str, AfterValidator(_origin)]], BeforeValidator(_comma_separated)]
 Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_comma_separated)]
 Rate = Annotated[str, AfterValidator(_rate)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -175,7 +182,9 @@ class HTTPSettings(Group):
         "10/minute", description="Logins that a client's address may try, and that may be tried for one account"
     )
     rate_limit_register: Rate = Field("30/minute", description="Registrations that a client's address may try")
-    cors_origins: List = Field([], description="Comma-separated origins whose pages may call the API; none by default")
+    cors_origins: Origins = Field(
+        [], description="Comma-separated origins whose pages may call the API; none by default"
+    )
     allowed_hosts: Hosts = Field(
         [],
         description="Comma-separated names in a request's Host header that are answered, `*.example.com` for all below "

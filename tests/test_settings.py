@@ -113,6 +113,8 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("LOG_LEVEL", "hunter2"),
         ("ENVIRONMENT", "hunter2"),
         ("SECRET_KEY", "hunter2"),
+        ("CORS_ORIGINS", "https://a.example,hunter2"),
+        ("CORS_ORIGINS", "https://a.example/"),
         ("ACCESS_TOKEN_MINUTES", "0"),
         ("MAX_BODY_SIZE", "-1"),
         ("ALLOWED_HOSTS", "example.com,*"),

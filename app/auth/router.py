@@ -18,6 +18,7 @@ from app.errors import (
     UnsupportedMediaType,
     responses,
 )
+from app.limiter import RateLimiter
 from app.security import Tokens
 from app.state import AppRequest
 from app.users.dependencies import PasswordsDep
@@ -38,32 +39,29 @@ async def _tokens(request: AppRequest) -> Tokens:
 TokensDep = Annotated[Tokens, Depends(_tokens)]
 
 
-async def _limit_account(request: AppRequest, credentials: Credentials) -> None:
-    """Counts the tries for one account from wherever they come, and whether there is such an account or not.
-
-    The address that they come from has been counted before the body was read, in the middleware.
-    """
-    usage = await request.state["limiter"].hit("account", credentials.email)
-    if usage and usage.is_exceeded:
-        raise RateLimited(headers=usage.headers())
+async def _limiter(request: AppRequest) -> RateLimiter:
+    return request.state["limiter"]
 
 
-@router.post(
-    "/login",
-    dependencies=[Depends(_limit_account)],
-    responses=responses(LoginFailed),
-    response_description="A pair of tokens",
-    summary="Log in",
-)
-async def login(
-    credentials: Credentials, read: ReadSession, write: WriteSession, passwords: PasswordsDep, tokens: TokensDep
+LimiterDep = Annotated[RateLimiter, Depends(_limiter)]
+
+
+@router.post("/login", responses=responses(LoginFailed), response_description="A pair of tokens", summary="Log in")
+async def login(  # noqa: PLR0913  all that a login takes
+    *,
+    credentials: Credentials,
+    read: ReadSession,
+    write: WriteSession,
+    passwords: PasswordsDep,
+    tokens: TokensDep,
+    limiter: LimiterDep,
 ) -> TokenPair:
     """Exchanges an email address and a password for an access token and a refresh token.
 
     Send the access token as `Authorization: Bearer …`. An unknown address, a wrong password and an inactive user are
     answered alike.
     """
-    return await service.login(credentials, read=read, write=write, passwords=passwords, tokens=tokens)
+    return await service.login(credentials, read=read, write=write, passwords=passwords, tokens=tokens, limiter=limiter)
 
 
 @router.post(

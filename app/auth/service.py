@@ -13,6 +13,8 @@ from app.auth.errors import InvalidRefreshToken, LoginFailed
 from app.auth.models import RefreshToken
 from app.auth.schemas import Credentials, TokenPair
 from app.database import utc_now
+from app.errors import RateLimited
+from app.limiter import RateLimiter
 from app.security import Passwords, Tokens
 from app.users.models import User
 
@@ -20,14 +22,24 @@ _FAMILY_BYTES = 16
 _SECRET_BYTES = 32
 
 
-async def login(
-    credentials: Credentials, *, read: AsyncSession, write: AsyncSession, passwords: Passwords, tokens: Tokens
+async def login(  # noqa: PLR0913  all that a login takes
+    credentials: Credentials,
+    *,
+    read: AsyncSession,
+    write: AsyncSession,
+    passwords: Passwords,
+    tokens: Tokens,
+    limiter: RateLimiter,
 ) -> TokenPair:
     """Exchanges an email address and a password for tokens.
 
     Raises:
+        RateLimited: too many tries for this account, from wherever, and whether it exists or not.
         LoginFailed: unknown address, wrong password, or inactive user; which of them takes the same time.
     """
+    usage = await limiter.hit("account", credentials.email)
+    if usage and usage.is_exceeded:
+        raise RateLimited(headers=usage.headers())
     user = await read.scalar(select(User).where(User.email == credentials.email))
     await read.close()  # hashing takes a tenth of a second, and no connection should wait for it
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
