@@ -69,9 +69,10 @@ USER 10001:10001
 
 EXPOSE 8000
 
-# Python's own HTTP client instead of curl, on $PORT and in HTTPS where that is on. The first seconds are asked every
-# second, so that whoever waits for this container waits no longer than it takes.
-HEALTHCHECK --interval=30s --timeout=30s --start-period=5s --start-interval=1s --retries=3 \
+# Python's own HTTP client instead of curl, on $PORT and in HTTPS where that is on. While it starts it is asked every
+# second, so that whoever waits for this container waits no longer than it takes. 30 seconds of that instead of 5: on a
+# busy machine a start takes longer, and the next question would come half a minute later.
+HEALTHCHECK --interval=30s --timeout=30s --start-period=30s --start-interval=1s --retries=3 \
     CMD ["python", "-m", "app.server.healthcheck"]
 
 LABEL org.opencontainers.image.title="fastapi-app" \

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.errors import StartupError
 from app.lifespan import prepare
-from app.server.checks import check_address, check_certificate
+from app.server.checks import check_address, check_certificate, check_connections
 from app.server.cpus import available_cpus
 from app.server.drain import drain_on_sigterm
 from app.server.logs import log_config
@@ -87,6 +87,8 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
             for host, port in server.address:
                 check_address(host, port)
         asyncio.run(prepare(app.state.settings))
+        if advice := asyncio.run(check_connections(settings.database, server.num_workers)):
+            server.log.warning(advice)
     except StartupError as error:
         server.log.critical(str(error))
         if server.pidfile:

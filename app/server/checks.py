@@ -4,7 +4,17 @@ import socket
 import ssl
 from pathlib import Path
 
+from sqlalchemy import text
+
+from app.database import create_engine
 from app.errors import StartupError
+from app.settings import DatabaseSettings
+
+# What is left for those who are no superusers. The second setting came with PostgreSQL 16.
+_ALLOWED_CONNECTIONS = text("""
+    SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+        - coalesce(current_setting('reserved_connections', true)::int, 0)
+""")
 
 
 def check_address(host: str, port: int) -> None:
@@ -39,3 +49,23 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
         raise StartupError("SSL_CERTFILE and SSL_KEYFILE do not hold a certificate and its unencrypted key") from error
+
+
+async def check_connections(settings: DatabaseSettings, workers: int) -> str | None:
+    """Finds out whether the database allows as many connections as the workers may open; if not, gives the advice.
+
+    It allows them to all its clients together, so only what cannot work even alone is found here.
+    """
+    if settings.is_sqlite:
+        return None
+    engine = create_engine(settings)
+    async with engine.connect() as connection:
+        allowed: int = (await connection.execute(_ALLOWED_CONNECTIONS)).scalar_one()
+    await engine.dispose()
+    if (wanted := workers * settings.pool_size) <= allowed:
+        return None
+    return (
+        f"{workers} workers may open {wanted} database connections, but the database allows {allowed}: "
+        f"set DATABASE_POOL_SIZE to at most {max(1, allowed // workers)}, or WEB_CONCURRENCY to at most "
+        f"{max(1, allowed // settings.pool_size)}, or raise max_connections"
+    )

@@ -26,6 +26,23 @@ def service(image: str) -> Iterator[Container]:
         yield container.is_healthy()
 
 
+@pytest.fixture(scope="module")
+def postgresql(docker: None) -> Iterator[Container]:  # noqa: ARG001  as above
+    """A database server that containers can reach, at its own address."""
+    options = ["--env", "POSTGRES_PASSWORD=password", "--tmpfs", "/var/lib/postgresql"]
+    ready = ["--health-cmd", "pg_isready --host=127.0.0.1", "--health-interval=1s"]
+    with running("postgres:18-alpine", *options, *ready) as server:
+        yield server.is_healthy()
+
+
+@pytest.fixture
+def database(postgresql: Container) -> str:
+    """The URL of an empty database."""
+    name = f"test_{uuid4().hex}"
+    postgresql.execute("psql", "--username=postgres", f"--command=CREATE DATABASE {name}")
+    return f"postgresql://postgres:password@{postgresql.ip}/{name}"
+
+
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
     """A certificate and key that the container's user may read."""

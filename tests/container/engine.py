@@ -64,6 +64,11 @@ class Container:
         return f"http://{cli('port', self.name, '8000/tcp').splitlines()[0]}"
 
     @property
+    def ip(self) -> str:
+        """Its own address. At a published port Docker's proxy accepts what the container itself would refuse."""
+        return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
+
+    @property
     def log(self) -> str:
         """All that it wrote, to either stream."""
         command = ["docker", "logs", self.name]
@@ -85,9 +90,13 @@ class Container:
         until(health, f"{self.name} healthy")
         return self
 
-    def stop(self) -> None:
+    def signal(self, name: str) -> None:
+        """Signals gunicorn's master, which is process 1."""
+        cli("kill", "--signal", name, self.name)
+
+    def stop(self, seconds: int = 10) -> None:
         """`docker stop`: SIGTERM, and SIGKILL after 10 seconds."""
-        cli("stop", self.name)
+        cli("stop", "--time", str(seconds), self.name)
 
     def ends(self) -> int:
         """Waits for the end and gives the exit code."""

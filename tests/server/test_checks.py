@@ -4,9 +4,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from app.errors import StartupError
-from app.server.checks import check_address, check_certificate
+from app.server.checks import check_address, check_certificate, check_connections
+from app.settings import DatabaseSettings
 from tests.certificates import TLS
 
 HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
@@ -46,3 +48,23 @@ def test_a_missing_file_is_named(tls: TLS, tmp_path: Path) -> None:
 def test_files_that_are_not_a_pair_are_said_not_to_be(tls: TLS) -> None:
     with pytest.raises(StartupError, match=r"^SSL_CERTFILE and SSL_KEYFILE do not hold a certificate and"):
         check_certificate(tls.certfile, tls.certfile)
+
+
+async def test_as_many_connections_as_the_database_allows_are_nothing_to_speak_of(postgresql_url: str) -> None:
+    settings = DatabaseSettings(url=SecretStr(postgresql_url), pool_size=1)
+
+    assert await check_connections(settings, workers=1) is None
+
+
+async def test_more_than_that_are_said_with_what_to_set(postgresql_url: str) -> None:
+    settings = DatabaseSettings(url=SecretStr(postgresql_url), pool_size=100_000)
+
+    advice = await check_connections(settings, workers=3)
+
+    assert advice
+    assert advice.startswith("3 workers may open 300000 database connections, but the database allows ")
+    assert "WEB_CONCURRENCY to at most 1, or raise max_connections" in advice
+
+
+async def test_sqlite_knows_no_limit() -> None:
+    assert await check_connections(DatabaseSettings(pool_size=100_000), workers=1) is None

@@ -1,0 +1,132 @@
+"""What happens when a worker dies, gets stuck or is stopped in the middle of its work, and how many there are."""
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.container.engine import PATIENCE, Container, json_lines, running, until
+from tests.container.load import Target, load
+from tests.container.test_no_request_lost import goes_on, options
+
+SLOW = ["--volume", f"{Path(__file__).with_name('slow.py')}:/app/slow.py:ro"]
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as executor:
+        yield executor
+
+
+def slow_service(*arguments: str) -> tuple[str, ...]:
+    """The command that serves the slow routes too."""
+    return ("gunicorn", "slow:app", "-c", "gunicorn.conf.py", *arguments)
+
+
+def get(container: Container, path: str) -> httpx.Response:
+    return httpx.get(f"http://{container.ip}:8000{path}", timeout=PATIENCE)
+
+
+def ask(background: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
+    """Sends a request, and gives it a moment to arrive."""
+    answer = background.submit(get, container, path)
+    time.sleep(1)
+    return answer
+
+
+def events(container: Container, level: str) -> list[str]:
+    """What the log says at a level."""
+    return [line["event"] for line in json_lines(container.log) if line["level"] == level]
+
+
+def test_a_killed_worker_loses_only_what_it_had_in_hand_and_is_back_within_2_seconds(image: str) -> None:
+    with running(image, *options()) as container:
+        container.is_healthy()
+        with load(Target(container.ip, 8000, "/health/live")) as report:
+            goes_on(report)
+            (victim, *_) = re.findall(r"Booting worker with pid: (\d+)", container.log)
+
+            container.execute("python", "-c", f"import os; os.kill({victim}, 9)")
+
+            until(lambda: container.log.count("Application startup complete.") == 3, "the worker is back")
+            goes_on(report)
+
+        lines = json_lines(container.log)
+    (loss,) = [line["timestamp"] for line in lines if "SIGKILL" in line["event"]]
+    back = [line["timestamp"] for line in lines if line["event"] == "Application startup complete."][-1]
+    assert seconds(loss, back) < 2
+    # At most one on each of the connections that it held.
+    assert len(report.failures) <= 8
+    assert report.refused == 0
+
+
+def seconds(earlier: str, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+
+
+def test_a_stuck_worker_is_killed_after_the_timeout_and_the_others_serve_on(
+    image: str, background: ThreadPoolExecutor
+) -> None:
+    with running(image, *SLOW, *options(), command=slow_service("--timeout=3")) as container:
+        container.is_healthy()
+        answer = ask(background, container, "/stuck/3600")
+
+        with load(Target(container.ip, 8000, "/health/live")) as report:
+            until(lambda: container.log.count("Application startup complete.") == 3, "another worker")
+            goes_on(report)
+
+        assert isinstance(answer.exception(), httpx.RemoteProtocolError)
+        (stuck,) = [event for event in events(container, "error") if event.startswith("Stuck")]
+        assert "time.sleep(seconds)" in stuck
+        # Those that the stuck worker had accepted.
+        assert len(report.failures) <= 8
+        assert report.answers > 0
+
+
+def test_a_draining_worker_with_a_long_request_is_not_taken_for_a_stuck_one(
+    image: str, background: ThreadPoolExecutor
+) -> None:
+    with running(image, *SLOW, *options(), command=slow_service("--timeout=3")) as container:
+        container.is_healthy()
+        answer = ask(background, container, "/slow/10")
+
+        container.signal("HUP")
+
+        assert answer.result().status_code == 200
+        assert "WORKER TIMEOUT" not in container.log
+        assert events(container, "error") == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "decision"),
+    [
+        ("--cpus=0.5", "3 workers (2 x 1 CPUs + 1, by the cgroup's CPU quota)"),
+        ("--cpus=1.5", "5 workers (2 x 2 CPUs + 1, by the cgroup's CPU quota)"),
+        ("--cpuset-cpus=0", "3 workers (2 x 1 CPUs + 1, by the CPU affinity)"),
+        ("--env=WEB_CONCURRENCY=4", "4 workers (WEB_CONCURRENCY)"),
+    ],
+)
+def test_workers_are_counted_by_the_cpus_that_the_container_may_use(image: str, limit: str, decision: str) -> None:
+    with running(image, limit) as container:
+        container.is_healthy()
+
+        number = int(decision.split(maxsplit=1)[0])
+        assert f"{decision}, at most {10 * number} database connections" in events(container, "info")
+        until(lambda: container.log.count("Application startup complete.") == number, f"{number} workers")
+
+
+def test_a_database_that_allows_fewer_connections_is_said_with_what_to_set(image: str, database: str) -> None:
+    settings = options(DATABASE_URL=database, DATABASE_MIGRATE="true", WEB_CONCURRENCY="5", DATABASE_POOL_SIZE="30")
+    with running(image, *settings) as container:
+        container.is_healthy()
+
+        (advice,) = events(container, "warning")
+        assert advice == (
+            "5 workers may open 150 database connections, but the database allows 97: set DATABASE_POOL_SIZE to at most"
+            " 19, or WEB_CONCURRENCY to at most 3, or raise max_connections"
+        )
