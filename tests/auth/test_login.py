@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from unittest import mock
 
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.models import RefreshToken
 from app.database import utc_now
-from app.security import Passwords
+from app.security import CONCURRENT_HASHES, Passwords, Tokens
 from app.settings import Settings
 from app.state import State
 from app.users.models import User
@@ -67,6 +68,48 @@ async def test_every_failed_login_hashes_once(state: State) -> None:
     parameters = [call.args[1].split("$")[:4] for call in spy.call_args_list]
     assert parameters[0] == parameters[1]
     assert [len(call.args[1]) for call in spy.call_args_list] == [len(stored)] * 2
+
+
+async def test_every_failed_login_asks_for_that_hash(
+    client: httpx.AsyncClient, state: State, session: AsyncSession
+) -> None:
+    await register(client)
+    await session.execute(update(User).values(is_active=False))
+    await session.commit()
+
+    with mock.patch.object(state["passwords"], "verify", wraps=state["passwords"].verify) as verify:
+        await log_in(client, "nobody@example.com")
+        await log_in(client, password="wrong")
+        await log_in(client)
+
+    assert verify.await_count == 3
+
+
+async def test_no_more_hashes_are_made_at_once_than_there_is_memory_for() -> None:
+    passwords = Passwords(memory_kib=1024, time_cost=2, parallelism=1)
+    hash_one, at_once, most = passwords._hasher.hash, 0, 0  # noqa: SLF001  what does the work
+
+    def count(password: str) -> str:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        result = hash_one(password)
+        at_once -= 1
+        return result
+
+    with mock.patch.object(passwords._hasher, "hash", count):  # noqa: SLF001  the same
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(passwords.hash, PASSWORD)
+
+    assert most <= CONCURRENT_HASHES
+
+
+def test_a_key_that_is_too_short_signs_nothing() -> None:
+    tokens = Tokens(secret_key="short", access_lifetime=timedelta(1), refresh_lifetime=timedelta(1))
+
+    with pytest.raises(jwt.InvalidKeyError):
+        tokens.issue(1)
 
 
 async def test_hashing_does_not_hold_up_the_event_loop() -> None:

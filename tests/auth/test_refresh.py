@@ -1,5 +1,7 @@
 """Each refresh token works once; a second use ends the login it belongs to."""
 
+from datetime import timedelta
+
 import anyio
 import httpx
 import pytest
@@ -8,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.models import RefreshToken
 from app.database import utc_now
+from app.users.models import User
 from tests.people import join, log_in
 
 
@@ -60,6 +63,27 @@ async def test_of_two_who_race_with_one_token_at_most_one_wins_and_the_login_end
     assert len(winners) == 1
     assert {response.status_code for response in responses} == {200, 401}
     assert (await refresh(client, winners[0].json()["refresh_token"])).status_code == 401
+
+
+async def test_a_login_that_is_used_goes_on(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    ann = await join(client)
+    soon = utc_now() + timedelta(minutes=1)
+    await session.execute(update(RefreshToken).values(expires_at=soon))
+    await session.commit()
+
+    await refresh(client, ann.refresh_token)
+
+    expires_at = await session.scalar(select(RefreshToken.expires_at))
+    assert expires_at is not None
+    assert timedelta(days=29) < expires_at - soon < timedelta(days=31)
+
+
+async def test_an_inactive_user_gets_no_tokens(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    ann = await join(client)
+    await session.execute(update(User).values(is_active=False))
+    await session.commit()
+
+    assert (await refresh(client, ann.refresh_token)).status_code == 401
 
 
 async def test_an_expired_token_is_refused(client: httpx.AsyncClient, session: AsyncSession) -> None:

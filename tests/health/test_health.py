@@ -1,5 +1,9 @@
 """Liveness asks nothing of anybody; readiness asks the database."""
 
+import socket
+from asyncio import timeout
+from collections.abc import Iterator
+
 import httpx
 import pytest
 from pydantic import SecretStr
@@ -7,7 +11,7 @@ from sqlalchemy import text
 
 from app.settings import RedisSettings, Settings
 from tests.conftest import serve
-from tests.test_outages import out_of_reach
+from tests.test_outages import out_of_reach, with_database
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live"])
@@ -63,3 +67,30 @@ async def test_without_redis_the_service_is_ready_all_the_same(settings: Setting
 
     assert response.status_code == 200
     assert response.json() == {"status": "ready", "database": "connected", "redis": "unavailable"}
+
+
+@pytest.fixture
+def silence() -> Iterator[str]:
+    """The address of a server that lets clients connect and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield "{}:{}".format(*listener.getsockname())
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_nobody_waits_for_a_database_that_does_not_answer(settings: Settings, silence: str) -> None:
+    url = SecretStr(f"postgresql+asyncpg://user@{silence}/none")
+
+    async with serve(with_database(settings, url=url, connect_timeout=60), prepared=True) as service, timeout(30):
+        response = await service.client.get("/health/ready")
+
+    assert response.status_code == 503
+    assert response.json()["error"] == "Database unavailable"
+
+
+async def test_nobody_waits_for_a_redis_that_does_not_answer(settings: Settings, silence: str) -> None:
+    silent = settings.model_copy(update={"redis": RedisSettings(url=SecretStr(f"redis://{silence}"))})
+
+    async with serve(silent) as service, timeout(4):  # redis-py's own patience is 5 seconds, ten times
+        response = await service.client.get("/health/ready")
+
+    assert response.json()["redis"] == "unavailable"
