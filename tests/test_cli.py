@@ -1,11 +1,13 @@
 """The commands of `python -m app`, run as a person runs them."""
 
+import fcntl
 import json
 import os
 import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -111,6 +113,7 @@ def on_a_terminal(command: Command, *arguments: str, answers: dict[str, str]) ->
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  so that Ctrl-C is a signal; no threads
     )
     os.close(terminal)
     shown, deadline, questions = "", time.monotonic() + 60, list(answers)
@@ -157,6 +160,13 @@ def test_on_a_terminal_the_password_is_asked_for_twice(command_without_database:
 
     assert status == 1
     assert "The passwords differ." in shown
+
+
+def test_ctrl_c_at_a_question_ends_it_without_a_word(command_without_database: Command) -> None:
+    status, shown = on_a_terminal(command_without_database, "create-superuser", answers={"Email: ": "\x03"})
+
+    assert status == 130
+    assert "Traceback" not in shown
 
 
 def test_the_openapi_document_is_printed_and_nothing_else(

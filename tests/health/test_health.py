@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
+from app.server import drain
 from app.settings import RedisSettings, Settings
 from tests.conftest import serve
 from tests.test_outages import out_of_reach, with_database
@@ -94,3 +95,20 @@ async def test_nobody_waits_for_a_redis_that_does_not_answer(settings: Settings,
         response = await service.client.get("/health/ready")
 
     assert response.json()["redis"] == "unavailable"
+
+
+@pytest.fixture
+def ending() -> Iterator[None]:
+    """What the master writes when it is told to end."""
+    drain._draining[0] = 1  # noqa: SLF001  SIGTERM would end the tests
+    yield
+    drain._draining[0] = 0  # noqa: SLF001  the same
+
+
+@pytest.mark.usefixtures("ending")
+async def test_a_server_that_is_about_to_end_is_alive_but_not_ready(client: httpx.AsyncClient) -> None:
+    alive, ready = await client.get("/health/live"), await client.get("/health/ready")
+
+    assert alive.status_code == 200
+    assert ready.status_code == 503
+    assert ready.json() == {"error": "Shutting down", "type": "service_unavailable"}
