@@ -30,7 +30,8 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/venv \
 
 # The dependencies first: a change of the code does not install them again.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --frozen --no-dev
+# The lock is uv's own while it works, and everyone may write to it.
+RUN uv sync --frozen --no-dev && rm -f /opt/venv/.lock
 
 COPY gunicorn.conf.py ./
 COPY app ./app

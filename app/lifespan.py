@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from alembic.util import CommandError as MigrationError
 from fastapi import FastAPI
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -70,7 +71,7 @@ async def prepare(settings: Settings) -> None:
     engine = create_engine(settings.database)
     try:
         await _check_database(engine, settings)
-    except DATABASE_ERRORS as error:
+    except (*DATABASE_ERRORS, MigrationError) as error:
         reason = getattr(error, "orig", None) or error
         raise StartupError(f"The database at {database_name(settings)} cannot be used: {reason}") from error
     finally:

@@ -1,6 +1,7 @@
 """The image under test, built once from the tree as it is, and what the tests give to its containers."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,7 +27,7 @@ def service(image: str) -> Iterator[Container]:
         yield container.is_healthy()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def postgresql(docker: None) -> Iterator[Container]:  # noqa: ARG001  as above
     """A database server that containers can reach, at its own address."""
     options = ["--env", "POSTGRES_PASSWORD=password", "--tmpfs", "/var/lib/postgresql"]
@@ -35,12 +36,30 @@ def postgresql(docker: None) -> Iterator[Container]:  # noqa: ARG001  as above
         yield server.is_healthy()
 
 
+class Database:
+    """An empty database on a server in a container."""
+
+    def __init__(self, server: Container) -> None:
+        self.server = server
+        self.name = f"test_{uuid4().hex}"
+        self.url = f"postgresql://postgres:password@{server.ip}/{self.name}"
+        server.execute("psql", "--username=postgres", f"--command=CREATE DATABASE {self.name}")
+
+    def query(self, statement: str) -> str:
+        """Runs a statement and gives what psql prints."""
+        psql = ("psql", "--username=postgres", f"--dbname={self.name}", "--tuples-only", "--no-align")
+        return self.server.execute(*psql, f"--command={statement}")
+
+
 @pytest.fixture
-def database(postgresql: Container) -> str:
-    """The URL of an empty database."""
-    name = f"test_{uuid4().hex}"
-    postgresql.execute("psql", "--username=postgres", f"--command=CREATE DATABASE {name}")
-    return f"postgresql://postgres:password@{postgresql.ip}/{name}"
+def database(postgresql: Container) -> Database:
+    return Database(postgresql)
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as executor:
+        yield executor
 
 
 @pytest.fixture(scope="session")

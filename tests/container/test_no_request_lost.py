@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.container.balancer import balancing
+from tests.container.conftest import Database
 from tests.container.engine import PATIENCE, Container, json_lines, running, until
 from tests.container.load import Report, Target, load
 
@@ -111,9 +112,9 @@ def test_recycling_after_max_requests_loses_no_request(image: str, number: str) 
 
 
 def test_two_containers_behind_one_name_are_replaced_one_after_the_other_and_no_request_is_lost(
-    image: str, database: str
+    image: str, database: Database
 ) -> None:
-    settings = options(DATABASE_URL=database, DATABASE_MIGRATE="true", DRAIN_SECONDS="2", WEB_CONCURRENCY="1")
+    settings = options(DATABASE_URL=database.url, DATABASE_MIGRATE="true", DRAIN_SECONDS="2", WEB_CONCURRENCY="1")
     with ExitStack() as stack, balancing() as balancer:
 
         def start() -> Container:

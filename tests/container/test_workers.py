@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -10,17 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.container.conftest import Database
 from tests.container.engine import PATIENCE, Container, json_lines, running, until
 from tests.container.load import Target, load
 from tests.container.test_no_request_lost import goes_on, options
 
 SLOW = ["--volume", f"{Path(__file__).with_name('slow.py')}:/app/slow.py:ro"]
-
-
-@pytest.fixture
-def background() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as executor:
-        yield executor
 
 
 def slow_service(*arguments: str) -> tuple[str, ...]:
@@ -120,8 +114,8 @@ def test_workers_are_counted_by_the_cpus_that_the_container_may_use(image: str, 
         until(lambda: container.log.count("Application startup complete.") == number, f"{number} workers")
 
 
-def test_a_database_that_allows_fewer_connections_is_said_with_what_to_set(image: str, database: str) -> None:
-    settings = options(DATABASE_URL=database, DATABASE_MIGRATE="true", WEB_CONCURRENCY="5", DATABASE_POOL_SIZE="30")
+def test_a_database_that_allows_fewer_connections_is_said_with_what_to_set(image: str, database: Database) -> None:
+    settings = options(DATABASE_URL=database.url, DATABASE_MIGRATE="true", WEB_CONCURRENCY="5", DATABASE_POOL_SIZE="30")
     with running(image, *settings) as container:
         container.is_healthy()
 

@@ -1,0 +1,95 @@
+"""What happens when a container is told to end: requests finish, connections are closed, and the exit code is 0."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.container.conftest import Database
+from tests.container.engine import json_lines, running, until
+from tests.container.test_no_request_lost import options
+from tests.container.test_workers import SLOW, ask, events, get, slow_service
+
+FOREVER = "--graceful-timeout=3600"
+
+
+def test_requests_in_flight_are_answered_and_database_connections_closed(
+    image: str, database: Database, background: ThreadPoolExecutor
+) -> None:
+    settings = options(DATABASE_URL=database.url, DATABASE_MIGRATE="true")
+    with running(image, *SLOW, *settings, command=slow_service()) as container:
+        container.is_healthy()
+        assert get(container, "/health/ready").status_code == 200
+        assert int(database.query("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")) > 1
+        answer = ask(background, container, "/slow/5")
+
+        container.stop(seconds=60)
+
+        assert answer.result().status_code == 200
+        assert answer.result().headers["connection"] == "close"
+        assert container.inspect("{{.State.ExitCode}}") == "0"
+        assert {line["level"] for line in json_lines(container.log)} == {"info"}
+        assert container.log.count("Application shutdown complete.") == 2
+        # Only the one that asks.
+        assert database.query("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == "1"
+
+
+def test_a_request_longer_than_the_grace_is_told_so_and_the_shutdown_still_runs(
+    image: str, background: ThreadPoolExecutor
+) -> None:
+    with running(image, *SLOW, *options(), command=slow_service("--graceful-timeout=8")) as container:
+        container.is_healthy()
+        answer = ask(background, container, "/slow/3600")
+
+        container.stop(seconds=60)
+
+        assert answer.result().status_code == 503
+        assert answer.result().json() == {"error": "Shutting down", "type": "service_unavailable"}
+        assert container.inspect("{{.State.ExitCode}}") == "0"
+        assert events(container, "warning") == ["1 requests take longer than the grace of 3 s, and are ended"]
+        assert events(container, "error") == []
+        assert "Traceback" not in container.log
+        assert container.log.count("Application shutdown complete.") == 2
+
+
+@pytest.mark.parametrize("second", ["TERM", "INT", "QUIT"])
+def test_a_second_signal_ends_it_at_once(image: str, second: str, background: ThreadPoolExecutor) -> None:
+    with running(image, *SLOW, *options(), command=slow_service(FOREVER)) as container:
+        container.is_healthy()
+        answer = ask(background, container, "/slow/3600")
+        container.signal("TERM")
+        until(lambda: "Handling signal: term" in container.log, "the end has begun")
+
+        container.signal(second)
+
+        assert container.ends() == 0
+        assert isinstance(answer.exception(), httpx.RemoteProtocolError)
+        assert "Traceback" not in container.log
+
+
+@pytest.mark.parametrize("first", ["INT", "QUIT"])
+def test_sigint_and_sigquit_end_it_at_once(image: str, first: str, background: ThreadPoolExecutor) -> None:
+    with running(image, *SLOW, *options(), command=slow_service(FOREVER)) as container:
+        container.is_healthy()
+        answer = ask(background, container, "/slow/3600")
+
+        container.signal(first)
+
+        assert container.ends() == 0
+        assert isinstance(answer.exception(), httpx.RemoteProtocolError)
+
+
+def test_for_the_drain_seconds_readiness_says_no_while_everything_is_served(image: str) -> None:
+    with running(image, *SLOW, *options(DRAIN_SECONDS="10"), command=slow_service()) as container:
+        container.is_healthy()
+
+        container.signal("TERM")
+
+        until(lambda: get(container, "/health/ready").status_code == 503, "readiness says no")
+        ready = get(container, "/health/ready")
+        assert ready.json() == {"error": "Shutting down", "type": "service_unavailable"}
+        assert ready.headers["retry-after"] == "1"
+        assert get(container, "/health/live").status_code == 200
+        assert get(container, "/slow/0").status_code == 200
+        assert container.ends() == 0
+        assert events(container, "error") == []
