@@ -84,6 +84,8 @@ async def deaf_loop() -> AsyncIterator[None]:
     loop.set_exception_handler(handler)
 
 
+# Not on SQLite, whose driver can leave a task that waits for its thread without end.
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.usefixtures("deaf_loop")
 async def test_requests_that_are_cancelled_leave_no_connection_behind(settings: Settings) -> None:
     """As when a worker ends before they do; each round cancels them at another moment."""
