@@ -147,7 +147,7 @@ def test_a_change_of_the_code_does_not_install_the_dependencies_again(
     build: Callable[..., tuple[str, str]],
 ) -> None:
     with (copy / "app" / "main.py").open("a") as main:
-        main.write("# changed\n")
+        main.write(f"# {uuid4().hex}\n")  # never seen before, whatever earlier runs left in the engine's cache
 
     _, said = build()
 
