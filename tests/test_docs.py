@@ -1,5 +1,7 @@
-"""What the README and .env.example say about settings is what `Settings` says."""
+"""What the README and .env.example say is so: about the settings, the tests, the dependencies and its own links."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,13 @@ from pydantic.fields import FieldInfo
 
 from app.settings import EXAMPLE_SECRET_KEY, Settings, load_settings
 from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def section(heading: str) -> str:
+    """What the README says below a heading."""
+    return README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def default(info: FieldInfo) -> str:
@@ -44,7 +53,7 @@ def test_every_setting_is_described() -> None:
 
 
 def test_the_readme_has_the_table_of_settings() -> None:
-    assert settings_table() in (ROOT / "README.md").read_text(), f"README.md should say:\n{settings_table()}"
+    assert settings_table() in README, f"README.md should say:\n{settings_table()}"
 
 
 def test_the_example_file_lists_every_setting() -> None:
@@ -61,3 +70,37 @@ def test_the_example_file_is_a_start_for_development(tmp_path: Path, monkeypatch
 
     assert settings.environment == "development"
     assert settings.auth.secret_key.get_secret_value() == EXAMPLE_SECRET_KEY
+
+
+def test_each_answer_to_what_happens_when_is_the_name_of_a_test() -> None:
+    answers = re.findall(r"\| \[(.+?)\]\((tests/.+?)\) \|", section("What happens when…"))
+
+    assert len(answers) == section("What happens when…").count("\n| ") - 1
+    for answer, path in answers:
+        name = re.sub(r"\W+", "_", answer.lower().replace("'", ""))
+        assert f"def test_{name}(" in (ROOT / path).read_text(), f"{path} has no test_{name}"
+
+
+def test_every_dependency_is_given_a_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"].values()
+    dependencies = {
+        re.match(r"[\w-]+", dependency)[0]  # type: ignore[index]  # each begins with its name
+        for group in (project["project"]["dependencies"], *groups)
+        for dependency in group
+    }
+
+    rows = re.findall(r"^\| (\w.+?) \|", section("Why these packages"), re.MULTILINE)
+
+    assert {name for row in rows for name in row.split(", ")} == dependencies
+
+
+def test_every_link_leads_somewhere() -> None:
+    headings = re.findall(r"^#+ (.+)", README, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    links = re.findall(r"\]\((?!https?:)(.+?)\)", README)
+
+    assert links
+    for link in links:
+        assert link in anchors or (ROOT / link).exists(), link
