@@ -126,8 +126,10 @@ def on_a_terminal(command: Command, *arguments: str, answers: dict[str, str]) ->
             shown += chunk.decode()
         if questions and questions[0] in shown:
             os.write(controller, f"{answers[questions.pop(0)]}\n".encode())
-    os.close(controller)
-    return process.wait(timeout=10), shown
+    try:
+        return process.wait(timeout=60), shown
+    finally:
+        os.close(controller)  # not before: it hangs up on a process that is still about to end
 
 
 async def test_on_a_terminal_it_asks_for_what_it_is_not_given(command: Command, service: Service) -> None:
