@@ -6,7 +6,6 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from uuid import UUID, uuid4
 
 from sqlalchemy import delete, or_, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.errors import InvalidRefreshToken, LoginFailed
@@ -53,14 +52,12 @@ async def login(  # noqa: PLR0913  all that a login takes
         )
 
     now = utc_now()
-    # Logins that ended without a logout are swept away by the user's next one.
-    await write.execute(
-        delete(RefreshToken).where(
-            RefreshToken.user_id == user.id,
-            or_(RefreshToken.expires_at <= now, RefreshToken.credentials_version != user.credentials_version),
-        )
-    )
     family, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
+    # Hashing took its time, in which the password may have been changed, or the user deactivated or deleted. Whoever
+    # wants to do so now waits, and this lock comes before those of the tokens, as when a user is deleted.
+    still_valid = User.id == user.id, User.is_active, User.credentials_version == user.credentials_version
+    if await write.scalar(select(User.id).where(*still_valid).with_for_update(key_share=True)) is None:
+        raise LoginFailed
     write.add(
         RefreshToken(
             family=family,
@@ -70,10 +67,13 @@ async def login(  # noqa: PLR0913  all that a login takes
             expires_at=now + tokens.refresh_lifetime,
         )
     )
-    try:
-        await write.flush()
-    except IntegrityError as error:  # the user was deleted meanwhile
-        raise LoginFailed from error
+    # Logins that ended without a logout are swept away by the user's next one.
+    await write.execute(
+        delete(RefreshToken).where(
+            RefreshToken.user_id == user.id,
+            or_(RefreshToken.expires_at <= now, RefreshToken.credentials_version < user.credentials_version),
+        )
+    )
     return _pair(tokens, user.id, family, secret)
 
 

@@ -1,5 +1,6 @@
 """Who has the password gets tokens; nobody learns why somebody else does not."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -166,6 +167,46 @@ async def test_a_user_deleted_during_the_login_does_not_get_in(
 
     assert response.status_code == 401
     assert response.json()["error"] == "Incorrect email or password"
+
+
+async def test_a_login_that_a_password_change_overtakes_does_not_get_in(
+    client: httpx.AsyncClient, state: State
+) -> None:
+    ann = await join(client)
+    verify = state["passwords"].verify
+    change = {"current_password": PASSWORD, "new_password": "another password"}
+
+    async def verify_while_changed(password: str, password_hash: str | None) -> tuple[bool, str | None]:
+        result = await verify(password, password_hash)
+        patch.stop()
+        assert (await client.put("/users/me/password", headers=ann.auth, json=change)).status_code == 204
+        current.append(await log_in(client, password="another password"))
+        return result
+
+    current: list[httpx.Response] = []
+    patch = mock.patch.object(state["passwords"], "verify", verify_while_changed)
+    patch.start()
+    overtaken = await log_in(client)
+
+    assert overtaken.status_code == 401
+    refresh_token = current[0].json()["refresh_token"]
+    assert (await client.post("/auth/refresh", json={"refresh_token": refresh_token})).status_code == 200
+
+
+async def test_a_login_and_a_deletion_do_not_wait_for_each_other(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
+    await join(client)
+    await session.execute(update(RefreshToken).values(expires_at=utc_now()))
+    await session.commit()
+
+    await session.execute(select(User.id).with_for_update())  # as the deletion begins
+    login = asyncio.create_task(log_in(client))
+    await asyncio.sleep(0.5)  # in which the login comes as far as it can
+    await session.execute(delete(User))  # and with the user the token, which the login wants to sweep away
+    await session.commit()
+
+    assert (await login).status_code == 401
 
 
 async def test_dead_logins_are_swept_away_by_the_next(client: httpx.AsyncClient, session: AsyncSession) -> None:
