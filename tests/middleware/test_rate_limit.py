@@ -89,6 +89,15 @@ async def test_logins_from_one_address_have_a_tighter_limit(settings: Settings) 
     assert other.headers["ratelimit-policy"].startswith('"default"')
 
 
+async def test_a_path_that_is_taken_for_another_has_its_limit(settings: Settings) -> None:
+    """The router takes a line feed at the end of a path for nothing."""
+    async with serve(limited(settings, rate_limit_login="1/minute", rate_limit_register="1/minute")) as service:
+        responses = [await service.client.post(path) for path in ("/auth/login", "/auth/login%0A")]
+        responses += [await service.client.post(path) for path in ("/users/", "/users/%0A")]
+
+    assert [response.status_code for response in responses] == [422, 429, 422, 429]
+
+
 async def test_registrations_from_one_address_have_a_tighter_limit(settings: Settings) -> None:
     async with serve(limited(settings, rate_limit_register="1/minute")) as service:
         responses = [await register(service.client, email) for email in ("a@x.org", "b@x.org")]
