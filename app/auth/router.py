@@ -15,6 +15,7 @@ from app.errors import (
     PayloadTooLarge,
     RateLimited,
     ServiceUnavailable,
+    UnknownHost,
     UnsupportedMediaType,
     responses,
 )
@@ -27,7 +28,13 @@ router = APIRouter(
     prefix="/auth",
     tags=["auth"],
     responses=responses(
-        PayloadTooLarge, UnsupportedMediaType, InvalidRequest, RateLimited, InternalError, ServiceUnavailable
+        UnknownHost,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        InvalidRequest,
+        RateLimited,
+        InternalError,
+        ServiceUnavailable,
     ),
 )
 

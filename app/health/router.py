@@ -9,11 +9,11 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from app.database import DATABASE_ERRORS, is_unavailable
-from app.errors import InternalError, ServiceUnavailable, responses
+from app.errors import InternalError, PayloadTooLarge, ServiceUnavailable, responses
 from app.server.drain import is_draining
 from app.state import AppRequest
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(prefix="/health", tags=["health"], responses=responses(PayloadTooLarge, InternalError))
 
 READY_SECONDS = 2
 
@@ -61,7 +61,7 @@ async def live() -> Alive:
 @router.get(
     "/ready",
     response_model_exclude_none=True,
-    responses=responses(DatabaseUnavailable, ShuttingDown, InternalError),
+    responses=responses(DatabaseUnavailable, ShuttingDown),
     response_description="Ready",
     summary="Can the service do its work?",
 )

@@ -1,5 +1,7 @@
 """The users' routes: registration, one's own account, administration."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response, status
@@ -14,6 +16,7 @@ from app.errors import (
     PermissionDenied,
     RateLimited,
     ServiceUnavailable,
+    UnknownHost,
     UnsupportedMediaType,
     responses,
 )
@@ -23,10 +26,14 @@ from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassw
 from app.users.models import User
 from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate, UserPage, UserResponse, UserUpdate
 
-router = APIRouter(prefix="/users", tags=["users"], responses=responses(RateLimited, InternalError, ServiceUnavailable))
+router = APIRouter(
+    prefix="/users",
+    tags=["users"],
+    responses=responses(UnknownHost, PayloadTooLarge, RateLimited, InternalError, ServiceUnavailable),
+)
 
 UserId = Annotated[int, Path(ge=1, le=service.MAX_ID, description="The user's id")]
-_BODY = (PayloadTooLarge, UnsupportedMediaType, InvalidRequest)
+_BODY = (UnsupportedMediaType, InvalidRequest)
 Cursor = Annotated[int, BeforeValidator(service.decode_cursor), WithJsonSchema({"type": "string", "maxLength": 32})]
 
 
@@ -69,7 +76,8 @@ async def read_me(user: CurrentUser) -> User:
 )
 async def update_me(user: CurrentUser, session: WriteSession, data: ProfileUpdate) -> User:
     """Changes your email address, your full name, or both."""
-    return await service.update_user(session, user.id, data)
+    with _still_there():
+        return await service.update_user(session, user.id, data)
 
 
 @router.put(
@@ -98,7 +106,17 @@ async def change_my_password(
 )
 async def delete_me(user: CurrentUser, session: WriteSession) -> None:
     """Deletes your account and everything that belongs to it. Your tokens stop working at once."""
-    await service.delete_user(session, user.id)
+    with _still_there():
+        await service.delete_user(session, user.id)
+
+
+@contextmanager
+def _still_there() -> Iterator[None]:
+    """A caller who was deleted between the look at the token and the change is nobody, like any other without one."""
+    try:
+        yield
+    except UserNotFound as error:
+        raise AuthenticationFailed from error
 
 
 @router.get(

@@ -58,7 +58,7 @@ async def test_one_byte_more_is_refused_and_nothing_is_done(client: httpx.AsyncC
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("path", ["/bodiless", "/docs", "/nowhere"])
+@pytest.mark.parametrize("path", ["/bodiless", "/docs", "/nowhere", "/users/me", "/health"])
 async def test_it_is_refused_where_no_route_would_read_it(service: Service, path: str, streamed: bool) -> None:
     @service.app.get("/bodiless")
     async def bodiless() -> None:

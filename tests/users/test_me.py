@@ -68,6 +68,20 @@ async def test_an_empty_change_changes_nothing(client: httpx.AsyncClient) -> Non
     assert response.json() == before
 
 
+async def test_who_is_deleted_meanwhile_is_nobody(client: httpx.AsyncClient) -> None:
+    ann = await join(client)
+    statuses = []
+
+    async def delete() -> None:
+        statuses.append((await client.delete("/users/me", headers=ann.auth)).status_code)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(delete)
+
+    assert sorted(statuses) == [204, 401, 401, 401]
+
+
 @pytest.mark.parametrize("change", [{"is_superuser": True}, {"is_active": False}, {"email": None}, {"full_name": ""}])
 async def test_users_cannot_raise_themselves_nor_empty_their_fields(
     client: httpx.AsyncClient, change: dict[str, object]
