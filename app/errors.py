@@ -1,8 +1,8 @@
 """The errors the service answers with, and the one place where an exception becomes HTTP.
 
     AppError
-    ├── UnknownHost           400  not a host of ours
     ├── RuleViolated          400  a rule about stored data
+    ├── UnknownHost           400  not a host of ours
     ├── AuthenticationFailed  401  no, bad, expired or revoked credentials
     ├── PermissionDenied      403  known caller, not allowed
     ├── NotFound              404
@@ -73,16 +73,16 @@ class AppError(Exception):
         self.own_headers = headers or {}
 
 
-class UnknownHost(AppError):
-    status = HTTPStatus.BAD_REQUEST
-    type = "validation_error"
-    message = "Unknown host"
-
-
 class RuleViolated(AppError):
     status = HTTPStatus.BAD_REQUEST
     type = "validation_error"
     message = "Not possible with the stored data"
+
+
+class UnknownHost(AppError):
+    status = HTTPStatus.BAD_REQUEST
+    type = "validation_error"
+    message = "Unknown host"
 
 
 class AuthenticationFailed(AppError):
@@ -218,18 +218,22 @@ async def _app_error(_: Request, error: AppError) -> JSONResponse:
 
 
 async def _http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    """What Starlette and FastAPI raise themselves: no such route or method, a body that cannot be read."""
-    match error.status_code:
-        case HTTPStatus.NOT_FOUND:
-            return error_response(NotFound)
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            return error_response(MethodNotAllowed, headers={"Allow": _allowed_methods(request)})
-        case HTTPStatus.BAD_REQUEST:
-            # Not UTF-8, or nested deeper than the parser goes: malformed JSON like any other.
-            return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
-    status = HTTPStatus(error.status_code)
-    body = ErrorResponse(error=error.detail, type=status.phrase.lower().replace(" ", "_"))
-    return JSONResponse(body.model_dump(exclude_none=True), status, headers=error.headers)
+    """What Starlette and FastAPI raise themselves, and any HTTPException of yours: as the AppError of its status."""
+    if error.detail == _UNREADABLE:
+        return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed_methods(request)
+    for known in AppError.__subclasses__():
+        if known.status == error.status_code:
+            is_default = error.detail == known.status.phrase
+            return error_response(known if is_default else known(str(error.detail)), headers=headers)
+    body = ErrorResponse(error=str(error.detail), type=f"http_{error.status_code}")
+    return JSONResponse(body.model_dump(exclude_none=True), error.status_code, headers=headers)
+
+
+# What FastAPI says of a body that is not UTF-8, or nested deeper than the parser goes.
+_UNREADABLE = "There was an error parsing the body"
 
 
 def _allowed_methods(request: Request) -> str:

@@ -87,9 +87,9 @@ def crashing(service: Service) -> FastAPI:
         password = PASSWORD + secret  # a local variable that no log may show
         raise RuntimeError("boom") if password else AssertionError
 
-    @service.app.get("/teapot")
-    async def teapot() -> None:
-        raise HTTPException(418, "Short and stout", {"X-Tea": "Earl Grey"})
+    @service.app.get("/raise/{status}")
+    async def raise_(status: int) -> None:
+        raise HTTPException(status, "Short and stout", {"X-Tea": "Earl Grey"})
 
     return service.app
 
@@ -108,12 +108,27 @@ async def test_a_bug_is_answered_without_a_word_about_it_and_logged_once(
 
 
 @pytest.mark.usefixtures("crashing")
-async def test_an_http_exception_of_any_kind_has_the_one_form(client: httpx.AsyncClient) -> None:
-    response = await client.get("/teapot")
+@pytest.mark.parametrize(
+    ("status", "type_", "header"),
+    [
+        (400, "validation_error", "x-tea"),
+        (401, "authentication_error", "www-authenticate"),
+        (404, "not_found", "x-tea"),
+        (418, "http_418", "x-tea"),
+        (422, "validation_error", "x-tea"),
+        (499, "http_499", "x-tea"),
+        (503, "service_unavailable", "retry-after"),
+    ],
+)
+async def test_an_http_exception_of_any_kind_has_the_one_form(
+    client: httpx.AsyncClient, status: int, type_: str, header: str
+) -> None:
+    response = await client.get(f"/raise/{status}")
 
-    assert response.status_code == 418
+    assert response.status_code == status
     assert response.headers["x-tea"] == "Earl Grey"
-    assert response.json() == {"error": "Short and stout", "type": "i'm_a_teapot"}
+    assert header in response.headers
+    assert response.json() == {"error": "Short and stout", "type": type_}
 
 
 async def test_details_name_nested_fields_by_a_dotted_path(client: httpx.AsyncClient) -> None:
