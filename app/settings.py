@@ -17,6 +17,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from redis.asyncio.connection import parse_url
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -40,18 +41,27 @@ def _database_url(value: SecretStr) -> SecretStr:
     url = url.set(drivername=drivers.get(url.drivername, url.drivername))
     if url.drivername not in drivers.values():
         raise ValueError("must begin with postgresql:// or sqlite://")
-    if sslmode := url.query.get("sslmode"):  # libpq's word, in the URLs that providers hand out; asyncpg's is `ssl`
-        url = url.difference_update_query(["sslmode", "channel_binding"]).update_query_dict({"ssl": sslmode})
+    if url.drivername == "sqlite+aiosqlite" and url.database in {None, "", ":memory:"}:
+        raise ValueError("must name a file, as sqlite:///app.db does")  # in memory, each connection has a database
+    # What providers put into the URLs they hand out, in libpq's words. asyncpg has `ssl`, and negotiates the rest.
+    sslmode = url.query.get("sslmode")
+    url = url.difference_update_query(["sslmode", "channel_binding", "connect_timeout"])
+    url = url.update_query_dict({"ssl": sslmode}) if sslmode else url
+    if url.query.keys() - {"ssl", "prepared_statement_cache_size"}:
+        raise ValueError("takes sslmode and prepared_statement_cache_size, and no other parameter behind the ?")
     return SecretStr(url.render_as_string(hide_password=False))
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must begin with redis://, rediss:// or unix://")
+    try:
+        parse_url(value.get_secret_value())
+    except ValueError:  # its message quotes
+        raise ValueError("must be like redis://host:6379, rediss:// for TLS, or unix:///path") from None
     return value
 
 
 def _secret_key(value: SecretStr) -> SecretStr:
+    value = SecretStr(value.get_secret_value().strip())
     if len(value.get_secret_value().encode()) < SECRET_KEY_BYTES:
         raise ValueError(f"must have at least {SECRET_KEY_BYTES} bytes; make one with `openssl rand -hex 32`")
     return value
@@ -87,7 +97,7 @@ List = Annotated[list[str], BeforeValidator(_comma_separated)]
 Origins = Annotated[list[Annotated[str, AfterValidator(_origin)]], BeforeValidator(_comma_separated)]
 Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_comma_separated)]
 Rate = Annotated[str, AfterValidator(_rate)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0.1)]
 
 
 class Group(BaseModel):
@@ -166,9 +176,9 @@ class AuthSettings(Group):
         default_factory=lambda: SecretStr(secrets.token_urlsafe(SECRET_KEY_BYTES)),
         description="Signs access tokens; at least 32 bytes; must be set in production, random at each start elsewhere",
     )
-    access_token_minutes: int = Field(15, ge=1, description="Lifetime of an access token, minutes")
+    access_token_minutes: int = Field(15, ge=1, le=525_600, description="Lifetime of an access token, minutes")
     refresh_token_days: int = Field(30, ge=1, le=3650, description="Lifetime of an unused refresh token, days")
-    argon2_memory_kib: int = Field(65536, ge=8, description="Argon2id memory for one hash, KiB")
+    argon2_memory_kib: int = Field(65536, description="Argon2id memory for one hash, KiB")
     argon2_time_cost: int = Field(3, ge=1, description="Argon2id passes")
     argon2_parallelism: int = Field(4, ge=1, description="Argon2id lanes")
 
@@ -238,8 +248,8 @@ def _read_secrets(directory: Path) -> dict[str, str | None]:
     if not directory.is_dir():
         return {}
     names = {variable.lower() for variable in Settings.variables()}
-    files = [path for path in directory.iterdir() if path.name.lower() in names]
     try:
+        files = [path for path in directory.iterdir() if path.name.lower() in names]
         return {path.name.lower(): text for path in files if (text := path.read_text().strip())}
     except (OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"A secret in {directory} cannot be read: {type(error).__name__}") from error
@@ -305,6 +315,8 @@ class Settings(BaseSettings):
         if (self.server.ssl_keyfile is None) != (self.server.ssl_certfile is None):
             missing = "SSL_KEYFILE" if self.server.ssl_keyfile is None else "SSL_CERTFILE"
             problems.append(f"{missing}: must be set too, HTTPS takes both key and certificate")
+        if self.auth.argon2_memory_kib < 8 * self.auth.argon2_parallelism:  # RFC 9106, section 3.1
+            problems.append("ARGON2_MEMORY_KIB: must be at least 8 for each of ARGON2_PARALLELISM")
         if problems:
             raise ValueError("\n".join(problems))
         return self

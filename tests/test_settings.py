@@ -91,6 +91,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql://db/x", "postgresql+asyncpg://db/x"),
         ("postgresql+asyncpg://db/x", "postgresql+asyncpg://db/x"),
         ("postgres://db/x?sslmode=require&channel_binding=require", "postgresql+asyncpg://db/x?ssl=require"),
+        ("postgres://db/x?connect_timeout=10", "postgresql+asyncpg://db/x"),
         ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
     ],
 )
@@ -106,8 +107,14 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("DATABASE_URL", "hunter2"),
         ("DATABASE_URL", "mysql://user:hunter2@db/x"),
         ("DATABASE_URL", "postgres://user:hunter2@db:port/x"),
+        ("DATABASE_URL", "postgres://user:hunter2@db/x?sslrootcert=/ca.pem"),
+        ("DATABASE_URL", "postgres://user:why?hunter2@db/x"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
         ("DATABASE_POOL_SIZE", "0"),
+        ("DATABASE_STATEMENT_TIMEOUT", "0.0001"),
         ("REDIS_URL", "http://:hunter2@redis"),
+        ("REDIS_URL", "redis://redis:hunter2"),
         ("PORT", "hunter2"),
         ("PORT", "65536"),
         ("LOG_LEVEL", "hunter2"),
@@ -115,7 +122,10 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("SECRET_KEY", "hunter2"),
         ("CORS_ORIGINS", "https://a.example,hunter2"),
         ("CORS_ORIGINS", "https://a.example/"),
+        ("SECRET_KEY", " " * 40),
         ("ACCESS_TOKEN_MINUTES", "0"),
+        ("ACCESS_TOKEN_MINUTES", "1000000000000"),
+        ("ARGON2_MEMORY_KIB", "31"),
         ("MAX_BODY_SIZE", "-1"),
         ("ALLOWED_HOSTS", "example.com,*"),
         ("ALLOWED_HOSTS", "*hunter2"),
@@ -149,7 +159,7 @@ def test_production_refuses_what_is_unsafe_all_at_once(monkeypatch: pytest.Monke
     assert set(problems()) == {"CORS_ORIGINS", "DATABASE_URL", "PORT", "SECRET_KEY"}
 
 
-@pytest.mark.parametrize("secret", ["", "short", EXAMPLE_SECRET_KEY])
+@pytest.mark.parametrize("secret", ["", "short", EXAMPLE_SECRET_KEY, f"{EXAMPLE_SECRET_KEY} "])
 def test_production_refuses_a_bad_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
