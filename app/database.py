@@ -161,11 +161,12 @@ ReadSession = Annotated[AsyncSession, Depends(_read_session, scope="function")]
 WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")]
 
 
-def is_unique_violation(error: IntegrityError) -> bool:
-    """Whether a unique constraint refused the row."""
+def is_unique_violation(error: IntegrityError, column: str) -> bool:
+    """Whether the unique constraint of a column, given as `table.column`, refused the row."""
+    constraint = f"uq_{column.replace('.', '_')}"  # PostgreSQL gives the name, by the convention above
     return (
-        getattr(error.orig, "sqlstate", None) == "23505"
-        or getattr(error.orig, "sqlite_errorname", None) == "SQLITE_CONSTRAINT_UNIQUE"
+        getattr(error.driver_exception, "constraint_name", None) == constraint
+        or str(error.driver_exception) == f"UNIQUE constraint failed: {column}"
     )
 
 

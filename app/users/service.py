@@ -172,6 +172,6 @@ def _unique_email() -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        if not is_unique_violation(error):
+        if not is_unique_violation(error, "users.email"):
             raise
         raise EmailTaken from error
