@@ -47,7 +47,7 @@ def main() -> None:
                 sys.stdout.write(json.dumps(build_openapi(create_app(settings)), indent=2, ensure_ascii=False) + "\n")
     except StartupError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D at a question
         sys.exit(130)  # as a shell reports a command that Ctrl-C ended
     except EmailTaken:
         sys.exit("That address has an account already, which is left as it is. A superuser can promote it.")

@@ -10,5 +10,5 @@ settings = load_settings()
 configure_logging(settings)
 if "secret_key" not in settings.auth.model_fields_set:
     log = structlog.stdlib.get_logger("app")
-    log.warning("SECRET_KEY is not set: a random one signs the access tokens, until this process ends; put one in .env")
+    log.warning("SECRET_KEY is not set: a random one, drawn at each start, signs the access tokens; put one in .env")
 app = create_app(settings)

@@ -164,8 +164,9 @@ def test_on_a_terminal_the_password_is_asked_for_twice(command_without_database:
     assert "The passwords differ." in shown
 
 
-def test_ctrl_c_at_a_question_ends_it_without_a_word(command_without_database: Command) -> None:
-    status, shown = on_a_terminal(command_without_database, "create-superuser", answers={"Email: ": "\x03"})
+@pytest.mark.parametrize("key", [pytest.param("\x03", id="Ctrl-C"), pytest.param("\x04", id="Ctrl-D")])
+def test_who_leaves_at_a_question_has_left(command_without_database: Command, key: str) -> None:
+    status, shown = on_a_terminal(command_without_database, "create-superuser", answers={"Email: ": key})
 
     assert status == 130
     assert "Traceback" not in shown

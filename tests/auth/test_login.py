@@ -230,9 +230,12 @@ def _claims(user_id: int, **changes: object) -> dict[str, Any]:
     return {name: value for name, value in claims.items() if value is not None}
 
 
-async def test_a_token_of_ours_is_believed(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("seconds_ahead", [0, 5])
+async def test_a_token_of_ours_is_believed_though_a_clock_be_ahead(
+    client: httpx.AsyncClient, seconds_ahead: int
+) -> None:
     ann = await join(client)
-    token = jwt.encode(_claims(ann.id), SECRET_KEY, "HS256")
+    token = jwt.encode(_claims(ann.id, iat=int(time.time()) + seconds_ahead), SECRET_KEY, "HS256")
 
     response = await client.get("/users/me", headers={"Authorization": f"Bearer {token}"})
 
