@@ -49,10 +49,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimitMiddleware, max_size=settings.http.max_body_size)
+    app.add_middleware(UnhandledErrorMiddleware)
     app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", unlimited=DOCS | {"health"})
     if settings.http.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, hosts=settings.http.allowed_hosts, anyhow={"health"})
-    app.add_middleware(UnhandledErrorMiddleware)
     if settings.http.cors_origins:
         app.add_middleware(
             CORSMiddleware,
