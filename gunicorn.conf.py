@@ -72,6 +72,9 @@ control_socket_disable = True
 # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed
 forwarded_allow_ips = ",".join(settings.server.forwarded_allow_ips)  # FORWARDED_ALLOW_IPS
 
+# The path below which a proxy serves the application, and which it takes off
+root_path = settings.server.root_path  # ROOT_PATH
+
 # SSL (if needed)
 keyfile = str(settings.server.ssl_keyfile) if settings.server.ssl_keyfile else None  # SSL_KEYFILE
 certfile = str(settings.server.ssl_certfile) if settings.server.ssl_certfile else None  # SSL_CERTFILE

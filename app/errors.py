@@ -238,9 +238,11 @@ _UNREADABLE = "There was an error parsing the body"
 
 def _allowed_methods(request: Request) -> str:
     """All methods of the path. Starlette names only those of the first route that matches it."""
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    scope = request.scope
+    # What is mounted, the documentation's files, sees its own path in `root_path`, and has no methods of its own.
+    path = scope["path"].removeprefix(scope.get("app_root_path", scope["root_path"]))
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
-    return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+    return ", ".join(sorted({method for route in routes for method in route.methods or ("GET", "HEAD")}))
 
 
 async def _invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:

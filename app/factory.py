@@ -30,7 +30,6 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="FastAPI Application",
         version=__version__,
-        summary="User accounts and logins",
         description=DESCRIPTION,
         contact={"name": "The FastAPI Application authors", "url": "https://example.com"},
         license_info={"name": "MIT", "identifier": "MIT"},
@@ -38,6 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=_operation_id,
         # A redirect from /users to /users/ would send an Authorization header wherever the Host header says.
         redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.http.docs else None,  # None leaves out the pages too
         swagger_ui_oauth2_redirect_url=None,  # a page for a kind of login that is not offered
     )
     app.state.settings = settings
@@ -47,10 +47,12 @@ def create_app(settings: Settings) -> FastAPI:
     add_error_handlers(app)
     StandaloneDocs(app)  # the docs pages' scripts and styles come from this process, not from the internet
 
+    docs = DOCS if settings.http.docs else frozenset()
+
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimitMiddleware, max_size=settings.http.max_body_size)
     app.add_middleware(UnhandledErrorMiddleware)
-    app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", unlimited=DOCS | {"health"})
+    app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", unlimited=docs | {"health"})
     if settings.http.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, hosts=settings.http.allowed_hosts, anyhow={"health"})
     if settings.http.cors_origins:
@@ -63,8 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.add_middleware(
         SecurityHeadersMiddleware,
-        docs_pages={"/docs", "/redoc"},
-        public=DOCS,
+        docs_pages={"/docs", "/redoc"} if docs else (),
+        public=docs,
         hsts=settings.in_production,
     )
     app.add_middleware(RequestContextMiddleware)

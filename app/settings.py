@@ -73,6 +73,12 @@ def _rate(value: str) -> str:
     return value
 
 
+def _root_path(value: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", value):
+        raise ValueError("must be like /api, with no slash at its end")
+    return value
+
+
 def _comma_separated(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
@@ -96,6 +102,7 @@ def _lower_case(value: object) -> object:
 List = Annotated[list[str], BeforeValidator(_comma_separated)]
 Origins = Annotated[list[Annotated[str, AfterValidator(_origin)]], BeforeValidator(_comma_separated)]
 Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_comma_separated)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
 Rate = Annotated[str, AfterValidator(_rate)]
 Seconds = Annotated[float, Field(ge=0.1)]
 
@@ -129,6 +136,7 @@ class ServerSettings(Group):
         ["127.0.0.1", "::1"],
         description="Comma-separated addresses or networks of the proxies whose X-Forwarded-* headers are believed",
     )
+    root_path: RootPath = Field("", description="Path that a proxy takes off before it hands a request on, like `/api`")
     ssl_keyfile: Path | None = Field(None, description="TLS private key (PEM); with SSL_CERTFILE turns on HTTPS")
     ssl_certfile: Path | None = Field(None, description="TLS certificate chain (PEM)")
 
@@ -184,7 +192,7 @@ class AuthSettings(Group):
 
 
 class HTTPSettings(Group):
-    """What is let in, and from where."""
+    """What is let in, from where, and what is shown."""
 
     max_body_size: int = Field(1_048_576, ge=0, description="Bytes that a request's body may have")
     rate_limit: Rate = Field("600/minute", description="Requests that a client's address may make")
@@ -200,6 +208,7 @@ class HTTPSettings(Group):
         description="Comma-separated names in a request's Host header that are answered, `*.example.com` for all below "
         "it; any by default, and any for health checks",
     )
+    docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json")
 
 
 class LogSettings(Group):

@@ -214,8 +214,11 @@ class Service(NamedTuple):
 
 
 @asynccontextmanager
-async def serve(settings: Settings, *, prepared: bool = False) -> AsyncIterator[Service]:
-    """Runs the application as a server would, with the lifespan's state in each request."""
+async def serve(settings: Settings, *, prepared: bool = False, root_path: str = "") -> AsyncIterator[Service]:
+    """Runs the application as a server would, with the lifespan's state in each request.
+
+    `root_path` is where a proxy serves it, and clients ask for it.
+    """
     app = create_app(settings)
     app.state.prepared = prepared
     async with lifespan(app) as state:
@@ -223,9 +226,11 @@ async def serve(settings: Settings, *, prepared: bool = False) -> AsyncIterator[
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": {**state}}, receive, send)
 
-        transport = httpx.ASGITransport(with_state)
+        transport = httpx.ASGITransport(with_state, root_path=root_path)
         hooks = {"response": [conforms_to(build_openapi(app))]}
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", event_hooks=hooks) as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url=f"http://test{root_path}", event_hooks=hooks
+        ) as client:
             yield Service(app, state, client)
 
 

@@ -24,6 +24,8 @@ def default(info: FieldInfo) -> str:
     value = None if info.default_factory else info.get_default()
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, list):
         return ",".join(value)
     return "" if value is None else str(value)

@@ -33,6 +33,7 @@ async def test_a_path_is_taken_as_it_is(client: httpx.AsyncClient) -> None:
         ("POST", "/users/me", "DELETE, GET, PATCH"),
         ("GET", "/auth/login", "POST"),
         ("TRACE", "/health/live", "GET"),
+        ("POST", "/docs/swagger-ui.css", "GET, HEAD"),
     ],
 )
 async def test_a_method_that_is_not_allowed_names_those_that_are(

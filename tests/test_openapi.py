@@ -15,7 +15,7 @@ from app import __version__
 from app.docs.openapi import build_openapi
 from app.factory import create_app
 from app.settings import Settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
 
@@ -117,6 +117,19 @@ async def test_the_docs_pages_load_nothing_from_elsewhere(client: httpx.AsyncCli
     for asset in assets:
         assert asset.startswith(path), asset
         assert (await client.get(asset)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/docs/swagger-ui.css"])
+async def test_the_docs_can_be_switched_off(settings: Settings, path: str) -> None:
+    off = settings.model_copy(update={"http": settings.http.model_copy(update={"docs": False})})
+    async with serve(off) as service:
+        response = await service.client.get(path)
+
+    assert response.status_code == 404
+    assert response.json() == {"error": "Not found", "type": "not_found"}
+    assert response.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert response.headers["cache-control"] == "no-store"
+    assert "ratelimit" in response.headers
 
 
 async def test_the_document_is_served(client: httpx.AsyncClient, document: dict[str, Any]) -> None:

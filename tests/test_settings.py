@@ -122,6 +122,8 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("CORS_ORIGINS", "https://a.example,hunter2"),
         ("CORS_ORIGINS", "https://a.example/"),
         ("SECRET_KEY", " " * 40),
+        ("ROOT_PATH", "hunter2"),
+        ("ROOT_PATH", "/hunter2/"),
         ("ACCESS_TOKEN_MINUTES", "0"),
         ("ACCESS_TOKEN_MINUTES", "1000000000000"),
         ("ARGON2_MEMORY_KIB", "31"),

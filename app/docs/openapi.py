@@ -62,12 +62,21 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _show_examples(document: dict[str, Any]) -> None:
-    """Copies each schema's example to the requests and responses that it describes, where they have none."""
+    """Copies each schema's example to what it describes, where that has none: Swagger UI looks for it only there."""
     schemas = document["components"]["schemas"]
     for path in document["paths"].values():
         for operation in path.values():
+            for parameter in operation.get("parameters", []):
+                if "examples" in parameter["schema"]:
+                    parameter["example"] = parameter["schema"]["examples"][0]
             for described in (operation.get("requestBody", {}), *operation["responses"].values()):
                 media = described.get("content", {}).get("application/json", {})
                 name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
                 if name in schemas and "examples" in schemas[name] and "examples" not in media:
-                    media["example"] = schemas[name]["examples"][0]
+                    media["example"] = _in_field_order(schemas[name])
+
+
+def _in_field_order(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema's example, as a person would write it. Pydantic has put its fields in alphabetical order."""
+    example = schema["examples"][0]
+    return {name: example[name] for name in schema["properties"] if name in example}

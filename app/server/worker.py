@@ -136,6 +136,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
+        self.config.root_path = self.cfg.root_path
         # For connections that cannot be ended, as those of clients that do not read their answer. By default Uvicorn
         # waits for them without end, until gunicorn kills it.
         self.config.timeout_graceful_shutdown = 1

@@ -32,7 +32,7 @@ router = APIRouter(
     responses=responses(UnknownHost, PayloadTooLarge, RateLimited, InternalError, ServiceUnavailable),
 )
 
-UserId = Annotated[int, Path(ge=1, le=service.MAX_ID, description="The user's id")]
+UserId = Annotated[int, Path(ge=1, le=service.MAX_ID, description="The user's id", examples=[1])]
 _BODY = (UnsupportedMediaType, InvalidRequest)
 Cursor = Annotated[int, BeforeValidator(service.decode_cursor), WithJsonSchema({"type": "string", "maxLength": 32})]
 
@@ -45,13 +45,15 @@ Cursor = Annotated[int, BeforeValidator(service.decode_cursor), WithJsonSchema({
     response_description="The user who was created",
     summary="Create a new user",
 )
-async def create_user(session: WriteSession, passwords: PasswordsDep, data: UserCreate, response: Response) -> User:
+async def create_user(
+    *, session: WriteSession, passwords: PasswordsDep, data: UserCreate, request: Request, response: Response
+) -> User:
     """Creates a user account from an email address, a password and a full name.
 
     The address must be unique, regardless of case. The password is never returned in a response.
     """
     user = await service.create_user(session, passwords, data)
-    response.headers["Location"] = f"/users/{user.id}"
+    response.headers["Location"] = f"{request.scope['root_path']}/users/{user.id}"
     return user
 
 

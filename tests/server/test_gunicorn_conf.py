@@ -86,6 +86,7 @@ def test_the_settings_have_the_standards_values(conf: Conf) -> None:
         ({"MAX_REQUESTS": "200"}, "max_requests", 200),
         ({"MAX_REQUESTS_JITTER": "20"}, "max_requests_jitter", 20),
         ({"FORWARDED_ALLOW_IPS": "10.0.0.0/8, 127.0.0.1"}, "forwarded_allow_ips", "10.0.0.0/8,127.0.0.1"),
+        ({"ROOT_PATH": "/api"}, "root_path", "/api"),
         ({"SSL_KEYFILE": "key.pem", "SSL_CERTFILE": "cert.pem"}, "keyfile", "key.pem"),
         ({"SSL_KEYFILE": "key.pem", "SSL_CERTFILE": "cert.pem"}, "certfile", "cert.pem"),
     ],
@@ -147,6 +148,15 @@ def test_a_certificate_turns_on_https(start: Start, tls: TLS) -> None:
 
     assert answer.json() == {"status": "alive"}
     assert "Warning" not in server.log
+
+
+def test_it_knows_the_path_that_a_proxy_takes_off(start: Start) -> None:
+    server = start(WEB_CONCURRENCY="1", ROOT_PATH="/api")
+    server.says("Application startup complete.")
+
+    answer = httpx.get(f"{server.url}/openapi.json", timeout=PATIENCE)
+
+    assert answer.json()["servers"] == [{"url": "/api"}]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""The documentation pages, used as a person uses them, with nothing but the service to load them from."""
+
+import json
+from typing import Any
+
+import httpx
+from playwright.async_api import Page, expect
+
+from tests.browser.conftest import PATIENCE, Serve, Visit
+
+expect.set_options(timeout=PATIENCE * 1000)
+
+
+async def operations(url: str) -> list[tuple[str, str]]:
+    """The tag and the name of every operation."""
+    async with httpx.AsyncClient() as client:
+        document: dict[str, Any] = (await client.get(f"{url}/openapi.json")).json()
+    return [
+        (operation["tags"][0], operation["operationId"])
+        for methods in document["paths"].values()
+        for operation in methods.values()
+    ]
+
+
+async def test_swagger_ui_shows_every_operation(serve: Serve, visit: Visit) -> None:
+    url = await serve()
+
+    await visit.page.goto(f"{url}/docs")
+
+    await expect(visit.page).to_have_title("FastAPI Application - Swagger UI")
+    for tag, name in await operations(url):
+        await expect(visit.page.locator(f"#operations-{tag}-{name}")).to_be_visible()
+    assert visit.complaints == []
+    assert visit.elsewhere(url) == []
+
+
+async def test_redoc_shows_every_operation_and_finds_them(serve: Serve, visit: Visit) -> None:
+    url = await serve()
+
+    await visit.page.goto(f"{url}/redoc")
+
+    await expect(visit.page).to_have_title("FastAPI Application - ReDoc")
+    for tag, name in await operations(url):
+        await expect(visit.page.locator(f'[id="tag/{tag}/operation/{name}"]')).to_be_visible()
+    await visit.page.get_by_placeholder("Search...").fill("password")
+    await expect(visit.page.get_by_role("menuitem").filter(has_text="Change your password").first).to_be_visible()
+    assert visit.complaints == []
+    assert visit.elsewhere(url) == []
+
+
+async def execute(page: Page, operation: str) -> tuple[int, Any]:
+    """Clicks an operation through as it stands, and gives the status and the body that the page then shows."""
+    block = page.locator(f"#operations-{operation}")
+    if not await block.locator(".opblock-body").is_visible():
+        await block.locator(".opblock-summary-control").click()
+        await block.get_by_role("button", name="Try it out").click()
+    async with page.expect_response(lambda response: response.request.resource_type == "fetch") as answered:
+        await block.get_by_role("button", name="Execute").click()
+    status = (await answered.value).status
+    shown = block.locator(".live-responses-table .response")
+    await expect(shown.locator(".response-col_status")).to_contain_text(str(status))
+    if status == 204:
+        return status, None
+    return status, json.loads(await shown.locator(".highlight-code code").first.inner_text())
+
+
+async def authorize(page: Page, token: str) -> None:
+    """Gives the page a token for all requests that follow."""
+    await page.get_by_role("button", name="Authorize").click()
+    dialog = page.locator(".dialog-ux")
+    await dialog.get_by_role("textbox").fill(token)
+    await dialog.get_by_role("button", name="Apply credentials").click()
+    await dialog.get_by_role("button", name="Close").first.click()
+
+
+async def live(page: Page) -> None:
+    """The whole life of a user, by clicking on what is filled in."""
+    status, user = await execute(page, "users-create_user")
+    assert (status, user["email"]) == (201, "user@example.com")
+    taken = {"error": "Email already registered", "type": "validation_error"}
+    assert await execute(page, "users-create_user") == (400, taken)
+
+    status, tokens = await execute(page, "auth-login")
+    assert status == 200
+    await authorize(page, tokens["access_token"])
+
+    assert await execute(page, "users-read_me") == (200, user)
+    assert await execute(page, "users-read_user") == (200, user)
+    assert (await execute(page, "users-update_me"))[1]["full_name"] == "Jane Doe"
+    assert await execute(page, "users-change_my_password") == (204, None)
+    assert await execute(page, "auth-logout") == (204, None)
+    assert await execute(page, "users-delete_me") == (204, None)
+
+
+async def test_a_person_does_everything_by_clicking(serve: Serve, visit: Visit) -> None:
+    url = await serve()
+
+    await visit.page.goto(f"{url}/docs")
+    await live(visit.page)
+
+    # Chromium says so of any error, and of nothing else.
+    assert visit.complaints == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
+    assert visit.elsewhere(url) == []
