@@ -1,10 +1,12 @@
 """The documentation pages, used as a person uses them, with nothing but the service to load them from."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import httpx
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import PATIENCE, Serve, Visit
 
@@ -23,7 +25,7 @@ async def operations(url: str) -> list[tuple[str, str]]:
 
 
 async def test_swagger_ui_shows_every_operation(serve: Serve, visit: Visit) -> None:
-    url = await serve()
+    url = serve()
 
     await visit.page.goto(f"{url}/docs")
 
@@ -35,7 +37,7 @@ async def test_swagger_ui_shows_every_operation(serve: Serve, visit: Visit) -> N
 
 
 async def test_redoc_shows_every_operation_and_finds_them(serve: Serve, visit: Visit) -> None:
-    url = await serve()
+    url = serve()
 
     await visit.page.goto(f"{url}/redoc")
 
@@ -93,7 +95,7 @@ async def live(page: Page) -> None:
 
 
 async def test_a_person_does_everything_by_clicking(serve: Serve, visit: Visit) -> None:
-    url = await serve()
+    url = serve()
 
     await visit.page.goto(f"{url}/docs")
     await live(visit.page)
@@ -101,3 +103,35 @@ async def test_a_person_does_everything_by_clicking(serve: Serve, visit: Visit) 
     # Chromium says so of any error, and of nothing else.
     assert visit.complaints == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
     assert visit.elsewhere(url) == []
+
+
+async def test_below_the_path_that_a_proxy_takes_off_the_pages_work_too(serve: Serve, visit: Visit) -> None:
+    url = serve("--root-path=/api")
+    page = visit.page
+
+    async def take_off(route: Route) -> None:
+        await route.continue_(url=route.request.url.replace("/api/", "/", 1))
+
+    await page.route("**/api/**", take_off)
+    await page.goto(f"{url}/api/docs")
+    status, _ = await execute(page, "users-create_user")
+    await page.goto(f"{url}/api/redoc")
+    await expect(page.locator('[id="tag/users/operation/create_user"]')).to_be_visible()
+
+    assert status == 201
+    assert visit.complaints == []
+    assert visit.elsewhere(f"{url}/api/") == []
+
+
+async def test_the_readmes_picture_can_be_taken(serve: Serve, visit: Visit, tmp_path: Path) -> None:
+    """Where the page looks different, `DOCS_PICTURE=.github/docs.png` takes it anew."""
+    picture = Path(os.environ.get("DOCS_PICTURE", tmp_path / "docs.png"))
+    await visit.page.set_viewport_size({"width": 960, "height": 640})
+    await visit.page.goto(f"{serve()}/docs")
+    await expect(visit.page.locator("#operations-users-delete_user")).to_be_visible()
+    await visit.page.locator(".scheme-container").evaluate("element => element.scrollIntoView()")
+
+    png = await visit.page.screenshot(path=picture, animations="disabled")
+
+    assert png.startswith(b"\x89PNG")
+    assert len(png) < 150_000
