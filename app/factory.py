@@ -45,7 +45,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
     app.include_router(router)
     add_error_handlers(app)
-    StandaloneDocs(app)  # the docs pages' scripts and styles come from this process, not from the internet
+    # The pages' scripts and styles come from this process, not from the internet. For that it replaces, in the whole
+    # process, the functions that FastAPI makes the pages with.
+    StandaloneDocs(app)
 
     docs = DOCS if settings.http.docs else frozenset()
 

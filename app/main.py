@@ -1,4 +1,4 @@
-"""The application that servers import: `app.main:app`."""
+"""The application that servers import, `app.main:app`; whoever wants one of other settings calls `create_app`."""
 
 import structlog
 

@@ -372,7 +372,7 @@ def _problems(error: PydanticValidationError) -> dict[str, str]:
     problems: dict[str, str] = {}
     for fault in error.errors(include_url=False, include_input=False):
         message = fault["msg"].removeprefix("Value error, ")
-        group, field = ("", "", *fault["loc"])[-2:] if len(fault["loc"]) < 2 else fault["loc"][:2]  # noqa: PLR2004
+        group, field, *_ = fault["loc"] if len(fault["loc"]) > 1 else ("", *fault["loc"], "")
         if variable := variables.get((str(group), str(field))):
             problems[variable] = message
         else:

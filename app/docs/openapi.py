@@ -18,6 +18,9 @@ token with each request:
 It expires after a few minutes. `POST /auth/refresh` then exchanges the refresh token for a new pair; each refresh token
 works once. `POST /auth/logout` ends the login.
 
+To try it out on the page at `/docs`, execute `POST /users/` and `POST /auth/login` as they stand, and give the access
+token to *Authorize*.
+
 ### Errors
 
 Every error has the same form: `error` is a sentence for a person, `type` a stable word for a program, and `details`,
