@@ -74,6 +74,14 @@ def test_the_example_file_is_a_start_for_development(tmp_path: Path, monkeypatch
     assert settings.auth.secret_key.get_secret_value() == EXAMPLE_SECRET_KEY
 
 
+def test_the_tour_leaves_nothing_out() -> None:
+    parts = {path.name for path in (ROOT / "app").iterdir() if not path.name.startswith("__")}
+
+    toured = re.findall(r"\]\(app/([\w.]+)\)", section("Read it"))
+
+    assert set(toured) == parts
+
+
 def test_each_answer_to_what_happens_when_is_the_name_of_a_test() -> None:
     answers = re.findall(r"\| \[(.+?)\]\((tests/.+?)\) \|", section("What happens when…"))
 
