@@ -8,7 +8,8 @@ import pytest
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from app.settings import EXAMPLE_SECRET_KEY, Settings, load_settings
+from app.factory import create_app
+from app.settings import EXAMPLE_SECRET_KEY, HTTPSettings, Settings, load_settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -80,6 +81,17 @@ def test_the_tour_leaves_nothing_out() -> None:
     toured = re.findall(r"\]\(app/([\w.]+)\)", section("Read it"))
 
     assert set(toured) == parts
+
+
+def test_the_diagram_has_the_middleware_in_its_order() -> None:
+    http = HTTPSettings(cors_origins=["https://example.com"], allowed_hosts=["example.com"])
+    modules = [middleware.cls.__module__ for middleware in create_app(Settings(http=http)).user_middleware]
+    names = [module.rpartition(".")[2].replace("_", " ") for module in modules]
+
+    (note,) = re.findall(r"Note over middleware: (.+)", README)
+
+    # What ends a failed start sees no request.
+    assert ["startup errors", *re.split(r",(?: |<br>)", note)] == names
 
 
 def test_each_answer_to_what_happens_when_is_the_name_of_a_test() -> None:
