@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from app import NAME
 from app.errors import StartupError
 from app.lifespan import prepare
 from app.server.checks import check_address, check_certificate, check_connections
@@ -53,7 +54,7 @@ access_log_format = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"
 logconfig_dict = log_config(settings)  # one form for the lines of gunicorn, Uvicorn and the application
 
 # Process naming; takes the setproctitle package
-proc_name = "fastapi-app"
+proc_name = NAME
 
 # Server mechanics
 # The application is loaded before the fork, which saves memory and finds errors once. So SIGHUP starts new workers

@@ -1,3 +1,5 @@
 """A user-management API: users, JWT login, health checks, and the server that runs it."""
 
+TITLE = "FastAPI Application"
+NAME = "fastapi-app"  # of its processes, its database connections and its tokens
 __version__ = "0.1.0"

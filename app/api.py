@@ -10,3 +10,10 @@ router = APIRouter()
 router.include_router(auth)
 router.include_router(users)
 router.include_router(health)
+
+# What the API's documentation says of each.
+TAGS = [
+    {"name": "auth", "description": "Log in, refresh, log out"},
+    {"name": "users", "description": "Registration, your own account, and administration by superusers"},
+    {"name": "health", "description": "Probes for whatever restarts the process or sends it traffic"},
+]

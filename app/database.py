@@ -16,10 +16,9 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator
 
+from app import NAME
 from app.settings import DatabaseSettings
 from app.state import AppRequest
-
-APPLICATION_NAME = "fastapi-app"
 
 
 def utc_now() -> datetime:
@@ -72,7 +71,7 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
             # server that does not answer at all.
             "command_timeout": settings.statement_timeout + 1,
             "server_settings": {
-                "application_name": APPLICATION_NAME,
+                "application_name": NAME,
                 "statement_timeout": f"{settings.statement_timeout:.3f}s",
                 "idle_in_transaction_session_timeout": f"{settings.statement_timeout:.3f}s",
             },

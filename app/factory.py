@@ -4,8 +4,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_standalone_docs import StandaloneDocs
 
-from app import __version__
-from app.api import router
+from app import TITLE, __version__
+from app.api import TAGS, router
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
@@ -28,11 +28,12 @@ LIMITS = {("POST", "/auth/login"): "login", ("POST", "/users/"): "register"}
 def create_app(settings: Settings) -> FastAPI:
     """Builds an application; nothing is connected before its lifespan begins."""
     app = FastAPI(
-        title="FastAPI Application",
+        title=TITLE,
         version=__version__,
         description=DESCRIPTION,
-        contact={"name": "The FastAPI Application authors", "url": "https://example.com"},
+        contact={"name": f"The {TITLE} authors", "url": "https://example.com"},
         license_info={"name": "MIT", "identifier": "MIT"},
+        openapi_tags=TAGS,
         lifespan=lifespan,
         generate_unique_id_function=_operation_id,
         # A redirect from /users to /users/ would send an Authorization header wherever the Host header says.

@@ -9,8 +9,9 @@ from anyio import CapacityLimiter, to_thread
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
+from app import NAME
+
 ALGORITHM = "HS256"
-ISSUER = AUDIENCE = "fastapi-app"
 
 # One hash takes 64 MiB and a tenth of a second of several cores. More at a time would only wait for each other, and
 # with the 40 threads that are the default a burst of logins would take 2.5 GiB.
@@ -62,8 +63,8 @@ class Tokens:
         now = datetime.now(UTC)
         claims = {
             "sub": str(user_id),
-            "iss": ISSUER,
-            "aud": AUDIENCE,
+            "iss": NAME,
+            "aud": NAME,
             "iat": now,
             "exp": now + self.access_lifetime,
         }
@@ -80,8 +81,8 @@ class Tokens:
                 token,
                 self._key,
                 algorithms=[ALGORITHM],
-                audience=AUDIENCE,
-                issuer=ISSUER,
+                audience=NAME,
+                issuer=NAME,
                 # A machine whose clock is a little ahead issues tokens that are not from the future.
                 options={"require": ["sub", "iss", "aud", "iat", "exp"], "verify_iat": False},
             )

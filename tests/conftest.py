@@ -25,6 +25,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from app.database import Base
 from app.docs.openapi import build_openapi
 from app.factory import create_app
 from app.lifespan import lifespan
@@ -178,7 +179,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "app.db")
         return f"sqlite:///{tmp_path}/app.db"
     url: str = request.getfixturevalue("postgresql_url")
-    asyncio.run(execute(url, "TRUNCATE users, refresh_tokens RESTART IDENTITY"))
+    asyncio.run(execute(url, f"TRUNCATE {', '.join(Base.metadata.tables)} RESTART IDENTITY"))
     return url
 
 

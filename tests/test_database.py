@@ -8,6 +8,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
+from app import NAME
 from app.factory import create_app
 from app.lifespan import lifespan
 from app.settings import Settings
@@ -57,7 +58,7 @@ async def test_the_server_knows_who_connects_and_for_how_long(session: AsyncSess
         name = await session.scalar(text("SHOW application_name"))
         statement = await session.scalar(text("SHOW statement_timeout"))
         idle = await session.scalar(text("SHOW idle_in_transaction_session_timeout"))
-        assert (name, statement, idle) == ("fastapi-app", "10s", "10s")
+        assert (name, statement, idle) == (NAME, "10s", "10s")
 
 
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5))])

@@ -167,9 +167,9 @@ def test_the_contract_is_written_down(run: Callable[[str, str], str], fresh_copy
 
 def test_a_change_of_the_code_is_served_at_once(server: str, fresh_copy: Path) -> None:
     source = fresh_copy / "app" / "factory.py"
-    source.write_text(source.read_text().replace("FastAPI Application", "Changed Application"))
+    source.write_text(source.read_text().replace("title=TITLE", 'title="Changed"'))
 
     def changed() -> bool:
-        return str(httpx.get(f"{server}/openapi.json").json()["info"]["title"]) == "Changed Application"
+        return str(httpx.get(f"{server}/openapi.json").json()["info"]["title"]) == "Changed"
 
     wait_for(changed, fresh_copy.parent / "log")

@@ -41,12 +41,6 @@ When none remain, the answer is 429, and `Retry-After` says when to try again. H
 not limited. A response without these headers was not counted, which happens when the counter is out of order.
 """
 
-TAGS = [
-    {"name": "auth", "description": "Log in, refresh, log out"},
-    {"name": "users", "description": "Registration, your own account, and administration by superusers"},
-    {"name": "health", "description": "Probes for whatever restarts the process or sends it traffic"},
-]
-
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
     """Builds the document; FastAPI asks for it once and keeps it."""
@@ -57,7 +51,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             contact=app.contact,
             license_info=app.license_info,
-            tags=TAGS,
+            tags=app.openapi_tags,
             routes=app.routes,
         )
         _show_examples(app.openapi_schema)

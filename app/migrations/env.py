@@ -8,8 +8,7 @@ from alembic.runtime.migration import MigrationInfo
 from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
-import app.auth.models
-import app.users.models  # noqa: F401  models register themselves when imported
+import app.api  # noqa: F401  the features, whose models register themselves when they are imported
 from app.database import Base, create_engine
 from app.lifespan import open_sqlite
 from app.settings import load_settings

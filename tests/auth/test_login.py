@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import NAME
 from app.auth.models import RefreshToken
 from app.database import utc_now
 from app.security import CONCURRENT_HASHES, Passwords, Tokens
@@ -226,7 +227,7 @@ async def test_dead_logins_are_swept_away_by_the_next(client: httpx.AsyncClient,
 
 def _claims(user_id: int, **changes: object) -> dict[str, Any]:
     now = int(time.time())
-    claims = {"sub": str(user_id), "iss": "fastapi-app", "aud": "fastapi-app", "iat": now, "exp": now + 60} | changes
+    claims = {"sub": str(user_id), "iss": NAME, "aud": NAME, "iat": now, "exp": now + 60} | changes
     return {name: value for name, value in claims.items() if value is not None}
 
 

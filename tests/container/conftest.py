@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from app import NAME
 from tests.certificates import TLS, make_certificate
 from tests.conftest import ROOT
 from tests.container.engine import Container, cli, running
@@ -14,7 +15,7 @@ from tests.container.engine import Container, cli, running
 
 @pytest.fixture(scope="session")
 def image(docker: None) -> Iterator[str]:  # noqa: ARG001  without an engine there is nothing to build
-    tag = f"fastapi-app-test:{uuid4().hex}"
+    tag = f"{NAME}-test:{uuid4().hex}"
     cli("build", "--quiet", "--tag", tag, ROOT)
     yield tag
     cli("rmi", tag)

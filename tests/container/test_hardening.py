@@ -14,6 +14,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import PATIENCE, cli, json_lines, running
 from tests.container.test_no_request_lost import options
@@ -116,7 +117,7 @@ def build(copy: Path) -> Iterator[Callable[..., tuple[str, str]]]:
     tags = []
 
     def build(*options: str) -> tuple[str, str]:
-        tags.append(f"fastapi-app-test:{uuid4().hex}")
+        tags.append(f"{NAME}-test:{uuid4().hex}")
         command = ["docker", "build", "--progress=plain", "--tag", tags[-1], *options, str(copy)]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         return tags[-1], result.stderr

@@ -6,6 +6,7 @@ import socket
 import httpx
 import pytest
 
+from app import NAME
 from tests.certificates import TLS
 from tests.container.engine import PATIENCE, Container, json_lines, running
 
@@ -28,8 +29,8 @@ def test_it_is_ready_on_a_database_of_its_own(service: Container) -> None:
 def test_several_workers_are_in_the_process_list_under_their_name(service: Container) -> None:
     processes = [line.split(maxsplit=2)[2] for line in service.processes]
 
-    assert processes.count("gunicorn: master [fastapi-app]") == 1
-    assert processes.count("gunicorn: worker [fastapi-app]") >= 3
+    assert processes.count(f"gunicorn: master [{NAME}]") == 1
+    assert processes.count(f"gunicorn: worker [{NAME}]") >= 3
 
 
 def test_no_process_is_root(service: Container) -> None:

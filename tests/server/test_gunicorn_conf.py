@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app import NAME
 from app.server.cpus import available_cpus
 from app.settings import Settings
 from tests.certificates import TLS
@@ -66,7 +67,7 @@ def test_the_settings_have_the_standards_values(conf: Conf) -> None:
         "errorlog": "-",
         "loglevel": "info",
         "access_log_format": '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %(D)s',
-        "proc_name": "fastapi-app",
+        "proc_name": NAME,
         "preload_app": True,
         "daemon": False,
         "pidfile": "/tmp/gunicorn.pid",  # noqa: S108  a container's own
