@@ -51,7 +51,7 @@ def test_it_says_what_the_service_is(document: dict[str, Any]) -> None:
 
     assert info["title"] == TITLE
     assert info["version"] == __version__ == project["version"]
-    assert NAME == project["name"]
+    assert project["name"] == NAME
     assert {"description", "contact", "license"} <= info.keys()
     assert [tag["name"] for tag in TAGS if tag["description"]] == [tag["name"] for tag in document["tags"]]
     assert (

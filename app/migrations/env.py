@@ -1,11 +1,13 @@
 """What Alembic runs: on the connection that `migrate` hands over or, from its own command line, on one of its own."""
 
 import asyncio
+from typing import Literal
 
 import structlog
 from alembic import context
+from alembic.autogenerate.api import AutogenContext
 from alembic.runtime.migration import MigrationInfo
-from sqlalchemy import text
+from sqlalchemy import DateTime, text
 from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  the features, whose models register themselves when they are imported
@@ -23,12 +25,18 @@ def report(*, step: MigrationInfo, **_: object) -> None:
     log.info("migration", direction="up" if step.is_upgrade else "down", revision=step.up_revision_id)
 
 
+def render_item(kind: str, item: object, _: AutogenContext) -> str | Literal[False]:
+    """Writes a moment's type into new migrations without its variant for SQLite, which is the models' own business."""
+    return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
+
+
 def run(connection: Connection) -> None:
     """Runs what was asked for in one transaction, by one process at a time."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
         transactional_ddl=True,
+        render_item=render_item,
         on_version_apply=report,  # type: ignore[arg-type]  # it is called by keyword
     )
     with context.begin_transaction():
