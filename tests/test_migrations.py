@@ -146,11 +146,15 @@ def test_a_new_migration_can_be_generated(clean_environment: dict[str, str], tmp
     shutil.copytree(ROOT / "app", tmp_path / "app")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     models = tmp_path / "app/users/models.py"
-    models.write_text(models.read_text() + "    nickname: Mapped[str | None] = mapped_column(String(50))\n")
+    columns = "    nickname: Mapped[str | None] = mapped_column(String(50))\n    seen_at: Mapped[datetime | None]\n"
+    models.write_text(models.read_text() + columns)
     environment = clean_environment | {"DATABASE_URL": "sqlite:///app.db", "PYTHONPATH": str(tmp_path)}
 
-    for command in ("app migrate", "alembic revision --autogenerate -m nickname", "app migrate", "alembic check"):
+    generate = ("app migrate", "alembic revision --autogenerate -m nickname")
+    check = ("app migrate", "alembic check", "ruff check --no-cache .", "ruff format --no-cache --check .")
+    for command in (*generate, *check):
         subprocess.run([sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, check=True, timeout=60)
 
     (migration,) = (tmp_path / "app/migrations/versions").glob("*_nickname.py")
-    assert 'op.add_column("users"' in migration.read_text().replace("'", '"')
+    assert 'op.add_column("users", sa.Column("nickname"' in migration.read_text()
+    assert 'sa.Column("seen_at", sa.DateTime(timezone=True)' in migration.read_text()
