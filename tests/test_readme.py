@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, cannot_run
+from tests.copies import copy_repository
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
@@ -25,6 +25,14 @@ ELSEWHERE = {
     "docker build -t app . && docker run -p 8000:8000 app": "tests/container/",
     "uv run gunicorn app.main:app -c gunicorn.conf.py": "tests/server/",
     "cp .env.example .env": "tests/test_docs.py",
+    "uv run scripts/rename.py": "tests/test_rename.py",
+    "uv run python -m app migrate": "tests/test_fork.py",
+    'uv run alembic revision --autogenerate -m "Notes" --rev-id 0002': "tests/test_fork.py",
+    "uv run ruff check . && uv run ruff format --check . && uv run mypy && uv run pytest --ignore tests/container": (
+        "tests/test_fork.py"
+    ),
+    "rm -r app/notes tests/notes": "tests/test_fork.py",
+    'uv run alembic revision --autogenerate -m "No more notes" --rev-id 0003': "tests/test_fork.py",
     "uvx ruff check . && uvx ruff format --check . && uv run mypy": ".ci/run",
 }
 USE_UV = 'export PATH="$PWD/.uv/bin:$PATH"'
@@ -36,12 +44,7 @@ CREATE_SUPERUSER = "uv run python -m app create-superuser --email root@example.c
 @pytest.fixture(scope="module")
 def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a clone would hold."""
-    folder = tmp_path_factory.mktemp("clone") / "app"
-    unversioned = shutil.ignore_patterns(
-        ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__"
-    )
-    shutil.copytree(ROOT, folder, ignore=unversioned)
-    return folder
+    return copy_repository(tmp_path_factory.mktemp("clone") / "app")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""Copies of the repository, to be changed, and what runs in them."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from app.settings import Settings
+from tests.conftest import REQUIRE_ALL, ROOT
+
+_UNVERSIONED = shutil.ignore_patterns(
+    ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__", "node_modules"
+)
+# What a copy's own tests leave out: what copies it once more, takes containers or a browser.
+_LEFT_OUT = ["browser", "container", "test_fork.py", "test_readme.py", "test_rename.py"]
+
+
+def copy_repository(folder: Path) -> Path:
+    """Makes what a clone would hold."""
+    shutil.copytree(ROOT, folder, ignore=_UNVERSIONED)
+    if (cache := ROOT / ".mypy_cache").exists():  # which saves half a minute
+        shutil.copytree(cache, folder / cache.name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a commit of it would hold, by path."""
+    copied = shutil.copytree(folder, folder.with_name(f"{folder.name}-committed"), ignore=_UNVERSIONED)
+    found = {str(path.relative_to(copied)): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    shutil.rmtree(copied)
+    return found
+
+
+def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
+    """Runs a command of the README in a copy, with the packages that are installed here instead of its own.
+
+    Of the tests, where the command runs them, only those that have to do with what was changed, as `pytest -k`
+    takes it; all of them where everything must run.
+    """
+    options = ["-n2", "-v", *[f"--ignore=tests/{name}" for name in _LEFT_OUT]]
+    if tests and not os.environ.get(REQUIRE_ALL):
+        options += ["-k", tests]
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() not in Settings.variables() and not name.startswith(("COV", "PYTEST", "PYTHON"))
+    }
+    environment = kept | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(folder),
+        "PYTEST_ADDOPTS": shlex.join(options),
+    }
+    result = subprocess.run(
+        ["bash", "-euc", command.replace("uv run ", "")],
+        cwd=folder,
+        env=environment,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    assert result.returncode == 0, f"$ {command}\n{result.stdout}"
+    return result.stdout

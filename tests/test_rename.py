@@ -1,0 +1,68 @@
+"""A copy of the repository takes another name, and nothing of the old one is left."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.copies import contents, copy_repository, run
+
+TRACE = re.compile(rb"fastapi[ _.-]*(application|app\b|db\b)", re.IGNORECASE)
+CHECKS = "ruff check . && ruff format --check . && mypy && pytest"
+NAMED = "(token_of_ours or architecture or openapi or docs or database) and not postgresql"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return copy_repository(tmp_path / "copy")
+
+
+def rename(folder: Path, answer: str) -> str:
+    return run(folder, "python scripts/rename.py", stdin=f"{answer}\n")
+
+
+def test_nothing_of_the_old_name_is_left_and_everything_works(copy: Path) -> None:
+    before = contents(copy)
+    assert TRACE.search(b"".join(before.values()))
+
+    rename(copy, "Acme Billing 2")
+
+    after = contents(copy)
+    assert {path: text for path, text in after.items() if TRACE.search(text) or TRACE.search(path.encode())} == {}
+    assert before.keys() - after.keys() == {"scripts/rename.py", "tests/test_rename.py"}
+    assert after.keys() <= before.keys()
+    assert {path for path, text in after.items() if b"scripts/rename" in text} == set()
+    for path, words in {
+        "README.md": b"# Acme Billing 2\n",
+        "LICENSE": b"The Acme Billing 2 authors",
+        "pyproject.toml": b'name = "acme-billing-2"',
+        "uv.lock": b'name = "acme-billing-2"',
+        "Dockerfile": b'title="acme-billing-2"',
+        "docker-compose.yml": b"POSTGRES_DB: acme_billing_2\n",
+    }.items():
+        assert words in after[path], path
+    run(copy, CHECKS, tests=NAMED)
+
+
+def test_a_second_run_changes_nothing(copy: Path) -> None:
+    """Even where the new name has the old one in it, and the script is brought back."""
+    title = "FastAPI Application Server"
+    script = (copy / "scripts/rename.py").read_text()
+    rename(copy, title)
+    once = contents(copy)
+    (copy / "scripts").mkdir()
+    (copy / "scripts/rename.py").write_text(script)
+
+    rename(copy, title)
+
+    assert contents(copy) == once
+
+
+@pytest.mark.parametrize("title", ["", "2nd", "Acme's", 'Acme"', "Acme  Billing", "Acme -", "Ä"])
+def test_a_name_that_does_not_fit_everywhere_is_refused(copy: Path, title: str) -> None:
+    before = contents(copy)
+
+    with pytest.raises(AssertionError, match="A name has letters"):
+        rename(copy, title)
+
+    assert contents(copy) == before
