@@ -22,6 +22,7 @@ from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no types
 
 from app.server.drain import is_draining
+from app.server.protocol import LimitedProtocol, leave_those_who_do_not_read
 
 log = logging.getLogger("uvicorn.error")
 
@@ -129,6 +130,8 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         **UvicornWorker.CONFIG_KWARGS,
         "lifespan": "on",  # a failing start is a failure, not a sign that there is no lifespan
+        "http": LimitedProtocol,
+        "ws": "none",  # there are no WebSockets, and nothing to install for them
         "access_log": False,  # the application writes its own line
         "server_header": False,
         "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # gunicorn's default is deprecated in Python
@@ -162,4 +165,5 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         # The plain sockets: gunicorn's own wrappers get closed twice, and the second close may hit a file that has
         # been given the same number since.
         sockets = [listener.sock for listener in self.sockets]
+        leave_those_who_do_not_read(sockets)
         await DrainingServer(self.config, grace, self.notify).serve(sockets)

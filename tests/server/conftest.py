@@ -107,6 +107,19 @@ Start = Callable[..., Gunicorn]
 
 
 @pytest.fixture
+def impatient(gunicorn: Start) -> Start:
+    """Runs the whole service in one worker, on SQLite where no other database is named, and waits until it answers."""
+
+    def start(**variables: str) -> Gunicorn:
+        conf = Path(__file__).with_name("impatient_conf.py")
+        server = gunicorn("app.main:app", f"--config={conf}", **{"WEB_CONCURRENCY": "1"} | variables)
+        server.says("Application startup complete.")
+        return server
+
+    return start
+
+
+@pytest.fixture
 def begin(gunicorn: Start) -> Start:
     """Runs the small application of `asgi.py` on our worker class."""
     return partial(gunicorn, "tests.server.asgi:app", f"--config={Path(__file__).with_name('small_conf.py')}")

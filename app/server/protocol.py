@@ -1,0 +1,173 @@
+"""HTTP as Uvicorn speaks it, with an end to what a client may send and how long it may take.
+
+By itself Uvicorn keeps as much of a head as is sent, and as many requests as are sent at once; waits for a request
+without end; and takes what stands behind a chunked body for headers. What it cannot read it answers in its own words.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable
+from http import HTTPStatus
+from uuid import uuid4
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.errors import AppError, error_response
+
+log = structlog.stdlib.get_logger("app.server")
+
+# Request line and headers together, bytes; Node.js allows as much.
+MAX_HEAD_SIZE = 16 * 1024
+# Requests that may be sent without waiting for the answers to those before; no browser sends any.
+MAX_PIPELINED = 32
+# How long a request may take to arrive: so many seconds, and one more for each so many bytes of it.
+REQUEST_SECONDS = 20.0
+BYTES_PER_SECOND = 500
+# How long a client that reads nothing of its answer keeps its connection.
+UNREAD_SECONDS = 30
+# A connection that is closed before all was read is reset, and the answer with it may be lost.
+LINGER_SECONDS = 1.0
+
+# linux/tcp.h; Python knows it on Linux alone.
+TCP_USER_TIMEOUT = 18
+
+# As in app/middleware/, which such a request does not reach.
+_HEADERS = {
+    "connection": "close",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class MalformedRequest(AppError):
+    status = HTTPStatus.BAD_REQUEST
+    type = "malformed_request"
+    message = "Not a valid HTTP request"
+
+
+class RequestTooSlow(AppError):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    type = "request_timeout"
+    message = "The request took too long to arrive"
+
+
+class HeadTooLarge(AppError):
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    type = "headers_too_large"
+    message = "The request line and headers are too large"
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. A request that breaks a limit is answered, where that is still possible, and is the last."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
+        super().connection_made(transport)
+        self.in_head = self.is_incomplete = True  # nothing has come yet, but something should
+        self.is_refused = False
+        self.fault: type[AppError] = MalformedRequest
+        self.unparsed = 0
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_refused:
+            return
+        was_incomplete = self.is_incomplete
+        self.size += len(data)
+        self.unparsed += len(data)
+        super().data_received(data)
+        self._watch(began=not was_incomplete)
+
+    def _watch(self, *, began: bool) -> None:
+        """Lets the clock run as long as a request is incomplete."""
+        if self.is_refused:
+            return
+        if not self.is_incomplete:
+            self.timer.cancel()
+        elif self.unparsed > MAX_HEAD_SIZE:  # a head without end, or what may stand behind a chunked body
+            self._refuse(HeadTooLarge)
+        elif began:
+            self._start_clock()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.in_head = self.is_incomplete = True
+        self.unparsed = 0  # of what came in the same read, it is not known how much belongs to this request
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.in_head:  # else it is a trailer, which no proxy in front has judged as it does headers
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        # A colon, blanks and the end of the line make four bytes more of each.
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_SIZE:
+            self.fault = HeadTooLarge
+        if self.fault is HeadTooLarge or len(self.pipeline) == MAX_PIPELINED:
+            raise ValueError  # which the parser takes for a fault of the request
+        super().on_headers_complete()
+        self.in_head = False
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self.unparsed = 0
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.is_incomplete = False
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's own words
+        self._refuse(self.fault)
+
+    def _start_clock(self) -> None:
+        self.size = 0
+        self.started_at = self.loop.time()
+        self.timer = self.loop.call_later(REQUEST_SECONDS, self._check_clock)
+
+    def _check_clock(self) -> None:
+        if self.flow.read_paused:  # it is not the client who is slow
+            self._start_clock()
+            return
+        left = self.started_at + REQUEST_SECONDS + self.size / BYTES_PER_SECOND - self.loop.time()
+        if left > 0:
+            self.timer = self.loop.call_later(left, self._check_clock)
+        else:
+            self._refuse(RequestTooSlow)
+
+    def _refuse(self, error: type[AppError]) -> None:
+        self.is_refused = True
+        if self._can_answer():
+            request_id = uuid4().hex
+            client = self.client[0] if self.client else None
+            log.info("request refused", request_id=request_id, status=error.status, client=client)
+            response = error_response(error, headers=_HEADERS | {"x-request-id": request_id})
+            lines = (name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+            self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", response.body]))
+            if self.transport.can_write_eof():  # not under TLS
+                self.transport.write_eof()
+        if not self.in_head:  # the application, which waits for the rest of the body, need not
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.timer.cancel()
+        self.timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _can_answer(self) -> bool:
+        """Whether an answer would be taken for that to the request at fault."""
+        if self.in_head:
+            return self.scope is not None and (self.cycle is None or self.cycle.response_complete)
+        return not self.cycle.response_started
+
+
+def leave_those_who_do_not_read(listeners: Iterable[socket.socket]) -> None:
+    """Ends each connection on which a client takes nothing of what is sent to it; the system watches that itself."""
+    for listener in listeners:
+        # Elsewhere than on Linux, or on a Unix socket, there is no such option.
+        with contextlib.suppress(OSError):
+            listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
