@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -95,11 +96,20 @@ def _origin(value: str) -> str:
     return value
 
 
+def _network(value: str) -> str:
+    """Uvicorn would take what is no address for a name that nobody has, and `*` for the word of whoever connects."""
+    try:
+        ip_network(value)
+    except ValueError:
+        raise ValueError("must be addresses or networks like 10.0.0.0/8, not names and not *") from None
+    return value
+
+
 def _lower_case(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-List = Annotated[list[str], BeforeValidator(_comma_separated)]
+Networks = Annotated[list[Annotated[str, AfterValidator(_network)]], BeforeValidator(_comma_separated)]
 Origins = Annotated[list[Annotated[str, AfterValidator(_origin)]], BeforeValidator(_comma_separated)]
 Hosts = Annotated[list[Annotated[str, AfterValidator(_host)]], BeforeValidator(_comma_separated)]
 RootPath = Annotated[str, AfterValidator(_root_path)]
@@ -132,7 +142,7 @@ class ServerSettings(Group):
         ge=0,
         description="Seconds to serve on after SIGTERM while readiness says no, for the load balancer to notice",
     )
-    forwarded_allow_ips: List = Field(
+    forwarded_allow_ips: Networks = Field(
         ["127.0.0.1", "::1"],
         description="Comma-separated addresses or networks of the proxies whose X-Forwarded-* headers are believed",
     )

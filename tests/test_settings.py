@@ -134,6 +134,9 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("RATE_LIMIT", "hunter2/minute"),
         ("RATE_LIMIT", "0/minute"),
         ("RATE_LIMIT_LOGIN", "600/fortnight"),
+        ("FORWARDED_ALLOW_IPS", "127.0.0.1,*"),
+        ("FORWARDED_ALLOW_IPS", "hunter2"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
     ],
 )
 def test_a_bad_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
