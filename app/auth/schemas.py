@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, Input
+from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, GivenPassword, Input
 
 _ACCESS_TOKEN = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.LIPvVfUvi3mqJy8SMtpHZhtgqeGQ3sM2aP9WZZDHH5k"  # noqa: S105  signed by nobody
 _REFRESH_TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  nobody's
@@ -16,7 +16,7 @@ class Credentials(Input):
     model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD}]})
 
     email: Email
-    password: Annotated[str, Field(max_length=128)]
+    password: GivenPassword
 
 
 class RefreshRequest(Input):
@@ -24,7 +24,7 @@ class RefreshRequest(Input):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"refresh_token": _REFRESH_TOKEN}]})
 
-    refresh_token: Annotated[str, Field(max_length=256)]
+    refresh_token: Annotated[str, Field(max_length=256, repr=False)]
 
 
 class TokenPair(BaseModel):
@@ -43,7 +43,7 @@ class TokenPair(BaseModel):
         }
     )
 
-    access_token: str
-    refresh_token: str
+    access_token: Annotated[str, Field(repr=False)]
+    refresh_token: Annotated[str, Field(repr=False)]
     token_type: Literal["bearer"] = "bearer"  # noqa: S105  a scheme's name (RFC 6750)
     expires_in: int = Field(description="Lifetime of the access token, seconds")

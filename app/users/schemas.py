@@ -7,7 +7,9 @@ from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, F
 from pydantic.config import JsonDict
 
 Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=254)]
-Password = Annotated[str, Field(min_length=8, max_length=128)]
+# Secrets stay out of what a model looks like in a log.
+Password = Annotated[str, Field(min_length=8, max_length=128, repr=False)]
+GivenPassword = Annotated[str, Field(max_length=128, repr=False)]
 # Control characters are no part of a name, and PostgreSQL refuses a NUL.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_PRINTABLE)]
@@ -18,9 +20,9 @@ EXAMPLE_PASSWORD = "correct horse battery staple"  # noqa: S105  nobody's
 
 
 class Input(BaseModel):
-    """A request body; a field that is not expected is an error."""
+    """A request body. A field that is not expected is an error, and so is a value of another type: 1 is not true."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class UserCreate(Input):
@@ -64,7 +66,7 @@ class PasswordChange(Input):
         }
     )
 
-    current_password: Annotated[str, Field(max_length=128)]
+    current_password: GivenPassword
     new_password: Password
 
 
