@@ -1,0 +1,125 @@
+"""Passwords, tokens and keys are seen nowhere: not in the log, an error, a repr, or the database."""
+
+from base64 import urlsafe_b64decode
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth.schemas import Credentials, RefreshRequest, TokenPair
+from app.database import Base
+from app.settings import DatabaseSettings, RedisSettings, Settings
+from app.users.schemas import PasswordChange, UserCreate
+from tests.conftest import SECRET_KEY, Service
+from tests.people import log_in, register
+from tests.server.conftest import PATIENCE, Start
+
+MARK = "hunter2"
+KEY = f"a key of 32 bytes or more, {MARK}"
+PASSWORD, NEW_PASSWORD = f"the password {MARK}", f"the new password {MARK}"
+JSON = {"Content-Type": "application/json"}
+
+
+async def live(client: httpx.AsyncClient) -> tuple[list[str], list[httpx.Response]]:
+    """A user's whole life with a marked password; gives all of their tokens, and how their mistakes were answered."""
+    await register(client, fields={"password": PASSWORD})
+    pair = (await log_in(client, password=PASSWORD)).json()
+    newer = (await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]})).json()
+    auth = {"Authorization": f"Bearer {pair['access_token']}"}
+    mistakes = [
+        await register(client, fields={"password": PASSWORD}),
+        await register(client, "b@example.com", fields={"password": MARK}),
+        await register(client, "b@example.com", fields={"password": {MARK: MARK}, f"a {MARK}": MARK}),
+        await register(client, f"{MARK}@{MARK}", fields={"password": PASSWORD}),
+        await client.post("/users/", content=f'{{"password": "{PASSWORD}"', headers=JSON),
+        await client.post("/users/", content=PASSWORD),
+        await log_in(client, password=f"{MARK}, but another"),
+        await log_in(client, password=PASSWORD * 10),
+        await client.get("/users/me", headers={"Authorization": auth["Authorization"] + "x"}),
+        await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]}),
+        await client.put(
+            "/users/me/password", headers=auth, json={"current_password": MARK, "new_password": NEW_PASSWORD}
+        ),
+        await client.post("/crash", headers=auth, json={"email": "ann@example.com", "password": PASSWORD}),
+        await client.get(f"/users/?q={MARK}&cursor={MARK}", headers=auth),
+    ]
+    change = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    assert (await client.put("/users/me/password", headers=auth, json=change)).status_code == 204
+    last = (await log_in(client, password=NEW_PASSWORD)).json()
+    tokens = [token for found in (pair, newer, last) for token in (found["access_token"], found["refresh_token"])]
+    return tokens, mistakes
+
+
+async def rename_column(session: AsyncSession, old: str, new: str) -> None:
+    connection = await session.connection()
+    await connection.exec_driver_sql(f"ALTER TABLE users RENAME COLUMN {old} TO {new}")
+    await session.commit()
+
+
+async def what_is_stored(session: AsyncSession) -> list[object]:
+    tables = Base.metadata.tables.values()
+    values = [value for table in tables for row in await session.execute(select(table)) for value in row]
+    await session.rollback()
+    return values
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+async def test_no_secret_is_logged_answered_or_stored(
+    form: str, gunicorn: Start, database_url: str, session: AsyncSession
+) -> None:
+    conf = Path(__file__).with_name("impatient_conf.py")
+    talkative = {"LOG_LEVEL": "debug", "LOG_FORMAT": form, "WEB_CONCURRENCY": "1"}
+    cheap = {"ARGON2_MEMORY_KIB": "64", "ARGON2_TIME_COST": "1", "ARGON2_PARALLELISM": "1"}
+    server = gunicorn(
+        "tests.server.crashing:app", f"--config={conf}", DATABASE_URL=database_url, SECRET_KEY=KEY, **talkative, **cheap
+    )
+    server.says("Application startup complete.")
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+        tokens, mistakes = await live(client)
+        stored = await what_is_stored(session)
+        await rename_column(session, "password_hash", "elsewhere")
+        mistakes += [
+            await register(client, "c@example.com", fields={"password": PASSWORD}),
+            await log_in(client, password=NEW_PASSWORD),
+        ]
+        await rename_column(session, "elsewhere", "password_hash")
+
+    secrets = [MARK, *tokens, *(token.rpartition(".")[2] for token in tokens)]
+    assert [answer.status_code for answer in mistakes if answer.is_server_error] == [500, 500, 500]
+    assert "cannot cope with email='ann@example.com'" in server.log
+    assert "elsewhere" in server.log or "password_hash" in server.log  # of the statements that failed
+    assert "$argon2id$" not in server.log
+    for secret in secrets:
+        assert secret not in server.log
+        assert not any(secret in answer.text for answer in mistakes)
+    assert "ann@example.com" in stored
+    halves = [urlsafe_b64decode(token)[16:] for token in tokens if "." not in token]
+    for value in stored:
+        assert not any(secret in str(value) for secret in secrets)
+        assert value not in halves
+
+
+async def test_no_secret_is_in_a_repr(service: Service, settings: Settings) -> None:
+    with_urls = settings.model_copy(
+        update={
+            "database": DatabaseSettings(url=SecretStr(f"postgresql://user:{MARK}@db/app")),
+            "redis": RedisSettings(url=SecretStr(f"redis://:{MARK}@redis")),
+        }
+    )
+    things = [
+        with_urls,
+        Credentials(email="ann@example.com", password=MARK),
+        UserCreate(email="ann@example.com", password=PASSWORD, full_name="Ann"),
+        PasswordChange(current_password=PASSWORD, new_password=NEW_PASSWORD),
+        RefreshRequest(refresh_token=MARK),
+        TokenPair(access_token=MARK, refresh_token=MARK, expires_in=1),
+        service.state,
+        vars(service.app.state),
+    ]
+
+    for thing in things:
+        assert not any(secret in f"{thing} {thing!r}" for secret in (MARK, SECRET_KEY)), type(thing)
