@@ -265,7 +265,7 @@ def logs() -> Iterator[list[structlog.typing.EventDict]]:
         yield entries
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
     """An environment for programs that are started: no setting of the developer's, and `app` can be imported."""
     inherited = {name: value for name, value in os.environ.items() if name.upper() not in Settings.variables()}

@@ -126,3 +126,12 @@ def test_every_link_leads_somewhere() -> None:
     assert links
     for link in links:
         assert link in anchors or (ROOT / link).exists(), link
+
+
+def test_what_the_security_policy_names_as_proof_exists() -> None:
+    proofs = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
+
+    assert len(proofs) > 20
+    for file, name in proofs:
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), name
+        assert "def test_" in (ROOT / file).read_text(), file

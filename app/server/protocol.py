@@ -80,11 +80,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.is_refused:
             return
-        was_incomplete = self.is_incomplete
+        began = not self.is_incomplete
+        if began:  # whatever comes is the beginning of a request, even a blank line
+            self.in_head = self.is_incomplete = True
+            self.size = self.unparsed = 0
         self.size += len(data)
         self.unparsed += len(data)
         super().data_received(data)
-        self._watch(began=not was_incomplete)
+        self._watch(began=began)
 
     def _watch(self, *, began: bool) -> None:
         """Lets the clock run as long as a request is incomplete."""

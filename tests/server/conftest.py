@@ -106,17 +106,23 @@ def gunicorn(tmp_path: Path, clean_environment: dict[str, str], port: int) -> It
 Start = Callable[..., Gunicorn]
 
 
+IMPATIENT = Path(__file__).with_name("impatient_conf.py")
+
+
 @pytest.fixture
-def impatient(gunicorn: Start) -> Start:
-    """Runs the whole service in one worker, on SQLite where no other database is named, and waits until it answers."""
+def impatient(gunicorn: Start) -> Iterator[Start]:
+    """Runs the whole service in one worker, on SQLite where no other database is named, until the test is over."""
+    running = []
 
-    def start(**variables: str) -> Gunicorn:
-        conf = Path(__file__).with_name("impatient_conf.py")
-        server = gunicorn("app.main:app", f"--config={conf}", **{"WEB_CONCURRENCY": "1"} | variables)
-        server.says("Application startup complete.")
-        return server
+    def start(app: str = "app.main:app", **variables: str) -> Gunicorn:
+        running.append(gunicorn(app, f"--config={IMPATIENT}", **{"WEB_CONCURRENCY": "1"} | variables))
+        running[-1].says("Application startup complete.")
+        return running[-1]
 
-    return start
+    yield start
+    for server in running:
+        server.send(signal.SIGTERM)
+        assert server.ends() == 0
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -14,10 +15,9 @@ import pytest
 
 from app.server.protocol import MAX_HEAD_SIZE, MAX_PIPELINED
 from tests.certificates import TLS
-from tests.conftest import ROOT
 from tests.middleware.test_security_headers import STRICT
 from tests.people import PASSWORD
-from tests.server.conftest import PATIENCE, Gunicorn, Start, until
+from tests.server.conftest import IMPATIENT, PATIENCE, Gunicorn, Start, until
 
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
@@ -26,16 +26,16 @@ SMUGGLED = b"0\r\n\r\nDELETE /users/me HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+def server(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]) -> Iterator[Gunicorn]:
     """The whole service, for requests that ask for nothing of it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    environment = {"PYTHONPATH": str(ROOT), "WEB_CONCURRENCY": "1"}
-    conf = Path(__file__).with_name("impatient_conf.py")
-    server = Gunicorn(tmp_path_factory.mktemp("server"), environment, port, ["app.main:app", f"--config={conf}"])
+    environment = clean_environment | {"WEB_CONCURRENCY": "1"}
+    server = Gunicorn(tmp_path_factory.mktemp("server"), environment, port, ["app.main:app", f"--config={IMPATIENT}"])
     server.says("Application startup complete.")
     yield server
-    server.kill()
+    server.send(signal.SIGTERM)
+    assert server.ends() == 0
     assert "Traceback" not in server.log
 
 
@@ -184,11 +184,13 @@ SLOW = {
     "body": POST + b"Content-Length: 100\r\n\r\n{",
     "chunked body": CHUNKED + b"1\r\n{\r\n",
     "unwanted body": GET + b"Content-Length: 100\r\n\r\n{",
+    "second head": GET + b"\r\n",
+    "blank lines": GET + b"\r\n",
 }
 
 
-def trickle(server: Gunicorn, beginning: bytes) -> list[int]:
-    """Sends a byte at a time, if anything, as long as it may; gives the answers."""
+def trickle(server: Gunicorn, beginning: bytes, rest: bytes) -> list[int]:
+    """Sends the rest a byte at a time for as long as it may; gives the answers."""
     answer = b""
     with connection(server, beginning) as client:
         client.settimeout(0.2)
@@ -198,15 +200,28 @@ def trickle(server: Gunicorn, beginning: bytes) -> list[int]:
                     return statuses(answer)
                 answer += part
             except TimeoutError:
-                client.sendall(b"a" if beginning else b"")
+                client.sendall(rest[:1])
+                rest = rest[1:]
 
 
 def test_a_client_that_sends_a_byte_at_a_time_is_left(server: Gunicorn, background: ThreadPoolExecutor) -> None:
-    clients = {kind: background.submit(trickle, server, beginning) for kind, beginning in SLOW.items()}
+    rests = {"nothing": b"", "second head": GET, "blank lines": b"\r\n" * 100}
+    clients = {
+        kind: background.submit(trickle, server, beginning, rests.get(kind, b"a" * 200))
+        for kind, beginning in SLOW.items()
+    }
 
     answers = {kind: client.result() for kind, client in clients.items()}
 
-    assert answers == {"nothing": [], "head": [408], "body": [408], "chunked body": [408], "unwanted body": [200]}
+    assert answers == {
+        "nothing": [],
+        "head": [408],
+        "body": [408],
+        "chunked body": [408],
+        "unwanted body": [200],
+        "second head": [200, 408],
+        "blank lines": [200, 408],
+    }
 
 
 def test_a_client_that_sends_slowly_but_steadily_is_heard(server: Gunicorn) -> None:
@@ -219,6 +234,18 @@ def test_a_client_that_sends_slowly_but_steadily_is_heard(server: Gunicorn) -> N
         answer = read(client)
 
     assert statuses(answer) == [204]
+
+
+def test_a_request_that_waits_for_the_one_before_it_is_not_slow(impatient: Start) -> None:
+    server = impatient("tests.server.with_worse:app")
+    first = b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n"
+
+    with connection(server, first + POST + b"Connection: close\r\nContent-Length: 22\r\n\r\n{") as client:
+        answer = client.recv(65536)
+        client.sendall(b'"refresh_token": "x"}')
+        answer += read(client)
+
+    assert statuses(answer) == [200, 204]
 
 
 def test_a_slow_client_is_left_under_tls_too(impatient: Start, tls: TLS) -> None:

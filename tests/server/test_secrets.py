@@ -1,7 +1,6 @@
 """Passwords, tokens and keys are seen nowhere: not in the log, an error, a repr, or the database."""
 
 from base64 import urlsafe_b64decode
-from pathlib import Path
 
 import httpx
 import pytest
@@ -68,15 +67,11 @@ async def what_is_stored(session: AsyncSession) -> list[object]:
 
 @pytest.mark.parametrize("form", ["json", "console"])
 async def test_no_secret_is_logged_answered_or_stored(
-    form: str, gunicorn: Start, database_url: str, session: AsyncSession
+    form: str, impatient: Start, database_url: str, session: AsyncSession
 ) -> None:
-    conf = Path(__file__).with_name("impatient_conf.py")
-    talkative = {"LOG_LEVEL": "debug", "LOG_FORMAT": form, "WEB_CONCURRENCY": "1"}
+    talkative = {"LOG_LEVEL": "debug", "LOG_FORMAT": form}
     cheap = {"ARGON2_MEMORY_KIB": "64", "ARGON2_TIME_COST": "1", "ARGON2_PARALLELISM": "1"}
-    server = gunicorn(
-        "tests.server.crashing:app", f"--config={conf}", DATABASE_URL=database_url, SECRET_KEY=KEY, **talkative, **cheap
-    )
-    server.says("Application startup complete.")
+    server = impatient("tests.server.with_worse:app", DATABASE_URL=database_url, SECRET_KEY=KEY, **talkative, **cheap)
 
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
         tokens, mistakes = await live(client)
