@@ -70,7 +70,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.in_head = self.is_incomplete = True  # nothing has come yet, but something should
         self.is_refused = False
         self.fault: type[AppError] = MalformedRequest
-        self.unparsed = 0
+        self.size = self.unparsed = 0
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,13 +110,17 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        # A colon, blanks and the end of the line make four bytes more of each.
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_SIZE:
+        if self.size > MAX_HEAD_SIZE and self._head_size() > MAX_HEAD_SIZE:
             self.fault = HeadTooLarge
-        if self.fault is HeadTooLarge or len(self.pipeline) == MAX_PIPELINED:
             raise ValueError  # which the parser takes for a fault of the request
+        if len(self.pipeline) == MAX_PIPELINED:
+            raise ValueError
         super().on_headers_complete()
         self.in_head = False
+
+    def _head_size(self) -> int:
+        # A colon, a blank and the end of the line make four bytes more of each.
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -130,7 +134,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(self.fault)
 
     def _start_clock(self) -> None:
-        self.size = 0
         self.started_at = self.loop.time()
         self.timer = self.loop.call_later(REQUEST_SECONDS, self._check_clock)
 
