@@ -200,7 +200,7 @@ def test_a_migration_makes_the_embedded_database(command_without_database: Comma
 def test_what_stands_in_the_way_is_said_in_a_line(
     command_without_database: Command, variables: dict[str, str], complaint: str
 ) -> None:
-    command_without_database.environment |= variables
+    command_without_database.environment = command_without_database.environment | variables
 
     result = command_without_database("migrate")
 
