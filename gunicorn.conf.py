@@ -39,7 +39,7 @@ max_requests_jitter = settings.server.max_requests_jitter  # MAX_REQUESTS_JITTER
 # The heartbeat files: a read-only root file system leaves only this, and a real disk may block a worker for long.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn makes unguessable names
 
-# Timeouts, each with room for those before it: DATABASE_STATEMENT_TIMEOUT (10), Uvicorn's wait for its last requests
+# Timeouts, each with room for those before it: DATABASE_STATEMENT_TIMEOUT (5), Uvicorn's wait for its last requests
 # (25, see app/server/worker.py), graceful_timeout (30), stop_grace_period in docker-compose.yml.
 timeout = 30
 keepalive = 5
@@ -110,5 +110,5 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     lose_no_signal_while_forking()
     drain_on_sigterm(server, settings.server.drain_seconds)
     source = "WEB_CONCURRENCY" if settings.server.web_concurrency else f"2 x {cpus.number} CPUs + 1, by {cpus.source}"
-    connections = server.num_workers * settings.database.pool_size
+    connections = server.num_workers * settings.database.connections
     server.log.info("%d workers (%s), at most %d database connections", server.num_workers, source, connections)

@@ -38,6 +38,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     # Made here and not at import: an engine from before gunicorn forks would share its connections between workers.
     engine = create_engine(settings.database)
     read_sessions, write_sessions = create_sessionmakers(engine)
+    # Readiness has a connection of its own. If it waited behind the requests, a service with much to do would be taken
+    # for one without a database, and its share of the work given to the others.
+    probe_engine = create_engine(settings.database.model_copy(update={"pool_size": 1}))
+    probe_sessions, _ = create_sessionmakers(probe_engine)
     redis = create_redis(settings.redis)
     auth = settings.auth
     try:
@@ -45,6 +49,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
             engine=engine,
             read_sessions=read_sessions,
             write_sessions=write_sessions,
+            probe_sessions=probe_sessions,
             redis=redis,
             limiter=create_limiter(settings, redis),
             passwords=create_passwords(auth),
@@ -57,6 +62,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     finally:
         if redis:
             await redis.aclose()
+        await probe_engine.dispose()
         await engine.dispose()
 
 

@@ -158,10 +158,12 @@ class DatabaseSettings(Group):
     url: Annotated[SecretStr, AfterValidator(_database_url)] = Field(
         SecretStr("sqlite+aiosqlite:///data/app.db"), description="PostgreSQL or SQLite URL"
     )
-    pool_size: int = Field(10, ge=1, description="Connections a worker may hold open")
-    pool_timeout: Seconds = Field(5, description="Seconds to wait for a free connection before answering 503")
-    connect_timeout: Seconds = Field(5, description="Seconds to wait for a new connection")
-    statement_timeout: Seconds = Field(10, description="Seconds after which a statement is cancelled")
+    pool_size: int = Field(
+        10, ge=1, description="Connections a worker may hold open for requests; readiness has one more"
+    )
+    pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before answering 503")
+    connect_timeout: Seconds = Field(3, description="Seconds to wait for a new connection")
+    statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     migrate: bool | None = Field(
         None,
         description="Migrate the schema at start; by default only on SQLite, elsewhere `python -m app migrate`",
@@ -171,6 +173,11 @@ class DatabaseSettings(Group):
     def is_sqlite(self) -> bool:
         """Whether this is the embedded database."""
         return self.url.get_secret_value().startswith("sqlite")
+
+    @property
+    def connections(self) -> int:
+        """How many a worker opens at most: the pool's, and the one that readiness asks on."""
+        return self.pool_size + 1
 
     @property
     def migrates_at_start(self) -> bool:

@@ -16,6 +16,7 @@ class State(TypedDict):
     engine: AsyncEngine
     read_sessions: async_sessionmaker[AsyncSession]
     write_sessions: async_sessionmaker[AsyncSession]
+    probe_sessions: async_sessionmaker[AsyncSession]
     redis: Redis | None
     limiter: RateLimiter
     passwords: Passwords

@@ -58,7 +58,7 @@ async def test_the_server_knows_who_connects_and_for_how_long(session: AsyncSess
         name = await session.scalar(text("SHOW application_name"))
         statement = await session.scalar(text("SHOW statement_timeout"))
         idle = await session.scalar(text("SHOW idle_in_transaction_session_timeout"))
-        assert (name, statement, idle) == (NAME, "10s", "10s")
+        assert (name, statement, idle) == (NAME, "5s", "5s")
 
 
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5))])

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from app.database import DATABASE_ERRORS, is_unavailable
 from app.errors import InternalError, PayloadTooLarge, ServiceUnavailable, responses
+from app.limiter import REDIS_SECONDS
 from app.server.drain import is_draining
 from app.state import AppRequest
 
@@ -73,7 +74,7 @@ async def ready(request: AppRequest) -> Ready:
     if is_draining():
         raise ShuttingDown
     try:
-        async with asyncio.timeout(READY_SECONDS), request.state["read_sessions"]() as session:
+        async with asyncio.timeout(READY_SECONDS), request.state["probe_sessions"]() as session:
             await session.execute(select(1))
     except DATABASE_ERRORS as error:
         if not is_unavailable(error):
@@ -84,7 +85,8 @@ async def ready(request: AppRequest) -> Ready:
     if redis is None:
         return Ready()
     try:
-        await redis.ping()
-    except RedisError:
+        async with asyncio.timeout(REDIS_SECONDS):
+            await redis.ping()
+    except (RedisError, TimeoutError):
         return Ready(redis="unavailable")
     return Ready(redis="connected")

@@ -62,10 +62,10 @@ async def check_connections(settings: DatabaseSettings, workers: int) -> str | N
     async with engine.connect() as connection:
         allowed: int = (await connection.execute(_ALLOWED_CONNECTIONS)).scalar_one()
     await engine.dispose()
-    if (wanted := workers * settings.pool_size) <= allowed:
+    if (wanted := workers * settings.connections) <= allowed:
         return None
     return (
         f"{workers} workers may open {wanted} database connections, but the database allows {allowed}: "
-        f"set DATABASE_POOL_SIZE to at most {max(1, allowed // workers)}, or WEB_CONCURRENCY to at most "
-        f"{max(1, allowed // settings.pool_size)}, or raise max_connections"
+        f"set DATABASE_POOL_SIZE to at most {max(1, allowed // workers - 1)}, or WEB_CONCURRENCY to at most "
+        f"{max(1, allowed // settings.connections)}, or raise max_connections"
     )

@@ -40,6 +40,16 @@ async def test_without_its_database_it_is_alive_but_not_ready(settings: Settings
     assert ready.json() == {"error": "Database unavailable", "type": "service_unavailable"}
 
 
+async def test_a_service_with_no_connection_to_spare_is_ready(settings: Settings) -> None:
+    only_one = with_database(settings, pool_size=1, pool_timeout=0.1)
+
+    async with serve(only_one) as service, service.state["read_sessions"]() as session:
+        await session.execute(text("SELECT 1"))  # which takes it
+        response = await service.client.get("/health/ready")
+
+    assert response.status_code == 200
+
+
 async def test_a_database_that_is_asked_wrongly_is_a_bug_and_not_an_outage(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
