@@ -1,5 +1,6 @@
 """The database: how models are declared, how connections are made, and the sessions that requests use."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
@@ -7,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import asyncpg
 from fastapi import Depends
 from sqlalchemy import DateTime, MetaData, event, make_url
-from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.engine import Connection, Dialect, ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -93,6 +94,7 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
         event.listen(engine.sync_engine, "begin", _begin_immediate)
     else:
         event.listen(engine.sync_engine, "checkout", _replace_closed)
+        event.listen(engine.sync_engine, "handle_error", _abandon)
     return engine
 
 
@@ -101,7 +103,7 @@ async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:  # noqa: AN
         return await asyncpg.connect(*args, **kwargs)
     except OSError as error:
         # An unreachable server comes as any of a dozen kinds of OSError; from here on it is of one kind.
-        raise ConnectionError(f"cannot connect to the database: {error}") from error
+        raise ConnectionError(f"cannot connect to the database: {error!r}") from error
 
 
 def _replace_closed(_: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
@@ -112,6 +114,24 @@ def _replace_closed(_: DBAPIConnection, record: ConnectionPoolEntry, __: PoolPro
     driver_connection: asyncpg.Connection = record.driver_connection  # type: ignore[assignment]  # known by its engine
     if driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _abandon(context: ExceptionContext) -> Exception | None:
+    """Has the pool replace a connection that is of no use any more.
+
+    Where the server has not answered in time, or nobody waits for its answer, the statement and the connection are not
+    ended in order: that would be waiting for it once more. A server that refuses to write may be one that was replaced:
+    its name leads to another by now.
+    """
+    error = context.original_exception
+    if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
+        driver_connection: asyncpg.Connection = context.connection.connection.driver_connection  # type: ignore[assignment]
+        driver_connection.terminate()
+        context.is_disconnect = True
+    elif getattr(error, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False  # the others can read
+    return ConnectionError(f"the database does not answer: {error!r}") if isinstance(error, OSError) else None
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
@@ -169,9 +189,11 @@ def is_unique_violation(error: IntegrityError, column: str) -> bool:
     )
 
 
+_READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, insufficient resources,
-# operator intervention (a cancelled statement, a shutdown), system error, read-only transaction.
-_UNAVAILABLE_SQLSTATES = ("08", "53", "57", "58", "25006")
+# operator intervention (a cancelled statement, a shutdown), system error, serialization failure, deadlock, lock not
+# available, read-only transaction.
+_UNAVAILABLE_SQLSTATES = ("08", "53", "57", "58", "40001", "40P01", "55P03", _READ_ONLY)
 # https://sqlite.org/rescode.html
 _UNAVAILABLE_SQLITE = (
     "SQLITE_BUSY",

@@ -1,11 +1,13 @@
 """What lives as long as the process: made when it starts, closed when it stops."""
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from alembic.util import CommandError as MigrationError
 from fastapi import FastAPI
@@ -32,6 +34,7 @@ REDIS_CONNECTIONS = 16
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     """Runs around the whole life of a worker process."""
+    asyncio.get_running_loop().set_exception_handler(ignore_what_was_given_up)
     settings: Settings = app.state.settings
     if not app.state.prepared:
         await prepare(settings)
@@ -64,6 +67,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
             await redis.aclose()
         await probe_engine.dispose()
         await engine.dispose()
+
+
+def ignore_what_was_given_up(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Handles what nobody has waited for; not worth a word is how a connection fails that takes too long to make.
+
+    Drivers give it up, and leave behind what was to become of it. Else each would be logged as an error.
+    """
+    if not isinstance(context.get("exception"), OSError):
+        loop.default_exception_handler(context)
 
 
 async def prepare(settings: Settings) -> None:

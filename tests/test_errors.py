@@ -107,6 +107,7 @@ async def test_a_bug_is_answered_without_a_word_about_it_and_logged_once(
     assert {"ratelimit", "ratelimit-policy"} <= response.headers.keys()  # it was counted like any other
     errors = [entry for entry in logs if entry["log_level"] == "error"]
     assert [(entry["event"], entry["request_id"]) for entry in errors] == [("unhandled exception", "my-request")]
+    assert errors[0]["exc_info"]  # the traceback
 
 
 @pytest.mark.usefixtures("crashing")
