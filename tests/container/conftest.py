@@ -22,6 +22,15 @@ def image(docker: None) -> Iterator[str]:  # noqa: ARG001  without an engine the
 
 
 @pytest.fixture(scope="module")
+def network(docker: None) -> Iterator[str]:  # noqa: ARG001  as above
+    """A network in which containers find each other by name, as their addresses change when they are restarted."""
+    name = f"test-{uuid4().hex}"
+    cli("network", "create", name)
+    yield name
+    cli("network", "rm", name)
+
+
+@pytest.fixture(scope="module")
 def service(image: str) -> Iterator[Container]:
     """`docker run -p 8000:8000 app`, with nothing else, but on a port that is free."""
     with running(image, "--publish", "127.0.0.1::8000") as container:

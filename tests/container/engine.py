@@ -98,6 +98,11 @@ class Container:
         """`docker stop`: SIGTERM, and SIGKILL after 10 seconds."""
         cli("stop", "--time", str(seconds), self.name)
 
+    def start(self) -> "Container":
+        """Starts it again, as it was."""
+        cli("start", self.name)
+        return self
+
     def ends(self) -> int:
         """Waits for the end and gives the exit code."""
         return int(

@@ -31,12 +31,25 @@ class Target(NamedTuple):
     port: int
     path: str
     headers: Mapping[str, str] = {}
+    method: str = "GET"
+    json: str = ""
 
     def request(self, *, keep_alive: bool) -> bytes:
         """The bytes to be sent."""
         headers = {"Host": self.host, "Connection": "keep-alive" if keep_alive else "close", **self.headers}
-        lines = [f"GET {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        return "\r\n".join([*lines, "", ""]).encode()
+        if self.json:
+            headers |= {"Content-Type": "application/json", "Content-Length": str(len(self.json))}
+        lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", self.json]).encode()
+
+
+class Answer(NamedTuple):
+    """A whole answer, and the moment at which it was asked for."""
+
+    asked_at: float
+    status: int
+    headers: Mapping[str, str]
+    body: str
 
 
 @dataclass
@@ -46,6 +59,7 @@ class Report:
     answers: int = 0
     refused: int = 0
     failures: list[str] = field(default_factory=list)
+    errors: list[Answer] = field(default_factory=list)  # those of the failures that are whole answers
     slowest: float = 0.0
 
 
@@ -94,15 +108,17 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
         try:
             writer.write(request)
             async with asyncio.timeout(SECONDS_FOR_AN_ANSWER):
-                status, keep_alive = await _answer(reader)
+                status, headers, body = await _answer(reader)
         except (OSError, EOFError, TimeoutError, ValueError) as error:
-            report.failures.append(f"{time.strftime('%X')} {target.path}: {error!r}")
+            report.failures.append(f"{time.strftime('%X')} {target.method} {target.path}: {error!r}")
             keep_alive = False
         else:
+            keep_alive = headers.get("connection") != "close"
             if 200 <= status < 300:
                 report.answers += 1
             else:
-                report.failures.append(f"{time.strftime('%X')} {target.path}: {status}")
+                report.failures.append(f"{time.strftime('%X')} {target.method} {target.path}: {status}")
+                report.errors.append(Answer(started_at, status, headers, body))
         report.slowest = max(report.slowest, time.monotonic() - started_at)
         if not keep_alive:
             writer.close()
@@ -111,9 +127,8 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
         connection[1].close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
-    """Reads one answer to its end; gives its status, and whether the connection may be used again."""
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], str]:
+    """Reads one answer to its end; gives its status, its headers in lower case, and its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     status, headers = int(head.split()[1]), dict(line.split(": ", 1) for line in head.splitlines()[1:-1])
-    await reader.readexactly(int(headers["content-length"]))
-    return status, headers.get("connection") != "close"
+    return status, headers, (await reader.readexactly(int(headers["content-length"]))).decode()
