@@ -21,7 +21,7 @@ from app.security import CONCURRENT_HASHES, Passwords, Tokens
 from app.settings import Settings
 from app.state import State
 from app.users.models import User
-from tests.conftest import SECRET_KEY
+from tests.conftest import SECRET_KEY, serve
 from tests.people import PASSWORD, join, log_in, register
 
 
@@ -37,6 +37,18 @@ async def test_a_login_gives_a_pair_of_tokens(client: httpx.AsyncClient) -> None
     assert pair["expires_in"] == 15 * 60
     auth = {"Authorization": f"Bearer {pair['access_token']}"}
     assert (await client.get("/users/me", headers=auth)).status_code == 200
+
+
+async def test_tokens_last_as_long_as_is_set(settings: Settings, session: AsyncSession) -> None:
+    lifetimes = settings.auth.model_copy(update={"access_token_minutes": 7, "refresh_token_days": 2})
+    async with serve(settings.model_copy(update={"auth": lifetimes})) as service:
+        await register(service.client)
+        pair = (await log_in(service.client)).json()
+
+    claims = jwt.decode(pair["access_token"], options={"verify_signature": False})
+    refresh_token = (await session.scalars(select(RefreshToken))).one()
+    assert claims["exp"] - claims["iat"] == pair["expires_in"] == 7 * 60
+    assert timedelta(days=1) < refresh_token.expires_at - refresh_token.created_at < timedelta(days=3)
 
 
 async def test_every_failed_login_is_answered_alike(client: httpx.AsyncClient, session: AsyncSession) -> None:
@@ -152,6 +164,27 @@ async def test_a_hash_of_former_parameters_is_renewed_at_login(
     assert await session.scalar(select(User.password_hash)) == new
 
 
+async def test_a_password_that_is_changed_during_a_login_stays_changed(
+    client: httpx.AsyncClient, state: State, session: AsyncSession
+) -> None:
+    """The login would renew the hash, which is another one by then."""
+    await register(client)
+    old = await Passwords(memory_kib=32, time_cost=1, parallelism=1).hash(PASSWORD)
+    await session.execute(update(User).values(password_hash=old))
+    await session.commit()
+    verify = state["passwords"].verify
+
+    async def verify_while_changed(password: str, password_hash: str | None) -> tuple[bool, str | None]:
+        await session.execute(update(User).values(password_hash="changed", credentials_version=2))
+        await session.commit()
+        return await verify(password, password_hash)
+
+    with mock.patch.object(state["passwords"], "verify", verify_while_changed):
+        await log_in(client)
+
+    assert await session.scalar(select(User.password_hash)) == "changed"
+
+
 async def test_a_user_deleted_during_the_login_does_not_get_in(
     client: httpx.AsyncClient, state: State, session: AsyncSession
 ) -> None:
@@ -210,14 +243,27 @@ async def test_a_login_and_a_deletion_do_not_wait_for_each_other(
     assert (await login).status_code == 401
 
 
-async def test_dead_logins_are_swept_away_by_the_next(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    await register(client)
+async def test_dead_logins_are_swept_away_by_their_users_next(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    ann, bob = await join(client), await join(client, "bob@example.com")
     for _ in range(3):
         await log_in(client)
     await session.execute(update(RefreshToken).values(expires_at=utc_now()))
     await session.commit()
 
     await log_in(client)
+
+    owners = await session.scalars(select(RefreshToken.user_id).order_by(RefreshToken.user_id))
+    assert owners.all() == [ann.id, bob.id]
+
+
+async def test_logins_that_a_new_password_ended_are_swept_away_too(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
+    ann = await join(client)
+    change = {"current_password": PASSWORD, "new_password": "another password"}
+    await client.put("/users/me/password", headers=ann.auth, json=change)
+
+    await log_in(client, password="another password")
 
     assert await session.scalar(select(func.count()).select_from(RefreshToken)) == 1
 
