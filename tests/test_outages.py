@@ -46,6 +46,14 @@ async def test_a_database_out_of_reach_is_503(settings: Settings) -> None:
     assert response.json() == UNAVAILABLE
 
 
+async def test_a_logout_that_did_not_happen_is_not_confirmed(settings: Settings) -> None:
+    async with serve(out_of_reach(settings), prepared=True) as service:
+        response = await service.client.post("/auth/logout", json={"refresh_token": "A" * 64})
+
+    assert response.status_code == 503
+    assert response.json() == UNAVAILABLE
+
+
 async def test_a_database_out_of_reach_ends_the_start_with_one_line(settings: Settings) -> None:
     with pytest.raises(StartupError) as caught:
         async with serve(out_of_reach(settings)):
