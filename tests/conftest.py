@@ -164,6 +164,16 @@ async def execute(url: str, statement: str) -> None:
     await connection.close()
 
 
+async def until_a_lock_is_waited_for(url: str) -> None:
+    """Returns as soon as somebody waits for a lock in a PostgreSQL database."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    connection = await asyncpg.connect(url)
+    async with asyncio.timeout(60):
+        while not await connection.fetchval(waiting):  # noqa: ASYNC110  there is no event
+            await asyncio.sleep(0.02)
+    await connection.close()
+
+
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database file, to be copied."""

@@ -1,5 +1,6 @@
 """The schema's history runs up, down and up again on both databases, and ends where the models are."""
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.database import Base, create_engine
 from app.errors import StartupError
 from app.lifespan import prepare
-from app.migrations import is_migration_pending, migrate
+from app.migrations import _run, is_migration_pending, migrate
 from app.settings import DatabaseSettings, Settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, until_a_lock_is_waited_for
 
 TABLES = Base.metadata.tables
 
@@ -129,6 +130,23 @@ async def test_five_processes_that_migrate_at_once_are_one_migration(
 
     assert [process.returncode for process in processes] == [0] * 5, outputs
     assert sum("app.migrations" in output for output in outputs) == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_migration_waits_for_another_longer_than_a_statement_may_take(
+    database: DatabaseSettings, database_url: str
+) -> None:
+    engine = create_engine(database.model_copy(update={"statement_timeout": 60}))
+    async with engine.begin() as connection:
+        await connection.run_sync(_run, "head")  # and is not committed yet
+        other = asyncio.create_task(migrate(database.model_copy(update={"statement_timeout": 0.1})))
+        await until_a_lock_is_waited_for(database_url)
+        await asyncio.sleep(0.5)
+        is_waiting = not other.done()
+    await other
+    await engine.dispose()
+
+    assert is_waiting
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["current"]])

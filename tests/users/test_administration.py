@@ -1,17 +1,20 @@
 """What superusers can do with everybody."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import anyio
 import httpx
 import pytest
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.state import State
 from app.users import service
 from app.users.models import User
 from app.users.schemas import UserUpdate
+from tests.conftest import until_a_lock_is_waited_for
 from tests.people import Person, join, join_as_superuser, log_in, register
 
 
@@ -149,6 +152,26 @@ async def test_of_two_superusers_who_remove_each_other_one_stays(
         assert (await _delete(client, left[0], left[0].id)).status_code == 204
         await session.execute(delete(User))
         await session.commit()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_superusers_are_locked_in_order_so_that_no_two_removals_wait_for_each_other(
+    client: httpx.AsyncClient, session: AsyncSession, state: State, database_url: str
+) -> None:
+    """PostgreSQL by itself takes rows as they lie, which a change puts at the end."""
+    first, second, third = [await join_as_superuser(client, session, f"{name}@example.com") for name in "abc"]
+    await session.execute(update(User).where(User.id == first.id).values(full_name="At the end"))
+    await session.commit()
+
+    await session.execute(select(User.id).where(User.id == first.id).with_for_update())
+    removal = asyncio.create_task(_delete(client, first, third.id))
+    await until_a_lock_is_waited_for(database_url)
+    async with state["write_sessions"]() as other:
+        free = set(await other.scalars(select(User.id).with_for_update(skip_locked=True)))
+    await session.rollback()
+
+    assert free == {second.id, third.id}
+    assert (await removal).status_code == 204
 
 
 def _spare(attempt: int) -> dict[str, object]:
