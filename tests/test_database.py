@@ -1,14 +1,19 @@
 """Sessions and connections are what the routes rely on."""
 
+import asyncio
+import os
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
 from app import NAME
+from app.database import create_engine, is_unavailable
 from app.factory import create_app
 from app.lifespan import lifespan
 from app.settings import Settings
@@ -59,6 +64,66 @@ async def test_the_server_knows_who_connects_and_for_how_long(session: AsyncSess
         statement = await session.scalar(text("SHOW statement_timeout"))
         idle = await session.scalar(text("SHOW idle_in_transaction_session_timeout"))
         assert (name, statement, idle) == (NAME, "5s", "5s")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_waits_for_a_lock_as_long_as_for_a_connection(settings: Settings) -> None:
+    engine = create_engine(settings.database.model_copy(update={"connect_timeout": 1.5}))
+    async with engine.connect() as connection:
+        milliseconds = await connection.scalar(text("PRAGMA busy_timeout"))
+    await engine.dispose()
+
+    assert milliseconds == 1500
+
+
+async def test_a_write_waits_for_a_lock_that_is_soon_released(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    ann = await join(client)
+    await session.execute(update(User).values(full_name="locked"))
+
+    write = asyncio.create_task(client.patch("/users/me", headers=ann.auth, json={"full_name": "A"}))
+    await asyncio.sleep(0.3)  # in which it comes as far as the lock
+    await session.rollback()
+
+    assert (await write).status_code == 200
+
+
+async def test_a_statement_that_fails_does_not_tell_its_parameters(session: AsyncSession) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        await session.execute(text("SELECT * FROM nowhere WHERE email = :email"), {"email": "ann@example.com"})
+
+    assert "FROM nowhere" in str(caught.value)
+    assert "ann@example.com" not in str(caught.value)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("statements", "verdict"),
+    [
+        (["SELECT * FROM sqlite_master", "DROP TABLE users"], ("SQLITE_LOCKED", True)),
+        (["PRAGMA max_page_count = 1", "CREATE TABLE large AS SELECT randomblob(1000000)"], ("SQLITE_FULL", True)),
+        (["ATTACH 'fifo' AS other"], ("SQLITE_IOERR_READ", True)),
+        (["ATTACH '.' AS other"], ("SQLITE_CANTOPEN", True)),
+        (["PRAGMA query_only = ON", "DELETE FROM users"], ("SQLITE_READONLY", True)),
+        (["SELECT * FROM nowhere"], ("SQLITE_ERROR", False)),
+        (["INSERT INTO users (id) VALUES (1)"], ("SQLITE_CONSTRAINT_NOTNULL", False)),
+    ],
+)
+async def test_what_sqlite_says_is_an_outage_or_a_bug(
+    session: AsyncSession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    statements: list[str],
+    verdict: tuple[str, bool],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")  # can be opened, but not read as a file
+
+    with pytest.raises(DBAPIError) as caught:
+        # The list keeps a result open, and the table locked, until the next statement.
+        [await session.stream(text(statement)) for statement in statements]
+
+    name = getattr(caught.value.orig, "sqlite_errorname", None)
+    assert (name, is_unavailable(caught.value)) == verdict
 
 
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5))])
