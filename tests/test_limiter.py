@@ -12,7 +12,7 @@ import structlog
 from pydantic import SecretStr
 
 from app.lifespan import create_limiter, create_redis
-from app.limiter import RateLimiter, Usage
+from app.limiter import RETRY_SECONDS, RateLimiter, Usage
 from app.settings import AuthSettings, HTTPSettings, RedisSettings, Settings
 from tests.conftest import SECRET_KEY
 from tests.gate import Gate, State, gate_before
@@ -116,6 +116,49 @@ async def test_redis_holds_no_address_and_forgets(redis_url: str) -> None:
     assert new
     assert all(re.fullmatch(r"rate:account:[0-9a-f]{32}", name) for name in new)
     assert all(0 < left <= 60_000 for left in milliseconds)
+
+
+async def test_nobody_is_told_to_come_back_in_no_time(redis_url: str) -> None:
+    """Redis has 0 milliseconds left at a window's very end and, which a test can bring about, -1 without an end."""
+    redis = create_redis(settings_with(redis_url).redis)
+    assert redis
+    limiter = RateLimiter({"endless": "3/minute"}, redis=redis, secret_key=SECRET_KEY)
+    await limiter.hit("endless", "ann")
+    (key,) = await redis.keys("rate:endless:*")
+    await redis.persist(key)
+
+    usage = await limiter.hit("endless", "ann")
+    await redis.delete(key)
+    await redis.aclose()
+
+    assert usage
+    assert usage.seconds_left == 1
+
+
+async def test_during_an_outage_one_request_at_a_time_asks_whether_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = monotonic()
+    monkeypatch.setattr("app.limiter.monotonic", lambda: now)
+    asked: list[asyncio.StreamWriter] = []
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        settings = settings_with(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        redis = create_redis(settings.redis)
+        assert redis
+        limiter = create_limiter(settings, redis)
+
+        usages = [await limiter.hit("default", "ann") for _ in range(10)]
+        assert len(asked) == 1
+
+        now += RETRY_SECONDS
+        usages += await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(10)))
+        assert len(asked) == 2
+        await redis.aclose()
+
+    assert set(usages) == {None}
 
 
 async def test_workers_share_one_count(redis_url: str) -> None:
