@@ -138,6 +138,10 @@ async def test_the_docs_can_be_switched_off(settings: Settings, path: str) -> No
     assert "ratelimit" in response.headers
 
 
+async def test_there_is_no_page_for_a_kind_of_login_that_is_not_offered(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/docs/oauth2-redirect")).status_code == 404
+
+
 async def test_the_document_is_served(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
     for _ in range(2):
         response = await client.get("/openapi.json")

@@ -48,6 +48,15 @@ async def test_another_origin_may_not(open_service: Service) -> None:
     assert "access-control-allow-origin" not in {*preflight.headers, *request.headers}
 
 
+@pytest.mark.parametrize(("names", "status"), [("authorization, content-type, x-request-id", 200), ("x-other", 400)])
+async def test_a_page_may_send_the_headers_that_the_api_takes(open_service: Service, names: str, status: int) -> None:
+    headers = PREFLIGHT | {"Access-Control-Request-Headers": names}
+
+    preflight = await open_service.client.options("/users/me", headers=headers)
+
+    assert preflight.status_code == status
+
+
 async def test_a_page_may_read_errors_too(open_service: Service) -> None:
     @open_service.app.get("/crash")
     async def crash() -> None:
