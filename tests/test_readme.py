@@ -24,6 +24,8 @@ ELSEWHERE = {
     "docker compose up --build": "tests/container/",
     "docker build -t app . && docker run -p 8000:8000 app": "tests/container/",
     "uv run gunicorn app.main:app -c gunicorn.conf.py": "tests/server/",
+    next(command for command in COMMANDS if "secrets" in command): "tests/container/",
+    "docker compose -f docker-compose.production.yml up --detach --wait": "tests/container/",
     "cp .env.example .env": "tests/test_docs.py",
     "uv run scripts/rename.py": "tests/test_rename.py",
     "uv run python -m app migrate": "tests/test_fork.py",

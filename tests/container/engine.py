@@ -127,17 +127,19 @@ def running(image: str, *options: str | Path, command: tuple[str, ...] = ()) -> 
 
 
 class Compose:
-    """A compose project of a folder, under a name of its own and on ports that nobody else has."""
+    """A compose project of a file, under a name of its own and with variables that give it ports of its own."""
 
-    PORTS = {"WEB_PORT": "127.0.0.1:0", "DB_PORT": "0", "REDIS_PORT": "0"}  # noqa: RUF012  nobody changes it
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, file: Path, variables: dict[str, str]) -> None:
+        self.file = file
+        self.variables = variables
         self.name = f"test-{uuid4().hex}"
 
     def __call__(self, *arguments: str) -> str:
-        project = ("--project-name", self.name, "--project-directory", self.folder)
-        return cli("compose", *project, *arguments, **self.PORTS)
+        return cli("compose", "--project-name", self.name, "--file", self.file, *arguments, **self.variables)
+
+    def container(self, service: str) -> Container:
+        """The one container of a service, which may have ended."""
+        return Container(self("ps", "--all", "--quiet", service))
 
     @property
     def url(self) -> str:
@@ -146,9 +148,9 @@ class Compose:
 
 
 @contextmanager
-def composed(folder: Path) -> Iterator[Compose]:
+def composed(file: Path, **variables: str) -> Iterator[Compose]:
     """Gives a project; afterwards shows its logs, for a test that fails, and removes all that it made."""
-    compose = Compose(folder)
+    compose = Compose(file, variables)
     try:
         yield compose
     finally:

@@ -23,7 +23,8 @@ def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Co
     folder = tmp_path_factory.mktemp("compose") / "repository"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"))
     shutil.copy(ROOT / ".dockerignore", folder)
-    with composed(folder) as project:
+    ports = {"WEB_PORT": "127.0.0.1:0", "DB_PORT": "0", "REDIS_PORT": "0"}
+    with composed(folder / "docker-compose.yml", **ports) as project:
         project("up", "--build", "--detach", "--wait")
         yield project
 
@@ -54,7 +55,7 @@ def test_a_user_is_a_row_in_postgresql_and_is_kept_over_down_and_up(compose: Com
 def test_a_changed_file_is_served_without_a_restart(compose: Compose) -> None:
     assert httpx.get(f"{compose.url}/news", timeout=PATIENCE).status_code == 404
 
-    with (compose.folder / "app" / "main.py").open("a") as main:
+    with (compose.file.with_name("app") / "main.py").open("a") as main:
         main.write(NEW_ROUTE)
 
     def has_reloaded() -> bool:
