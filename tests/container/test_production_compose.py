@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from random import randrange
 
 import httpx
 import pytest
@@ -29,7 +30,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Ca
             shutil.copy(ROOT / FILE, folder)
             # However careful the host's administrator is, the containers' users must be able to read them.
             subprocess.run(["bash", "-euc", f"umask 077; {MAKE_SECRETS}"], cwd=folder, check=True)
-            return stack.enter_context(composed(folder / FILE, WEB_PORT="0", IMAGE=image))
+            network = f"10.{randrange(128, 254)}.{randrange(256)}"  # noqa: S311  one that nobody else has, most likely
+            return stack.enter_context(composed(folder / FILE, WEB_PORT="0", WEB_NETWORK=network, IMAGE=image))
 
         yield make
 
