@@ -6,6 +6,7 @@ a comment says why.
 
 import asyncio
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,11 +18,18 @@ from app.lifespan import prepare
 from app.server.checks import check_address, check_certificate, check_connections
 from app.server.cpus import available_cpus
 from app.server.drain import drain_on_sigterm
-from app.server.logs import log_config
+from app.server.logs import configure_logging, log_config
+from app.server.uncaught import log_what_nothing_catches
 from app.server.worker import lose_no_signal_while_forking
-from app.settings import load_settings
+from app.settings import Settings, load_settings
 
-settings = load_settings()
+log_what_nothing_catches()
+try:
+    settings = load_settings()
+except SystemExit as problem:
+    configure_logging(Settings.model_construct())  # the defaults: one line, in the form that all the others have
+    logging.getLogger("app").critical(str(problem))
+    sys.exit(1)
 cpus = available_cpus()
 
 # Server socket
