@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from ssl import SSLContext
 from typing import NamedTuple
 
 # Below saturation on two slow cores, and often enough on each connection that none is idle for long.
@@ -33,6 +34,7 @@ class Target(NamedTuple):
     headers: Mapping[str, str] = {}
     method: str = "GET"
     json: str = ""
+    tls: SSLContext | None = None
 
     def request(self, *, keep_alive: bool) -> bytes:
         """The bytes to be sent."""
@@ -99,7 +101,7 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
         if not connection:
             try:
                 async with asyncio.timeout(SECONDS_FOR_A_CONNECTION):
-                    connection = await asyncio.open_connection(target.host, target.port)
+                    connection = await asyncio.open_connection(target.host, target.port, ssl=target.tls)
             except OSError:  # among them TimeoutError
                 report.refused += 1
                 continue

@@ -100,12 +100,13 @@ def test_scaling_up_and_down_loses_no_request(container: Container) -> None:
     nothing_is_lost(report)
 
 
-@pytest.mark.parametrize("number", ["1", "2"])
-def test_recycling_after_max_requests_loses_no_request(image: str, number: str) -> None:
+@pytest.mark.parametrize(("number", "seconds"), [("1", 1), ("2", 60)])
+def test_recycling_after_max_requests_loses_no_request(image: str, number: str, seconds: float) -> None:
     settings = options(WEB_CONCURRENCY=number, MAX_REQUESTS="200", MAX_REQUESTS_JITTER="20")
     with running(image, *settings) as container:
         container.is_healthy()
         with load(*targets(container)) as report:
+            goes_on(report, seconds)
             until(lambda: container.log.count("Maximum request limit") >= 8, "8 workers have been recycled")
 
         nothing_is_lost(report)

@@ -1,7 +1,6 @@
 """What happens when a worker dies, gets stuck or is stopped in the middle of its work, and how many there are."""
 
 import re
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -27,9 +26,9 @@ def get(container: Container, path: str) -> httpx.Response:
 
 
 def ask(background: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
-    """Sends a request, and gives it a moment to arrive."""
+    """Sends a request to a slow route, and returns when it has arrived there."""
     answer = background.submit(get, container, path)
-    time.sleep(1)
+    until(lambda: "slow request" in container.log, "the request has arrived")
     return answer
 
 
