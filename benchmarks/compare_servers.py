@@ -1,0 +1,109 @@
+"""Runs the same application on four servers, and prints what each serves and what each loses, as a Markdown table.
+
+Takes Docker, the image (`docker build -t app .`) and wrk: `uv run python -m benchmarks.compare_servers`.
+All servers run at the same time, with two workers each, and are asked in turns, so that each gets the same share of
+what else the machine does.
+"""
+
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.container.engine import Container, running
+from tests.container.load import Report, load
+from tests.container.test_no_request_lost import goes_on, options, targets
+
+IMAGE = sys.argv[1] if len(sys.argv) > 1 else "app"
+ROUNDS, WRK_SECONDS, RECYCLING_SECONDS = 5, 4, 30
+NEVER, OFTEN = 0, 200
+
+# Gunicorn's own defaults for all that is not said here: in another folder it does not find our gunicorn.conf.py.
+GUNICORN = ["gunicorn", "app.main:app", "--chdir=/tmp", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]
+UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-access-log"]
+
+
+def servers(max_requests: int) -> dict[str, list[str]]:
+    """The command of each, with the number of requests after which it replaces a worker."""
+    recycling = [f"--max-requests={max_requests}"]
+    return {
+        "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=gunicorn.conf.py", *recycling],
+        "gunicorn, uvicorn-worker": [*GUNICORN, "--worker-class=uvicorn_worker.UvicornWorker", *recycling],
+        "gunicorn, its `asgi` worker": [*GUNICORN, "--worker-class=asgi", *recycling],
+        "`uvicorn --workers`": [*UVICORN, *([f"--limit-max-requests={max_requests}"] if max_requests else [])],
+    }
+
+
+def start(stack: ExitStack, command: list[str]) -> Container:
+    """Starts a server, and waits until it answers."""
+    settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
+    return stack.enter_context(running(IMAGE, *settings, command=tuple(command))).is_healthy()
+
+
+def speed(container: Container) -> tuple[float, float]:
+    """Requests a second, and the time in which 99 of 100 are answered, in ms; of the server, not the database."""
+    command = ["wrk", "--threads=1", "--connections=16", f"--duration={WRK_SECONDS}", "--latency"]
+    url = f"http://{container.ip}:8000/health/live"
+    said = subprocess.run([*command, url], stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  our own words
+    (rate,), ((number, unit),) = re.findall(r"Requests/sec: +(\S+)", said), re.findall(r"99% +([\d.]+)(\w+)", said)
+    return float(rate), float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+
+
+def losses(container: Container) -> list[str]:
+    """What is lost of how many while workers are recycled, all are replaced (SIGHUP), and at `docker stop`.
+
+    And the longest time, in seconds, that anyone had to wait.
+    """
+    reports: list[Report] = []
+    for step in (
+        lambda: time.sleep(RECYCLING_SECONDS),
+        lambda: (container.signal("HUP"), time.sleep(5), container.signal("HUP"), time.sleep(5)),
+        lambda: (goes_on(report, 2), container.stop()),
+    ):
+        with load(*targets(container)) as report:
+            step()
+        reports.append(report)
+    lost = [f"{len(report.failures)} of {len(report.failures) + report.answers}" for report in reports]
+    return [*lost, f"{max(report.slowest for report in reports):.1f} s"]
+
+
+def main() -> None:
+    """Measures and prints."""
+    with ExitStack() as stack:
+        containers = {name: start(stack, command) for name, command in servers(NEVER).items()}
+        rounds = [{name: speed(container) for name, container in containers.items()} for _ in range(ROUNDS)]
+        versions = next(iter(containers.values())).execute("python", "-c", VERSIONS)
+    lost = {}
+    for name, command in servers(OFTEN).items():
+        with ExitStack() as stack:
+            lost[name] = losses(start(stack, command))
+
+    heads = ["", "requests/s", "p99", "lost by recycling", "by SIGHUP, twice", "by `docker stop`", "slowest answer"]
+    rows = [heads, ["---"] * len(heads)]
+    for name, counts in lost.items():
+        rate, p99 = (statistics.median(values) for values in zip(*(each[name] for each in rounds), strict=True))
+        rows.append([name, f"{rate:,.0f}", f"{p99:.1f} ms", *counts])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    sys.stdout.write("\n".join([f"{datetime.now(UTC):%d %B %Y}; {versions}; {machine()}.", "", *lines, ""]))
+
+
+VERSIONS = """
+import platform
+from importlib.metadata import version
+print(f"Python {platform.python_version()}", *(f"{it} {version(it)}" for it in ("gunicorn", "uvicorn")), sep=", ")
+"""
+
+
+def machine() -> str:
+    """What it was measured on."""
+    cpus = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{len(cpus)} x {cpus[0]}, {platform.system()} {platform.release().split('-')[0]}, which wrk shares"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Measures the image and a container of it, and prints the README's table.
+
+Takes Docker and the image (`docker build -t app .`): `uv run python -m benchmarks.container`.
+"""
+
+import re
+import statistics
+import sys
+import time
+
+import httpx
+
+from tests.conftest import ROOT
+from tests.container.engine import PATIENCE, Container, cli, running, until
+from tests.container.test_no_request_lost import options, workers
+
+MEGABYTE = 1_000_000
+WORKERS = 3
+# Its share of each page that processes share, so that the sum over all is what they take together.
+READ_PSS = """
+from pathlib import Path
+for process in Path("/proc").glob("[0-9]*"):
+    name = (process / "cmdline").read_text().split("\\0")[0]
+    if name.startswith("gunicorn"):
+        lines = (process / "smaps_rollup").read_text().splitlines()
+        (pss,) = [line.split()[1] for line in lines if line.startswith("Pss:")]
+        print(name.split()[1], pss)
+"""
+
+
+def measure(image: str) -> dict[str, float]:
+    """Gives each figure by its name, in the unit that the name says."""
+    (base,) = re.findall("^ARG PYTHON_IMAGE=(.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    of_image, of_base = (int(cli("image", "inspect", "--format={{.Size}}", name)) for name in (image, base))
+    started_at = time.monotonic()
+    cli("run", "--rm", image, "python", "-c", "import app.main")
+    imported_in = time.monotonic() - started_at
+    started_at = time.monotonic()
+    with running(image, *options(WEB_CONCURRENCY=str(WORKERS))) as container:
+        wait_for_answer(container)
+        answered_in = time.monotonic() - started_at
+        until(lambda: workers(container) == WORKERS, "all workers")
+        processes = [line.split() for line in container.execute("python", "-c", READ_PSS).splitlines()]
+    pss = {kind: [int(kib) * 1024 for name, kib in processes if name == kind] for kind in ("master", "worker")}
+    return {
+        "Image over its base, MB": (of_image - of_base) / MEGABYTE,
+        "`docker run … python -c 'import app.main'`, s": imported_in,
+        "`docker run …` to the first 200, s": answered_in,
+        "The latter by the former": answered_in / imported_in,
+        "Memory of the master, PSS, MB": pss["master"][0] / MEGABYTE,
+        f"Memory of each of {WORKERS} workers, PSS, MB": statistics.mean(pss["worker"]) / MEGABYTE,
+    }
+
+
+def wait_for_answer(container: Container) -> None:
+    """Asks until the first 200."""
+    url = f"http://{container.ip}:8000/health"
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=PATIENCE).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            time.sleep(0.01)
+    raise TimeoutError(container.log)
+
+
+if __name__ == "__main__":
+    figures = measure(sys.argv[1] if len(sys.argv) > 1 else "app")
+    rows = ["| | |", "|---|---|", *(f"| {name} | {value:.1f} |" for name, value in figures.items())]
+    sys.stdout.write("\n".join([*rows, ""]))
