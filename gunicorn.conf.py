@@ -48,7 +48,7 @@ max_requests_jitter = settings.server.max_requests_jitter  # MAX_REQUESTS_JITTER
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn makes unguessable names
 
 # Timeouts, each with room for those before it: DATABASE_STATEMENT_TIMEOUT (5), Uvicorn's wait for its last requests
-# (25, see app/server/worker.py), graceful_timeout (30), stop_grace_period in docker-compose.yml.
+# (25, see app/server/worker.py), graceful_timeout (30), stop_grace_period in docker-compose.production.yml (40).
 timeout = 30
 keepalive = 5
 graceful_timeout = 30

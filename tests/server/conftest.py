@@ -2,21 +2,25 @@
 
 import contextlib
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 
+from app.settings import Settings
 from tests.certificates import TLS, make_certificate
+from tests.conftest import ROOT
 
 T = TypeVar("T")
 
@@ -158,3 +162,23 @@ def ask(background: ThreadPoolExecutor, server: Gunicorn, path: str) -> Future[h
     answer = background.submit(get, server, path)
     server.says("a request is waiting")
     return answer
+
+
+Conf = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conf:
+    """Gives the settings in gunicorn.conf.py under an environment."""
+
+    def conf(**variables: str) -> dict[str, Any]:
+        monkeypatch.chdir(tmp_path)
+        for name in Settings.variables():
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        for module, hook in (sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"):
+            monkeypatch.setattr(module, hook, getattr(module, hook))  # puts it back in the end
+        return runpy.run_path(f"{ROOT}/gunicorn.conf.py")
+
+    return conf

@@ -3,28 +3,22 @@
 import json
 import os
 import re
-import runpy
 import signal
 import socket
 import sqlite3
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from app import NAME
 from app.server.cpus import available_cpus
-from app.settings import Settings
 from tests.certificates import TLS
 from tests.conftest import ROOT
-from tests.server.conftest import PATIENCE, Gunicorn
+from tests.server.conftest import PATIENCE, Conf, Gunicorn
 
 Start = Callable[..., Gunicorn]
-Conf = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
@@ -35,23 +29,6 @@ def start(gunicorn: Start) -> Start:
         return gunicorn("app.main:app", f"--config={ROOT}/gunicorn.conf.py", *arguments, **variables)
 
     return start
-
-
-@pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conf:
-    """Gives the settings in gunicorn.conf.py under an environment."""
-
-    def conf(**variables: str) -> dict[str, Any]:
-        monkeypatch.chdir(tmp_path)
-        for name in Settings.variables():
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        for module, hook in (sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"):
-            monkeypatch.setattr(module, hook, getattr(module, hook))  # puts it back in the end
-        return runpy.run_path(f"{ROOT}/gunicorn.conf.py")
-
-    return conf
 
 
 def test_the_settings_have_the_standards_values(conf: Conf) -> None:

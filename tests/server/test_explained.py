@@ -1,0 +1,65 @@
+"""What the README says about production is what the files say: each setting, each instruction, each value."""
+
+import ast
+import re
+
+from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # it has no types
+
+from tests.conftest import ROOT
+from tests.server.conftest import Conf
+
+README = (ROOT / "README.md").read_text()
+# What depends on where it runs is described, not quoted.
+DESCRIBED = {
+    "workers": "`2 x CPUs + 1`",
+    "worker_tmp_dir": "`/dev/shm`",
+    "logconfig_dict": "[`app/server/logs.py`](app/server/logs.py)",
+    "pidfile": "`/tmp/gunicorn.pid`",
+    "user": "",
+    "group": "",
+    "on_starting": "",
+    "when_ready": "",
+}
+
+
+def table(head: str) -> list[list[str]]:
+    """The cells of the README's table that begins so."""
+    (rows,) = re.findall(rf"^\| {re.escape(head)} .*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in rows.splitlines()]
+
+
+def settings_in_file() -> list[str]:
+    """The names in gunicorn.conf.py that mean something to gunicorn, in their order."""
+    known = {setting.name for setting in KNOWN_SETTINGS}
+    names = []
+    for node in ast.parse((ROOT / "gunicorn.conf.py").read_text()).body:
+        if isinstance(node, ast.Assign):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.FunctionDef):
+            names.append(node.name)
+    return [name for name in names if name in known]
+
+
+def test_each_setting_of_the_server_is_explained_with_its_value(conf: Conf) -> None:
+    values = conf()
+    rows = table("setting")
+
+    assert [row[0] for row in rows] == [f"`{name}`" for name in settings_in_file()]
+    expected = {name: DESCRIBED.get(name, f"`{values[name]}`") for name in settings_in_file()}
+    assert {row[0].strip("`"): row[1] for row in rows} == expected
+    assert [row[0] for row in rows if not row[2]] == []
+
+
+def test_each_setting_that_a_variable_sets_names_it() -> None:
+    source = (ROOT / "gunicorn.conf.py").read_text()
+
+    named = dict(re.findall(r"^(\w+) = .*  # ([A-Z_]+)\b", source, re.MULTILINE))
+
+    assert {row[0].strip("`"): row[2].split("`")[1] for row in table("setting") if row[0].strip("`") in named} == named
+
+
+def test_each_instruction_of_the_dockerfile_is_quoted() -> None:
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    instructions = [" ".join(line.split()) for line in text.replace("\\\n", " ").splitlines() if line]
+
+    assert [row[0] for row in table("instruction")] == [f"`{instruction}`" for instruction in instructions]
