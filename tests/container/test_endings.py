@@ -11,6 +11,7 @@ from tests.container.test_no_request_lost import options
 from tests.container.test_workers import SLOW, ask, events, get, slow_service
 
 FOREVER = "--graceful-timeout=3600"
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
 def test_requests_in_flight_are_answered_and_database_connections_closed(
@@ -20,7 +21,7 @@ def test_requests_in_flight_are_answered_and_database_connections_closed(
     with running(image, *SLOW, *settings, command=slow_service()) as container:
         container.is_healthy()
         assert get(container, "/health/ready").status_code == 200
-        assert int(database.query("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")) > 1
+        assert int(database.query(CONNECTIONS)) > 0
         answer = ask(background, container, "/slow/5")
 
         container.stop(seconds=60)
@@ -30,15 +31,17 @@ def test_requests_in_flight_are_answered_and_database_connections_closed(
         assert container.inspect("{{.State.ExitCode}}") == "0"
         assert {line["level"] for line in json_lines(container.log)} == {"info"}
         assert container.log.count("Application shutdown complete.") == 2
-        # Only the one that asks.
-        assert database.query("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == "1"
+        assert database.query(CONNECTIONS) == "0"
 
 
 def test_a_request_longer_than_the_grace_is_told_so_and_the_shutdown_still_runs(
-    image: str, background: ThreadPoolExecutor
+    image: str, database: Database, background: ThreadPoolExecutor
 ) -> None:
-    with running(image, *SLOW, *options(), command=slow_service("--graceful-timeout=8")) as container:
+    settings = options(DATABASE_URL=database.url, DATABASE_MIGRATE="true")
+    with running(image, *SLOW, *settings, command=slow_service("--graceful-timeout=8")) as container:
         container.is_healthy()
+        assert get(container, "/health/ready").status_code == 200
+        assert int(database.query(CONNECTIONS)) > 0
         answer = ask(background, container, "/slow/3600")
 
         container.stop(seconds=60)
@@ -50,6 +53,7 @@ def test_a_request_longer_than_the_grace_is_told_so_and_the_shutdown_still_runs(
         assert events(container, "error") == []
         assert "Traceback" not in container.log
         assert container.log.count("Application shutdown complete.") == 2
+        assert database.query(CONNECTIONS) == "0"
 
 
 @pytest.mark.parametrize("second", ["TERM", "INT", "QUIT"])
