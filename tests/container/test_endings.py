@@ -68,7 +68,7 @@ def test_a_second_signal_ends_it_at_once(image: str, second: str, background: Th
 
         assert container.ends() == 0
         assert isinstance(answer.exception(), httpx.RemoteProtocolError)
-        assert "Traceback" not in container.log
+        assert {line["level"] for line in json_lines(container.log)} == {"info"}
 
 
 @pytest.mark.parametrize("first", ["INT", "QUIT"])
@@ -81,6 +81,7 @@ def test_sigint_and_sigquit_end_it_at_once(image: str, first: str, background: T
 
         assert container.ends() == 0
         assert isinstance(answer.exception(), httpx.RemoteProtocolError)
+        assert {line["level"] for line in json_lines(container.log)} == {"info"}
 
 
 def test_for_the_drain_seconds_readiness_says_no_while_everything_is_served(image: str) -> None:
