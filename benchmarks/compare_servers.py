@@ -26,8 +26,8 @@ WRK_SECONDS, RECYCLING_SECONDS, RELOADING_SECONDS = 4, 30, 8
 NEVER, OFTEN = 0, 200
 TICKS = 100  # a second, in /proc/<process>/stat
 
-# Gunicorn's own defaults for all that is not said here: in another folder it does not find our gunicorn.conf.py.
-GUNICORN = ["gunicorn", "app.main:app", "--chdir=/tmp", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]
+# The defaults for all that is not said here.
+GUNICORN = ["gunicorn", "app.main:app", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]
 UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-access-log"]
 
 
@@ -35,7 +35,7 @@ def servers(max_requests: int) -> dict[str, list[str]]:
     """The command of each, with the number of requests after which it replaces a worker."""
     recycling = [f"--max-requests={max_requests}"]
     return {
-        "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=gunicorn.conf.py", *recycling],
+        "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=/app/gunicorn.conf.py", *recycling],
         "gunicorn, uvicorn-worker": [*GUNICORN, "--worker-class=uvicorn_worker.UvicornWorker", *recycling],
         "gunicorn, its `asgi` worker": [*GUNICORN, "--worker-class=asgi", *recycling],
         "`uvicorn --workers`": [*UVICORN, *([f"--limit-max-requests={max_requests}"] if max_requests else [])],
@@ -45,7 +45,8 @@ def servers(max_requests: int) -> dict[str, list[str]]:
 def start(stack: ExitStack, command: list[str]) -> Container:
     """Starts a server, and waits until it answers."""
     settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
-    return stack.enter_context(running(IMAGE, *settings, command=tuple(command))).is_healthy()
+    # In another folder gunicorn does not find our gunicorn.conf.py unless it is told to.
+    return stack.enter_context(running(IMAGE, *settings, "--workdir=/tmp", command=tuple(command))).is_healthy()
 
 
 class Speed(NamedTuple):
