@@ -96,7 +96,7 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
         await asyncio.sleep(due - time.monotonic())
         due = max(due + interval, time.monotonic())
         if connection and connection[0].at_eof():
-            connection[1].close()
+            connection[1].transport.abort()
             connection = None
         if not connection:
             try:
@@ -123,10 +123,10 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
                 report.errors.append(Answer(started_at, status, headers, body))
         report.slowest = max(report.slowest, time.monotonic() - started_at)
         if not keep_alive:
-            writer.close()
+            writer.transport.abort()
             connection = None
     if connection:
-        connection[1].close()
+        connection[1].transport.abort()
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], str]:
