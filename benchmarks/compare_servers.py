@@ -21,8 +21,8 @@ from tests.container.load import load
 from tests.container.test_no_request_lost import options, targets
 
 IMAGE = sys.argv[1] if len(sys.argv) > 1 else "app"
-ROUNDS = 5
-WRK_SECONDS, RECYCLING_SECONDS, RELOADING_SECONDS = 4, 30, 8
+ROUNDS = 3
+WRK_SECONDS, RECYCLING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
 TICKS = 100  # a second, in /proc/<process>/stat
 

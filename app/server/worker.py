@@ -15,6 +15,7 @@ import socket
 import ssl
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -79,7 +80,22 @@ class DrainingServer(Server):
         """Lets clients leave, waits for running requests as long as the grace lasts, then ends the lifespan."""
         deadline = asyncio.get_running_loop().time() + self.grace
         heartbeat = asyncio.create_task(self._send_heartbeat())
+        was_told = self.should_exit
+        listeners = [listener.dup() for listener in sockets or []]
         self._ask_clients_to_leave()
+        await self._leave(deadline)
+        if self.should_exit and not was_told:
+            # The server was told to end while this worker was being replaced, and may have no other by now: nobody
+            # but this one can accept what has been waiting since.
+            await self._listen(listeners)
+            await self._leave(deadline)
+        for listener in listeners:
+            listener.close()
+        await super().shutdown(sockets)
+        heartbeat.cancel()
+
+    async def _leave(self, deadline: float) -> None:
+        """Stops accepting, and ends the connections there are once their requests are answered."""
         if is_draining():
             # This worker may be the last to accept what waits in the listeners' queue, where nothing new arrives.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
@@ -90,8 +106,16 @@ class DrainingServer(Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._finish_requests(deadline)
-        await super().shutdown(sockets)
-        heartbeat.cancel()
+
+    async def _listen(self, listeners: list[socket.socket]) -> None:
+        """Accepts connections once more, as Uvicorn does when it starts."""
+        config, loop = self.config, asyncio.get_running_loop()
+        http: Any = config.http_protocol_class
+        protocol = partial(http, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        for listener in listeners:
+            # A socket of its own again, as asyncio closes it together with the server.
+            sock, backlog = listener.dup(), config.backlog
+            self.servers.append(await loop.create_server(protocol, sock=sock, ssl=config.ssl, backlog=backlog))
 
     def _ask_clients_to_leave(self) -> None:
         """Answers every request from now on with `Connection: close`."""

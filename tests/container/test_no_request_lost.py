@@ -112,6 +112,18 @@ def test_recycling_after_max_requests_loses_no_request(image: str, number: str, 
         nothing_is_lost(report)
 
 
+def test_docker_stop_while_the_only_worker_is_being_recycled_loses_no_request(image: str) -> None:
+    with running(image, *options(WEB_CONCURRENCY="1", MAX_REQUESTS="200", MAX_REQUESTS_JITTER="0")) as container:
+        container.is_healthy()
+        with load(*targets(container)) as report:
+            until(lambda: "Maximum request limit" in container.log, "it is being recycled")
+
+            container.stop()
+
+        nothing_is_lost(report, refused=True)
+        assert container.inspect("{{.State.ExitCode}}") == "0"
+
+
 def test_two_containers_behind_one_name_are_replaced_one_after_the_other_and_no_request_is_lost(
     image: str, database: Database
 ) -> None:

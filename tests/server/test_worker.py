@@ -65,6 +65,20 @@ def test_a_client_that_keeps_its_connection_loses_no_request_when_workers_are_re
     assert "close" in {answer.headers.get("connection") for answer in answers}
 
 
+def test_who_waits_while_the_only_worker_is_being_replaced_is_answered_when_the_server_ends(start: Start) -> None:
+    server = start("--max-requests=1")
+    assert get(server, "/at/once").status_code == 200
+    server.says("Maximum request limit")
+    with socket.create_connection(server.address) as client:
+        client.sendall(b"GET /at/once HTTP/1.1\r\nHost: test\r\n\r\n")
+
+        server.send(signal.SIGTERM)
+
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert server.ends() == 0
+    assert "Traceback" not in server.log
+
+
 def test_a_draining_worker_is_not_taken_for_a_stuck_one(start: Start, background: ThreadPoolExecutor) -> None:
     server = start("--timeout=2")
     answer = ask(background, server, "/wait/6")
