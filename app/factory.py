@@ -5,7 +5,7 @@ from fastapi.routing import APIRoute
 from fastapi_standalone_docs import StandaloneDocs
 
 from app import TITLE, __version__
-from app.api import TAGS, router
+from app.api import ROUTERS, TAGS
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
@@ -44,7 +44,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.prepared = False  # see lifespan.prepare
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
-    app.include_router(router)
+    for router in ROUTERS:
+        app.include_router(router)
     add_error_handlers(app)
     # The pages' scripts and styles come from this process, not from the internet. For that it replaces, in the whole
     # process, the functions that FastAPI makes the pages with.

@@ -1,0 +1,120 @@
+"""What is measured, and what it stands on: servers that are started, and end with the block that needs them."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from uuid import uuid4
+
+import httpx
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+SECRET_KEY = "a key that signs the benchmark's own tokens"  # noqa: S105  nobody else's
+WORKERS = 2
+# High enough for nobody to reach it: what is measured is the counting.
+NO_LIMIT = "999999999/minute"
+PATIENCE = 60
+
+_INHERITED = {name: value for name, value in os.environ.items() if name.upper() not in Settings.variables()}
+
+
+class Server(NamedTuple):
+    """A web server that answers."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def container(image: str, port: int, *options: str) -> Iterator[str]:
+    """Runs a server in a container, and gives its address.
+
+    On Linux that is the container's own. A published port would be Docker's proxy, a process more in every round trip.
+    """
+    name = f"benchmark-{uuid4().hex}"
+    _docker("run", "--detach", "--rm", "--name", name, "--publish", f"127.0.0.1::{port}", *options, image)
+    try:
+        if sys.platform == "linux":
+            template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+            yield f"{_docker('inspect', '--format', template, name)}:{port}"
+        else:
+            yield _docker("port", name, f"{port}/tcp")
+    finally:
+        _docker("rm", "--force", "--volumes", name)
+
+
+def _docker(*arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()  # noqa: S603, S607
+
+
+@contextlib.contextmanager
+def limit(database_url: str) -> Iterator[Server]:
+    """Runs the bare ASGI function."""
+    command = ["uvicorn", "benchmarks.limit:app", "--port={port}", f"--workers={WORKERS}", "--no-access-log"]
+    with _serving(command, {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def service(database_url: str, **variables: str) -> Iterator[Server]:
+    """Runs the service as it is shipped, with its log in a file.
+
+    Its workers are not replaced, unless the variables say so: what that costs is a measurement of its own.
+    """
+    environment = {
+        "ENVIRONMENT": "production",
+        "DATABASE_URL": database_url,
+        "SECRET_KEY": SECRET_KEY,
+        "WEB_CONCURRENCY": str(WORKERS),
+        "MAX_REQUESTS": "0",
+        "RATE_LIMIT": NO_LIMIT,
+        "RATE_LIMIT_LOGIN": NO_LIMIT,
+    }
+    command = ["gunicorn", "app.main:app", "--config=gunicorn.conf.py", "--bind=127.0.0.1:{port}", "--pid={folder}/pid"]
+    with _serving(command, environment | variables) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], environment: Mapping[str, str]) -> Iterator[Server]:
+    """Starts a program of this Python's, on a free port and with a folder of its own, and waits until it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    program = Path(sys.executable).with_name(command[0])
+    with TemporaryDirectory() as folder, Path(folder, "log").open("w+b") as log:
+        process = subprocess.Popen(  # noqa: S603  programs of our own
+            [program, *(argument.format(port=port, folder=folder) for argument in command[1:])],
+            cwd=ROOT,
+            env={**_INHERITED, **environment},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        server = Server(f"http://127.0.0.1:{port}", process)
+        try:
+            _wait_for(server, Path(folder, "log"))
+            yield server
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_for(server: Server, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/health/live").is_success:
+                return
+        time.sleep(0.01)
+    sys.exit(f"A server does not start:\n{log.read_text()}")
