@@ -8,7 +8,7 @@ import sys
 
 from pydantic import ValidationError
 
-from app.database import create_engine, create_sessionmakers
+from app.database import create_engine, create_sessions
 from app.docs.openapi import build_openapi
 from app.errors import StartupError
 from app.factory import create_app
@@ -79,9 +79,8 @@ async def _migrate(settings: Settings) -> None:
 async def _create_superuser(settings: Settings, data: UserCreate) -> None:
     await prepare(settings)
     engine = create_engine(settings.database)
-    _, write_sessions = create_sessionmakers(engine)
     try:
-        async with write_sessions() as session:
+        async with create_sessions(engine)() as session:
             await create_user(session, create_passwords(settings.auth), data, is_superuser=True)
             await session.commit()
             sys.stdout.write(f"{data.email} is a superuser now, in the database at {database_name(settings)}.\n")

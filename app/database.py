@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator
 
 from app import NAME
+from app.reader import Reader
 from app.settings import DatabaseSettings
 from app.state import AppRequest
 
@@ -150,23 +151,13 @@ def _begin_immediate(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def create_sessionmakers(
-    engine: AsyncEngine,
-) -> tuple[async_sessionmaker[AsyncSession], async_sessionmaker[AsyncSession]]:
-    """Session makers for reading, in autocommit, and for writing, in transactions; both over the engine's one pool."""
-    # SQLite's driver would take a thread to change the level, and lose the connection if cancelled meanwhile. There
-    # `autocommit` is our own word: no transaction is begun.
-    option = {"autocommit": True} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
-    autocommit = engine.execution_options(**option)
-    return (
-        async_sessionmaker(autocommit, expire_on_commit=False, autoflush=False),
-        async_sessionmaker(engine, expire_on_commit=False, autoflush=False),
-    )
+def create_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """What makes the sessions for writing, each of them one transaction."""
+    return async_sessionmaker(engine, expire_on_commit=False, autoflush=False)
 
 
-async def _read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
-    async with request.state["read_sessions"]() as session:
-        yield session
+async def _reader(request: AppRequest) -> Reader:
+    return request.state["reader"]
 
 
 async def _write_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
@@ -175,8 +166,8 @@ async def _write_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
         await session.commit()
 
 
+ReaderDep = Annotated[Reader, Depends(_reader)]
 # scope="function" ends the dependency before the response is sent: a 2xx means committed.
-ReadSession = Annotated[AsyncSession, Depends(_read_session, scope="function")]
 WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")]
 
 

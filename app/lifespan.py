@@ -18,10 +18,11 @@ from redis.maint_notifications import MaintNotificationsConfig
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import DATABASE_ERRORS, create_engine, create_sessionmakers
+from app.database import DATABASE_ERRORS, create_engine, create_sessions
 from app.errors import StartupError
 from app.limiter import REDIS_SECONDS, RateLimiter
 from app.migrations import is_migration_pending, migrate
+from app.reader import Reader
 from app.security import Passwords, Tokens
 from app.settings import AuthSettings, DatabaseSettings, RedisSettings, Settings
 from app.state import State
@@ -40,19 +41,17 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         await prepare(settings)
     # Made here and not at import: an engine from before gunicorn forks would share its connections between workers.
     engine = create_engine(settings.database)
-    read_sessions, write_sessions = create_sessionmakers(engine)
     # Readiness has a connection of its own. If it waited behind the requests, a service with much to do would be taken
     # for one without a database, and its share of the work given to the others.
     probe_engine = create_engine(settings.database.model_copy(update={"pool_size": 1}))
-    probe_sessions, _ = create_sessionmakers(probe_engine)
     redis = create_redis(settings.redis)
     auth = settings.auth
     try:
         yield State(
             engine=engine,
-            read_sessions=read_sessions,
-            write_sessions=write_sessions,
-            probe_sessions=probe_sessions,
+            reader=Reader(engine),
+            probe=Reader(probe_engine),
+            write_sessions=create_sessions(engine),
             redis=redis,
             limiter=create_limiter(settings, redis),
             passwords=create_passwords(auth),

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from starlette.requests import Request
 
 from app.limiter import RateLimiter
+from app.reader import Reader
 from app.security import Passwords, Tokens
 
 
@@ -14,9 +15,9 @@ class State(TypedDict):
     """The lifespan's state: `request.state["redis"]`."""
 
     engine: AsyncEngine
-    read_sessions: async_sessionmaker[AsyncSession]
+    reader: Reader
     write_sessions: async_sessionmaker[AsyncSession]
-    probe_sessions: async_sessionmaker[AsyncSession]
+    probe: Reader
     redis: Redis | None
     limiter: RateLimiter
     passwords: Passwords

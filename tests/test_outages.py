@@ -67,7 +67,7 @@ async def test_a_database_out_of_reach_ends_the_start_with_one_line(settings: Se
 async def test_a_full_pool_is_503(settings: Settings) -> None:
     async with serve(with_database(settings, pool_size=1, pool_timeout=0.2)) as service:
         ann = await join(service.client)
-        async with service.state["read_sessions"]() as session:
+        async with service.state["write_sessions"]() as session:
             await session.execute(select(1))
             response = await service.client.get("/users/me", headers=ann.auth)
         after = await service.client.get("/users/me", headers=ann.auth)
@@ -197,8 +197,9 @@ async def test_a_server_that_becomes_read_only_is_looked_for_again(settings: Set
     """After a failover, its name leads to another one."""
     async with serve(with_database(settings, pool_size=1)) as service:
         ann = await join(service.client)
-        async with service.state["read_sessions"]() as session:
+        async with service.state["write_sessions"]() as session:
             await session.execute(text("SET default_transaction_read_only = on"))  # of the one connection
+            await session.commit()
 
         read = await service.client.get("/users/me", headers=ann.auth)
         during = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, status
 from app.auth import service
 from app.auth.errors import InvalidRefreshToken, LoginFailed
 from app.auth.schemas import Credentials, RefreshRequest, TokenPair
-from app.database import ReadSession, WriteSession
+from app.database import ReaderDep, WriteSession
 from app.errors import (
     InternalError,
     InvalidRequest,
@@ -57,8 +57,8 @@ LimiterDep = Annotated[RateLimiter, Depends(_limiter)]
 async def login(  # noqa: PLR0913  all that a login takes
     *,
     credentials: Credentials,
-    read: ReadSession,
-    write: WriteSession,
+    reader: ReaderDep,
+    session: WriteSession,
     passwords: PasswordsDep,
     tokens: TokensDep,
     limiter: LimiterDep,
@@ -68,7 +68,9 @@ async def login(  # noqa: PLR0913  all that a login takes
     Send the access token as `Authorization: Bearer …`. An unknown address, a wrong password and an inactive user are
     answered alike.
     """
-    return await service.login(credentials, read=read, write=write, passwords=passwords, tokens=tokens, limiter=limiter)
+    return await service.login(
+        credentials, reader=reader, session=session, passwords=passwords, tokens=tokens, limiter=limiter
+    )
 
 
 @router.post(

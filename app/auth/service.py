@@ -14,8 +14,10 @@ from app.auth.schemas import Credentials, TokenPair
 from app.database import utc_now
 from app.errors import RateLimited
 from app.limiter import RateLimiter
+from app.reader import Reader
 from app.security import Passwords, Tokens
 from app.users.models import User
+from app.users.service import find_user_by_email
 
 _FAMILY_BYTES = 16
 _SECRET_BYTES = 32
@@ -24,8 +26,8 @@ _SECRET_BYTES = 32
 async def login(  # noqa: PLR0913  all that a login takes
     credentials: Credentials,
     *,
-    read: AsyncSession,
-    write: AsyncSession,
+    reader: Reader,
+    session: AsyncSession,
     passwords: Passwords,
     tokens: Tokens,
     limiter: RateLimiter,
@@ -39,13 +41,13 @@ async def login(  # noqa: PLR0913  all that a login takes
     usage = await limiter.hit("account", credentials.email)
     if usage and usage.is_exceeded:
         raise RateLimited(headers=usage.headers())
-    user = await read.scalar(select(User).where(User.email == credentials.email))
-    await read.close()  # hashing takes a tenth of a second, and no connection should wait for it
+    user = await find_user_by_email(reader, credentials.email)
+    # Hashing takes a tenth of a second. No connection waits for it: the reader's is back, the session has none yet.
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
     if user is None or not matches or not user.is_active:
         raise LoginFailed
     if new_hash:
-        await write.execute(
+        await session.execute(
             update(User)
             .where(User.id == user.id, User.password_hash == user.password_hash)
             .values(password_hash=new_hash)
@@ -56,9 +58,9 @@ async def login(  # noqa: PLR0913  all that a login takes
     # Hashing took its time, in which the password may have been changed, or the user deactivated or deleted. Whoever
     # wants to do so now waits, and this lock comes before those of the tokens, as when a user is deleted.
     still_valid = User.id == user.id, User.is_active, User.credentials_version == user.credentials_version
-    if await write.scalar(select(User.id).where(*still_valid).with_for_update(key_share=True)) is None:
+    if await session.scalar(select(User.id).where(*still_valid).with_for_update(key_share=True)) is None:
         raise LoginFailed
-    write.add(
+    session.add(
         RefreshToken(
             family=family,
             user_id=user.id,
@@ -68,7 +70,7 @@ async def login(  # noqa: PLR0913  all that a login takes
         )
     )
     # Logins that ended without a logout are swept away by the user's next one.
-    await write.execute(
+    await session.execute(
         delete(RefreshToken).where(
             RefreshToken.user_id == user.id,
             or_(RefreshToken.expires_at <= now, RefreshToken.credentials_version < user.credentials_version),

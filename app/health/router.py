@@ -74,8 +74,8 @@ async def ready(request: AppRequest) -> Ready:
     if is_draining():
         raise ShuttingDown
     try:
-        async with asyncio.timeout(READY_SECONDS), request.state["probe_sessions"]() as session:
-            await session.execute(select(1))
+        async with asyncio.timeout(READY_SECONDS):
+            await request.state["probe"].first(select(1))
     except DATABASE_ERRORS as error:
         if not is_unavailable(error):
             raise

@@ -1,16 +1,15 @@
 """Gives each request an id, and writes its line in the access log."""
 
 import re
+import secrets
 from time import perf_counter
-from uuid import uuid4
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access_log = structlog.stdlib.get_logger("app.access")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContextMiddleware:
@@ -24,22 +23,22 @@ class RequestContextMiddleware:
             await self.app(scope, receive, send)
             return
 
-        headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
-            request_id = uuid4().hex
+            request_id = secrets.token_hex(16).encode()
         status, size, started_at = 0, 0, perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             else:
                 size += len(message.get("body", b""))
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
@@ -57,6 +56,10 @@ class RequestContextMiddleware:
                     bytes=size,
                     http_version=scope["http_version"],
                     client=scope["client"][0] if scope["client"] else None,
-                    referer=headers.get("referer"),
-                    user_agent=headers.get("user-agent"),
+                    referer=_text(headers.get(b"referer")),
+                    user_agent=_text(headers.get(b"user-agent")),
                 )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

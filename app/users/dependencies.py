@@ -8,7 +8,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from app.errors import AuthenticationFailed, PermissionDenied
 from app.security import InvalidTokenError, Passwords
 from app.state import AppRequest
-from app.users.models import User
+from app.users.models import UserRow
+from app.users.service import find_user
 
 _bearer = HTTPBearer(
     scheme_name="BearerAuth",
@@ -27,29 +28,28 @@ PasswordsDep = Annotated[Passwords, Depends(_passwords)]
 
 async def _current_user(
     request: AppRequest, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> User:
+) -> UserRow:
     if credentials is None:
         raise AuthenticationFailed
     try:
         user_id = request.state["tokens"].read(credentials.credentials)
     except InvalidTokenError as error:
         raise AuthenticationFailed from error
-    # A session of its own, closed at once. One that lasted as long as the request would hold a connection while a
+    # The reader gives its connection back at once. One that was kept as long as the request lasts would be held while a
     # write waits for its own: with as many requests as connections, all would wait for each other.
-    async with request.state["read_sessions"]() as session:
-        user = await session.get(User, user_id)
+    user = await find_user(request.state["reader"], user_id)
     if user is None or not user.is_active:
         raise AuthenticationFailed
     return user
 
 
-CurrentUser = Annotated[User, Depends(_current_user)]
+CurrentUser = Annotated[UserRow, Depends(_current_user)]
 
 
-async def _current_superuser(user: CurrentUser) -> User:
+async def _current_superuser(user: CurrentUser) -> UserRow:
     if not user.is_superuser:
         raise PermissionDenied
     return user
 
 
-CurrentSuperuser = Annotated[User, Depends(_current_superuser)]
+CurrentSuperuser = Annotated[UserRow, Depends(_current_superuser)]

@@ -1,6 +1,7 @@
 """The table of users."""
 
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import BigInteger, CheckConstraint, Identity, Integer, String
 from sqlalchemy.engine.default import DefaultExecutionContext
@@ -13,6 +14,20 @@ def _as_created(context: DefaultExecutionContext) -> datetime:
     """A user who was never changed was last changed when they were created, to the microsecond."""
     created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]  # SQLAlchemy's
     return created_at
+
+
+class UserRow(NamedTuple):
+    """A user as they are read, where nothing of them is to be changed."""
+
+    id: int
+    email: str
+    full_name: str
+    password_hash: str
+    is_active: bool
+    is_superuser: bool
+    credentials_version: int
+    created_at: datetime
+    updated_at: datetime
 
 
 class User(Base):

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response, status
 from pydantic import BeforeValidator, WithJsonSchema
 
-from app.database import ReadSession, WriteSession
+from app.database import ReaderDep, WriteSession
 from app.errors import (
     AuthenticationFailed,
     InternalError,
@@ -23,7 +23,7 @@ from app.errors import (
 from app.users import service
 from app.users.dependencies import CurrentSuperuser, CurrentUser, PasswordsDep
 from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
-from app.users.models import User
+from app.users.models import User, UserRow
 from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate, UserPage, UserResponse, UserUpdate
 
 router = APIRouter(
@@ -64,7 +64,7 @@ async def create_user(
     response_description="The caller",
     summary="Read yourself",
 )
-async def read_me(user: CurrentUser) -> User:
+async def read_me(user: CurrentUser) -> UserRow:
     """Returns the user to whom the access token belongs."""
     return user
 
@@ -132,7 +132,7 @@ def _still_there() -> Iterator[None]:
 async def list_users(  # noqa: PLR0913  one for each of the query's
     *,
     _: CurrentSuperuser,
-    session: ReadSession,
+    reader: ReaderDep,
     request: Request,
     response: Response,
     limit: Annotated[int, Query(ge=1, le=100, description="Users on a page")] = 50,
@@ -141,7 +141,7 @@ async def list_users(  # noqa: PLR0913  one for each of the query's
     is_active: Annotated[bool | None, Query(description="Only active users, or only inactive ones")] = None,
 ) -> service.Page:
     """Lists users, newest first. For superusers. While there are more, `next_cursor` and the `Link` header lead on."""
-    page = await service.list_users(session, limit=limit, before=cursor, search=q, is_active=is_active)
+    page = await service.list_users(reader, limit=limit, before=cursor, search=q, is_active=is_active)
     if page.next_cursor:
         url = request.url.include_query_params(cursor=page.next_cursor)
         response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
@@ -155,13 +155,13 @@ async def list_users(  # noqa: PLR0913  one for each of the query's
     response_description="The user",
     summary="Read a user",
 )
-async def read_user(user_id: UserId, caller: CurrentUser, session: ReadSession) -> User:
+async def read_user(user_id: UserId, caller: CurrentUser, reader: ReaderDep) -> UserRow:
     """Returns a user. Superusers may read everybody, others themselves."""
     if user_id == caller.id:
         return caller
     if not caller.is_superuser:
         raise PermissionDenied
-    return await service.get_user(session, user_id)
+    return await service.get_user(reader, user_id)
 
 
 @router.patch(

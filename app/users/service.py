@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import bindparam, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import is_unique_violation
+from app.reader import Reader
 from app.security import Passwords
 from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
-from app.users.models import User
+from app.users.models import User, UserRow
 from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate
 
 MAX_ID = 2**63 - 1  # PostgreSQL's bigint
@@ -21,7 +22,7 @@ MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 class Page(NamedTuple):
     """A page of users, and the cursor of the next one."""
 
-    items: list[User]
+    items: list[UserRow]
     next_cursor: str | None
 
 
@@ -45,36 +46,52 @@ async def create_user(
     return user
 
 
-async def get_user(session: AsyncSession, user_id: int) -> User:
-    """Finds a user by id.
+_USERS = select(*(getattr(User, name) for name in UserRow._fields))
+_BY_ID = _USERS.where(User.id == bindparam("user_id"))
+_BY_EMAIL = _USERS.where(User.email == bindparam("email"))
+_PAGE = _USERS.where(User.id < bindparam("before")).order_by(User.id.desc()).limit(bindparam("limit"))
+
+
+async def find_user(reader: Reader, user_id: int) -> UserRow | None:
+    """Finds a user by id."""
+    row = await reader.first(_BY_ID, user_id=user_id)
+    return UserRow._make(row) if row else None
+
+
+async def find_user_by_email(reader: Reader, email: str) -> UserRow | None:
+    """Finds a user by address, which is given in lower case."""
+    row = await reader.first(_BY_EMAIL, email=email)
+    return UserRow._make(row) if row else None
+
+
+async def get_user(reader: Reader, user_id: int) -> UserRow:
+    """Gives a user by id.
 
     Raises:
         UserNotFound: there is none.
     """
-    if user := await session.get(User, user_id):
+    if user := await find_user(reader, user_id):
         return user
     raise UserNotFound
 
 
 async def list_users(
-    session: AsyncSession, *, limit: int, before: int | None, search: str | None, is_active: bool | None
+    reader: Reader, *, limit: int, before: int | None, search: str | None, is_active: bool | None
 ) -> Page:
     """Lists users, newest first, beginning below the id `before`.
 
     A page is found through the primary key, however deep it lies.
     """
-    query = select(User).order_by(User.id.desc()).limit(limit + 1)
-    if before is not None:
-        query = query.where(User.id < before)
+    query = _PAGE
     if search is not None:
         query = query.where(
             or_(User.email.icontains(search, autoescape=True), User.full_name.icontains(search, autoescape=True))
         )
     if is_active is not None:
         query = query.where(User.is_active == is_active)
-    users = list(await session.scalars(query))
-    more = len(users) > limit
-    return Page(users[:limit], encode_cursor(users[limit - 1].id) if more else None)
+    rows = await reader.all(query, before=before or MAX_ID, limit=limit + 1)
+    users = [UserRow._make(row) for row in rows[:limit]]
+    return Page(users, encode_cursor(users[-1].id) if len(rows) > limit else None)
 
 
 def encode_cursor(user_id: int) -> str:
@@ -106,22 +123,19 @@ async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) 
         LastSuperuser: no active superuser would be left.
     """
     changes = data.model_dump()
-    if not changes:
-        return await get_user(session, user_id)
     if changes.get("is_active") is False or changes.get("is_superuser") is False:
         await _require_another_superuser(session, user_id)
     if changes.get("is_active") is False:
         changes["credentials_version"] = User.credentials_version + 1
+    change = update(User).where(User.id == user_id).returning(User).values(**changes)
     with _unique_email():
-        user: User | None = await session.scalar(
-            update(User).where(User.id == user_id).values(**changes).returning(User)
-        )
+        user = await session.scalar(change if changes else select(User).where(User.id == user_id))
     if user is None:
         raise UserNotFound
     return user
 
 
-async def change_password(session: AsyncSession, passwords: Passwords, user: User, data: PasswordChange) -> None:
+async def change_password(session: AsyncSession, passwords: Passwords, user: UserRow, data: PasswordChange) -> None:
     """Sets a new password and ends every login.
 
     Raises:

@@ -43,7 +43,7 @@ async def test_without_its_database_it_is_alive_but_not_ready(settings: Settings
 async def test_a_service_with_no_connection_to_spare_is_ready(settings: Settings) -> None:
     only_one = with_database(settings, pool_size=1, pool_timeout=0.1)
 
-    async with serve(only_one) as service, service.state["read_sessions"]() as session:
+    async with serve(only_one) as service, service.state["write_sessions"]() as session:
         await session.execute(text("SELECT 1"))  # which takes it
         response = await service.client.get("/health/ready")
 

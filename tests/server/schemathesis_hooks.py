@@ -9,7 +9,7 @@ import httpx
 import schemathesis
 from hypothesis import strategies
 
-from app.database import create_engine, create_sessionmakers
+from app.database import create_engine, create_sessions
 from app.lifespan import create_passwords
 from app.settings import Settings
 from app.users.schemas import UserCreate
@@ -23,7 +23,7 @@ async def _create(email: str) -> None:
     """Makes the caller behind the API's back, as no API makes a superuser out of nobody."""
     settings = Settings()
     engine = create_engine(settings.database)
-    _, write_sessions = create_sessionmakers(engine)
+    write_sessions = create_sessions(engine)
     data = UserCreate(email=email, password=PASSWORD, full_name="Ann")
     async with write_sessions.begin() as session:
         await create_user(session, create_passwords(settings.auth), data, is_superuser=CALLER == "superuser")
