@@ -38,27 +38,28 @@ class RequestContextMiddleware:
                 size += len(message.get("body", b""))
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
-            try:
-                await self.app(scope, receive, send_with_id)
-            finally:
-                route = getattr(scope.get("route"), "path", None)
-                # Probes come every few seconds from everywhere, and say nothing that an alert would not.
-                log = access_log.debug if route and route.startswith("/health") else access_log.info
-                # The fields of the usual combined format. No query: it may hold an address that was searched for.
-                log(
-                    "request",
-                    method=scope["method"],
-                    path=scope["raw_path"].decode("latin-1"),
-                    status=status,
-                    duration_ms=round((perf_counter() - started_at) * 1000, 2),
-                    route=route,
-                    bytes=size,
-                    http_version=scope["http_version"],
-                    client=scope["client"][0] if scope["client"] else None,
-                    referer=_text(headers.get(b"referer")),
-                    user_agent=_text(headers.get(b"user-agent")),
-                )
+        # Each request runs in a context of its own, so there is nothing to unbind.
+        structlog.contextvars.bind_contextvars(request_id=request_id.decode())
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", None)
+            # Probes come every few seconds from everywhere, and say nothing that an alert would not.
+            log = access_log.debug if route and route.startswith("/health") else access_log.info
+            # The fields of the usual combined format. No query: it may hold an address that was searched for.
+            log(
+                "request",
+                method=scope["method"],
+                path=scope["raw_path"].decode("latin-1"),
+                status=status,
+                duration_ms=round((perf_counter() - started_at) * 1000, 2),
+                route=route,
+                bytes=size,
+                http_version=scope["http_version"],
+                client=scope["client"][0] if scope["client"] else None,
+                referer=_text(headers.get(b"referer")),
+                user_agent=_text(headers.get(b"user-agent")),
+            )
 
 
 def _text(value: bytes | None) -> str | None:
