@@ -1,37 +1,80 @@
 """Reading without a session, for all that is read to be shown and not to be changed."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Row, Select
+import asyncpg
+from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
+
+Query = Select[*tuple[Any, ...]]
+Rows = Sequence[Sequence[Any]]
+
+
+class _Statement(NamedTuple):
+    """A query as the driver takes it: its text, and the names of its parameters in their order."""
+
+    text: str
+    names: Sequence[str]
 
 
 class Reader:
     """Runs each query by itself, in autocommit, and gives plain rows.
 
-    No transaction is begun for it, no object is tracked, and no connection kept until the request ends. Measured on
-    one user by id: 0.20 ms of the worker's time, where a session and its object take 0.44.
+    No transaction is begun for it, no object is tracked, and no connection kept until the request ends. Queries are made
+    once, with `bindparam` for what differs: on PostgreSQL the driver then runs them as they are. For one user by id
+    that takes 0.10 ms of the worker's time, by way of SQLAlchemy's results 0.21, with a session and its object 0.44.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self._is_postgresql = engine.dialect.name == "postgresql"
         # SQLite's driver would take a thread to change the level, and lose the connection if cancelled meanwhile. There
         # `autocommit` is our own word: no transaction is begun.
-        option = {"autocommit": True} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        option = {"isolation_level": "AUTOCOMMIT"} if self._is_postgresql else {"autocommit": True}
         self._engine = engine.execution_options(**option).sync_engine
+        self._statements = WeakKeyDictionary[Query, _Statement | None]()
 
-    async def all(self, query: Select[*tuple[Any, ...]], **parameters: object) -> Sequence[Row[*tuple[Any, ...]]]:
+    async def all(self, query: Query, **parameters: object) -> Rows:
         """Gives all rows."""
+        if query not in self._statements:
+            self._statements[query] = self._compile(query) if self._is_postgresql else None
+        statement = self._statements[query]
+        if statement is None:
+            return await greenlet_spawn(self._execute, query, parameters)
+        return await greenlet_spawn(self._fetch, statement.text, [parameters[name] for name in statement.names])
 
-        def run() -> Sequence[Row[*tuple[Any, ...]]]:
-            with self._engine.connect() as connection:
-                return connection.execute(query, parameters).all()
-
-        # In one step: connecting, asking and closing an AsyncConnection are three, and cost a quarter more.
-        return await greenlet_spawn(run)
-
-    async def first(self, query: Select[*tuple[Any, ...]], **parameters: object) -> Row[*tuple[Any, ...]] | None:
+    async def first(self, query: Query, **parameters: object) -> Sequence[Any] | None:
         """Gives the first row, or None."""
         rows = await self.all(query, **parameters)
         return rows[0] if rows else None
+
+    def _compile(self, query: Query) -> _Statement | None:
+        """Gives None for a query that only SQLAlchemy can run: because of its types, or of what it writes each time."""
+        dialect = self._engine.dialect
+        compiled = query.compile(dialect=dialect)
+        results = (column.type.dialect_impl(dialect).result_processor(dialect, None) for column in query.selected_columns)
+        binds = (bind.type.dialect_impl(dialect).bind_processor(dialect) for bind in compiled.binds.values())
+        if any(results) or any(binds) or any(bind.literal_execute for bind in compiled.binds.values()):
+            return None
+        return _Statement(str(compiled), compiled.positiontup or ())
+
+    def _execute(self, query: Query, parameters: dict[str, object]) -> Rows:
+        with self._engine.connect() as connection:
+            return connection.execute(query, parameters).all()
+
+    def _fetch(self, text: str, values: list[object]) -> Rows:
+        connection = self._engine.raw_connection()
+        driver_connection: asyncpg.Connection = connection.driver_connection  # type: ignore[assignment]
+        try:
+            return await_only(driver_connection.fetch(text, *values))
+        except asyncpg.PostgresError:
+            raise
+        except BaseException as error:
+            # Nobody waits for the answer any more, so what comes next on this connection is not known.
+            driver_connection.terminate()
+            connection.invalidate(error if isinstance(error, Exception) else None)
+            raise
+        finally:
+            connection.close()

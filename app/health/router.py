@@ -17,6 +17,7 @@ from app.state import AppRequest
 router = APIRouter(prefix="/health", tags=["health"], responses=responses(PayloadTooLarge, InternalError))
 
 READY_SECONDS = 2
+_NOTHING = select(1)
 
 
 class DatabaseUnavailable(ServiceUnavailable):
@@ -75,7 +76,7 @@ async def ready(request: AppRequest) -> Ready:
         raise ShuttingDown
     try:
         async with asyncio.timeout(READY_SECONDS):
-            await request.state["probe"].first(select(1))
+            await request.state["probe"].first(_NOTHING)
     except DATABASE_ERRORS as error:
         if not is_unavailable(error):
             raise
