@@ -196,18 +196,26 @@ _UNAVAILABLE_SQLITE = (
 )
 
 
-# What a failing database raises; of the DBAPIErrors only those that `is_unavailable` knows.
-DATABASE_ERRORS = (DBAPIError, PoolTimeoutError, TimeoutError, ConnectionError)
+# What a failing database raises; of the first three only those that `is_unavailable` knows.
+DATABASE_ERRORS = (
+    DBAPIError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    PoolTimeoutError,
+    TimeoutError,
+    ConnectionError,
+)
 
 
 def is_unavailable(error: Exception) -> bool:
     """Whether one of DATABASE_ERRORS says that the database is away, full, read-only or slow: not asked wrongly."""
-    if not isinstance(error, DBAPIError):
+    if isinstance(error, PoolTimeoutError | OSError):  # among them TimeoutError and ConnectionError
         return True
-    sqlstate = getattr(error.orig, "sqlstate", None) or ""
-    sqlite_name = getattr(error.orig, "sqlite_errorname", None) or ""
+    cause = getattr(error, "orig", error)
+    sqlstate = getattr(cause, "sqlstate", None) or ""
+    sqlite_name = getattr(cause, "sqlite_errorname", None) or ""
     return (
-        error.connection_invalidated
+        getattr(error, "connection_invalidated", False)
         or sqlstate.startswith(_UNAVAILABLE_SQLSTATES)
         or sqlite_name.startswith(_UNAVAILABLE_SQLITE)
     )

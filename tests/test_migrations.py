@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.database import Base, create_engine
 from app.errors import StartupError
 from app.lifespan import prepare
-from app.migrations import _run, is_migration_pending, migrate
+from app.migrations import _run, exists_on, is_migration_pending, migrate
 from app.settings import DatabaseSettings, Settings
 from tests.conftest import ROOT, until_a_lock_is_waited_for
 
@@ -51,7 +51,9 @@ async def test_up_down_and_up_again(database: DatabaseSettings) -> None:
 
 async def test_the_models_and_the_schema_do_not_drift(database: DatabaseSettings) -> None:
     def differences(connection: Connection) -> list[object]:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "include_object": exists_on(connection.dialect.name)}
+        )
         return list(compare_metadata(context, Base.metadata))
 
     engine = create_engine(database)
@@ -87,7 +89,7 @@ async def test_every_constraint_has_the_name_that_the_models_give_it(database: D
     named |= {index.name for table in TABLES.values() for index in table.indexes}
     assert {"uq_users_email", "ck_users_email_lower_case"} <= named
     found.discard(None)  # SQLite: a key that AUTOINCREMENT makes takes no name
-    assert found | keys == named
+    assert found | keys | {"ix_users_search"} == named  # SQLite has no such index
 
 
 async def test_a_database_that_is_not_migrated_is_refused_with_the_remedy(

@@ -1,6 +1,8 @@
 """The schema's history, and how to bring a database up to date."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -29,6 +31,18 @@ async def migrate(settings: DatabaseSettings, revision: str = "head") -> None:
             await connection.run_sync(_run, revision)
     finally:
         await engine.dispose()
+
+
+def exists_on(dialect: str) -> Callable[..., bool]:
+    """What of the models a kind of database has, for Alembic's `include_object`.
+
+    An index by one of PostgreSQL's own methods exists nowhere else.
+    """
+
+    def include(item: Any, _name: str, kind: str, *_: object) -> bool:  # noqa: ANN401  any part of a schema
+        return kind != "index" or dialect == "postgresql" or not item.dialect_options["postgresql"]["using"]
+
+    return include
 
 
 def _run(connection: Connection, revision: str) -> None:

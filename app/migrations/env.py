@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 import app.api  # noqa: F401  the features, whose models register themselves when they are imported
 from app.database import Base, create_engine
 from app.lifespan import open_sqlite
+from app.migrations import exists_on
 from app.settings import load_settings
 
 log = structlog.stdlib.get_logger("app.migrations")
@@ -37,6 +38,7 @@ def run(connection: Connection) -> None:
         target_metadata=Base.metadata,
         transactional_ddl=True,
         render_item=render_item,
+        include_object=exists_on(connection.dialect.name),
         on_version_apply=report,  # type: ignore[arg-type]  # it is called by keyword
     )
     with context.begin_transaction():

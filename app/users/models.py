@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, CheckConstraint, Identity, Integer, String
+from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, Integer, String
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -36,6 +36,14 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_lower_case"),
+        # Finds any part of three characters or more, in any case; on PostgreSQL only.
+        Index(
+            "ix_users_search",
+            "email",
+            "full_name",
+            postgresql_using="gin",
+            postgresql_ops={"email": "gin_trgm_ops", "full_name": "gin_trgm_ops"},
+        ),
         # Else SQLite would give a deleted user's id, and so a token of theirs that still runs, to the next one.
         {"sqlite_autoincrement": True},
     )
