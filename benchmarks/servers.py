@@ -28,10 +28,11 @@ _INHERITED = {name: value for name, value in os.environ.items() if name.upper() 
 
 
 class Server(NamedTuple):
-    """A web server that answers."""
+    """A web server that answers, which it did so many seconds after its start, and its process group."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    start_seconds: float
+    group: int
 
 
 @contextlib.contextmanager
@@ -99,10 +100,13 @@ def _serving(command: list[str], environment: Mapping[str, str]) -> Iterator[Ser
             stderr=log,
             start_new_session=True,
         )
-        server = Server(f"http://127.0.0.1:{port}", process)
+        url, started_at = f"http://127.0.0.1:{port}", time.monotonic()
         try:
-            _wait_for(server, Path(folder, "log"))
-            yield server
+            while not _answers(url):
+                if process.poll() is not None or time.monotonic() > started_at + PATIENCE:
+                    sys.exit(f"A server does not start:\n{Path(folder, 'log').read_text()}")
+                time.sleep(0.01)
+            yield Server(url, time.monotonic() - started_at, process.pid)
         finally:
             process.terminate()
             process.wait(PATIENCE)
@@ -110,11 +114,8 @@ def _serving(command: list[str], environment: Mapping[str, str]) -> Iterator[Ser
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait_for(server: Server, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and server.process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{server.url}/health/live").is_success:
-                return
-        time.sleep(0.01)
-    sys.exit(f"A server does not start:\n{log.read_text()}")
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/live").is_success
+    except httpx.TransportError:
+        return False
