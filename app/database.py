@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator
 
 from app import NAME
+from app.pool import FairPool
 from app.reader import Reader
 from app.settings import DatabaseSettings
 from app.state import AppRequest
@@ -81,6 +82,7 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     engine = create_async_engine(
         url,
         connect_args=connect_args,
+        poolclass=FairPool,
         pool_size=settings.pool_size,
         max_overflow=0,
         pool_timeout=settings.pool_timeout,
