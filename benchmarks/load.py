@@ -47,6 +47,6 @@ def _wrk(url: str, seconds: int, connections: int, options: list[str]) -> Load:
         sys.exit(f"{' '.join(command)}\n{said}")
     (rate,) = re.findall(r"Requests/sec: +([0-9.]+)", said)
     # In the part on the distribution, whose lines hold nothing else.
-    (p50,) = re.findall(r"^ +50% +([0-9.]+)([a-z]+)$", said, re.MULTILINE)
-    (p99,) = re.findall(r"^ +99% +([0-9.]+)([a-z]+)$", said, re.MULTILINE)
+    (p50,) = re.findall(r"^ +50% +([0-9.]+)([a-z]+) *$", said, re.MULTILINE)
+    (p99,) = re.findall(r"^ +99% +([0-9.]+)([a-z]+) *$", said, re.MULTILINE)
     return Load(float(rate), *(float(number) * _UNITS[unit] for number, unit in (p50, p99)))
