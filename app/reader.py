@@ -73,12 +73,11 @@ class Reader:
         driver_connection: asyncpg.Connection = connection.driver_connection  # type: ignore[assignment]
         try:
             return await_only(driver_connection.fetch(text, *values))
-        except asyncpg.PostgresError:
-            raise
         except BaseException as error:
-            # Nobody waits for the answer any more, so what comes next on this connection is not known.
-            driver_connection.terminate()
-            connection.invalidate(error if isinstance(error, Exception) else None)
+            if not isinstance(error, asyncpg.PostgresError):
+                # Nobody waits for the answer any more, so what comes next on this connection is not known.
+                driver_connection.terminate()
+                connection.invalidate(error)
             raise
         finally:
             connection.close()

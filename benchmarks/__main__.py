@@ -205,7 +205,10 @@ def sizes(database_url: str) -> Iterator[Row]:
 
 def in_group(entry: Path, group: int) -> bool:
     """Whether an entry of /proc is a process of a group."""
-    return entry.name.isdecimal() and os.getpgid(int(entry.name)) == group
+    try:
+        return entry.name.isdecimal() and os.getpgid(int(entry.name)) == group
+    except ProcessLookupError:  # it ended meanwhile
+        return False
 
 
 def pss_of(pid: int) -> int:
