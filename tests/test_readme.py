@@ -20,6 +20,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 SERVE, TEST = COMMANDS[:2]
 # Where each command of the README is run, besides those that are run here.
 ELSEWHERE = {
+    "uv run python -m benchmarks": "tests/test_benchmarks.py",  # but for the load
     TEST: ".ci/run",
     "docker compose up --build": "tests/container/",
     "docker build -t app . && docker run -p 8000:8000 app": "tests/container/",

@@ -5,7 +5,7 @@ import re
 import asyncpg
 import pytest
 
-from app.database import APPLICATION_NAME
+from app import NAME
 from tests.conftest import Service
 from tests.people import join_as_superuser
 
@@ -16,7 +16,7 @@ MANY = """
     FROM generate_series(1, 20000) AS i
 """
 LAST_QUERY = f"""
-    SELECT query FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{APPLICATION_NAME}'
+    SELECT query FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{NAME}'
     ORDER BY query_start DESC LIMIT 1
 """
 BY_KEY, BY_TEXT = "Index Scan Backward using pk_users", "Bitmap Index Scan on ix_users_search"
