@@ -13,4 +13,8 @@ TAGS = [
 
 # Side by side, as FastAPI asks the routes of a router inside of another one three times whether they match, and those
 # that are asked most often first: that halves the time of a liveness probe.
-ROUTERS = (health, users, auth)
+ROUTERS = (
+    health,
+    users,
+    auth,
+)

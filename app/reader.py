@@ -10,7 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 Query = Select[*tuple[Any, ...]]
-Rows = Sequence[Any]  # each of them a sequence of values, of SQLAlchemy's kind or of the driver's
+Rows = Sequence[Any]  # each of them has its values in order, and as attributes
+
+
+class _Row(asyncpg.Record):
+    """A row of the driver's, with its values as attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  any value
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class _Statement(NamedTuple):
@@ -72,12 +82,16 @@ class Reader:
         connection = self._engine.raw_connection()
         driver_connection: asyncpg.Connection = connection.driver_connection  # type: ignore[assignment]
         try:
-            return await_only(driver_connection.fetch(text, *values))
+            return await_only(driver_connection.fetch(text, *values, record_class=_Row))
+        except asyncpg.PostgresError:
+            raise
         except BaseException as error:
-            if not isinstance(error, asyncpg.PostgresError):
-                # Nobody waits for the answer any more, so what comes next on this connection is not known.
-                driver_connection.terminate()
-                connection.invalidate(error)
+            is_lost = driver_connection.is_closed() or isinstance(error, OSError)
+            # Nobody waits for the answer any more, so what comes next on this connection is not known.
+            driver_connection.terminate()
+            connection.invalidate(error)
+            if is_lost:
+                raise ConnectionError(f"the database does not answer: {error!r}") from error
             raise
         finally:
             connection.close()

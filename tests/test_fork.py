@@ -71,6 +71,6 @@ def test_a_feature_is_removed(with_notes: tuple[Path, str], tmp_path: Path) -> N
 
     left, before = contents(copy), contents(copy_repository(tmp_path / "before"))
     migrations = sorted(left.keys() - before.keys())
-    assert [Path(path).name for path in migrations] == ["0002_notes.py", "0003_no_more_notes.py"]
+    assert [Path(path).name for path in migrations] == ["0003_notes.py", "0004_no_more_notes.py"]
     assert {path for path in before if left.get(path) != before[path]} == set()
     run(copy, "uv run pytest -n0 tests/test_migrations.py", tests="up_down or drift")  # all else is as it was

@@ -32,6 +32,13 @@ async def test_a_type_that_only_sqlalchemy_knows_comes_back_as_it_should(engine:
     assert tuple(row) == (Colour.RED, 1)
 
 
+async def test_a_row_has_its_values_as_attributes(engine: AsyncEngine) -> None:
+    row = await Reader(engine).first(select(literal_column("1").label("number")))
+
+    assert row.number == 1
+    assert not hasattr(row, "another")
+
+
 async def test_a_value_in_a_query_is_used_as_one_that_is_given(engine: AsyncEngine) -> None:
     query: Query = select(literal_column("1")).limit(0)
 
@@ -49,7 +56,7 @@ async def test_a_connection_whose_answer_does_not_come_is_replaced(
     )
     _, pid = await reader.first(never)
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(ConnectionError):
         await reader.first(select(literal_column("CASE WHEN pg_sleep(60) IS NULL THEN 0 ELSE 1 END")))
 
     assert tuple(await reader.first(PID)) != (pid,)

@@ -30,12 +30,12 @@ ELSEWHERE = {
     "cp .env.example .env": "tests/test_docs.py",
     "uv run scripts/rename.py": "tests/test_rename.py",
     "uv run python -m app migrate": "tests/test_fork.py",
-    'uv run alembic revision --autogenerate -m "Notes" --rev-id 0002': "tests/test_fork.py",
+    'uv run alembic revision --autogenerate -m "Notes" --rev-id 0003': "tests/test_fork.py",
     "uv run ruff check . && uv run ruff format --check . && uv run mypy && uv run pytest --ignore tests/container": (
         "tests/test_fork.py"
     ),
     "rm -r app/notes tests/notes": "tests/test_fork.py",
-    'uv run alembic revision --autogenerate -m "No more notes" --rev-id 0003': "tests/test_fork.py",
+    'uv run alembic revision --autogenerate -m "No more notes" --rev-id 0004': "tests/test_fork.py",
     "uvx ruff check . && uvx ruff format --check . && uv run mypy": ".ci/run",
 }
 USE_UV = 'export PATH="$PWD/.uv/bin:$PATH"'

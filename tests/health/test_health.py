@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import column, select
+from sqlalchemy import column, select, text
 
 from app.server import drain
 from app.settings import RedisSettings, Settings
