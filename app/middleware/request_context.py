@@ -7,6 +7,8 @@ from time import perf_counter
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.middleware.paths import section
+
 access_log = structlog.stdlib.get_logger("app.access")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -45,7 +47,7 @@ class RequestContextMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", None)
             # Probes come every few seconds from everywhere, and say nothing that an alert would not.
-            log = access_log.debug if route and route.startswith("/health") else access_log.info
+            log = access_log.debug if route and section(route) == "health" else access_log.info
             # The fields of the usual combined format. No query: it may hold an address that was searched for.
             log(
                 "request",

@@ -14,6 +14,8 @@ from app.settings import Settings
 
 # Greedy on purpose: a password may hold any character, and one hidden word too many does no harm.
 _PASSWORD_IN_URL = re.compile(r"(://[^\s:/@]*:)\S+@")
+# PostgreSQL adds the row that broke a constraint, with all of its values. First as a JSON string has it.
+_DETAIL = re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*')
 
 
 def configure_logging(settings: Settings) -> None:
@@ -102,7 +104,7 @@ def _describe() -> list[Processor]:
 
 
 def _render(settings: Settings) -> list[Processor]:
-    return [*(_json() if _wants_json(settings) else _console()), _hide_passwords]
+    return [*(_json() if _wants_json(settings) else _console()), _hide_secrets]
 
 
 def _json() -> list[Processor]:
@@ -136,6 +138,6 @@ def _without_uvicorns_colours(_logger: WrappedLogger, _method: str, event: Event
     return event
 
 
-def _hide_passwords(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
+def _hide_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
     """Works on the finished line, so that no field, message or traceback is forgotten."""
-    return _PASSWORD_IN_URL.sub(r"\1***@", str(line))
+    return _DETAIL.sub("", _PASSWORD_IN_URL.sub(r"\1***@", str(line)))

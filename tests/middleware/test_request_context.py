@@ -4,6 +4,7 @@ import httpx
 import pytest
 import structlog
 
+from tests.conftest import Service
 from tests.people import join
 
 
@@ -66,3 +67,12 @@ async def test_a_probe_is_not_worth_a_line(
     await client.get(path)
 
     assert [entry["log_level"] for entry in logs] == ["debug"]
+
+
+async def test_what_only_sounds_like_a_probe_is(service: Service, logs: list[structlog.typing.EventDict]) -> None:
+    @service.app.get("/healthcare")
+    async def healthcare() -> None: ...
+
+    await service.client.get("/healthcare")
+
+    assert [entry["log_level"] for entry in logs] == ["info"]

@@ -9,9 +9,12 @@ from typing import Literal
 
 import pytest
 import structlog
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.server.logs import configure_logging, log_config
 from app.settings import LogSettings, Settings
+from app.users.models import User
 
 URL = "postgresql+asyncpg://user:hunter2/@@db:5432/app"
 
@@ -129,6 +132,26 @@ def test_passwords_in_urls_are_masked_in_messages_fields_and_tracebacks(
     text = capsys.readouterr().err
     assert "hunter2" not in text
     assert text.count("postgresql+asyncpg://user:***@db:5432/app") >= 3
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_row_that_breaks_a_constraint_is_not_shown(
+    form: str, session: AsyncSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(settings(form))
+    session.add(User(email="ANN@example.com", full_name='"Ann"', password_hash="secret-hash"))
+
+    try:
+        await session.flush()
+    except IntegrityError:
+        structlog.stdlib.get_logger("app").exception("broken", step=3)
+
+    text = capsys.readouterr().err
+    assert "ck_users_email_lower_case" in text
+    assert "ANN@" not in text
+    assert "secret-hash" not in text
+    assert form == "console" or json.loads(text)["step"] == 3
 
 
 def test_on_the_console_a_traceback_is_the_usual_one(capsys: pytest.CaptureFixture[str]) -> None:
