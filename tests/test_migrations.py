@@ -2,8 +2,10 @@
 
 import asyncio
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,18 @@ async def test_the_models_and_the_schema_do_not_drift(database: DatabaseSettings
     await engine.dispose()
 
     assert found == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_gives_no_id_to_a_second_user(database: DatabaseSettings) -> None:
+    """A migration that alters such a table gives `batch_alter_table` `table_kwargs={"sqlite_autoincrement": True}`."""
+    engine = create_engine(database)
+    async with engine.connect() as connection:
+        result = await connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
+        found = {name for (name,) in result}
+    await engine.dispose()
+
+    assert found == {name for name, table in TABLES.items() if table.dialect_options["sqlite"]["autoincrement"]}
 
 
 async def test_every_constraint_has_the_name_that_the_models_give_it(database: DatabaseSettings) -> None:
@@ -167,14 +181,29 @@ def test_a_new_migration_can_be_generated(clean_environment: dict[str, str], tmp
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     models = tmp_path / "app/users/models.py"
     columns = "    nickname: Mapped[str | None] = mapped_column(String(50))\n    seen_at: Mapped[datetime | None]\n"
-    models.write_text(models.read_text() + columns)
+    longer = models.read_text().replace("mapped_column(String(100))", "mapped_column(String(200))")
+    models.write_text(longer + columns)
     environment = clean_environment | {"DATABASE_URL": "sqlite:///app.db", "PYTHONPATH": str(tmp_path)}
 
     generate = ("app migrate", "alembic revision --autogenerate -m nickname")
     check = ("app migrate", "alembic check", "ruff check --no-cache .", "ruff format --no-cache --check .")
-    for command in (*generate, *check):
-        subprocess.run([sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, check=True, timeout=60)
+
+    def run(*commands: str) -> None:
+        for command in commands:
+            subprocess.run(
+                [sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, check=True, timeout=60
+            )
+
+    run(*generate)
+    with closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None)) as database:
+        database.execute("INSERT INTO users VALUES (1, 'a@x.org', 'Ann', '', 1, 0, 1, '2026-01-01', '2026-01-01')")
+        database.execute("INSERT INTO refresh_tokens VALUES ('f', 1, 1, '', '2026-01-01', '2026-01-01')")
+    run(*check)
 
     (migration,) = (tmp_path / "app/migrations/versions").glob("*_nickname.py")
-    assert 'op.add_column("users", sa.Column("nickname"' in migration.read_text()
+    assert 'batch_op.add_column(sa.Column("nickname"' in migration.read_text()
     assert 'sa.Column("seen_at", sa.DateTime(timezone=True)' in migration.read_text()
+    assert 'batch_op.alter_column(\n            "full_name"' in migration.read_text()
+    with closing(sqlite3.connect(tmp_path / "app.db")) as database:
+        assert database.execute("SELECT id, nickname FROM users").fetchall() == [(1, None)]
+        assert database.execute("SELECT family FROM refresh_tokens").fetchall() == [("f",)]  # they go with their user

@@ -8,7 +8,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import event
 from sqlalchemy.engine import Connection
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import create_engine
@@ -23,9 +25,27 @@ def alembic_config() -> Config:
     return Config(toml_file=Path(__file__).parents[2] / "pyproject.toml")
 
 
+def create_migration_engine(settings: DatabaseSettings) -> AsyncEngine:
+    """Creates an engine that has time, and on SQLite leaves foreign keys alone.
+
+    SQLite cannot alter a column: Alembic makes the table anew, and drops the old one. With it, all rows that refer to
+    its rows would go.
+    """
+    engine = create_engine(settings.model_copy(update={"statement_timeout": MIGRATION_SECONDS}))
+    if settings.is_sqlite:
+        event.listen(engine.sync_engine, "connect", _leave_foreign_keys_alone)
+    return engine
+
+
+def _leave_foreign_keys_alone(connection: DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = OFF")
+    cursor.close()
+
+
 async def migrate(settings: DatabaseSettings, revision: str = "head") -> None:
     """Brings the database to a revision; processes that do so at once wait for the first, and find it done."""
-    engine = create_engine(settings.model_copy(update={"statement_timeout": MIGRATION_SECONDS}))
+    engine = create_migration_engine(settings)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_run, revision)

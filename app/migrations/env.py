@@ -11,9 +11,9 @@ from sqlalchemy import DateTime, text
 from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  the features, whose models register themselves when they are imported
-from app.database import Base, create_engine
+from app.database import Base
 from app.lifespan import open_sqlite
-from app.migrations import exists_on
+from app.migrations import create_migration_engine, exists_on
 from app.settings import load_settings
 
 log = structlog.stdlib.get_logger("app.migrations")
@@ -37,6 +37,7 @@ def run(connection: Connection) -> None:
         connection=connection,
         target_metadata=Base.metadata,
         transactional_ddl=True,
+        render_as_batch=True,  # else what alters a column runs on PostgreSQL alone
         render_item=render_item,
         include_object=exists_on(connection.dialect.name),
         on_version_apply=report,  # type: ignore[arg-type]  # it is called by keyword
@@ -52,7 +53,7 @@ async def connect_and_run() -> None:
     settings = load_settings().database
     if settings.is_sqlite:
         open_sqlite(settings)
-    engine = create_engine(settings)
+    engine = create_migration_engine(settings)
     async with engine.begin() as connection:
         await connection.run_sync(run)
     await engine.dispose()
