@@ -268,7 +268,9 @@ MANY = 100
 
 
 def test_slow_clients_keep_nobody_from_the_only_connection_to_the_database(impatient: Start, database_url: str) -> None:
-    server = impatient(DATABASE_URL=database_url, DATABASE_POOL_SIZE="1", RATE_LIMIT="100000/minute")
+    server = impatient(
+        DATABASE_URL=database_url, DATABASE_POOL_SIZE="1", DATABASE_POOL_TIMEOUT="60", RATE_LIMIT="100000/minute"
+    )
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client, ExitStack() as crowd:
         ann = {"email": "ann@example.com", "password": PASSWORD}
         client.post("/users/", json=ann | {"full_name": "Ann"})
