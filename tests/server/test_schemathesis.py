@@ -32,8 +32,8 @@ def test_whatever_is_sent_the_answer_is_as_documented(
     }
     limits = dict.fromkeys(["RATE_LIMIT", "RATE_LIMIT_LOGIN", "RATE_LIMIT_REGISTER"], NO_LIMIT)
     server = impatient(**service, **limits, MAX_REQUESTS="0")
-    # The long run finds new cases each time, and names its seed; the short one tries the same ones always.
-    effort = ["--max-examples=100"] if is_long else ["--max-examples=5", "--seed=1"]
+    # The same cases each time: what fails here was broken by the change. `--seed` finds others.
+    effort = ["--max-examples=40" if is_long else "--max-examples=5", "--seed=1"]
 
     attack = subprocess.run(
         [SCHEMATHESIS, f"--config-file={CONFIG}", "run", f"{server.url}/openapi.json", "--checks=all", *effort],
@@ -47,7 +47,7 @@ def test_whatever_is_sent_the_answer_is_as_documented(
 
     assert attack.returncode == 0, attack.stdout + attack.stderr
     (cases,) = re.findall(r"(\d+) generated, \1 passed", attack.stdout)
-    assert int(cases) > (1000 if is_long else 300)
+    assert int(cases) > (500 if is_long else 300)
     assert re.search(r"Selected: (\d+)/\1\n +Tested: \1\n", attack.stdout), attack.stdout
     assert '"level": "error"' not in server.log
     assert "Traceback" not in server.log
