@@ -1,19 +1,26 @@
 """How the whole server ends on SIGTERM without losing a request: in the master, before any worker hears of it.
 
 First readiness says `Shutting down`, for DRAIN_SECONDS, while everything is served as before: whoever sends traffic has
-time to send it elsewhere. Then nobody can connect any more, and the workers are stopped. A second SIGTERM ends it all
-at once.
+time to send it elsewhere. Then nobody can connect any more, and the workers are stopped; but not before there is one to
+accept what has come so far, as there may be none while the last one, or all of them, are being replaced. A second
+SIGTERM ends it all at once.
 """
 
+import atexit
 import contextlib
 import mmap
 import signal
 import socket
+import time
+from functools import partial
 from types import FrameType
 from typing import Any
 
 # Memory that the master shares with its workers, as long as this module is loaded before the fork (`preload_app`).
 _draining = mmap.mmap(-1, 1)
+
+# How often, in seconds, it is looked whether a worker accepts.
+MOMENT = 0.1
 
 # asm-generic/socket.h; Python has a name for it from 3.14 on.
 SO_BINDTOIFINDEX = 62
@@ -26,28 +33,34 @@ def is_draining() -> bool:
 
 
 def drain_on_sigterm(master: Any, seconds: int) -> None:  # noqa: ANN401  gunicorn has no types
-    """Puts the steps above before gunicorn's own handling of SIGTERM; to be called once, in the master."""
+    """Puts the steps above before gunicorn's own handling of SIGTERM; to be called once, in the master.
 
-    def stop(_signal: int, frame: FrameType | None) -> None:
-        # Where another master serves from the same sockets (SIGUSR2, systemd) they are not ours to close.
-        if master.reexec_pid == master.master_pid == 0 and not master.systemd:
-            for listener in master.LISTENERS:
-                refuse_connections(listener.sock)
-        master.signal(signal.SIGTERM, frame)
+    Its workers must be of the class `DrainingWorker`, or have what that has.
+    """
 
-    def begin(number: int, frame: FrameType | None) -> None:
+    def begin(_signal: int, frame: FrameType | None) -> None:
         if is_draining():
             # By itself gunicorn does not listen to a second SIGTERM; to this it does, while it waits for its workers.
             master.signal(signal.SIGQUIT, frame)
             return
         _draining[0] = 1
-        if seconds:
-            signal.alarm(seconds)
-        else:
-            stop(number, frame)
+        deadline = time.monotonic() + seconds + master.cfg.graceful_timeout
+        signal.signal(signal.SIGALRM, partial(stop, deadline))
+        signal.setitimer(signal.ITIMER_REAL, seconds or MOMENT, MOMENT)
 
-    signal.signal(signal.SIGALRM, stop)
+    def stop(deadline: float, _signal: int, frame: FrameType | None) -> None:
+        # Where another master serves from the same sockets (SIGUSR2, systemd) they are not ours to close.
+        if master.reexec_pid == master.master_pid == 0 and not master.systemd:
+            if time.monotonic() < deadline and not any(worker.accepting[0] for worker in master.WORKERS.values()):
+                return  # until the next alarm
+            for listener in master.LISTENERS:
+                refuse_connections(listener.sock)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        master.signal(signal.SIGTERM, frame)
+
     signal.signal(signal.SIGTERM, begin)
+    # An alarm that comes when Python has put its handlers away would kill the master.
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 
 def refuse_connections(listener: socket.socket) -> None:

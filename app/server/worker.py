@@ -15,7 +15,7 @@ import socket
 import ssl
 import traceback
 from collections.abc import Callable
-from functools import partial
+from mmap import mmap
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -64,38 +64,30 @@ def _reset_signals() -> None:
 class DrainingServer(Server):
     """Uvicorn's server, with an ending in two steps: first no new connections, then none at all.
 
-    `grace` is the time for requests, in seconds, and `notify` gunicorn's heartbeat.
+    `grace` is the time for requests, in seconds, `notify` gunicorn's heartbeat, and the one byte of `accepting` says to
+    the master whether it can count on this server to accept what waits for it.
     """
 
-    def __init__(self, config: Config, grace: int, notify: Callable[[], None]) -> None:
+    def __init__(self, config: Config, grace: int, notify: Callable[[], None], accepting: mmap) -> None:
         super().__init__(config)
         self.grace = grace
         self.notify = notify
+        self.accepting = accepting
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  the base's
         """Ends in order. Uvicorn would raise the signal again in the end, and so skip `worker_exit` and `atexit`."""
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting[0] = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets clients leave, waits for running requests as long as the grace lasts, then ends the lifespan."""
         deadline = asyncio.get_running_loop().time() + self.grace
         heartbeat = asyncio.create_task(self._send_heartbeat())
-        was_told = self.should_exit
-        listeners = [listener.dup() for listener in sockets or []]
+        self.accepting[0] = False
         self._ask_clients_to_leave()
-        await self._leave(deadline)
-        if self.should_exit and not was_told:
-            # The server was told to end while this worker was being replaced, and may have no other by now: nobody
-            # but this one can accept what has been waiting since.
-            await self._listen(listeners)
-            await self._leave(deadline)
-        for listener in listeners:
-            listener.close()
-        await super().shutdown(sockets)
-        heartbeat.cancel()
-
-    async def _leave(self, deadline: float) -> None:
-        """Stops accepting, and ends the connections there are once their requests are answered."""
         if is_draining():
             # This worker may be the last to accept what waits in the listeners' queue, where nothing new arrives.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
@@ -106,16 +98,8 @@ class DrainingServer(Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._finish_requests(deadline)
-
-    async def _listen(self, listeners: list[socket.socket]) -> None:
-        """Accepts connections once more, as Uvicorn does when it starts."""
-        config, loop = self.config, asyncio.get_running_loop()
-        http: Any = config.http_protocol_class
-        protocol = partial(http, config=config, server_state=self.server_state, app_state=self.lifespan.state)
-        for listener in listeners:
-            # A socket of its own again, as asyncio closes it together with the server.
-            sock, backlog = listener.dup(), config.backlog
-            self.servers.append(await loop.create_server(protocol, sock=sock, ssl=config.ssl, backlog=backlog))
+        await super().shutdown(sockets)
+        heartbeat.cancel()
 
     def _ask_clients_to_leave(self) -> None:
         """Answers every request from now on with `Connection: close`."""
@@ -167,6 +151,8 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         # For connections that cannot be ended, as those of clients that do not read their answer. By default Uvicorn
         # waits for them without end, until gunicorn kills it.
         self.config.timeout_graceful_shutdown = 1
+        # Shared with the master, in which a worker is made before it is forked.
+        self.accepting = mmap(-1, 1)
 
     def init_signals(self) -> None:
         """Sets the signals that Uvicorn does not; plain handlers, which run even where the event loop is blocked."""
@@ -190,4 +176,4 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         # been given the same number since.
         sockets = [listener.sock for listener in self.sockets]
         leave_those_who_do_not_read(sockets)
-        await DrainingServer(self.config, grace, self.notify).serve(sockets)
+        await DrainingServer(self.config, grace, self.notify, self.accepting).serve(sockets)

@@ -112,11 +112,12 @@ def test_recycling_after_max_requests_loses_no_request(image: str, number: str, 
         nothing_is_lost(report)
 
 
-def test_docker_stop_while_the_only_worker_is_being_recycled_loses_no_request(image: str) -> None:
+@pytest.mark.parametrize("moment", ["Maximum request limit", "Worker exiting"])
+def test_docker_stop_while_the_only_worker_is_being_recycled_loses_no_request(image: str, moment: str) -> None:
     with running(image, *options(WEB_CONCURRENCY="1", MAX_REQUESTS="200", MAX_REQUESTS_JITTER="0")) as container:
         container.is_healthy()
         with load(*targets(container)) as report:
-            until(lambda: "Maximum request limit" in container.log, "it is being recycled")
+            until(lambda: moment in container.log, "it is being recycled")
 
             container.stop()
 

@@ -65,10 +65,27 @@ def test_a_client_that_keeps_its_connection_loses_no_request_when_workers_are_re
     assert "close" in {answer.headers.get("connection") for answer in answers}
 
 
-def test_who_waits_while_the_only_worker_is_being_replaced_is_answered_when_the_server_ends(start: Start) -> None:
-    server = start("--max-requests=1")
+@pytest.mark.parametrize("moment", ["Maximum request limit", "ended in order", "has exited"])
+def test_who_waits_while_the_only_worker_is_being_recycled_is_answered_when_the_server_ends(
+    moment: str, start: Start
+) -> None:
+    server = start("--max-requests=1", SLEEPS_AFTER_FORK="1")
     assert get(server, "/at/once").status_code == 200
-    server.says("Maximum request limit")
+    server.says(moment)
+    with socket.create_connection(server.address) as client:
+        client.sendall(b"GET /at/once HTTP/1.1\r\nHost: test\r\n\r\n")
+
+        server.send(signal.SIGTERM)
+
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert server.ends() == 0
+    assert "Traceback" not in server.log
+
+
+def test_who_waits_while_all_workers_are_being_replaced_is_answered_when_the_server_ends(start: Start) -> None:
+    server = start(SLEEPS_AFTER_FORK="2")
+    server.send(signal.SIGHUP)
+    server.says("has exited")
     with socket.create_connection(server.address) as client:
         client.sendall(b"GET /at/once HTTP/1.1\r\nHost: test\r\n\r\n")
 
@@ -114,12 +131,13 @@ def test_sigint_and_sigquit_end_a_server_at_once(
 
 
 def test_a_worker_that_was_only_just_forked_can_be_stopped(begin: Start) -> None:
-    server = begin("--graceful-timeout=3600", SLEEPS_AFTER_FORK="3600")
+    server = begin("--graceful-timeout=2", SLEEPS_AFTER_FORK="3600")
     server.says("forked")
 
     server.send(signal.SIGTERM)
 
     assert server.ends() == 0
+    assert "was sent SIGTERM!" in server.log  # so it was not killed after the time that it had for its end
 
 
 def test_a_lifespan_that_fails_to_start_ends_the_server(begin: Start) -> None:
