@@ -10,7 +10,7 @@ from fastapi import Depends
 from sqlalchemy import DateTime, MetaData, event, make_url
 from sqlalchemy.engine import Connection, Dialect, ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, EmulatedDBAPIException, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
@@ -68,6 +68,9 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     if settings.is_sqlite:
         connect_args["isolation_level"] = None  # the driver leaves it to us to begin transactions
     else:
+        # That is SQLAlchemy's own cache; behind PgBouncer the driver's has to go too.
+        if url.query.get("prepared_statement_cache_size") == "0":
+            connect_args["statement_cache_size"] = 0
         connect_args |= {
             "async_creator_fn": _connect,
             # The server ends a statement that is too slow. The driver's own limit, a little later, is for a
@@ -201,6 +204,7 @@ _UNAVAILABLE_SQLITE = (
 # What a failing database raises; of the first three only those that `is_unavailable` knows.
 DATABASE_ERRORS = (
     DBAPIError,
+    EmulatedDBAPIException,  # what the server answers to a new connection
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     PoolTimeoutError,
@@ -214,6 +218,8 @@ def is_unavailable(error: Exception) -> bool:
     if isinstance(error, PoolTimeoutError | OSError):  # among them TimeoutError and ConnectionError
         return True
     cause = getattr(error, "orig", error)
+    if isinstance(getattr(error, "driver_exception", error), asyncpg.InvalidCachedStatementError):
+        return True  # a migration changed a type meanwhile; the next try prepares the statement anew
     sqlstate = getattr(cause, "sqlstate", None) or ""
     sqlite_name = getattr(cause, "sqlite_errorname", None) or ""
     return (

@@ -55,3 +55,4 @@ class FairPool(AsyncAdaptedQueuePool):
     """The `poolclass` for engines."""
 
     _queue_class = _FairQueue
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.FairPool"  # as quiet as SQLAlchemy's own

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Select
+from sqlalchemy import Numeric, Select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -66,13 +66,15 @@ class Reader:
         """Gives None for what the driver cannot run by itself, because of its types or of what it writes out."""
         dialect = self._engine.dialect
         compiled = query.compile(dialect=dialect)
-        types = (column.type.dialect_impl(dialect) for column in query.selected_columns)
-        if any(type_.result_processor(dialect, None) for type_ in types):
-            return None
-        for bind in compiled.binds.values():
-            if bind.literal_execute or bind.type.dialect_impl(dialect).bind_processor(dialect):
+        for column in query.selected_columns:
+            # A number's processor depends on what the server says of the column.
+            if isinstance(column.type, Numeric) or column.type.dialect_impl(dialect).result_processor(dialect, None):
                 return None
-        return _Statement(str(compiled), compiled.positiontup or (), dict(compiled.params))
+        for bind in compiled.binds.values():
+            if bind.expanding or bind.literal_execute or bind.type.dialect_impl(dialect).bind_processor(dialect):
+                return None
+        values = {name: bind.effective_value for name, bind in compiled.binds.items() if not bind.required}
+        return _Statement(str(compiled), compiled.positiontup or (), values)
 
     def _execute(self, query: Query, parameters: dict[str, object]) -> Rows:
         with self._engine.connect() as connection:
@@ -90,7 +92,7 @@ class Reader:
             # Nobody waits for the answer any more, so what comes next on this connection is not known.
             driver_connection.terminate()
             connection.invalidate(error)
-            if is_lost:
+            if is_lost and isinstance(error, Exception):
                 raise ConnectionError(f"the database does not answer: {error!r}") from error
             raise
         finally:

@@ -48,8 +48,8 @@ def _database_url(value: SecretStr) -> SecretStr:
     sslmode = url.query.get("sslmode")
     url = url.difference_update_query(["sslmode", "channel_binding", "connect_timeout"])
     url = url.update_query_dict({"ssl": sslmode}) if sslmode else url
-    if url.query.keys() - {"ssl", "prepared_statement_cache_size"}:
-        raise ValueError("takes sslmode and prepared_statement_cache_size, and no other parameter behind the ?")
+    if url.query.keys() - {"host", "port", "ssl", "prepared_statement_cache_size"}:
+        raise ValueError("takes sslmode, host, port and prepared_statement_cache_size, and nothing else, behind the ?")
     return SecretStr(url.render_as_string(hide_password=False))
 
 

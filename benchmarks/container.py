@@ -19,13 +19,15 @@ MEGABYTE = 1_000_000
 WORKERS = 3
 # Its share of each page that processes share, so that the sum over all is what they take together.
 READ_PSS = """
+from contextlib import suppress
 from pathlib import Path
 for process in Path("/proc").glob("[0-9]*"):
-    name = (process / "cmdline").read_text().split("\\0")[0]
-    if name.startswith("gunicorn"):
-        lines = (process / "smaps_rollup").read_text().splitlines()
-        (pss,) = [line.split()[1] for line in lines if line.startswith("Pss:")]
-        print(name.split()[1], pss)
+    with suppress(FileNotFoundError, ProcessLookupError):  # health checks come and go
+        name = (process / "cmdline").read_text().split("\\0")[0]
+        if name.startswith("gunicorn"):
+            lines = (process / "smaps_rollup").read_text().splitlines()
+            (pss,) = [line.split()[1] for line in lines if line.startswith("Pss:")]
+            print(name.split()[1], pss)
 """
 
 

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from app.settings import Settings
-from tests.conftest import REQUIRE_ALL, ROOT
+from tests.conftest import ROOT
 
 _UNVERSIONED = shutil.ignore_patterns(
     ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__", "node_modules"
 )
-# What a copy's own tests leave out: what copies it once more, takes containers or a browser.
-_LEFT_OUT = ["browser", "container", "test_fork.py", "test_readme.py", "test_rename.py"]
+# What a copy's own tests leave out: what copies it once more, takes containers, a browser or minutes.
+_LEFT_OUT = ["browser", "container", "server/test_schemathesis.py", "test_fork.py", "test_readme.py", "test_rename.py"]
 
 
 def copy_repository(folder: Path) -> Path:
@@ -36,11 +36,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
     """Runs a command of the README in a copy, with the packages that are installed here instead of its own.
 
-    Of the tests, where the command runs them, only those that have to do with what was changed, as `pytest -k`
-    takes it; all of them where everything must run.
+    Of the tests, where the command runs them, only those that `tests` names, as `pytest -k` takes it, if anything.
     """
     options = ["-n2", "-v", *[f"--ignore=tests/{name}" for name in _LEFT_OUT]]
-    if tests and not os.environ.get(REQUIRE_ALL):
+    if tests:
         options += ["-k", tests]
     kept = {
         name: value

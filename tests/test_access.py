@@ -11,6 +11,7 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import NAME
 from app.users.models import User
 from tests.conftest import SECRET_KEY, Service
 from tests.people import PASSWORD, Person, join, join_as_superuser
@@ -53,7 +54,7 @@ def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -
 
     def forge(cast: Cast) -> str:
         now = int(time.time())
-        claims = {"sub": str(cast.root.id), "iss": "fastapi-app", "aud": "fastapi-app", "iat": now, "exp": now + 60}
+        claims = {"sub": str(cast.root.id), "iss": NAME, "aud": NAME, "iat": now, "exp": now + 60}
         return jwt.encode(claims | changes, key, algorithm)
 
     return forge

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +17,7 @@ from app import NAME
 from app.database import create_engine, is_unavailable
 from app.factory import create_app
 from app.lifespan import lifespan
+from app.reader import Reader
 from app.settings import Settings
 from app.state import State
 from app.users.models import User
@@ -52,6 +54,22 @@ async def test_what_fails_is_rolled_back(client: httpx.AsyncClient, state: State
     assert taken.status_code == 400
     row = await state["reader"].first(select(User.full_name).where(User.id == ann.id))
     assert row == ("Ann",)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("parameter", ["", "?prepared_statement_cache_size=0"])
+async def test_behind_pgbouncer_nothing_is_prepared(settings: Settings, parameter: str) -> None:
+    url = SecretStr(settings.database.url.get_secret_value() + parameter)
+    engine = create_engine(settings.database.model_copy(update={"url": url, "pool_size": 1}))
+    for _ in range(2):
+        await Reader(engine).first(select(User.id))
+        async with engine.connect() as connection:
+            prepared = await connection.scalar(
+                text("SELECT count(*) FROM pg_prepared_statements WHERE statement <> ''")
+            )
+    await engine.dispose()
+
+    assert (prepared == 0) is bool(parameter)
 
 
 async def test_the_server_knows_who_connects_and_for_how_long(session: AsyncSession, database_url: str) -> None:

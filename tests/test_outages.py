@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
 from functools import partial
 from time import monotonic
 
@@ -44,6 +45,34 @@ async def test_a_database_out_of_reach_is_503(settings: Settings) -> None:
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json() == UNAVAILABLE
+
+
+@pytest.fixture
+async def full_server() -> AsyncIterator[str]:
+    """The URL of a server that says to whoever connects that it has too many clients already."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"N")  # no TLS
+        await reader.read(1024)
+        fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
+        writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        yield f"postgresql+asyncpg://user@127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+
+
+async def test_a_server_that_takes_no_more_connections_is_503(settings: Settings, full_server: str) -> None:
+    async with serve(with_database(settings, url=SecretStr(full_server)), prepared=True) as service:
+        auth = {"Authorization": f"Bearer {service.state['tokens'].issue(1)}"}
+        responses = [
+            await service.client.get("/users/me", headers=auth),
+            await register(service.client),
+            await service.client.get("/health/ready"),
+        ]
+
+    assert [response.status_code for response in responses] == [503, 503, 503]
 
 
 async def test_a_logout_that_did_not_happen_is_not_confirmed(settings: Settings) -> None:
@@ -188,8 +217,8 @@ async def test_a_server_that_stops_answering_is_not_waited_for_twice(settings: S
     assert ready.status_code == 503
     assert after.status_code == 200
     # 3 seconds, and 2. It would be some more for each, if the driver ended the connection in order.
-    assert seconds < 4
-    assert ready_seconds < 3
+    assert seconds < 4.9
+    assert ready_seconds < 3.9
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -249,3 +278,7 @@ async def test_a_connection_that_nobody_waits_for_any_more_fails_without_a_word(
     gc.collect()
 
     assert len(caplog.records) == lines
+
+
+def test_a_statement_that_a_migration_overtook_may_be_tried_again() -> None:
+    assert is_unavailable(asyncpg.InvalidCachedStatementError("cached statement plan is invalid"))

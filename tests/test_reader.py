@@ -2,10 +2,12 @@
 
 import enum
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import asyncpg
 import pytest
-from sqlalchemy import Enum, column, literal_column, select
+from sqlalchemy import Enum, Integer, Numeric, bindparam, column, literal_column, select
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import create_engine
@@ -30,6 +32,25 @@ async def test_a_type_that_only_sqlalchemy_knows_comes_back_as_it_should(engine:
     row = await Reader(engine).first(select(literal_column("'RED'", Enum(Colour)), literal_column("1")))
 
     assert tuple(row) == (Colour.RED, 1)
+
+
+async def test_a_number_is_what_sqlalchemy_makes_of_it(engine: AsyncEngine) -> None:
+    row = await Reader(engine).first(select(literal_column("1.5", Numeric(3, 1))))
+
+    assert tuple(row) == (Decimal("1.5"),)
+
+
+async def test_a_list_is_what_sqlalchemy_makes_of_it(engine: AsyncEngine) -> None:
+    query: Query = select(literal_column("1", Integer)).where(literal_column("2", Integer).in_([2, 4]))
+
+    assert [tuple(row) for row in await Reader(engine).all(query)] == [(1,)]
+
+
+async def test_a_parameter_that_is_not_given_is_an_error(engine: AsyncEngine) -> None:
+    query: Query = select(literal_column("1")).where(literal_column("1", Integer) == bindparam("number", type_=Integer))
+
+    with pytest.raises((KeyError, StatementError)):
+        await Reader(engine).first(query, nummber=1)
 
 
 async def test_a_row_has_its_values_as_attributes(engine: AsyncEngine) -> None:

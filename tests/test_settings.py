@@ -91,6 +91,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql://db/x", "postgresql+asyncpg://db/x"),
         ("postgresql+asyncpg://db/x", "postgresql+asyncpg://db/x"),
         ("postgres://db/x?sslmode=require&channel_binding=require", "postgresql+asyncpg://db/x?ssl=require"),
+        ("postgres://u@/x?host=/var/run/postgresql", "postgresql+asyncpg://u@/x?host=%2Fvar%2Frun%2Fpostgresql"),
         ("postgres://db/x?connect_timeout=10", "postgresql+asyncpg://db/x"),
         ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
     ],

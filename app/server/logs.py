@@ -80,8 +80,6 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "uvicorn.error": log,
             # Each migration is reported by our own env.py; Alembic has a few lines more at every start.
             "alembic": {"level": "WARNING"},
-            # As SQLAlchemy's own pools, which are no part of the application.
-            "app.pool": {"level": "WARNING"},
             # At debug it writes each statement's values, with addresses and hashes.
             "aiosqlite": {"level": "INFO"},
             # The access line is the application's own, written by its middleware as `app.access`.

@@ -12,7 +12,8 @@ from http import HTTPStatus
 from uuid import uuid4
 
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, error_response
 
@@ -32,6 +33,8 @@ LINGER_SECONDS = 1.0
 
 # linux/tcp.h; Python knows it on Linux alone.
 TCP_USER_TIMEOUT = 18
+
+_BODY = {b"content-length", b"transfer-encoding"}
 
 # As in app/middleware/, which such a request does not reach.
 _HEADERS = {
@@ -69,13 +72,21 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.in_head = self.is_incomplete = True  # nothing has come yet, but something should
         self.is_refused = False
+        self.running: RequestResponseCycle | None = None
         self.fault: type[AppError] = MalformedRequest
         self.size = self.unparsed = 0
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
+        if self.running:  # Uvicorn tells the request that came last, which may not have begun
+            self.running.disconnected = True
+            self.running.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         if self.is_refused:
@@ -115,8 +126,17 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError  # which the parser takes for a fault of the request
         if len(self.pipeline) == MAX_PIPELINED:
             raise ValueError
+        # The parser stops at a head that asks for another protocol, and would take a body for the next request.
+        may_upgrade = self.parser.should_upgrade()
+        if may_upgrade and any(name in _BODY and value != b"0" for name, value in self.headers):
+            raise ValueError
         super().on_headers_complete()
         self.in_head = False
+        if may_upgrade:
+            self.cycle.keep_alive = False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Uvicorn would log advice on what to install, whenever a client likes."""
 
     def _head_size(self) -> int:
         # A colon, a blank and the end of the line make four bytes more of each.
@@ -149,6 +169,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: type[AppError]) -> None:
         self.is_refused = True
+        self.timer.cancel()
+        if self._waits_for_others():
+            # They are answered; the answer to this one would be taken for theirs.
+            if not self.in_head:
+                self.pipeline.popleft()
+            last = self.pipeline[0][0] if self.pipeline else self.running
+            last.keep_alive = False  # type: ignore[union-attr]  # one is running, or nobody would wait
+            return
         if self._can_answer():
             request_id = uuid4().hex
             client = self.client[0] if self.client else None
@@ -161,14 +189,17 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.in_head:  # the application, which waits for the rest of the body, need not
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.timer.cancel()
         self.timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    def _can_answer(self) -> bool:
-        """Whether an answer would be taken for that to the request at fault."""
+    def _waits_for_others(self) -> bool:
+        """Whether requests that came before the one at fault are not answered yet."""
         if self.in_head:
-            return self.scope is not None and (self.cycle is None or self.cycle.response_complete)
-        return not self.cycle.response_started
+            return self.cycle is not None and not self.cycle.response_complete
+        return bool(self.pipeline)
+
+    def _can_answer(self) -> bool:
+        """Whether the request has begun, and its answer has not."""
+        return self.scope is not None if self.in_head else not self.cycle.response_started
 
 
 def leave_those_who_do_not_read(listeners: Iterable[socket.socket]) -> None:

@@ -168,12 +168,54 @@ def test_rubbish_behind_a_request_does_not_answer_it(server: Gunicorn) -> None:
     assert statuses(answer) == [200]
 
 
+@pytest.mark.parametrize("rubbish", [b"rubbish\r\n\r\n", CHUNKED + b"rubbish\r\n", CHUNKED + b"1\r\n{\r\n" + b"x" * 9])
+def test_a_request_at_fault_takes_no_others_answer(impatient: Start, rubbish: bytes) -> None:
+    """Whoever wrote something is told so, whatever they sent behind it."""
+    server = impatient("tests.server.with_worse:app")
+    slow = b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n"
+
+    with connection(
+        server, slow + POST + b"Content-Length: 22\r\n\r\n" + b'{"refresh_token": "x"}' + rubbish
+    ) as client:
+        answer = read(client)
+
+    assert statuses(answer) == [200, 204]
+    assert '"level": "error"' not in server.log
+
+
+def test_who_leaves_before_the_answers_leaves_no_error_behind(impatient: Start) -> None:
+    server = impatient("tests.server.with_worse:app")
+    slow = b"GET /slow HTTP/1.1\r\nHost: test\r\n\r\n"
+
+    with connection(server, slow + slow):
+        pass
+    with connection(server, slow + GET + b"Connection: close\r\n\r\n") as client:  # no earlier than the others
+        answer = read(client)
+
+    assert statuses(answer) == [200, 200]
+    assert '"level": "error"' not in server.log
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("length", [b"Content-Length: 38", b"Transfer-Encoding: chunked"])
+def test_what_stands_behind_a_wish_for_another_protocol_is_no_request(
+    server: Gunicorn, protocol: bytes, length: bytes
+) -> None:
+    wish = POST + b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + length + b"\r\n\r\n"
+    with connection(server, wish) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: smuggled\r\n\r\n")
+        answer = read(client)
+
+    assert statuses(answer) == [400]
+
+
 def test_another_protocol_is_not_spoken(server: Gunicorn) -> None:
     upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n"
     with connection(server, GET + upgrade) as client:
-        answer = client.recv(65536)
+        answer = read(client)
 
     assert statuses(answer) == [200]
+    assert "uvicorn[standard]" not in server.log
 
 
 # Slow clients ------------------------------------------------------------------------------------------------------
@@ -191,10 +233,11 @@ SLOW = {
 
 def trickle(server: Gunicorn, beginning: bytes, rest: bytes) -> list[int]:
     """Sends the rest a byte at a time for as long as it may; gives the answers."""
-    answer = b""
+    answer, deadline = b"", time.monotonic() + PATIENCE
     with connection(server, beginning) as client:
         client.settimeout(0.2)
         while True:
+            assert time.monotonic() < deadline
             try:
                 if not (part := client.recv(65536)):
                     return statuses(answer)
