@@ -60,8 +60,8 @@ class Base(DeclarativeBase):
 def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     """Creates the engine; connections are opened by the first who needs one.
 
-    The pool is bounded: workers x pool_size is all that the database ever sees. There is no overflow, since opening
-    and closing connections under load costs more than waiting for one.
+    The pool is bounded: workers x pool_size, and one each for readiness, is all that the database ever sees. There is
+    no overflow, since opening and closing connections under load costs more than waiting for one.
     """
     url = make_url(settings.url.get_secret_value())
     connect_args: dict[str, Any] = {"timeout": settings.connect_timeout}

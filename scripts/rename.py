@@ -33,6 +33,8 @@ def main() -> None:
     Path(__file__).unlink()
     Path(__file__).parent.rmdir()
     sys.stdout.write(f"It is called {title} now, and {name} by machines. `git diff` shows where.\n")
+    sys.stdout.write("Yours to say: the contact in app/factory.py, the description in pyproject.toml and Dockerfile, ")
+    sys.stdout.write("the holder in LICENSE, who reviews what in .github/CODEOWNERS, and what README.md claims.\n")
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:

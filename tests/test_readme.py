@@ -36,7 +36,7 @@ ELSEWHERE = {
     ),
     "rm -r app/notes tests/notes": "tests/test_fork.py",
     'uv run alembic revision --autogenerate -m "No more notes" --rev-id 0004': "tests/test_fork.py",
-    "uvx ruff check . && uvx ruff format --check . && uv run mypy": ".ci/run",
+    "uv run ruff check . && uv run ruff format --check . && uv run mypy": ".ci/run",
 }
 USE_UV = 'export PATH="$PWD/.uv/bin:$PATH"'
 MAKE_MIGRATION = 'uv run alembic revision --autogenerate -m "what changes"'
