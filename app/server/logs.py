@@ -17,6 +17,9 @@ _PASSWORD_IN_URL = re.compile(r"(://[^\s:/@]*:)\S+@")
 # PostgreSQL adds the row that broke a constraint, with all of its values. First as a JSON string has it.
 _DETAIL = re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*')
 
+# What was searched for, which stands in the statement; see _page in app/users/service.py.
+_PATTERN = re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'")
+
 
 def configure_logging(settings: Settings) -> None:
     """Makes `structlog`, `logging` and `warnings` write as `log_config` says. May be called again."""
@@ -140,4 +143,5 @@ def _without_uvicorns_colours(_logger: WrappedLogger, _method: str, event: Event
 
 def _hide_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
     """Works on the finished line, so that no field, message or traceback is forgotten."""
-    return _DETAIL.sub("", _PASSWORD_IN_URL.sub(r"\1***@", str(line)))
+    text = _PASSWORD_IN_URL.sub(r"\1***@", str(line))
+    return _PATTERN.sub(r"\1'***'", _DETAIL.sub("", text))

@@ -9,12 +9,15 @@ from typing import Literal
 
 import pytest
 import structlog
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.server.logs import configure_logging, log_config
 from app.settings import LogSettings, Settings
+from app.state import State
 from app.users.models import User
+from app.users.service import list_users
 
 URL = "postgresql+asyncpg://user:hunter2/@@db:5432/app"
 
@@ -111,11 +114,11 @@ def test_a_traceback_is_data_without_local_variables(capsys: pytest.CaptureFixtu
     except ValueError:
         structlog.stdlib.get_logger("app").exception("broken")
 
-    text = last_line(capsys)
-    (exception,) = json.loads(text)["exception"]
+    shown = last_line(capsys)
+    (exception,) = json.loads(shown)["exception"]
     assert exception["exc_type"] == "ValueError"
     assert [frame["name"] for frame in exception["frames"]][-1] == "fail"
-    assert "a secret" not in text
+    assert "a secret" not in shown
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
@@ -129,9 +132,9 @@ def test_passwords_in_urls_are_masked_in_messages_fields_and_tracebacks(
     except ValueError:
         logging.getLogger("a.library").exception("no answer from %s", URL, extra={"url": URL})
 
-    text = capsys.readouterr().err
-    assert "hunter2" not in text
-    assert text.count("postgresql+asyncpg://user:***@db:5432/app") >= 3
+    shown = capsys.readouterr().err
+    assert "hunter2" not in shown
+    assert shown.count("postgresql+asyncpg://user:***@db:5432/app") >= 3
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
@@ -147,11 +150,33 @@ async def test_a_row_that_breaks_a_constraint_is_not_shown(
     except IntegrityError:
         structlog.stdlib.get_logger("app").exception("broken", step=3)
 
-    text = capsys.readouterr().err
-    assert "ck_users_email_lower_case" in text
-    assert "ANN@" not in text
-    assert "secret-hash" not in text
-    assert form == "console" or json.loads(text)["step"] == 3
+    shown = capsys.readouterr().err
+    assert "ck_users_email_lower_case" in shown
+    assert "ANN@" not in shown
+    assert "secret-hash" not in shown
+    assert form == "console" or json.loads(shown)["step"] == 3
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+async def test_what_was_searched_for_is_not_shown(
+    form: str, state: State, session: AsyncSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched = "ann's@example.com"
+    await session.execute(text("ALTER TABLE users RENAME TO people"))
+    await session.commit()
+    configure_logging(settings(form))
+
+    try:
+        await list_users(state["reader"], limit=1, before=None, search=searched, is_active=None)
+    except DBAPIError:
+        structlog.stdlib.get_logger("app").exception("broken")
+    finally:
+        await session.execute(text("ALTER TABLE people RENAME TO users"))
+        await session.commit()
+
+    shown = capsys.readouterr().err
+    assert "FROM users" in shown
+    assert "@example.com" not in shown
 
 
 def test_on_the_console_a_traceback_is_the_usual_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,11 +187,11 @@ def test_on_the_console_a_traceback_is_the_usual_one(capsys: pytest.CaptureFixtu
     except ValueError:
         structlog.stdlib.get_logger("app").exception("broken", step=3)
 
-    text = capsys.readouterr().err
-    assert "broken" in text.splitlines()[0]
-    assert "step=3" in text.splitlines()[0]
-    assert "Traceback (most recent call last):" in text
-    assert "password = " not in text
+    shown = capsys.readouterr().err
+    assert "broken" in shown.splitlines()[0]
+    assert "step=3" in shown.splitlines()[0]
+    assert "Traceback (most recent call last):" in shown
+    assert "password = " not in shown
 
 
 class Terminal:
