@@ -59,6 +59,7 @@ class Report:
     """What has come of the requests so far."""
 
     answers: int = 0
+    kept: int = 0  # of them, those whose connection could be used again
     refused: int = 0
     failures: list[str] = field(default_factory=list)
     errors: list[Answer] = field(default_factory=list)  # those of the failures that are whole answers
@@ -118,6 +119,7 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
             keep_alive = headers.get("connection") != "close"
             if 200 <= status < 300:
                 report.answers += 1
+                report.kept += keep_alive
             else:
                 report.failures.append(f"{time.strftime('%X')} {target.method} {target.path}: {status}")
                 report.errors.append(Answer(started_at, status, headers, body))
