@@ -37,7 +37,7 @@ def run(target):
     [
         ("fail()", 1, "critical", "uncaught exception"),
         ("run(fail)", 0, "error", "uncaught exception in thread helper"),
-        ("Fails()", 0, "error", "exception ignored in <function Fails.__del__"),
+        ("Fails()", 0, "error", "<function Fails.__del__"),
     ],
 )
 def test_it_is_one_line_of_the_log(
@@ -46,7 +46,7 @@ def test_it_is_one_line_of_the_log(
     (line,) = run(mistake, code, clean_environment)
 
     assert line["level"] == level
-    assert line["event"].startswith(event)
+    assert event in line["event"]
     assert line["exception"][0]["exc_value"] == "cannot connect to postgresql://user:***@db/app"
     assert line["exception"][0]["frames"][-1]["name"] == "fail"
 
