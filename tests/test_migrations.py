@@ -16,10 +16,11 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.auth.models import RefreshToken
 from app.database import Base, create_engine
 from app.errors import StartupError
 from app.lifespan import prepare
-from app.migrations import _run, exists_on, is_migration_pending, migrate
+from app.migrations import _run, exists_on, is_migration_pending, migrate, render_item
 from app.settings import DatabaseSettings, Settings
 from tests.conftest import ROOT, until_a_lock_is_waited_for
 
@@ -173,6 +174,11 @@ def test_alembics_own_command_line_works(
     command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "pyproject.toml"), *arguments]
 
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+
+
+def test_a_moment_is_written_without_its_variant_for_sqlite() -> None:
+    assert render_item("type", RefreshToken.__table__.c.created_at.type, None) == "sa.DateTime(timezone=True)"
+    assert render_item("type", RefreshToken.__table__.c.user_id.type, None) is False
 
 
 def test_a_new_migration_can_be_generated(clean_environment: dict[str, str], tmp_path: Path) -> None:

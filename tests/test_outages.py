@@ -195,7 +195,8 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(service
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_server_that_stops_answering_is_not_waited_for_twice(settings: Settings) -> None:
+@pytest.mark.parametrize("is_write", [False, True])
+async def test_a_server_that_stops_answering_is_not_waited_for_twice(settings: Settings, is_write: bool) -> None:
     url = make_url(settings.database.url.get_secret_value())
     async with gate_before(url.host or "", url.port or 5432) as gate:
         host, _, port = gate.address.partition(":")
@@ -206,7 +207,10 @@ async def test_a_server_that_stops_answering_is_not_waited_for_twice(settings: S
 
             gate.turn("held")
             started_at = monotonic()
-            during = await service.client.get("/users/me", headers=ann.auth)
+            if is_write:
+                during = await register(service.client, "bob@example.com")
+            else:
+                during = await service.client.get("/users/me", headers=ann.auth)
             seconds = monotonic() - started_at
             ready = await service.client.get("/health/ready")
             ready_seconds = monotonic() - started_at - seconds

@@ -1,12 +1,10 @@
 """A copy of the repository takes another name, and nothing of the old one is left."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REQUIRE_ALL
 from tests.copies import contents, copy_repository, run
 
 TRACE = re.compile(rb"fastapi[ _.-]*(application|app\b|db\b)", re.IGNORECASE)
@@ -43,7 +41,7 @@ def test_nothing_of_the_old_name_is_left_and_everything_works(copy: Path) -> Non
         "docker-compose.yml": b"POSTGRES_DB: acme_billing_2\n",
     }.items():
         assert words in after[path], path
-    run(copy, CHECKS, tests="" if os.environ.get(REQUIRE_ALL) else NAMED)
+    run(copy, CHECKS, tests=NAMED)
 
 
 def test_a_second_run_changes_nothing(copy: Path) -> None:

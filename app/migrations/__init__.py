@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event
+from sqlalchemy import DateTime, event
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -63,6 +63,11 @@ def exists_on(dialect: str) -> Callable[..., bool]:
         return kind != "index" or dialect == "postgresql" or not item.dialect_options["postgresql"]["using"]
 
     return include
+
+
+def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
+    """Writes a moment's type into new migrations without its variant for SQLite, which is the models' own business."""
+    return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 
 def _run(connection: Connection, revision: str) -> None:

@@ -1,19 +1,17 @@
 """What Alembic runs: on the connection that `migrate` hands over or, from its own command line, on one of its own."""
 
 import asyncio
-from typing import Literal
 
 import structlog
 from alembic import context
-from alembic.autogenerate.api import AutogenContext
 from alembic.runtime.migration import MigrationInfo
-from sqlalchemy import DateTime, text
+from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  the features, whose models register themselves when they are imported
 from app.database import Base
 from app.lifespan import open_sqlite
-from app.migrations import create_migration_engine, exists_on
+from app.migrations import create_migration_engine, exists_on, render_item
 from app.settings import load_settings
 
 log = structlog.stdlib.get_logger("app.migrations")
@@ -24,11 +22,6 @@ ADVISORY_LOCK = 0x6661737461706900  # any number, as long as nothing else in the
 def report(*, step: MigrationInfo, **_: object) -> None:
     """Says what is done, in place of Alembic, which says a good deal more."""
     log.info("migration", direction="up" if step.is_upgrade else "down", revision=step.up_revision_id)
-
-
-def render_item(kind: str, item: object, _: AutogenContext) -> str | Literal[False]:
-    """Writes a moment's type into new migrations without its variant for SQLite, which is the models' own business."""
-    return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 
 def run(connection: Connection) -> None:
