@@ -25,7 +25,7 @@ def _log_the_end(kind: type[BaseException], error: BaseException, trace: Traceba
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     """As in `__del__`, where there is nobody to raise it to."""
     # Python 3.14 names the object in its message, others apart.
-    message = unraisable.err_msg or f"exception ignored in {unraisable.object!r}"
+    message = unraisable.err_msg or f"Exception ignored in {unraisable.object!r}"
     log.error("%s", message, exc_info=unraisable.exc_value)
 
 

@@ -27,7 +27,7 @@ def faulty(image: str) -> Iterator[Container]:
         ("an error in a route", "error", "unhandled exception"),
         ("an error in a task", "error", "Task exception was never retrieved"),
         ("an error in a thread", "error", "uncaught exception in thread"),
-        ("an error in __del__", "error", "exception ignored in"),
+        ("an error in __del__", "error", "Exception ignored"),
         ("a warning", "warning", "DeprecationWarning: no longer use"),
         ("a crash in C", "warning", "was sent SIGSEGV"),
         ("an exit", "error", "exited with code 7"),
