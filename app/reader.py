@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import asyncpg
 from sqlalchemy import Numeric, Select
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import greenlet_spawn
 
 Query = Select[*tuple[Any, ...]]
 Rows = Sequence[Any]  # each of them has its values in order, and as attributes
@@ -55,7 +55,7 @@ class Reader:
         if statement is None:
             return await greenlet_spawn(self._execute, query, parameters)
         values = statement.values | parameters
-        return await greenlet_spawn(self._fetch, statement.text, [values[name] for name in statement.names])
+        return await self._fetch(statement.text, [values[name] for name in statement.names])
 
     async def first(self, query: Query, **parameters: object) -> Any:  # noqa: ANN401  a row
         """Gives the first row, or None."""
@@ -80,11 +80,11 @@ class Reader:
         with self._engine.connect() as connection:
             return connection.execute(query, parameters).all()
 
-    def _fetch(self, text: str, values: list[object]) -> Rows:
-        connection = self._engine.raw_connection()
+    async def _fetch(self, text: str, values: list[object]) -> Rows:
+        connection = await greenlet_spawn(self._engine.raw_connection)
         driver_connection: asyncpg.Connection = connection.driver_connection  # type: ignore[assignment]
         try:
-            return await_only(driver_connection.fetch(text, *values, record_class=_Row))
+            return await driver_connection.fetch(text, *values, record_class=_Row)
         except asyncpg.PostgresError:
             raise
         except BaseException as error:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Path, Query, Request, Response, status
 from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import to_json
 
 from app.database import ReaderDep, WriteSession
 from app.errors import (
@@ -134,18 +136,19 @@ async def list_users(  # noqa: PLR0913  one for each of the query's
     _: CurrentSuperuser,
     reader: ReaderDep,
     request: Request,
-    response: Response,
     limit: Annotated[int, Query(ge=1, le=100, description="Users on a page")] = 50,
     cursor: Annotated[Cursor | None, Query(description="`next_cursor` of the page before")] = None,
     q: Annotated[Search | None, Query(description="Part of the email address or the name, in any case")] = None,
     is_active: Annotated[bool | None, Query(description="Only active users, or only inactive ones")] = None,
-) -> service.Page:
+) -> Response:
     """Lists users, newest first. For superusers. While there are more, `next_cursor` and the `Link` header lead on."""
     page = await service.list_users(reader, limit=limit, before=cursor, search=q, is_active=is_active)
+    headers = {}
     if page.next_cursor:
-        url = request.url.include_query_params(cursor=page.next_cursor)
-        response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
-    return page
+        query = urlencode({**request.query_params, "cursor": page.next_cursor})
+        headers["Link"] = f'<{request.scope["path"]}?{query}>; rel="next"'
+    # The rows are of the database's types, column by column: to validate them would take a third of the request's time.
+    return Response(to_json(page._asdict()), media_type="application/json", headers=headers)
 
 
 @router.get(

@@ -5,7 +5,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import String, bindparam, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -16,15 +16,15 @@ from app.reader import Query, Reader
 from app.security import Passwords
 from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
 from app.users.models import User, UserRow
-from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate
+from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate, UserResponse
 
 MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 
 
 class Page(NamedTuple):
-    """A page of users, and the cursor of the next one."""
+    """A page of users, each as `UserResponse` has them, and the cursor of the next one."""
 
-    items: list[UserRow]
+    items: list[dict[str, Any]]
     next_cursor: str | None
 
 
@@ -89,13 +89,14 @@ async def list_users(
     if is_active is not None:
         parameters["is_active"] = is_active
     rows = await reader.all(_page(is_search=search is not None, by_activity=is_active is not None), **parameters)
-    users = [UserRow._make(row) for row in rows[:limit]]
-    return Page(users, encode_cursor(users[-1].id) if len(rows) > limit else None)
+    users = [dict(zip(UserResponse.model_fields, row, strict=True)) for row in rows[:limit]]
+    return Page(users, encode_cursor(users[-1]["id"]) if len(rows) > limit else None)
 
 
 @cache
 def _page(*, is_search: bool, by_activity: bool) -> Query:
-    query = _USERS.where(User.id < bindparam("before")).order_by(User.id.desc()).limit(bindparam("limit"))
+    users = select(*(getattr(User, name) for name in UserResponse.model_fields))
+    query = users.where(User.id < bindparam("before")).order_by(User.id.desc()).limit(bindparam("limit"))
     if is_search:
         # PostgreSQL is to see the pattern when it plans, and chooses by how many users will fit: for a few the index
         # for searching, for many the primary key. For a parameter it would soon have one plan for all, which takes
