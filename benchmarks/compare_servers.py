@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tests.container.engine import Container, running
 from tests.container.load import load
-from tests.container.test_no_request_lost import options, targets
+from tests.container.service import options, targets
 
 IMAGE = sys.argv[1] if len(sys.argv) > 1 else "app"
 ROUNDS = 3

@@ -9,11 +9,10 @@ import sys
 import time
 from contextlib import redirect_stdout
 
-import httpx
-
 from tests.conftest import ROOT
-from tests.container.engine import PATIENCE, Container, cli, running, until
-from tests.container.test_no_request_lost import options, workers
+from tests.container.engine import cli, running
+from tests.container.service import options, workers
+from tests.processes import answer, until
 
 MEGABYTE = 1_000_000
 WORKERS = 3
@@ -40,7 +39,8 @@ def measure(image: str) -> dict[str, float]:
     imported_in = time.monotonic() - started_at
     started_at = time.monotonic()
     with running(image, *options(WEB_CONCURRENCY=str(WORKERS))) as container:
-        wait_for_answer(container)
+        url = f"http://{container.ip}:8000/health"
+        until(lambda: (health := answer(url)) and health.is_success, "it answers")
         answered_in = time.monotonic() - started_at
         until(lambda: workers(container) == WORKERS, "all workers")
         processes = [line.split() for line in container.execute("python", "-c", READ_PSS).splitlines()]
@@ -53,19 +53,6 @@ def measure(image: str) -> dict[str, float]:
         "Memory of the master, PSS, MB": pss["master"][0] / MEGABYTE,
         f"Memory of each of {WORKERS} workers, PSS, MB": statistics.mean(pss["worker"]) / MEGABYTE,
     }
-
-
-def wait_for_answer(container: Container) -> None:
-    """Asks until the first 200."""
-    url = f"http://{container.ip}:8000/health"
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(url, timeout=PATIENCE).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            time.sleep(0.01)
-    raise TimeoutError(container.log)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from app.settings import (
 )
 from app.state import State
 from tests.conformance import conforms_to
+from tests.container.engine import cli, running
 
 ROOT = Path(__file__).parent.parent
 REQUIRE_ALL = "REQUIRE_ALL_TESTS"
@@ -127,15 +128,8 @@ def container(
     if not docker_is_there():
         cannot_run(f"on {image}: no Docker engine answers, and {variable} is not set")
     publish = ["--publish", f"127.0.0.1::{port}"]
-    container_id = _output(["docker", "run", "--detach", "--rm", *publish, *options, image, *command])
-    try:
-        yield _output(["docker", "port", container_id, f"{port}/tcp"])
-    finally:
-        _output(["docker", "rm", "--force", "--volumes", container_id])
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout.strip()
+    with running(image, *publish, *options, command=command) as server:
+        yield cli("port", server.name, f"{port}/tcp")
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,17 @@ SLOW_SECONDS = 0.3
 
 
 class Gate:
-    """Passes on to a server what comes; or as if that were gone, hung, or needed 0.3 seconds for an answer."""
+    """Passes on to a server what comes; or as if that were gone, hung, or needed 0.3 seconds for an answer.
+
+    It counts how often clients send something. Neither asyncpg nor redis-py sends again before the answer is there, so
+    that is the number of round trips.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self.server = (host, port)
         self.address = ""
         self.state: State = "open"
+        self.round_trips = 0
         self.writers: list[asyncio.StreamWriter] = []
 
     async def enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,15 +32,16 @@ class Gate:
         server_reader, server_writer = await asyncio.open_connection(*self.server)
         self.writers.append(server_writer)
         with suppress(asyncio.CancelledError):  # the test is over
-            await asyncio.gather(self.pipe(reader, server_writer), self.pipe(server_reader, writer, pass_slowly=True))
+            await asyncio.gather(self.pipe(reader, server_writer), self.pipe(server_reader, writer, are_answers=True))
 
     async def pipe(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, pass_slowly: bool = False
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, are_answers: bool = False
     ) -> None:
         """Passes on what comes, unless the gate is held, and the end."""
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
-                if self.state == "slow" and pass_slowly:
+                self.round_trips += not are_answers
+                if self.state == "slow" and are_answers:
                     await asyncio.sleep(SLOW_SECONDS)
                 if self.state != "held":
                     writer.write(data)

@@ -4,20 +4,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.conftest import SECRET_KEY
+from tests.processes import answer, free_port, until
 
 
 @pytest.fixture
 def port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_port()
 
 
 class Uvicorn:
@@ -46,13 +43,7 @@ def uvicorn(tmp_path: Path, clean_environment: dict[str, str], port: int) -> Uvi
 @pytest.mark.parametrize("secret", ["", SECRET_KEY])
 def test_it_serves_and_ends_cleanly(uvicorn: Uvicorn, secret: str) -> None:
     process = uvicorn(SECRET_KEY=secret, LOG_FORMAT="json")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            ready = httpx.get(f"http://127.0.0.1:{uvicorn.port}/health/ready")
-            break
-        except httpx.TransportError:
-            time.sleep(0.1)
+    ready = until(lambda: answer(f"http://127.0.0.1:{uvicorn.port}/health/ready"), "it answers")
 
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=30)

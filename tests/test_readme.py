@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, cannot_run
 from tests.copies import copy_repository
+from tests.processes import free_port
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
@@ -69,8 +69,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def server(fresh_copy: Path, environment: dict[str, str]) -> Iterator[str]:
     """The URL of what the README's first command serves."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
+    port = str(free_port())
     log = fresh_copy.parent / "log"
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -1,8 +1,6 @@
 """How often each request asks the database and Redis: what makes a service slow before any clock shows it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -12,53 +10,19 @@ from sqlalchemy import make_url
 
 from app.settings import RedisSettings, Settings
 from tests.conftest import serve
+from tests.gate import Gate, gate_before
 from tests.people import PASSWORD, Person, join, join_as_superuser, log_in, register
 
 
-class Relay:
-    """Stands between a client and a server, and counts how often the client sends something.
-
-    Neither asyncpg nor redis-py sends again before the answer is there, so this is the number of round trips.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self.server = (host, port)
-        self.round_trips = 0
-
-    async def enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Passes on what comes, both ways."""
-        server_reader, server_writer = await asyncio.open_connection(*self.server)
-        await asyncio.gather(
-            self.pass_on(reader, server_writer, counts=1), self.pass_on(server_reader, writer, counts=0)
-        )
-
-    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counts: int) -> None:
-        """Passes on what comes, and the end."""
-        with suppress(ConnectionError):
-            while data := await reader.read(1_000_000):
-                self.round_trips += counts
-                writer.write(data)
-        writer.close()
-
-
-@asynccontextmanager
-async def relaying(host: str, port: int) -> AsyncIterator[tuple[Relay, str, int]]:
-    relay = Relay(host, port)
-    server = await asyncio.start_server(relay.enter, "127.0.0.1", 0)
-    yield (relay, *server.sockets[0].getsockname())
-    server.close()
-
-
 @pytest.fixture
-async def database(postgresql_url: str, settings: Settings) -> AsyncIterator[tuple[Relay, Settings]]:
-    """A relay to the database, and settings that lead through it."""
-    url = make_url(postgresql_url)
-    async with relaying(url.host or "", url.port or 5432) as (relay, host, port):
-        through = SecretStr(url.set(host=host, port=port).render_as_string(hide_password=False))
-        changed = settings.database.model_copy(
-            update={"url": SecretStr(through.get_secret_value().replace("postgresql:", "postgresql+asyncpg:"))}
-        )
-        yield relay, settings.model_copy(update={"database": changed})
+async def database(postgresql_url: str, settings: Settings) -> AsyncIterator[tuple[Gate, Settings]]:
+    """A gate before the database, and settings that lead through it."""
+    url = make_url(postgresql_url).set(drivername="postgresql+asyncpg")
+    async with gate_before(url.host or "", url.port or 5432) as gate:
+        host, port = gate.address.split(":")
+        through = SecretStr(url.set(host=host, port=int(port)).render_as_string(hide_password=False))
+        changed = settings.database.model_copy(update={"url": through})
+        yield gate, settings.model_copy(update={"database": changed})
 
 
 Request = Callable[[httpx.AsyncClient, Person], Awaitable[httpx.Response]]
@@ -89,8 +53,8 @@ REQUESTS: dict[str, tuple[int, Request]] = {
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_each_request_asks_the_database_as_often_as_it_must(database: tuple[Relay, Settings]) -> None:
-    relay, settings = database
+async def test_each_request_asks_the_database_as_often_as_it_must(database: tuple[Gate, Settings]) -> None:
+    gate, settings = database
     counted = {}
     async with serve(settings) as service:
         async with service.state["write_sessions"]() as session:
@@ -104,9 +68,9 @@ async def test_each_request_asks_the_database_as_often_as_it_must(database: tupl
 
         for name, (_, request) in REQUESTS.items():
             root = await tokens_of(service.client, root)
-            relay.round_trips = 0
+            gate.round_trips = 0
             response = await request(service.client, root)
-            counted[name] = relay.round_trips
+            counted[name] = gate.round_trips
             assert response.is_success, (name, response.text)
 
     assert counted == {name: number for name, (number, _) in REQUESTS.items()}
@@ -121,17 +85,17 @@ async def tokens_of(client: httpx.AsyncClient, person: Person) -> Person:
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_each_request_asks_redis_once_for_each_limit(redis_url: str, settings: Settings) -> None:
     address = parse_url(redis_url)
-    async with relaying(address["host"], address.get("port", 6379)) as (relay, host, port):
-        redis = RedisSettings(url=SecretStr(f"redis://{host}:{port}"))
+    async with gate_before(address["host"], address.get("port", 6379)) as gate:
+        redis = RedisSettings(url=SecretStr(f"redis://{gate.address}"))
         async with serve(settings.model_copy(update={"redis": redis})) as service:
             ann = await join(service.client)
             counted = {}
             for path in ("/health/live", "/users/me"):
-                relay.round_trips = 0
+                gate.round_trips = 0
                 await service.client.get(path, headers=ann.auth)
-                counted[path] = relay.round_trips
-            relay.round_trips = 0
+                counted[path] = gate.round_trips
+            gate.round_trips = 0
             await log_in(service.client)
-            counted["/auth/login"] = relay.round_trips
+            counted["/auth/login"] = gate.round_trips
 
     assert counted == {"/health/live": 0, "/users/me": 1, "/auth/login": 2}  # by address and by account

@@ -1,21 +1,17 @@
 """A real Chromium, headless and without a network, and the service that it visits."""
 
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
 from tests.conftest import cannot_run
+from tests.processes import PATIENCE, answer, free_port, until
 
-# For what must happen soon: far longer than it takes, so that a busy machine is no failure.
-PATIENCE = 60
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -66,20 +62,12 @@ def serve(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Serve]:
     processes = []
 
     def serve(*arguments: str) -> str:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
+        port = free_port()
         command = [sys.executable, "-m", "uvicorn", "app.main:app", f"--port={port}", *arguments]
         processes.append(subprocess.Popen(command, cwd=tmp_path, env=clean_environment))
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                httpx.get(f"{url}/health")
-            except httpx.TransportError:  # not up yet
-                assert time.monotonic() < deadline, f"the service does not answer within {PATIENCE} s"
-                time.sleep(0.1)
-            else:
-                return url
+        until(lambda: answer(f"{url}/health"), "the service answers")
+        return url
 
     yield serve
     for process in processes:

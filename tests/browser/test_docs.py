@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 from playwright.async_api import Page, Route, expect
 
-from tests.browser.conftest import PATIENCE, Serve, Visit
+from tests.browser.conftest import Serve, Visit
+from tests.processes import PATIENCE
 
 expect.set_options(timeout=PATIENCE * 1000)
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from tests.container.engine import until
+from tests.processes import until
 
 PORT = 8000
 

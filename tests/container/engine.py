@@ -3,34 +3,19 @@
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from app.settings import Settings
-
-T = TypeVar("T")
-
-# For what must happen soon: far longer than it takes, so that a busy machine is no failure.
-PATIENCE = 120
+from tests.processes import PATIENCE, until
 
 # What is set in the shell must not reach a container by way of compose.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name.upper() not in Settings.variables()}
-
-
-def until(condition: Callable[[], T | None], what: str) -> T:
-    """Waits until a condition gives something true, and gives that."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.1)
-    pytest.fail(f"{what}: not within {PATIENCE} s")
 
 
 def cli(*arguments: str | Path, **environment: str) -> str:
@@ -115,7 +100,7 @@ class Container:
 
 
 @contextmanager
-def running(image: str, *options: str | Path, command: tuple[str, ...] = ()) -> Iterator[Container]:
+def running(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
     """Runs a container as `docker run` does; afterwards shows its log, for a test that fails, and removes it."""
     container = Container(f"test-{uuid4().hex}")
     cli("run", "--detach", "--name", container.name, *options, image, *command)

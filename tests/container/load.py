@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import NamedTuple
 
+from tests.processes import until
+
 # Below saturation on two slow cores, and often enough on each connection that none is idle for long.
 CLIENTS = 8
 REQUESTS_A_SECOND = 80
@@ -64,6 +66,19 @@ class Report:
     failures: list[str] = field(default_factory=list)
     errors: list[Answer] = field(default_factory=list)  # those of the failures that are whole answers
     slowest: float = 0.0
+
+
+def goes_on(report: Report, seconds: float = 1) -> None:
+    """Lets the load go on for a while."""
+    answers = report.answers
+    time.sleep(seconds)
+    until(lambda: report.answers > answers, "answers go on")
+
+
+def nothing_is_lost(report: Report, *, refused: bool = False) -> None:
+    assert report.failures == []
+    assert refused or report.refused == 0
+    assert report.answers > report.kept > 0  # over connections that are kept, and over others
 
 
 @contextlib.contextmanager

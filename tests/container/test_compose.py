@@ -7,9 +7,10 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
-from tests.container.engine import PATIENCE, Compose, composed, until
+from tests.container.engine import Compose, composed
+from tests.container.service import PERSON
+from tests.processes import PATIENCE, answer, until
 
-PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
 NEW_ROUTE = """
 @app.get("/news")
 async def news() -> str:
@@ -36,14 +37,14 @@ def emails(compose: Compose) -> list[str]:
 
 
 def test_it_is_ready_with_postgresql_and_redis(compose: Compose) -> None:
-    answer = httpx.get(f"{compose.url}/health/ready", timeout=PATIENCE)
+    ready = httpx.get(f"{compose.url}/health/ready", timeout=PATIENCE)
 
-    assert answer.json() == {"status": "ready", "database": "connected", "redis": "connected"}
+    assert ready.json() == {"status": "ready", "database": "connected", "redis": "connected"}
 
 
 def test_a_user_is_a_row_in_postgresql_and_is_kept_over_down_and_up(compose: Compose) -> None:
-    answer = httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE)
-    assert answer.status_code == 201
+    registered = httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE)
+    assert registered.status_code == 201
     assert emails(compose) == ["ann@example.com"]
 
     compose("down")
@@ -58,13 +59,7 @@ def test_a_changed_file_is_served_without_a_restart(compose: Compose) -> None:
     with (compose.file.with_name("app") / "main.py").open("a") as main:
         main.write(NEW_ROUTE)
 
-    def has_reloaded() -> bool:
-        try:
-            return httpx.get(f"{compose.url}/news", timeout=PATIENCE).text == '"reloaded"'
-        except httpx.TransportError:
-            return False
-
-    until(has_reloaded, "the new route is served")
+    until(lambda: (news := answer(f"{compose.url}/news")) and news.text == '"reloaded"', "the new route is served")
 
 
 def test_nothing_of_it_is_open_to_other_machines(compose: Compose) -> None:

@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from tests.container.conftest import Database
-from tests.container.engine import PATIENCE, Container, cli, running, until
-from tests.container.test_no_request_lost import options
+from tests.container.engine import Container, cli, running
+from tests.container.service import options
 from tests.people import PASSWORD
+from tests.processes import PATIENCE, until
 
 CLIENTS = 8
 # What each client waits between two requests, so that the machine is busy but not at its limit.

@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from tests.container.conftest import Database
-from tests.container.engine import json_lines, running, until
-from tests.container.test_no_request_lost import options
-from tests.container.test_workers import SLOW, ask, events, get, slow_service
+from tests.container.engine import json_lines, running
+from tests.container.service import SLOW, ask, events, get, options, slow_service
+from tests.processes import until
 
 FOREVER = "--graceful-timeout=3600"
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

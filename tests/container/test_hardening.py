@@ -16,8 +16,9 @@ import pytest
 
 from app import NAME
 from tests.conftest import ROOT
-from tests.container.engine import PATIENCE, cli, json_lines, running
-from tests.container.test_no_request_lost import options
+from tests.container.engine import cli, json_lines, running
+from tests.container.service import options
+from tests.processes import PATIENCE
 
 STRICT = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp"]
 WAYS = {

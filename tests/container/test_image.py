@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from app import NAME
-from tests.container.engine import PATIENCE, Container, json_lines, running
-
-PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
+from tests.container.engine import Container, json_lines, running
+from tests.container.service import CREDENTIALS, PERSON
+from tests.processes import PATIENCE
 
 
 def test_health_answers_200(service: Container) -> None:
@@ -60,7 +60,7 @@ def test_the_docs_render_from_the_container_alone(service: Container, page: str)
 def test_it_registers_users_logs_them_in_and_knows_them(service: Container) -> None:
     with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
         registered = client.post("/users/", json=PERSON)
-        tokens = client.post("/auth/login", json={name: PERSON[name] for name in ("email", "password")}).json()
+        tokens = client.post("/auth/login", json=CREDENTIALS).json()
         me = client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
 
     assert registered.status_code == 201

@@ -7,8 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.container.engine import PATIENCE, Container, json_lines, running, until
-from tests.container.test_no_request_lost import options
+from tests.container.engine import Container, json_lines, running
+from tests.container.service import options
+from tests.processes import PATIENCE, until
 
 MISTAKES = [f"--volume={Path(__file__).with_name('mistakes.py')}:/app/mistakes.py:ro"]
 

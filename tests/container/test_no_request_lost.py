@@ -3,60 +3,17 @@
 Under steady load, half of it over connections that are kept and half over a new one for each request.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-import httpx
 import pytest
 
 from tests.container.balancer import balancing
 from tests.container.conftest import Database
-from tests.container.engine import PATIENCE, Container, json_lines, running, until
-from tests.container.load import Report, Target, load
-
-PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
-SETTINGS = {
-    "WEB_CONCURRENCY": "2",
-    "SECRET_KEY": "a secret key for tests, of 32 bytes or more",
-    "RATE_LIMIT": "1000000/minute",
-    "LOG_LEVEL": "info",
-}
-
-
-def options(**settings: str) -> list[str]:
-    """The `--env` options of `docker run`."""
-    return [f"--env={name}={value}" for name, value in {**SETTINGS, **settings}.items()]
-
-
-def targets(container: Container, host: str = "", port: int = 8000) -> list[Target]:
-    """A route that touches nothing and a route that asks the database, at a container or whatever is before it."""
-    url = f"http://{container.ip}:8000"
-    httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE)
-    tokens = httpx.post(
-        f"{url}/auth/login", json={name: PERSON[name] for name in ("email", "password")}, timeout=PATIENCE
-    ).json()
-    auth = {"Authorization": f"Bearer {tokens['access_token']}"}
-    address = (host or container.ip, port)
-    return [Target(*address, "/health/live"), Target(*address, "/users/me", auth)]
-
-
-def nothing_is_lost(report: Report, *, refused: bool = False) -> None:
-    assert report.failures == []
-    assert refused or report.refused == 0
-    assert report.answers > report.kept > 0  # over connections that are kept, and over others
-
-
-def workers(container: Container) -> int:
-    """How many have started so far."""
-    return container.log.count("Application startup complete.")
-
-
-def goes_on(report: Report, seconds: float = 1) -> None:
-    """Lets the load go on for a while."""
-    answers = report.answers
-    time.sleep(seconds)
-    until(lambda: report.answers > answers, "answers go on")
+from tests.container.engine import Container, json_lines, running
+from tests.container.load import goes_on, load, nothing_is_lost
+from tests.container.service import options, targets, workers
+from tests.processes import until
 
 
 @pytest.fixture

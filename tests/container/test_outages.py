@@ -13,9 +13,10 @@ import httpx
 import pytest
 
 from tests.container.conftest import Database
-from tests.container.engine import PATIENCE, Container, cli, json_lines, running, until
-from tests.container.load import Report, Target, load
-from tests.container.test_no_request_lost import goes_on, options, targets, workers
+from tests.container.engine import Container, cli, json_lines, running
+from tests.container.load import Report, Target, goes_on, load
+from tests.container.service import options, targets, workers
+from tests.processes import PATIENCE, until
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
 # What takes 2 seconds at most, on a machine that has a lot to do.

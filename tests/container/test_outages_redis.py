@@ -9,9 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.container.engine import PATIENCE, Container, cli, json_lines, running, until
-from tests.container.load import load
-from tests.container.test_no_request_lost import goes_on, nothing_is_lost, options, targets
+from tests.container.engine import Container, cli, json_lines, running
+from tests.container.load import goes_on, load, nothing_is_lost
+from tests.container.service import options, targets
+from tests.processes import PATIENCE, until
 
 SLOW_LINE = Path(__file__).with_name("slow_line.py")
 # Without a limit of its own, a client would wait for seconds, ten times.

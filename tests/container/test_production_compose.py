@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
-from tests.container.engine import PATIENCE, Compose, cli, composed, json_lines, until
-from tests.container.test_startup import SPOILED
+from tests.container.engine import Compose, cli, composed, json_lines
+from tests.container.service import CREDENTIALS, PERSON, SPOILED
+from tests.processes import PATIENCE, until
 from tests.test_readme import COMMANDS
 
 FILE = "docker-compose.production.yml"
-PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
 MAKE_SECRETS, UP = (command for command in COMMANDS if "secrets" in command or FILE in command)
 
 
@@ -54,8 +54,7 @@ def secrets(compose: Compose) -> dict[str, str]:
 
 
 def log_in(compose: Compose) -> httpx.Response:
-    credentials = {name: PERSON[name] for name in ("email", "password")}
-    return httpx.post(f"{compose.url}/auth/login", json=credentials, timeout=PATIENCE)
+    return httpx.post(f"{compose.url}/auth/login", json=CREDENTIALS, timeout=PATIENCE)
 
 
 def test_it_is_migrated_before_it_starts_and_serves_users(production: Compose) -> None:

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 import httpx
 
-from tests.container.engine import PATIENCE, Container, json_lines, running
-from tests.container.test_no_request_lost import options
+from tests.container.engine import Container, json_lines, running
+from tests.container.service import options
+from tests.processes import PATIENCE
 
 LIMIT = 3
 

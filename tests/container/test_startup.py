@@ -7,14 +7,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.container.conftest import Database
 from tests.container.engine import json_lines, running
-from tests.container.test_no_request_lost import options
-
-SPOILED = {
-    "a table of that name is there already": "CREATE TABLE users (id int)",
-    "the schema is of a version that this program does not know": (
-        "CREATE TABLE alembic_version (version_num varchar(32)); INSERT INTO alembic_version VALUES ('9999')"
-    ),
-}
+from tests.container.service import SPOILED, options
 
 
 @pytest.mark.parametrize("case", SPOILED)

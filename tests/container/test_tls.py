@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from tests.certificates import TLS, make_certificate
-from tests.container.engine import PATIENCE, Container, json_lines, running, until
-from tests.container.load import Target, load
-from tests.container.test_no_request_lost import goes_on, nothing_is_lost, options, workers
-from tests.container.test_workers import SLOW, slow_service
+from tests.container.engine import Container, json_lines, running
+from tests.container.load import Target, goes_on, load, nothing_is_lost
+from tests.container.service import SLOW, options, slow_service, workers
+from tests.processes import PATIENCE, until
 
 
 def with_files(folder: Path, certificate: str = "cert.pem", key: str = "key.pem") -> list[str]:

@@ -1,40 +1,17 @@
 """What happens when a worker dies, gets stuck or is stopped in the middle of its work, and how many there are."""
 
 import re
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.container.conftest import Database
-from tests.container.engine import PATIENCE, Container, json_lines, running, until
-from tests.container.load import Target, load
-from tests.container.test_no_request_lost import goes_on, options
-
-SLOW = ["--volume", f"{Path(__file__).with_name('slow.py')}:/app/slow.py:ro"]
-
-
-def slow_service(*arguments: str) -> tuple[str, ...]:
-    """The command that serves the slow routes too."""
-    return ("gunicorn", "slow:app", "-c", "gunicorn.conf.py", *arguments)
-
-
-def get(container: Container, path: str) -> httpx.Response:
-    return httpx.get(f"http://{container.ip}:8000{path}", timeout=PATIENCE)
-
-
-def ask(background: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
-    """Sends a request to a slow route, and returns when it has arrived there."""
-    answer = background.submit(get, container, path)
-    until(lambda: "slow request" in container.log, "the request has arrived")
-    return answer
-
-
-def events(container: Container, level: str) -> list[str]:
-    """What the log says at a level."""
-    return [line["event"] for line in json_lines(container.log) if line["level"] == level]
+from tests.container.engine import json_lines, running
+from tests.container.load import Target, goes_on, load
+from tests.container.service import SLOW, ask, events, options, slow_service
+from tests.processes import until
 
 
 def test_a_killed_worker_loses_only_what_it_had_in_hand_and_is_back_within_2_seconds(image: str) -> None:

@@ -4,16 +4,14 @@ import contextlib
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
@@ -21,21 +19,7 @@ import pytest
 from app.settings import Settings
 from tests.certificates import TLS, make_certificate
 from tests.conftest import ROOT
-
-T = TypeVar("T")
-
-# For what must happen soon: far longer than it takes, so that a busy machine is no failure.
-PATIENCE = 60
-
-
-def until(condition: Callable[[], T | None], what: str) -> T:
-    """Waits until a condition gives something true, and gives that."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.02)
-    pytest.fail(f"{what}: not within {PATIENCE} s")
+from tests.processes import PATIENCE, free_port, until
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +29,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def port() -> int:
-    """A port of this machine that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 class Gunicorn:

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from app.server.drain import is_draining, refuse_connections
-from tests.server.conftest import PATIENCE, Start, ask, until
+from tests.processes import PATIENCE, until
+from tests.server.conftest import Start, ask
 
 
 def test_a_server_that_was_not_told_to_end_is_not_draining() -> None:

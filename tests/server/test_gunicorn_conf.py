@@ -16,7 +16,8 @@ from app import NAME
 from app.server.cpus import available_cpus
 from tests.certificates import TLS
 from tests.conftest import ROOT
-from tests.server.conftest import PATIENCE, Conf, Gunicorn
+from tests.processes import PATIENCE
+from tests.server.conftest import Conf, Gunicorn
 
 Start = Callable[..., Gunicorn]
 

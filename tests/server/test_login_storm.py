@@ -10,7 +10,8 @@ from app.security import CONCURRENT_HASHES
 from app.settings import AuthSettings
 from tests.conftest import NO_LIMIT
 from tests.people import PASSWORD
-from tests.server.conftest import PATIENCE, Gunicorn, Start
+from tests.processes import PATIENCE
+from tests.server.conftest import Gunicorn, Start
 
 LOGINS = 12
 HASH_KIB = AuthSettings().argon2_memory_kib

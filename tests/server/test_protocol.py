@@ -17,7 +17,8 @@ from app.server.protocol import MAX_HEAD_SIZE, MAX_PIPELINED
 from tests.certificates import TLS
 from tests.middleware.test_security_headers import STRICT
 from tests.people import PASSWORD
-from tests.server.conftest import IMPATIENT, PATIENCE, Gunicorn, Start, until
+from tests.processes import PATIENCE, free_port, until
+from tests.server.conftest import IMPATIENT, Gunicorn, Start
 
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
@@ -28,10 +29,9 @@ SMUGGLED = b"0\r\n\r\nDELETE /users/me HTTP/1.1\r\nHost: test\r\n\r\n"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]) -> Iterator[Gunicorn]:
     """The whole service, for requests that ask for nothing of it."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     environment = clean_environment | {"WEB_CONCURRENCY": "1"}
-    server = Gunicorn(tmp_path_factory.mktemp("server"), environment, port, ["app.main:app", f"--config={IMPATIENT}"])
+    arguments = ["app.main:app", f"--config={IMPATIENT}"]
+    server = Gunicorn(tmp_path_factory.mktemp("server"), environment, free_port(), arguments)
     server.says("Application startup complete.")
     yield server
     server.send(signal.SIGTERM)

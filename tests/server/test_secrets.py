@@ -14,7 +14,8 @@ from app.settings import DatabaseSettings, RedisSettings, Settings
 from app.users.schemas import PasswordChange, UserCreate
 from tests.conftest import SECRET_KEY, Service
 from tests.people import log_in, register
-from tests.server.conftest import PATIENCE, Start
+from tests.processes import PATIENCE
+from tests.server.conftest import Start
 
 MARK = "hunter2"
 KEY = f"a key of 32 bytes or more, {MARK}"

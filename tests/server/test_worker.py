@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from app.server.worker import LIFESPAN_SECONDS
-from tests.server.conftest import PATIENCE, Start, ask, get
+from tests.processes import PATIENCE
+from tests.server.conftest import Start, ask, get
 
 
 def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifespan_down(
