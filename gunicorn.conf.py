@@ -15,10 +15,12 @@ from typing import Any
 from app import NAME
 from app.errors import StartupError
 from app.lifespan import prepare
+from app.middleware.security_headers import strict_headers
 from app.server.checks import check_address, check_certificate, check_connections
 from app.server.cpus import available_cpus
 from app.server.drain import drain_on_sigterm
 from app.server.logs import configure_logging, log_config
+from app.server.protocol import LimitedProtocol
 from app.server.uncaught import log_what_nothing_catches
 from app.server.worker import lose_no_signal_while_forking
 from app.settings import Settings, load_settings
@@ -87,6 +89,9 @@ root_path = settings.server.root_path  # ROOT_PATH
 # SSL (if needed)
 keyfile = str(settings.server.ssl_keyfile) if settings.server.ssl_keyfile else None  # SSL_KEYFILE
 certfile = str(settings.server.ssl_certfile) if settings.server.ssl_certfile else None  # SSL_CERTFILE
+
+# What is no request is answered before the application hears of it, and with the same headers.
+LimitedProtocol.headers_of_refusals = strict_headers(hsts=settings.in_production and certfile is not None)
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no types

@@ -26,6 +26,11 @@ _DOCS_POLICY = (
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
+def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of a response that says nothing else: for those that the server gives by itself."""
+    return [*_BASIC, *([_HSTS] if hsts else []), _NO_STORE, _POLICY]
+
+
 class SecurityHeadersMiddleware:
     """Adds the headers to every response, which is not to be stored anywhere unless it says otherwise or is `public`.
 

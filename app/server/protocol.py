@@ -6,18 +6,18 @@ without end; and takes what stands behind a chunked body for headers. What it ca
 
 import asyncio
 import contextlib
+import json
+import logging
 import socket
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import ClassVar, NamedTuple
 from uuid import uuid4
 
-import structlog
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.errors import AppError, error_response
-
-log = structlog.stdlib.get_logger("app.server")
+log = logging.getLogger("app.server")
 
 # Request line and headers together, bytes; Node.js allows as much.
 MAX_HEAD_SIZE = 16 * 1024
@@ -36,44 +36,43 @@ TCP_USER_TIMEOUT = 18
 
 _BODY = {b"content-length", b"transfer-encoding"}
 
-# As in app/middleware/, which such a request does not reach.
-_HEADERS = {
-    "connection": "close",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+
+class Refusal(NamedTuple):
+    """How a request is answered that the application does not hear of: in the form of the application's errors."""
+
+    status: HTTPStatus
+    type: str
+    error: str
+
+    def response(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """The whole answer, with more headers."""
+        body = json.dumps({"error": self.error, "type": self.type}).encode()
+        own = {b"content-type": b"application/json", b"content-length": b"%d" % len(body), b"connection": b"close"}
+        lines = (name + b": " + value + b"\r\n" for name, value in (dict(headers) | own).items())
+        return b"".join([STATUS_LINE[self.status], *lines, b"\r\n", body])
 
 
-class MalformedRequest(AppError):
-    status = HTTPStatus.BAD_REQUEST
-    type = "malformed_request"
-    message = "Not a valid HTTP request"
-
-
-class RequestTooSlow(AppError):
-    status = HTTPStatus.REQUEST_TIMEOUT
-    type = "request_timeout"
-    message = "The request took too long to arrive"
-
-
-class HeadTooLarge(AppError):
-    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    type = "headers_too_large"
-    message = "The request line and headers are too large"
+MALFORMED = Refusal(HTTPStatus.BAD_REQUEST, "malformed_request", "Not a valid HTTP request")
+TOO_SLOW = Refusal(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive")
+TOO_LARGE = Refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "The request line and headers are too large"
+)
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. A request that breaks a limit is answered, where that is still possible, and is the last."""
+    """One connection. A request that breaks a limit is answered, where that is still possible, and is the last.
+
+    `headers_of_refusals` is to be set once, to what the application gives to its own answers and cannot give to these.
+    """
+
+    headers_of_refusals: ClassVar[list[tuple[bytes, bytes]]] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
         super().connection_made(transport)
         self.in_head = self.is_incomplete = True  # nothing has come yet, but something should
         self.is_refused = False
         self.running: RequestResponseCycle | None = None
-        self.fault: type[AppError] = MalformedRequest
+        self.fault = MALFORMED
         self.size = self.unparsed = 0
         self._start_clock()
 
@@ -107,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.is_incomplete:
             self.timer.cancel()
         elif self.unparsed > MAX_HEAD_SIZE:  # a head without end, or what may stand behind a chunked body
-            self._refuse(HeadTooLarge)
+            self._refuse(TOO_LARGE)
         elif began:
             self._start_clock()
 
@@ -122,7 +121,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.size > MAX_HEAD_SIZE and self._head_size() > MAX_HEAD_SIZE:
-            self.fault = HeadTooLarge
+            self.fault = TOO_LARGE
             raise ValueError  # which the parser takes for a fault of the request
         if len(self.pipeline) == MAX_PIPELINED:
             raise ValueError
@@ -165,9 +164,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if left > 0:
             self.timer = self.loop.call_later(left, self._check_clock)
         else:
-            self._refuse(RequestTooSlow)
+            self._refuse(TOO_SLOW)
 
-    def _refuse(self, error: type[AppError]) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
         self.is_refused = True
         self.timer.cancel()
         if self._waits_for_others():
@@ -180,10 +179,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._can_answer():
             request_id = uuid4().hex
             client = self.client[0] if self.client else None
-            log.info("request refused", request_id=request_id, status=error.status, client=client)
-            response = error_response(error, headers=_HEADERS | {"x-request-id": request_id})
-            lines = (name + b": " + value + b"\r\n" for name, value in response.raw_headers)
-            self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", response.body]))
+            extra = {"request_id": request_id, "status": refusal.status, "client": client}
+            log.info("request refused", extra=extra)
+            headers = [*self.server_state.default_headers, *self.headers_of_refusals]
+            self.transport.write(refusal.response([*headers, (b"x-request-id", request_id.encode())]))
             if self.transport.can_write_eof():  # not under TLS
                 self.transport.write_eof()
         if not self.in_head:  # the application, which waits for the rest of the body, need not

@@ -1,10 +1,11 @@
-"""What the README says about production is what the files say: each setting, each instruction, each value."""
+"""What README.md and SECURITY.md say about production is what the files say: each setting, instruction and value."""
 
 import ast
 import re
 
 from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # it has no types
 
+from app.server import protocol
 from tests.conftest import ROOT
 from tests.server.conftest import Conf
 
@@ -67,3 +68,14 @@ def test_each_instruction_of_the_dockerfile_is_explained() -> None:
     rows = table("instruction")
     assert [row[0] for row in rows] == [f"`{instruction}`" for instruction in instructions]
     assert [row[0] for row in rows if not row[1]] == []
+
+
+def test_the_limits_of_a_connection_are_those_that_the_security_policy_names() -> None:
+    said = [
+        f"{protocol.MAX_HEAD_SIZE // 1024} KiB for request line and headers, {protocol.MAX_PIPELINED} requests at once",
+        f"{protocol.REQUEST_SECONDS:.0f} s to arrive, and a second more for each {protocol.BYTES_PER_SECOND} bytes",
+        f"after {protocol.UNREAD_SECONDS} s without an acknowledged byte",
+    ]
+
+    policy = (ROOT / "SECURITY.md").read_text()
+    assert [words for words in said if words not in policy] == []

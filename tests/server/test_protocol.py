@@ -15,6 +15,7 @@ import pytest
 
 from app.server.protocol import MAX_HEAD_SIZE, MAX_PIPELINED
 from tests.certificates import TLS
+from tests.conftest import SECRET_KEY
 from tests.middleware.test_security_headers import STRICT
 from tests.people import PASSWORD
 from tests.processes import PATIENCE, free_port, until
@@ -99,6 +100,30 @@ def test_what_is_not_http_is_400_and_the_last_on_its_connection(server: Gunicorn
     assert headers.items() >= {"content-type": "application/json", "connection": "close", **STRICT}.items()
     assert f'"request_id": "{headers["x-request-id"]}", "status": 400, "client": "127.0.0.1"' in server.log
     assert "server" not in headers
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_it_is_answered_with_the_headers_that_the_application_gives_to_errors(
+    impatient: Start, tls: TLS, database_url: str, scheme: str
+) -> None:
+    files = {"SSL_CERTFILE": str(tls.certfile), "SSL_KEYFILE": str(tls.keyfile)} if scheme == "https" else {}
+    server = impatient(ENVIRONMENT="production", DATABASE_URL=database_url, SECRET_KEY=SECRET_KEY, **files)
+
+    def headers_of_answer(request_: bytes) -> dict[str, str]:
+        with ExitStack() as stack:
+            client = stack.enter_context(connection(server))
+            if files:
+                client = stack.enter_context(tls.client.wrap_socket(client, server_hostname="127.0.0.1"))
+            client.sendall(request_)
+            head = read(client).decode().partition("\r\n\r\n")[0]
+        headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
+        return headers | dict.fromkeys(headers.keys() & {"date", "content-length", "x-request-id"}, "differs")
+
+    refused = headers_of_answer(b"rubbish\r\n\r\n")
+
+    assert refused == headers_of_answer(b"GET /health/nowhere HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+    assert ("strict-transport-security" in refused) == (scheme == "https")
 
 
 @pytest.mark.parametrize(

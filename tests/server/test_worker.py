@@ -3,12 +3,16 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
 from app.server.worker import LIFESPAN_SECONDS
+from tests.conftest import ROOT
 from tests.processes import PATIENCE
 from tests.server.conftest import Start, ask, get
 
@@ -26,6 +30,31 @@ def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifes
     assert answer.result().headers["connection"] == "close"
     assert f"worker {answer.result().text} ended in order" in server.log
     assert f"worker {answer.result().text} has exited" in server.log  # so gunicorn's hook is called, as is `atexit`
+
+
+def test_the_worker_runs_in_another_project_with_nothing_but_its_own_files(
+    gunicorn: Start, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    project = tmp_path / "project"
+    (project / "app" / "server").mkdir(parents=True)
+    for name in ("worker.py", "protocol.py", "drain.py", "cpus.py"):
+        (project / "app" / "server" / name).symlink_to(ROOT / "app" / "server" / name)
+    for name in ("asgi.py", "small_conf.py"):
+        (project / name).symlink_to(Path(__file__).with_name(name))
+    path = {"PYTHONPATH": str(project)}
+    subprocess.run([sys.executable, "-c", "import app.server.cpus"], env=clean_environment | path, check=True)
+    server = gunicorn("asgi:app", f"--config={project}/small_conf.py", **path)
+    server.says("Application startup complete.")
+
+    answered = get(server, "/at/once")
+    with socket.create_connection(server.address) as client:
+        client.sendall(b"rubbish\r\n\r\n")
+        refused = client.recv(1000)
+
+    assert answered.status_code == 200
+    assert refused.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    server.send(signal.SIGTERM)
+    assert server.ends() == 0
 
 
 def test_a_request_longer_than_the_grace_is_cut_off_and_the_lifespan_is_shut_down(
