@@ -2,41 +2,46 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from statistics import median
 
 import httpx
 import pytest
 
 from tests.container.conftest import Database
-from tests.container.engine import json_lines, running
-from tests.container.load import Target, goes_on, load
+from tests.container.engine import running
+from tests.container.load import CLIENTS, Target, goes_on, load
 from tests.container.service import SLOW, ask, events, options, slow_service
 from tests.processes import until
 
+# Run inside: the seconds from the kill of the only worker to an answer, which nobody but its successor can give.
+KILL = """
+import http.client, os, sys, time
+killed_at = time.monotonic()
+os.kill(int(sys.argv[1]), 9)
+connection = http.client.HTTPConnection("127.0.0.1", 8000)
+connection.request("GET", "/health/live")
+assert connection.getresponse().status == 200
+print(time.monotonic() - killed_at)
+"""
+KILLS = 5  # of which some may take longer, where the machine has other work
+
 
 def test_a_killed_worker_loses_only_what_it_had_in_hand_and_is_back_within_2_seconds(image: str) -> None:
-    with running(image, *options()) as container:
+    with running(image, *options(WEB_CONCURRENCY="1")) as container:
         container.is_healthy()
+        seconds = []
         with load(Target(container.ip, 8000, "/health/live")) as report:
-            goes_on(report)
-            (victim, *_) = re.findall(r"Booting worker with pid: (\d+)", container.log)
-
-            container.execute("python", "-c", f"import os; os.kill({victim}, 9)")
-
-            until(lambda: container.log.count("Application startup complete.") == 3, "the worker is back")
+            for _ in range(KILLS):
+                goes_on(report)
+                victim = re.findall(r"Booting worker with pid: (\d+)", container.log)[-1]
+                seconds.append(float(container.execute("python", "-c", KILL, victim)))
             goes_on(report)
 
-        lines = json_lines(container.log)
-    (loss,) = [line["timestamp"] for line in lines if "SIGKILL" in line["event"]]
-    back = [line["timestamp"] for line in lines if line["event"] == "Application startup complete."][-1]
-    assert seconds(loss, back) < 2
-    # At most one on each of the connections that it held.
-    assert len(report.failures) <= 8
-    assert report.refused == 0
-
-
-def seconds(earlier: str, later: str) -> float:
-    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+        assert container.log.count("was sent SIGKILL") == KILLS
+        assert median(seconds) < 2, seconds
+        # At most one on each of the connections that it held; who waits to be accepted waits for the next one.
+        assert len(report.failures) <= KILLS * CLIENTS
+        assert report.refused == 0
 
 
 def test_a_stuck_worker_is_killed_after_the_timeout_and_the_others_serve_on(
@@ -54,7 +59,7 @@ def test_a_stuck_worker_is_killed_after_the_timeout_and_the_others_serve_on(
         (stuck,) = [event for event in events(container, "error") if event.startswith("Stuck")]
         assert "time.sleep(seconds)" in stuck
         # Those that the stuck worker had accepted.
-        assert len(report.failures) <= 8
+        assert len(report.failures) <= CLIENTS
         assert report.answers > 0
 
 
