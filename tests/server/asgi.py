@@ -34,8 +34,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def live(receive: Receive, send: Send) -> None:
-    """Fails to start or never ends where the environment says so, and leaves a trace of each orderly end."""
+    """Never starts or ends, or fails, where the environment says so, and leaves a trace of each orderly end."""
     await receive()
+    if os.environ.get("NEVER_STARTS"):
+        await asyncio.Event().wait()
     if os.environ.get("FAILS_TO_START"):
         await send({"type": "lifespan.startup.failed", "message": "the lifespan does not want to"})
         return

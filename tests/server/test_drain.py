@@ -2,12 +2,13 @@
 
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from app.server.drain import is_draining, refuse_connections
+from app.server.drain import MOMENT, is_draining, refuse_connections
 from tests.processes import PATIENCE, until
 from tests.server.conftest import Start, ask
 
@@ -29,26 +30,65 @@ def test_who_waits_in_the_queue_of_a_closing_listener_is_served_and_who_comes_la
         assert early.recv(5) == b"hello"
 
 
-def test_a_second_sigterm_ends_a_server_at_once(start: Start, background: ThreadPoolExecutor) -> None:
+AT_ONCE = pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+
+
+@AT_ONCE
+def test_a_second_signal_ends_a_server_at_once(
+    second: signal.Signals, start: Start, background: ThreadPoolExecutor
+) -> None:
     server = start("--graceful-timeout=3600")
     answer = ask(background, server, "/wait/3600")
     server.send(signal.SIGTERM)
     server.says("Handling signal: term")
 
-    server.send(signal.SIGTERM)
+    server.send(second)
 
     assert server.ends() == 0
     assert isinstance(answer.exception(), httpx.RemoteProtocolError)
 
 
-def test_a_second_sigterm_ends_a_server_that_is_draining_too(start: Start) -> None:
+@AT_ONCE
+def test_a_second_signal_ends_a_server_that_is_draining_too(second: signal.Signals, start: Start) -> None:
     server = start(DRAIN_SECONDS="3600")
     server.send(signal.SIGTERM)
     until(lambda: httpx.get(f"{server.url}/draining/now", timeout=PATIENCE).text == "True", "the drain has begun")
 
-    server.send(signal.SIGTERM)
+    server.send(second)
 
     assert server.ends() == 0
+
+
+@AT_ONCE
+def test_a_second_signal_ends_a_server_that_waits_for_a_worker_to_accept_too(
+    second: signal.Signals, begin: Start
+) -> None:
+    server = begin("--graceful-timeout=3600", NEVER_STARTS="yes")
+    server.says("Waiting for application startup.")
+    server.send(signal.SIGTERM)
+    time.sleep(5 * MOMENT)
+    assert "Handling signal" not in server.log
+
+    server.send(second)
+
+    assert server.ends() == 0
+
+
+@AT_ONCE
+def test_a_server_ends_no_later_where_it_waits_for_those_that_a_sighup_has_replaced(
+    second: signal.Signals, start: Start, background: ThreadPoolExecutor
+) -> None:
+    server = start("--graceful-timeout=3600")
+    answer = ask(background, server, "/wait/3600")
+    server.send(signal.SIGHUP)
+    server.says("Application startup complete.", times=2)
+
+    server.send(signal.SIGTERM)
+    server.says("ended in order")  # the new one, which has nothing to do
+    server.send(second)
+
+    assert server.ends() == 0
+    assert isinstance(answer.exception(), httpx.RemoteProtocolError)
 
 
 def test_for_the_drain_seconds_everything_is_served_as_before(start: Start) -> None:

@@ -167,7 +167,17 @@ def test_a_worker_that_was_only_just_forked_can_be_stopped(begin: Start) -> None
     server.send(signal.SIGTERM)
 
     assert server.ends() == 0
-    assert "was sent SIGTERM!" in server.log  # so it was not killed after the time that it had for its end
+    assert "Handling signal: term" not in server.log  # nobody is given the grace once more
+
+
+def test_a_lifespan_that_never_starts_does_not_keep_a_server_longer_than_the_grace(begin: Start) -> None:
+    server = begin("--graceful-timeout=2", NEVER_STARTS="yes")
+    server.says("Waiting for application startup.")
+
+    server.send(signal.SIGTERM)
+
+    assert server.ends() == 0
+    assert "Handling signal: term" not in server.log  # as above
 
 
 def test_a_lifespan_that_fails_to_start_ends_the_server(begin: Start) -> None:
