@@ -14,8 +14,15 @@ FOREVER = "--graceful-timeout=3600"
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
+@pytest.fixture
+def database(database: Database) -> Database:
+    """One whose server logs each connection that ends without a goodbye; of one that is idle it would not."""
+    database.query(f"ALTER DATABASE {database.name} SET log_min_messages = debug1")
+    return database
+
+
 def are_closed_in_order(database: Database, before: str) -> bool:
-    """Whether all connections were closed, and the server has found none of them broken off since its log was so."""
+    """Whether all connections were closed, each with a goodbye, and none by the system when its process had ended."""
     news = database.server.log.removeprefix(before)
     return database.query(CONNECTIONS) == "0" and "unexpected EOF" not in news and "Connection reset" not in news
 
