@@ -1,4 +1,5 @@
-# The standard's Dockerfile. Where one line departs from it, a comment says why.
+# In two stages: one that installs, and one that has what runs and no more. A comment says why where a line is not the
+# usual one.
 
 # An argument, so that a mirror, a digest or the next version needs no edit.
 ARG PYTHON_IMAGE=python:3.14-slim-trixie
@@ -47,9 +48,10 @@ ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PATH="/opt/venv/bin:$PATH"
 
-# By number, as Kubernetes' runAsNonRoot cannot check a name. Not `-r`: 10001 is no user of the host's.
+# By number, as Kubernetes' runAsNonRoot cannot check a name. Not `-r`: 10001 is no user of the host's. With no date,
+# or /etc/shadow would have that of the build.
 RUN groupadd --gid 10001 appuser \
-    && useradd --uid 10001 --gid appuser --no-create-home --shell /usr/sbin/nologin appuser
+    && SOURCE_DATE_EPOCH=0 useradd --uid 10001 --gid appuser --no-create-home --shell /usr/sbin/nologin appuser
 
 # Where the embedded database lives when no other is set: in a volume, which a read-only root file system leaves
 # writable. Group 0 may write too: it is what `docker run --user 12345:0` and OpenShift run as.
