@@ -1,7 +1,6 @@
 """The production server: gunicorn, running Uvicorn workers.
 
-The settings are those of the standard, in its order, under its names and variables. Where one departs from it,
-a comment says why.
+Names, values and variables are the usual ones; where one is not, a comment says why. README.md explains each.
 """
 
 import asyncio
@@ -72,7 +71,7 @@ proc_name = NAME
 preload_app = True
 daemon = False
 # Nothing inside a container reads it, so a read-only root file system with no /tmp does without.
-pidfile = "/tmp/gunicorn.pid" if os.access("/tmp", os.W_OK) else None  # noqa: S108  the standard's own path
+pidfile = "/tmp/gunicorn.pid" if os.access("/tmp", os.W_OK) else None  # noqa: S108  gunicorn renames another file to it
 # Only root can become someone else: anyone else would fail in chown, and on a laptop USER is just the login.
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None

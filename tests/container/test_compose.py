@@ -1,4 +1,4 @@
-"""The standard's development set-up: `docker compose up --build` on PostgreSQL and Redis, reloading on change."""
+"""The development set-up: `docker compose up --build` on PostgreSQL and Redis, reloading on change."""
 
 import shutil
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_nothing_of_it_is_open_to_other_machines(compose: Compose) -> None:
         assert compose("port", service, port).startswith("127.0.0.1:")
 
 
-def test_without_variables_the_ports_are_the_standards() -> None:
+def test_without_variables_the_ports_are_the_usual_ones() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
 
     for port in ("${WEB_PORT:-8000}:8000", "${DB_PORT:-5432}:5432", "${REDIS_PORT:-6379}:6379"):

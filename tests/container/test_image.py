@@ -1,4 +1,4 @@
-"""The standard's own checks of the image: it builds, and `docker run -p 8000:8000 app` serves."""
+"""What anybody sees who runs the image: it builds, and `docker run -p 8000:8000 app` serves."""
 
 import re
 import socket

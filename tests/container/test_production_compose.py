@@ -178,7 +178,7 @@ def test_the_grace_period_has_room_for_gunicorns_own(production: Compose) -> Non
     assert "graceful_timeout = 30\n" in (ROOT / "gunicorn.conf.py").read_text()
 
 
-def test_without_variables_it_is_the_readmes_image_on_the_standards_port(production: Compose) -> None:
+def test_without_variables_it_is_the_readmes_image_on_the_usual_port(production: Compose) -> None:
     text = production.file.read_text()
 
     assert "image: ${IMAGE:-app}" in text

@@ -24,7 +24,7 @@ Start = Callable[..., Gunicorn]
 
 @pytest.fixture
 def start(gunicorn: Start) -> Start:
-    """Runs the whole service as the standard says, on SQLite in an empty folder."""
+    """Runs the whole service as in production, but on SQLite in an empty folder."""
 
     def start(*arguments: str, **variables: str) -> Gunicorn:
         return gunicorn("app.main:app", f"--config={ROOT}/gunicorn.conf.py", *arguments, **variables)
@@ -32,7 +32,7 @@ def start(gunicorn: Start) -> Start:
     return start
 
 
-def test_the_settings_have_the_standards_values(conf: Conf) -> None:
+def test_the_settings_have_the_usual_values(conf: Conf) -> None:
     settings = conf()
 
     assert settings["bind"] == "0.0.0.0:8000"
