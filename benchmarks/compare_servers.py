@@ -1,6 +1,6 @@
-"""Runs the same application on four servers, and prints what each serves and what each loses, as a Markdown table.
+"""Runs the same application on four servers, and prints what each serves and loses, as it stands in the README.
 
-Takes Docker, the image (`docker build -t app .`) and wrk: `uv run python -m benchmarks.compare_servers`.
+Takes Docker, the image (`docker build -t app .`) and wrk: `uv run python -m benchmarks.compare_servers`, five minutes.
 All servers run at the same time, with two workers each, and are asked in turns, so that each gets the same share of
 what else the machine does.
 """
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,16 @@ from tests.container.engine import Container, running
 from tests.container.load import load
 from tests.container.service import options, targets
 
-IMAGE = sys.argv[1] if len(sys.argv) > 1 else "app"
+HEADS = [
+    "server",
+    "requests/s",
+    "p99",
+    "CPU a request",
+    "lost by recycling",
+    "by SIGHUP, twice",
+    "by `docker stop`",
+    "slowest answer",
+]
 ROUNDS = 3
 WRK_SECONDS, RECYCLING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
@@ -42,11 +52,11 @@ def servers(max_requests: int) -> dict[str, list[str]]:
     }
 
 
-def start(stack: ExitStack, command: list[str]) -> Container:
+def start(stack: ExitStack, image: str, command: list[str]) -> Container:
     """Starts a server, and waits until it answers."""
     settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
     # In another folder gunicorn does not find our gunicorn.conf.py unless it is told to.
-    return stack.enter_context(running(IMAGE, *settings, "--workdir=/tmp", command=tuple(command))).is_healthy()
+    return stack.enter_context(running(image, *settings, "--workdir=/tmp", command=tuple(command))).is_healthy()
 
 
 class Speed(NamedTuple):
@@ -105,33 +115,28 @@ def _stop(container: Container) -> None:
     container.stop()
 
 
-def main() -> str:
-    """Measures, and gives the table."""
+def main(image: str) -> str:
+    """Measures all in one run, and gives what was found: when, on what, and the table."""
     with ExitStack() as stack:
-        containers = {name: start(stack, command) for name, command in servers(NEVER).items()}
+        containers = {name: start(stack, image, command) for name, command in servers(NEVER).items()}
         rounds = [{name: speed(container) for name, container in containers.items()} for _ in range(ROUNDS)]
         versions = next(iter(containers.values())).execute("python", "-c", VERSIONS)
     lost = {}
     for name, command in servers(OFTEN).items():
         with ExitStack() as stack:
-            lost[name] = losses(start(stack, command))
+            lost[name] = losses(start(stack, image, command))
+    speeds = {name: Speed(*map(statistics.median, zip(*(each[name] for each in rounds), strict=True))) for name in lost}
+    return f"{datetime.now(UTC):%d %B %Y}; {versions}; {machine()}.\n\n{table(speeds, lost)}"
 
-    heads = [
-        "",
-        "requests/s",
-        "p99",
-        "CPU a request",
-        "lost by recycling",
-        "by SIGHUP, twice",
-        "by `docker stop`",
-        "slowest answer",
+
+def table(speeds: Mapping[str, Speed], lost: Mapping[str, list[str]]) -> str:
+    """The table, in Markdown."""
+    rows = [
+        [name, f"{speed.rate:,.0f}", f"{speed.p99:.1f} ms", f"{speed.cpu:.2f} ms", *lost[name]]
+        for name, speed in speeds.items()
     ]
-    rows = [heads, ["---"] * len(heads)]
-    for name, counts in lost.items():
-        rate, p99, cpu = (statistics.median(values) for values in zip(*(each[name] for each in rounds), strict=True))
-        rows.append([name, f"{rate:,.0f}", f"{p99:.1f} ms", f"{cpu:.2f} ms", *counts])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([f"{datetime.now(UTC):%d %B %Y}; {versions}; {machine()}.", "", *lines, ""])
+    head, *lines = (f"| {' | '.join(row)} |\n" for row in (HEADS, *rows))
+    return "".join([head, "|---" * len(HEADS), "|\n", *lines])
 
 
 VERSIONS = """
@@ -149,5 +154,5 @@ def machine() -> str:
 
 if __name__ == "__main__":
     with redirect_stdout(None):  # where containers that end show their logs
-        result = main()
+        result = main(sys.argv[1] if len(sys.argv) > 1 else "app")
     sys.stdout.write(result)

@@ -6,6 +6,7 @@ import re
 from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # it has no types
 
 from app.server import protocol
+from benchmarks import compare_servers
 from tests.conftest import ROOT
 from tests.server.conftest import Conf
 
@@ -68,6 +69,18 @@ def test_each_instruction_of_the_dockerfile_is_explained() -> None:
     rows = table("instruction")
     assert [row[0] for row in rows] == [f"`{instruction}`" for instruction in instructions]
     assert [row[0] for row in rows if not row[1]] == []
+
+
+def test_the_comparison_of_servers_is_the_table_that_its_script_prints() -> None:
+    names = compare_servers.servers(compare_servers.NEVER)
+    speed, losses = compare_servers.Speed(1, 1, 1), ["0 of 1", "0 of 1", "0 of 1", "1 s"]
+    printed = compare_servers.table(dict.fromkeys(names, speed), dict.fromkeys(names, losses))
+
+    def but_for_figures(text: str) -> str:
+        return re.sub(r"[\d.,]*\d", "0", text)
+
+    (said,) = re.findall(r"^\d.* which wrk shares\.\n\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert but_for_figures(said) == but_for_figures(printed)
 
 
 def test_the_limits_of_a_connection_are_those_that_the_security_policy_names() -> None:
