@@ -16,17 +16,18 @@ from tests.processes import answer, until
 
 MEGABYTE = 1_000_000
 WORKERS = 3
-# Its share of each page that processes share, so that the sum over all is what they take together.
-READ_PSS = """
+# PSS is a process's share of each page that processes share, so that the sum over all is what they take together.
+READ_MEMORY = """
 from contextlib import suppress
 from pathlib import Path
 for process in Path("/proc").glob("[0-9]*"):
     with suppress(FileNotFoundError, ProcessLookupError):  # health checks come and go
         name = (process / "cmdline").read_text().split("\\0")[0]
         if name.startswith("gunicorn"):
-            lines = (process / "smaps_rollup").read_text().splitlines()
-            (pss,) = [line.split()[1] for line in lines if line.startswith("Pss:")]
-            print(name.split()[1], pss)
+            lines = [line.split() for line in (process / "smaps_rollup").read_text().splitlines()]
+            pss = sum(int(line[1]) for line in lines if line[0] == "Pss:")
+            private = sum(int(line[1]) for line in lines if line[0].startswith("Private_"))
+            print(name.split()[1], pss * 1024, private * 1024)
 """
 
 
@@ -43,15 +44,18 @@ def measure(image: str) -> dict[str, float]:
         until(lambda: (health := answer(url)) and health.is_success, "it answers")
         answered_in = time.monotonic() - started_at
         until(lambda: workers(container) == WORKERS, "all workers")
-        processes = [line.split() for line in container.execute("python", "-c", READ_PSS).splitlines()]
-    pss = {kind: [int(kib) * 1024 for name, kib in processes if name == kind] for kind in ("master", "worker")}
+        processes = [line.split() for line in container.execute("python", "-c", READ_MEMORY).splitlines()]
+    (master,) = [int(pss) for name, pss, _ in processes if name == "master"]
+    of_workers = [(int(pss), int(private)) for name, pss, private in processes if name == "worker"]
+    pss, private = map(statistics.mean, zip(*of_workers, strict=True))
     return {
         "Image over its base, MB": (of_image - of_base) / MEGABYTE,
         "`docker run … python -c 'import app.main'`, s": imported_in,
         "`docker run …` to the first 200, s": answered_in,
         "The latter by the former": answered_in / imported_in,
-        "Memory of the master, PSS, MB": pss["master"][0] / MEGABYTE,
-        f"Memory of each of {WORKERS} workers, PSS, MB": statistics.mean(pss["worker"]) / MEGABYTE,
+        "Memory of the master, PSS, MB": master / MEGABYTE,
+        f"Memory of each of {WORKERS} workers, PSS, MB": pss / MEGABYTE,
+        "Memory that a worker shares with nobody, MB": private / MEGABYTE,
     }
 
 
