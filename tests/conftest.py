@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -63,6 +64,11 @@ def cannot_run(reason: str) -> NoReturn:
     if os.environ.get(REQUIRE_ALL):
         pytest.fail(f"{REQUIRE_ALL} is set, and this cannot run: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def pytest_configure() -> None:
+    # What ends a run with `kill` ends it as Ctrl-C does, and what the run has started with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
