@@ -42,7 +42,8 @@ def test_the_worker_runs_in_another_project_with_nothing_but_its_own_files(
     for name in ("asgi.py", "small_conf.py"):
         (project / name).symlink_to(Path(__file__).with_name(name))
     path = {"PYTHONPATH": str(project)}
-    subprocess.run([sys.executable, "-c", "import app.server.cpus"], env=clean_environment | path, check=True)
+    import_cpus = [sys.executable, "-c", "import app.server.cpus"]
+    subprocess.run(import_cpus, cwd=tmp_path, env=clean_environment | path, check=True)
     server = gunicorn("asgi:app", f"--config={project}/small_conf.py", **path)
     server.says("Application startup complete.")
 
