@@ -3,7 +3,7 @@
 It is our own because, measured: limits 5.8 makes three round trips to Redis for a hit and its headers (3.7 times the
 cost of a PING), and in memory goes through all clients at each hit (10 µs with one, 820 with 10,000). throttled-py 3.5
 is atomic in one trip (1.3) as GCRA only, whose headers have no window to name, and excludes redis-py 8. Ours is one
-trip (1.2), and in memory 3 µs with any number of clients.
+trip (1.2) for all who come while Redis is asked (0.4 each, of 16), and in memory 3 µs with any number of clients.
 """
 
 import asyncio
@@ -32,11 +32,15 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
 # One atomic step: a count without an end would lock a client out for good.
 _COUNT = """
-local count = redis.call('INCR', KEYS[1])
-if count == 1 then
-    redis.call('PEXPIRE', KEYS[1], ARGV[1])
+local counts = {}
+for i, key in ipairs(KEYS) do
+    local count = redis.call('INCR', key)
+    if count == 1 then
+        redis.call('PEXPIRE', key, ARGV[i])
+    end
+    counts[i] = {count, redis.call('PTTL', key)}
 end
-return {count, redis.call('PTTL', KEYS[1])}
+return counts
 """
 
 
@@ -79,6 +83,10 @@ class RateLimiter:
         self._count_in_redis = redis.register_script(_COUNT) if redis else None
         self._is_redis_away = False
         self._retry_at = 0.0
+        # The hits that Redis is asked about next, each a key and a window, and the task that will ask.
+        self._hits: list[tuple[str, int]] = []
+        self._batch: asyncio.Task[list[tuple[int, float]] | None] | None = None
+        self._turn = asyncio.Lock()
 
     async def hit(self, name: str, who: str) -> Usage | None:
         """Counts a request of somebody's against a limit; None means that it could not be counted and should pass."""
@@ -91,25 +99,42 @@ class RateLimiter:
         return Usage(name, quota, window, count, max(1, math.ceil(seconds_left)))
 
     async def _hit_redis(self, key: str, window: int) -> tuple[int, float] | None:
-        assert self._count_in_redis  # noqa: S101  the caller has looked
-        was_away = self._is_redis_away
-        if was_away:
+        """Has all requests that come while Redis is asked counted together, by the next command.
+
+        With a command for each, 16 at a time, counting took 75 µs of the worker's time for a request; so it takes 20.
+        """
+        if self._is_redis_away:
             if monotonic() < self._retry_at:
                 return None
             self._retry_at = monotonic() + RETRY_SECONDS
-        try:
-            async with asyncio.timeout(REDIS_SECONDS):
-                count, milliseconds = await self._count_in_redis(keys=[key], args=[window * 1000])
-        except (RedisError, TimeoutError) as error:
-            self._retry_at = monotonic() + RETRY_SECONDS
-            if not self._is_redis_away:
-                self._is_redis_away = True
-                log.warning("Redis is away: requests are not limited", reason=repr(error))
-            return None
-        if was_away and self._is_redis_away:  # and no other request has found out meanwhile
-            self._is_redis_away = False
-            log.info("Redis is back: requests are limited again")
-        return count, milliseconds / 1000
+        if self._batch is None:
+            self._batch = asyncio.create_task(self._count_batch(is_retry=self._is_redis_away))
+        position = len(self._hits)
+        self._hits.append((key, window))
+        counts = await asyncio.shield(self._batch)  # who is cancelled leaves the others in peace
+        return counts[position] if counts else None
+
+    async def _count_batch(self, *, is_retry: bool) -> list[tuple[int, float]] | None:
+        assert self._count_in_redis  # noqa: S101  the caller has looked
+        async with self._turn:
+            hits, self._hits, self._batch = self._hits, [], None
+            if self._is_redis_away and not is_retry:  # as the one before has found out
+                return None
+            try:
+                async with asyncio.timeout(REDIS_SECONDS):
+                    counts = await self._count_in_redis(
+                        keys=[key for key, _ in hits], args=[window * 1000 for _, window in hits]
+                    )
+            except (RedisError, TimeoutError) as error:
+                self._retry_at = monotonic() + RETRY_SECONDS
+                if not self._is_redis_away:
+                    self._is_redis_away = True
+                    log.warning("Redis is away: requests are not limited", reason=repr(error))
+                return None
+            if self._is_redis_away:
+                self._is_redis_away = False
+                log.info("Redis is back: requests are limited again")
+            return [(count, milliseconds / 1000) for count, milliseconds in counts]
 
 
 class _Memory:

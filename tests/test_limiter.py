@@ -12,7 +12,7 @@ import structlog
 from pydantic import SecretStr
 
 from app.lifespan import create_limiter, create_redis
-from app.limiter import RETRY_SECONDS, RateLimiter, Usage
+from app.limiter import REDIS_SECONDS, RETRY_SECONDS, RateLimiter, Usage
 from app.settings import AuthSettings, HTTPSettings, RedisSettings, Settings
 from tests.conftest import SECRET_KEY
 from tests.gate import Gate, State, gate_before
@@ -174,12 +174,60 @@ async def test_workers_share_one_count(redis_url: str) -> None:
     assert [usage.used for usage in usages if usage] == [1, 2]
 
 
+async def test_those_who_come_while_redis_is_asked_are_counted_by_one_command(redis_url: str) -> None:
+    redis = create_redis(settings_with(redis_url).redis)
+    assert redis
+    name = f"together-{uuid4().hex}"
+    limiter = RateLimiter({name: "100/minute"}, redis=redis, secret_key=SECRET_KEY)
+    await limiter.hit(name, "the first, who brings the script along")
+
+    async with redis.monitor() as monitor:
+        usages = await asyncio.gather(*(limiter.hit(name, "ann") for _ in range(20)))
+        await redis.echo(f"{name} is over")
+        commands: list[str] = []
+        while not commands or "over" not in commands[-1]:
+            said = await monitor.next_command()
+            commands += [said["command"]] if name in said["command"] and said["client_type"] == "tcp" else []
+    await redis.aclose()
+
+    assert [usage.used for usage in usages if usage] == list(range(1, 21))
+    assert [command.split()[0] for command in commands] == ["EVALSHA", "ECHO"]
+
+
+async def test_a_client_who_leaves_takes_no_other_along(limiter: RateLimiter) -> None:
+    hits = [asyncio.create_task(limiter.hit("default", "ann")) for _ in range(3)]
+    await asyncio.sleep(0)  # they begin
+    hits[0].cancel()
+
+    _, *usages = await asyncio.gather(*hits, return_exceptions=True)
+
+    assert [isinstance(usage, Usage) for usage in usages] == [True, True]
+
+
 @pytest.fixture
 async def gate(redis_url: str) -> AsyncIterator[Gate]:
     """A gate before Redis."""
     url = urlsplit(redis_url)
     async with gate_before(url.hostname or "", url.port or 6379) as gate:
         yield gate
+
+
+async def test_who_waits_behind_one_that_finds_redis_away_does_not_try_again(gate: Gate) -> None:
+    redis = create_redis(settings_with(f"redis://{gate.address}").redis)
+    assert redis
+    limiter = create_limiter(settings_with(None), redis)
+    await limiter.hit("default", "ann")
+    gate.turn("held")
+
+    first = asyncio.create_task(limiter.hit("default", "ann"))
+    while not limiter._turn.locked():  # noqa: ASYNC110, SLF001  it is asked when nobody else can ask
+        await asyncio.sleep(0)
+    second = asyncio.create_task(limiter.hit("default", "ann"))
+    assert await first is None
+    done, _ = await asyncio.wait({second}, timeout=REDIS_SECONDS / 2)
+    await redis.aclose()
+
+    assert [task.result() for task in done] == [None]
 
 
 @pytest.mark.parametrize("outage", ["shut", "held", "slow"])
@@ -193,7 +241,7 @@ async def test_without_redis_requests_pass_at_once_until_it_is_back(
 
     for _ in range(2):
         logs.clear()
-        before = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(5)))  # over several connections
+        before = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(5)))
 
         gate.turn(outage)
         started_at = monotonic()
