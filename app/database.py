@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeDecorator
 
 from app import NAME
 from app.pool import FairPool
-from app.reader import Reader
+from app.reader import DatabaseUnreachable, Reader
 from app.settings import DatabaseSettings
 from app.state import AppRequest
 
@@ -109,7 +109,7 @@ async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:  # noqa: AN
         return await asyncpg.connect(*args, **kwargs)
     except OSError as error:
         # An unreachable server comes as any of a dozen kinds of OSError; from here on it is of one kind.
-        raise ConnectionError(f"cannot connect to the database: {error!r}") from error
+        raise DatabaseUnreachable(f"cannot connect to the database: {error!r}") from error
 
 
 def _replace_closed(_: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
@@ -137,7 +137,7 @@ def _abandon(context: ExceptionContext) -> Exception | None:
     elif getattr(error, "sqlstate", None) == _READ_ONLY:
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False  # the others can read
-    return ConnectionError(f"the database does not answer: {error!r}") if isinstance(error, OSError) else None
+    return DatabaseUnreachable(f"the database does not answer: {error!r}") if isinstance(error, OSError) else None
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: object) -> None:
@@ -201,21 +201,20 @@ _UNAVAILABLE_SQLITE = (
 )
 
 
-# What a failing database raises; of the first three only those that `is_unavailable` knows.
+# What a failing database raises; of the first four only those that `is_unavailable` knows.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # what the server answers to a new connection
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     PoolTimeoutError,
-    TimeoutError,
-    ConnectionError,
+    DatabaseUnreachable,
 )
 
 
 def is_unavailable(error: Exception) -> bool:
     """Whether one of DATABASE_ERRORS says that the database is away, full, read-only or slow: not asked wrongly."""
-    if isinstance(error, PoolTimeoutError | OSError):  # among them TimeoutError and ConnectionError
+    if isinstance(error, PoolTimeoutError | DatabaseUnreachable):
         return True
     cause = getattr(error, "orig", error)
     if isinstance(getattr(error, "driver_exception", error), asyncpg.InvalidCachedStatementError):

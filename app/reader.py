@@ -13,6 +13,13 @@ Query = Select[*tuple[Any, ...]]
 Rows = Sequence[Any]  # each of them has its values in order, and as attributes
 
 
+class DatabaseUnreachable(Exception):
+    """The database cannot be connected to, or does not answer.
+
+    Not one of Python's own, which anything may raise: not every TimeoutError is the database's.
+    """
+
+
 class _Row(asyncpg.Record):
     """A row of the driver's, with its values as attributes, too."""
 
@@ -93,7 +100,7 @@ class Reader:
             driver_connection.terminate()
             connection.invalidate(error)
             if is_lost and isinstance(error, Exception):
-                raise ConnectionError(f"the database does not answer: {error!r}") from error
+                raise DatabaseUnreachable(f"the database does not answer: {error!r}") from error
             raise
         finally:
             connection.close()

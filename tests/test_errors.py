@@ -88,6 +88,10 @@ def crashing(service: Service) -> FastAPI:
         password = PASSWORD + secret  # a local variable that no log may show
         raise RuntimeError("boom") if password else AssertionError
 
+    @service.app.get("/other/{service}")
+    async def wait_for_other_service(service: str) -> None:
+        raise TimeoutError if service == "slow" else ConnectionRefusedError
+
     @service.app.get("/raise/{status}")
     async def raise_(status: int) -> None:
         raise HTTPException(status, "Short and stout", {"X-Tea": "Earl Grey"})
@@ -108,6 +112,19 @@ async def test_a_bug_is_answered_without_a_word_about_it_and_logged_once(
     errors = [entry for entry in logs if entry["log_level"] == "error"]
     assert [(entry["event"], entry["request_id"]) for entry in errors] == [("unhandled exception", "my-request")]
     assert errors[0]["exc_info"]  # the traceback
+
+
+@pytest.mark.usefixtures("crashing")
+@pytest.mark.parametrize("other", ["slow", "away"])
+async def test_another_service_that_is_away_is_not_taken_for_the_database(
+    client: httpx.AsyncClient, logs: list[structlog.typing.EventDict], other: str
+) -> None:
+    response = await client.get(f"/other/{other}")
+
+    assert response.status_code == 500
+    assert response.json() == {"error": "Internal server error", "type": "internal_error"}
+    errors = [entry for entry in logs if entry["log_level"] != "info"]
+    assert [(entry["log_level"], entry["event"]) for entry in errors] == [("error", "unhandled exception")]
 
 
 @pytest.mark.usefixtures("crashing")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import create_engine
-from app.reader import Query, Reader
+from app.reader import DatabaseUnreachable, Query, Reader
 from app.settings import Settings
 
 PID: Query = select(literal_column("pg_backend_pid()"))
@@ -77,7 +77,7 @@ async def test_a_connection_whose_answer_does_not_come_is_replaced(
     )
     _, pid = await reader.first(never)
 
-    with pytest.raises(ConnectionError):
+    with pytest.raises(DatabaseUnreachable):
         await reader.first(select(literal_column("CASE WHEN pg_sleep(60) IS NULL THEN 0 ELSE 1 END")))
 
     assert tuple(await reader.first(PID)) != (pid,)

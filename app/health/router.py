@@ -77,8 +77,8 @@ async def ready(request: AppRequest) -> Ready:
     try:
         async with asyncio.timeout(READY_SECONDS):
             await request.state["probe"].first(_NOTHING)
-    except DATABASE_ERRORS as error:
-        if not is_unavailable(error):
+    except (TimeoutError, *DATABASE_ERRORS) as error:
+        if not isinstance(error, TimeoutError) and not is_unavailable(error):
             raise
         raise DatabaseUnavailable from error
 
