@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util import await_only
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
@@ -56,3 +57,11 @@ class FairPool(AsyncAdaptedQueuePool):
 
     _queue_class = _FairQueue
     _sqla_logger_namespace = "sqlalchemy.pool.impl.FairPool"  # as quiet as SQLAlchemy's own
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        """Gives a place for a connection, which whoever takes it connects.
+
+        Where that fails, the place comes back as any connection does, and goes to the next who waits. SQLAlchemy's own
+        would connect here, and tell nobody that there is room for one after all.
+        """
+        return _ConnectionRecord(self, connect=False)

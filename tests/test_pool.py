@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from app.database import create_engine
+from app.reader import DatabaseUnreachable
 from app.settings import Settings
 
 READ = select(1)
@@ -63,3 +64,26 @@ async def test_whoever_gives_up_in_the_moment_of_being_served_leaves_it_to_the_n
     async with asyncio.timeout(60):
         assert await second == 1
         assert await read() == 1
+
+
+async def test_whoever_waits_for_somebody_who_cannot_connect_tries_next(settings: Settings) -> None:
+    """Whatever became of that attempt; else they would wait as long as the pool lets them, beside a free place."""
+    failures = iter([DatabaseUnreachable, asyncio.CancelledError])
+    engine = create_engine(settings.database.model_copy(update={"pool_size": 1, "pool_timeout": 600}))
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def fail_twice(*_: object) -> None:
+        await_only(asyncio.sleep(0))  # in which the others come to stand in line
+        if failure := next(failures, None):
+            raise failure
+
+    async def read() -> int | None:
+        async with engine.connect() as connection:
+            result: int | None = await connection.scalar(READ)
+            return result
+
+    async with asyncio.timeout(60):
+        results = await asyncio.gather(*(read() for _ in range(4)), return_exceptions=True)
+    await engine.dispose()
+
+    assert [type(result) for result in results] == [DatabaseUnreachable, asyncio.CancelledError, int, int]
