@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware, max_size=settings.http.max_body_size)
     app.add_middleware(UnhandledErrorMiddleware)
     app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", unlimited=docs | {"health"})
-    if settings.http.allowed_hosts:
+    if "*" not in settings.http.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, hosts=settings.http.allowed_hosts, anyhow={"health"})
     if settings.http.cors_origins:
         app.add_middleware(

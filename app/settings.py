@@ -85,8 +85,8 @@ def _comma_separated(value: object) -> object:
 
 
 def _host(value: str) -> str:
-    if not re.fullmatch(r"(\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\]", value := value.lower()):
-        raise ValueError("must be names like example.com, or *.example.com, without a port")
+    if not re.fullmatch(r"\*|(\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\]", value := value.lower()):
+        raise ValueError("must be names like example.com, or *.example.com, without a port; or *")
     return value
 
 
@@ -221,9 +221,9 @@ class HTTPSettings(Group):
         [], description="Comma-separated origins whose pages may call the API; none by default"
     )
     allowed_hosts: Hosts = Field(
-        [],
+        ["*"],
         description="Comma-separated names in a request's Host header that are answered, `*.example.com` for all below "
-        "it; any by default, and any for health checks",
+        "it, `*` for any; any for health checks; must be set in production",
     )
     docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json")
 
@@ -355,6 +355,8 @@ class Settings(BaseSettings):
             yield "SECRET_KEY: is the example; make one with `openssl rand -hex 32`"
         if self.database.is_sqlite:
             yield "DATABASE_URL: must be PostgreSQL in production, SQLite is for development"
+        if "allowed_hosts" not in self.http.model_fields_set:
+            yield "ALLOWED_HOSTS: must be set in production, to the names it goes by; or to *, where a proxy knows them"
         if "*" in self.http.cors_origins:
             yield "CORS_ORIGINS: must name each origin in production, not *"
 

@@ -75,6 +75,7 @@ def service(database_url: str, **variables: str) -> Iterator[Server]:
         "ENVIRONMENT": "production",
         "DATABASE_URL": database_url,
         "SECRET_KEY": SECRET_KEY,
+        "ALLOWED_HOSTS": "127.0.0.1",
         "WEB_CONCURRENCY": str(WORKERS),
         "MAX_REQUESTS": "0",
         "RATE_LIMIT": NO_LIMIT,

@@ -129,7 +129,7 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("ACCESS_TOKEN_MINUTES", "1000000000000"),
         ("ARGON2_MEMORY_KIB", "31"),
         ("MAX_BODY_SIZE", "-1"),
-        ("ALLOWED_HOSTS", "example.com,*"),
+        ("ALLOWED_HOSTS", "example.com,*."),
         ("ALLOWED_HOSTS", "*hunter2"),
         ("ALLOWED_HOSTS", "hunter2:8000"),
         ("RATE_LIMIT", "hunter2/minute"),
@@ -161,13 +161,14 @@ def test_production_refuses_what_is_unsafe_all_at_once(monkeypatch: pytest.Monke
     monkeypatch.setenv("CORS_ORIGINS", "*")
     monkeypatch.setenv("PORT", "nonsense")
 
-    assert set(problems()) == {"CORS_ORIGINS", "DATABASE_URL", "PORT", "SECRET_KEY"}
+    assert set(problems()) == {"ALLOWED_HOSTS", "CORS_ORIGINS", "DATABASE_URL", "PORT", "SECRET_KEY"}
 
 
 @pytest.mark.parametrize("secret", ["", "short", EXAMPLE_SECRET_KEY, f"{EXAMPLE_SECRET_KEY} "])
 def test_production_refuses_a_bad_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
+    monkeypatch.setenv("ALLOWED_HOSTS", "example.com")
     monkeypatch.setenv("SECRET_KEY", secret)
 
     found = problems()
@@ -176,9 +177,13 @@ def test_production_refuses_a_bad_secret(monkeypatch: pytest.MonkeyPatch, secret
     assert not secret or secret not in found["SECRET_KEY"]
 
 
-def test_production_starts_with_what_is_safe(empty_surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hosts", ["example.com", "*"])
+def test_production_starts_with_what_is_safe(
+    empty_surroundings: Path, monkeypatch: pytest.MonkeyPatch, hosts: str
+) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
+    monkeypatch.setenv("ALLOWED_HOSTS", hosts)
     (empty_surroundings / "secrets").mkdir()
     (empty_surroundings / "secrets" / "SECRET_KEY").write_text(SECRET_KEY)
 
