@@ -64,8 +64,9 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     no overflow, since opening and closing connections under load costs more than waiting for one.
     """
     url = make_url(settings.url.get_secret_value())
-    connect_args: dict[str, Any] = {"timeout": settings.connect_timeout}
+    connect_args: dict[str, Any] = {}
     if settings.is_sqlite:
+        connect_args["timeout"] = settings.statement_timeout  # what waits on SQLite is a statement, for a lock
         connect_args["isolation_level"] = None  # the driver leaves it to us to begin transactions
     else:
         # That is SQLAlchemy's own cache; behind PgBouncer the driver's has to go too.
@@ -73,6 +74,7 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
             connect_args["statement_cache_size"] = 0
         connect_args |= {
             "async_creator_fn": _connect,
+            "timeout": settings.connect_timeout,
             # The server ends a statement that is too slow. The driver's own limit, a little later, is for a
             # server that does not answer at all.
             "command_timeout": settings.statement_timeout + 1,

@@ -162,7 +162,8 @@ class DatabaseSettings(Group):
         10, ge=1, description="Connections a worker may hold open for requests; readiness has one more"
     )
     pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before answering 503")
-    connect_timeout: Seconds = Field(3, description="Seconds to wait for a new connection")
+    # Less than the pool's: an attempt that began before the database came back ends before those who wait give up.
+    connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a new connection")
     statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     migrate: bool | None = Field(
         None,

@@ -21,6 +21,7 @@ from app.reader import Reader
 from app.settings import Settings
 from app.state import State
 from app.users.models import User
+from tests.conftest import until_a_lock_is_waited_for
 from tests.people import join, register
 
 
@@ -85,8 +86,8 @@ async def test_the_server_knows_who_connects_and_for_how_long(session: AsyncSess
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_sqlite_waits_for_a_lock_as_long_as_for_a_connection(settings: Settings) -> None:
-    engine = create_engine(settings.database.model_copy(update={"connect_timeout": 1.5}))
+async def test_sqlite_waits_for_a_lock_as_long_as_a_statement_may_take(settings: Settings) -> None:
+    engine = create_engine(settings.database.model_copy(update={"statement_timeout": 1.5}))
     async with engine.connect() as connection:
         milliseconds = await connection.scalar(text("PRAGMA busy_timeout"))
     await engine.dispose()
@@ -94,12 +95,14 @@ async def test_sqlite_waits_for_a_lock_as_long_as_for_a_connection(settings: Set
     assert milliseconds == 1500
 
 
-async def test_a_write_waits_for_a_lock_that_is_soon_released(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_a_write_waits_for_a_lock_that_is_soon_released(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str
+) -> None:
     ann = await join(client)
     await session.execute(update(User).values(full_name="locked"))
 
     write = asyncio.create_task(client.patch("/users/me", headers=ann.auth, json={"full_name": "A"}))
-    await asyncio.sleep(0.3)  # in which it comes as far as the lock
+    await until_a_lock_is_waited_for(database_url)
     await session.rollback()
 
     assert (await write).status_code == 200

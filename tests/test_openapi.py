@@ -16,7 +16,7 @@ from app.api import TAGS
 from app.docs.openapi import build_openapi
 from app.factory import create_app
 from app.settings import Settings
-from tests.conftest import ROOT, serve
+from tests.conftest import ROOT, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
 # What takes no access token: what gives one, and what is for everybody.
@@ -26,7 +26,7 @@ PUBLIC = LOGINS | {"POST /auth/logout", "POST /users/", "GET /health", "GET /hea
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return build_openapi(create_app(Settings(environment="test")))
+    return build_openapi(create_app(make_settings()))
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
