@@ -66,17 +66,20 @@ def test_without_redis_requests_pass_at_once_and_are_counted_again_when_it_is_ba
     with load(read) as report:
         goes_on(report)
         turn(redis, line, outage)
-        until(lambda: not is_counted(), "requests pass")
-        goes_on(report, 4)
-        assert not is_counted()
-        turn(redis, line, end)
+        try:
+            until(lambda: not is_counted(), "requests pass")
+            goes_on(report, 4)
+            assert not is_counted()
+            warnings = messages(service, log)["Redis is away: requests are not limited"]
+        finally:
+            turn(redis, line, end)
         until(lambda: messages(service, log)["Redis is back: requests are limited again"] >= 2, "both workers know")
         until(is_counted, "requests are counted again")
 
     nothing_is_lost(report)
     assert report.slowest < AT_ONCE
-    # Each of the two workers says so once; more only where the machine is so busy that Redis seems to be away again.
-    assert 2 <= messages(service, log)["Redis is away: requests are not limited"] <= 6
+    # Each of the two workers says so once, and one that was too busy to hear of Redis just before had said so already.
+    assert 1 <= warnings <= 2
 
 
 def messages(service: Container, start: int) -> Counter[str]:
