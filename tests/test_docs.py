@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from app.factory import create_app
 from app.settings import EXAMPLE_SECRET_KEY, HTTPSettings, Settings, load_settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_settings
 
 README = (ROOT / "README.md").read_text()
 
@@ -86,7 +86,7 @@ def test_the_tour_leaves_nothing_out() -> None:
 
 def test_the_diagram_has_the_middleware_in_its_order() -> None:
     http = HTTPSettings(cors_origins=["https://example.com"], allowed_hosts=["example.com"])
-    modules = [middleware.cls.__module__ for middleware in create_app(Settings(http=http)).user_middleware]
+    modules = [middleware.cls.__module__ for middleware in create_app(make_settings(http=http)).user_middleware]
     names = [module.rpartition(".")[2].replace("_", " ") for module in modules]
 
     (note,) = re.findall(r"Note over middleware: (.+)", README)

@@ -14,14 +14,13 @@ from pydantic import SecretStr
 from app.lifespan import create_limiter, create_redis
 from app.limiter import REDIS_SECONDS, RETRY_SECONDS, RateLimiter, Usage
 from app.settings import AuthSettings, HTTPSettings, RedisSettings, Settings
-from tests.conftest import SECRET_KEY
+from tests.conftest import SECRET_KEY, make_settings
 from tests.gate import Gate, State, gate_before
 
 
 def settings_with(redis_url: str | None) -> Settings:
     """Their key is a new one, and so are all the names in Redis: nobody else counts the same."""
-    return Settings(
-        environment="test",
+    return make_settings(
         redis=RedisSettings(url=SecretStr(redis_url) if redis_url else None),
         auth=AuthSettings(secret_key=SecretStr(uuid4().hex)),
         http=HTTPSettings(rate_limit="3/minute", rate_limit_register="1/second"),
@@ -122,14 +121,17 @@ async def test_nobody_is_told_to_come_back_in_no_time(redis_url: str) -> None:
     """Redis has 0 milliseconds left at a window's very end and, which a test can bring about, -1 without an end."""
     redis = create_redis(settings_with(redis_url).redis)
     assert redis
-    limiter = RateLimiter({"endless": "3/minute"}, redis=redis, secret_key=SECRET_KEY)
-    await limiter.hit("endless", "ann")
-    (key,) = await redis.keys("rate:endless:*")
+    name = uuid4().hex
+    limiter = RateLimiter({name: "3/minute"}, redis=redis, secret_key=SECRET_KEY)
+    await limiter.hit(name, "ann")
+    (key,) = await redis.keys(f"rate:{name}:*")
     await redis.persist(key)
 
-    usage = await limiter.hit("endless", "ann")
-    await redis.delete(key)
-    await redis.aclose()
+    try:
+        usage = await limiter.hit(name, "ann")
+    finally:
+        await redis.delete(key)
+        await redis.aclose()
 
     assert usage
     assert usage.seconds_left == 1

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -28,8 +29,11 @@ TABLES = Base.metadata.tables
 
 
 @pytest.fixture
-def database(database_url: str) -> DatabaseSettings:
-    return DatabaseSettings(url=SecretStr(database_url))
+def database(database_url: str) -> Iterator[DatabaseSettings]:
+    """A database that is up to date, and in the end is so again: the server's is that of other tests, too."""
+    database = DatabaseSettings(url=SecretStr(database_url))
+    yield database
+    asyncio.run(migrate(database))
 
 
 async def tables(engine: AsyncEngine) -> set[str]:
@@ -125,11 +129,12 @@ async def test_a_database_of_a_later_release_is_fine(settings: Settings, databas
         newest = await connection.scalar(text("SELECT version_num FROM alembic_version"))
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
 
-    await prepare(settings)
-
-    async with engine.begin() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = :newest"), {"newest": newest})
-    await engine.dispose()
+    try:
+        await prepare(settings)
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = :newest"), {"newest": newest})
+        await engine.dispose()
 
 
 async def test_five_processes_that_migrate_at_once_are_one_migration(
@@ -158,7 +163,7 @@ async def test_a_migration_waits_for_another_longer_than_a_statement_may_take(
         await connection.run_sync(_run, "head")  # and is not committed yet
         other = asyncio.create_task(migrate(database.model_copy(update={"statement_timeout": 0.1})))
         await until_a_lock_is_waited_for(database_url)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # which is longer than its statements may take
         is_waiting = not other.done()
     await other
     await engine.dispose()

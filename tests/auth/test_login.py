@@ -21,7 +21,7 @@ from app.security import CONCURRENT_HASHES, Passwords, Tokens
 from app.settings import Settings
 from app.state import State
 from app.users.models import User
-from tests.conftest import SECRET_KEY, serve
+from tests.conftest import SECRET_KEY, serve, until_a_lock_is_waited_for
 from tests.people import PASSWORD, join, log_in, register
 
 
@@ -228,7 +228,7 @@ async def test_a_login_that_a_password_change_overtakes_does_not_get_in(
 
 
 async def test_a_login_and_a_deletion_do_not_wait_for_each_other(
-    client: httpx.AsyncClient, session: AsyncSession
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
     await join(client)
     await session.execute(update(RefreshToken).values(expires_at=utc_now()))
@@ -236,7 +236,7 @@ async def test_a_login_and_a_deletion_do_not_wait_for_each_other(
 
     await session.execute(select(User.id).with_for_update())  # as the deletion begins
     login = asyncio.create_task(log_in(client))
-    await asyncio.sleep(0.5)  # in which the login comes as far as it can
+    await until_a_lock_is_waited_for(database_url)  # the login has come as far as it can
     await session.execute(delete(User))  # and with the user the token, which the login wants to sweep away
     await session.commit()
 

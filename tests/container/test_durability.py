@@ -213,10 +213,11 @@ async def each_token_works_once(clients: Clients) -> None:
     """Tries everybody's live token, and then a spent one."""
 
     async def try_tokens(person: Person) -> None:
-        if token := person.refresh_token:
-            await clients.post("/auth/refresh", person, 200, in_doubt=401, refresh_token=token)
-        for token in person.spent_tokens[-1:]:
-            await clients.post("/auth/refresh", person, 401, refresh_token=token)
+        with suppress(BrokenPromise):  # it stands in clients.wrong
+            if token := person.refresh_token:
+                await clients.post("/auth/refresh", person, 200, in_doubt=401, refresh_token=token)
+            for token in person.spent_tokens[-1:]:
+                await clients.post("/auth/refresh", person, 401, refresh_token=token)
 
     async with httpx.AsyncClient(timeout=PATIENCE) as clients.http:
-        await asyncio.gather(*map(try_tokens, clients.people), return_exceptions=True)  # they stand in clients.wrong
+        await asyncio.gather(*map(try_tokens, clients.people))

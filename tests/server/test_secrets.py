@@ -78,11 +78,13 @@ async def test_no_secret_is_logged_answered_or_stored(
         tokens, mistakes = await live(client)
         stored = await what_is_stored(session)
         await rename_column(session, "password_hash", "elsewhere")
-        mistakes += [
-            await register(client, "c@example.com", fields={"password": PASSWORD}),
-            await log_in(client, password=NEW_PASSWORD),
-        ]
-        await rename_column(session, "elsewhere", "password_hash")
+        try:
+            mistakes += [
+                await register(client, "c@example.com", fields={"password": PASSWORD}),
+                await log_in(client, password=NEW_PASSWORD),
+            ]
+        finally:
+            await rename_column(session, "elsewhere", "password_hash")
 
     secrets = [MARK, *tokens, *(token.rpartition(".")[2] for token in tokens)]
     assert [answer.status_code for answer in mistakes if answer.is_server_error] == [500, 500, 500]
