@@ -21,6 +21,7 @@ from app.reader import Reader
 from app.settings import Settings
 from app.state import State
 from app.users.models import User
+from app.users.service import list_users
 from tests.conftest import until_a_lock_is_waited_for
 from tests.people import join, register
 
@@ -71,6 +72,19 @@ async def test_behind_pgbouncer_nothing_is_prepared(settings: Settings, paramete
     await engine.dispose()
 
     assert (prepared == 0) is bool(parameter)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_what_is_prepared_for_searches_is_forgotten_again(settings: Settings) -> None:
+    """Each of them is a statement of its own, and a connection lasts."""
+    engine = create_engine(settings.database.model_copy(update={"pool_size": 1}))
+    for number in range(250):
+        await list_users(Reader(engine), limit=1, before=None, search=f"name {number}", is_active=None)
+    async with engine.connect() as connection:
+        prepared = await connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+    await engine.dispose()
+
+    assert 0 < prepared < 150
 
 
 async def test_the_server_knows_who_connects_and_for_how_long(session: AsyncSession, database_url: str) -> None:

@@ -27,8 +27,8 @@ SOON = 2
 LONGEST = 10
 # What the two workers may open: two connections for requests, and one for readiness.
 CONNECTIONS = 6
-# How long the resolver of the service's machine may try to find a name that was asked for during an outage. Such lookups
-# cannot be given up, and hold the threads that later ones need.
+# How long the resolver may try to find a name that was asked for while nobody had it. Such lookups cannot be given up,
+# and hold the threads that later ones need.
 LOOKUP = 5
 # How long an outage must be for statements, new connections and the pool all to be waited for.
 LONG = 10
