@@ -14,8 +14,8 @@ def upgrade() -> None:
     # Comes with PostgreSQL, and whoever may create something in the database may create it. Where that is not the role
     # that migrates, create it beforehand: then this does nothing.
     op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-    # Nobody can write users while it is made, 2.5 s for each 100,000 when it was measured. Where there are many, make it
-    # beforehand and CONCURRENTLY, under this name: then this, too, does nothing. Done here, that would wait for the
+    # Nobody can write users while it is made, 2.5 s for each 100,000 when it was measured. Where there are many, make
+    # it beforehand and CONCURRENTLY, under this name: then this, too, does nothing. Done here, that would wait for the
     # transactions of other processes that are about to migrate, and they for this one.
     op.create_index(
         "ix_users_search",
