@@ -91,7 +91,8 @@ class Outage:
     def is_over(self, lookup: float = 0) -> None:
         """Waits until the database is back, and sees that readiness says so. From then on, nothing may fail.
 
-        It is back when it answers others, on as many connections as the service may open, and its name is found.
+        It is back when it answers others, on as many connections as the service may open. `lookup` is how many seconds
+        more its name may take to be found.
         """
         host = self.database.server.ip
         until(lambda: asyncio.run(answers(host)), "the database answers")
