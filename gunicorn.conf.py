@@ -21,7 +21,7 @@ from app.server.drain import drain_on_sigterm
 from app.server.logs import configure_logging, log_config
 from app.server.protocol import LimitedProtocol
 from app.server.uncaught import log_what_nothing_catches
-from app.server.worker import lose_no_signal_while_forking
+from app.server.worker import lose_no_signal_while_forking, replace_before_leaving
 from app.settings import Settings, load_settings
 
 log_what_nothing_catches()
@@ -120,6 +120,7 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     # second of CPU time to free it when it exits.
     gc.freeze()
     lose_no_signal_while_forking()
+    replace_before_leaving(server)
     drain_on_sigterm(server, settings.server.drain_seconds)
     source = "WEB_CONCURRENCY" if settings.server.web_concurrency else f"2 x {cpus.number} CPUs + 1, by {cpus.source}"
     connections = server.num_workers * settings.database.connections

@@ -1,9 +1,9 @@
 """A gunicorn worker that runs Uvicorn and, when it is stopped or replaced, ends without losing a request.
 
-Three things go wrong with the worker that uvicorn-worker provides, and are put right here. On leaving it closes its
+Four things go wrong with the worker that uvicorn-worker provides, and are put right here. On leaving it closes its
 idle connections at once, so that a client which just sent a request on one of them gets a reset. While it waits for
-its last requests it sends no heartbeat, so that gunicorn may kill it as stuck. And SIGQUIT, gunicorn's way to say
-"at once", does nothing.
+its last requests it sends no heartbeat, so that gunicorn may kill it as stuck. At MAX_REQUESTS it leaves, and only when
+it has left is another one started. And SIGQUIT, gunicorn's way to say "at once", does nothing.
 """
 
 import asyncio
@@ -32,6 +32,11 @@ log = logging.getLogger("uvicorn.error")
 LAST_REQUESTS_SECONDS = 0.5
 # Of gunicorn's `graceful_timeout` this much is kept for what comes after the last request, the lifespan's shutdown.
 LIFESPAN_SECONDS = 5
+# How long a worker that has served its number of requests waits for its successor.
+SUCCESSOR_SECONDS = 5
+
+# Changes when a worker begins to accept, in memory that all share with the master.
+_beginnings = mmap(-1, 1)
 
 
 # What the master sends to end a worker.
@@ -61,18 +66,41 @@ def _reset_signals() -> None:
     _release_signals()
 
 
+def replace_before_leaving(master: Any) -> None:  # noqa: ANN401  gunicorn has no types
+    """Has the master start a successor when a worker is about to leave; to be called once, in the master.
+
+    By itself it does so when the worker has gone, which takes a second. With two workers, half of the service would be
+    missing for that long, each time one of them has served its number of requests.
+    """
+    manage_workers = master.manage_workers
+
+    def manage() -> None:
+        leaving = sum(worker.leaving[0] for worker in master.WORKERS.values())
+        master.num_workers += leaving
+        try:
+            manage_workers()
+        finally:
+            master.num_workers -= leaving
+
+    master.manage_workers = manage
+
+
 class DrainingServer(Server):
     """Uvicorn's server, with an ending in two steps: first no new connections, then none at all.
 
-    `grace` is the time for requests, in seconds, `notify` gunicorn's heartbeat, and the one byte of `accepting` says to
-    the master whether it can count on this server to accept what waits for it.
+    `grace` is the time for requests, in seconds, and `notify` gunicorn's heartbeat. The one byte of `accepting` says to
+    the master whether it can count on this server to accept what waits for it, that of `leaving` whether it takes a
+    successor.
     """
 
-    def __init__(self, config: Config, grace: int, notify: Callable[[], None], accepting: mmap) -> None:
+    def __init__(
+        self, config: Config, grace: int, notify: Callable[[], None], *, accepting: mmap, leaving: mmap
+    ) -> None:
         super().__init__(config)
         self.grace = grace
         self.notify = notify
         self.accepting = accepting
+        self.leaving = leaving
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  the base's
         """Ends in order. Uvicorn would raise the signal again in the end, and so skip `worker_exit` and `atexit`."""
@@ -81,9 +109,12 @@ class DrainingServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.accepting[0] = True
+        _beginnings[0] = (_beginnings[0] + 1) % 256
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets clients leave, waits for running requests as long as the grace lasts, then ends the lifespan."""
+        if not self.should_exit:  # nobody has told it to: it has served its number of requests
+            await self._wait_for_successor()
         deadline = asyncio.get_running_loop().time() + self.grace
         heartbeat = asyncio.create_task(self._send_heartbeat())
         self.accepting[0] = False
@@ -100,6 +131,16 @@ class DrainingServer(Server):
         await self._finish_requests(deadline)
         await super().shutdown(sockets)
         heartbeat.cancel()
+
+    async def _wait_for_successor(self) -> None:
+        """Serves on until another worker begins to accept."""
+        self.leaving[0] = True
+        beginnings = _beginnings[0]
+        os.kill(os.getppid(), signal.SIGCHLD)  # for the master to look at its workers
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SUCCESSOR_SECONDS):
+                while _beginnings[0] == beginnings and not self.should_exit:  # noqa: ASYNC110  nothing to wait on
+                    await asyncio.sleep(0.02)
 
     def _ask_clients_to_leave(self) -> None:
         """Answers every request from now on with `Connection: close`."""
@@ -153,6 +194,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         self.config.timeout_graceful_shutdown = 1
         # Shared with the master, in which a worker is made before it is forked.
         self.accepting = mmap(-1, 1)
+        self.leaving = mmap(-1, 1)
 
     def init_signals(self) -> None:
         """Sets the signals that Uvicorn does not; plain handlers, which run even where the event loop is blocked."""
@@ -176,4 +218,5 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         # been given the same number since.
         sockets = [listener.sock for listener in self.sockets]
         leave_those_who_do_not_read(sockets)
-        await DrainingServer(self.config, grace, self.notify, self.accepting).serve(sockets)
+        server = DrainingServer(self.config, grace, self.notify, accepting=self.accepting, leaving=self.leaving)
+        await server.serve(sockets)

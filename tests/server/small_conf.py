@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from app.server.drain import drain_on_sigterm
-from app.server.worker import lose_no_signal_while_forking
+from app.server.worker import lose_no_signal_while_forking, replace_before_leaving
 
 worker_class = "app.server.worker.DrainingWorker"
 control_socket_disable = True
@@ -14,6 +14,7 @@ control_socket_disable = True
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     """As in gunicorn.conf.py."""
     lose_no_signal_while_forking()
+    replace_before_leaving(server)
     drain_on_sigterm(server, int(os.environ.get("DRAIN_SECONDS", "0")))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.server.worker import LIFESPAN_SECONDS
+from app.server.worker import LIFESPAN_SECONDS, SUCCESSOR_SECONDS
 from tests.conftest import ROOT
 from tests.processes import PATIENCE
 from tests.server.conftest import Start, ask, get
@@ -94,6 +94,30 @@ def test_a_client_that_keeps_its_connection_loses_no_request_when_workers_are_re
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.text for answer in answers}) > 2
     assert "close" in {answer.headers.get("connection") for answer in answers}
+
+
+def test_a_worker_that_has_served_its_number_of_requests_serves_on_until_its_successor_accepts(start: Start) -> None:
+    server = start("--max-requests=1", SLEEPS_AFTER_FORK="1")
+
+    first = get(server, "/at/once").text
+    server.says("Maximum request limit")
+    second = get(server, "/at/once").text
+    server.says(f"worker {first} has exited")
+
+    assert second == first
+    before, _, after = server.log.partition("Maximum request limit")
+    assert before.count("Application startup complete.") == 1
+    assert after.index("Application startup complete.") < after.index(f"worker {first} ended in order")
+    assert "SIGTERM" not in server.log  # the master has not taken the two for one too many
+
+
+def test_a_worker_does_not_wait_for_a_successor_that_does_not_start(start: Start) -> None:
+    server = start("--max-requests=1", SLEEPS_AFTER_FORK=str(SUCCESSOR_SECONDS + 3))
+
+    get(server, "/at/once")
+    server.says("ended in order")
+
+    assert server.log.count("Application startup complete.") == 1
 
 
 @pytest.mark.parametrize("moment", ["Maximum request limit", "ended in order", "has exited"])
