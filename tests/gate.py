@@ -12,15 +12,15 @@ SLOW_SECONDS = 0.3
 class Gate:
     """Passes on to a server what comes; or as if that were gone, hung, or needed 0.3 seconds for an answer.
 
-    It counts how often clients send something. Neither asyncpg nor redis-py sends again before the answer is there, so
-    that is the number of round trips.
+    It keeps what clients send. Neither asyncpg nor redis-py sends again before the answer is there, so each time is a
+    round trip.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.server = (host, port)
         self.address = ""
         self.state: State = "open"
-        self.round_trips = 0
+        self.sent: list[bytes] = []
         self.writers: list[asyncio.StreamWriter] = []
 
     async def enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +40,8 @@ class Gate:
         """Passes on what comes, unless the gate is held, and the end."""
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
-                self.round_trips += not are_answers
+                if not are_answers:
+                    self.sent.append(data)
                 if self.state == "slow" and are_answers:
                     await asyncio.sleep(SLOW_SECONDS)
                 if self.state != "held":
