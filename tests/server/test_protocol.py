@@ -108,7 +108,8 @@ def test_it_is_answered_with_the_headers_that_the_application_gives_to_errors(
     impatient: Start, tls: TLS, database_url: str, scheme: str
 ) -> None:
     files = {"SSL_CERTFILE": str(tls.certfile), "SSL_KEYFILE": str(tls.keyfile)} if scheme == "https" else {}
-    server = impatient(ENVIRONMENT="production", DATABASE_URL=database_url, SECRET_KEY=SECRET_KEY, **files)
+    production = {"ENVIRONMENT": "production", "SECRET_KEY": SECRET_KEY, "ALLOWED_HOSTS": "*"}
+    server = impatient(DATABASE_URL=database_url, **production, **files)
 
     def headers_of_answer(request_: bytes) -> dict[str, str]:
         with ExitStack() as stack:
