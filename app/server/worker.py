@@ -113,10 +113,10 @@ class DrainingServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets clients leave, waits for running requests as long as the grace lasts, then ends the lifespan."""
+        heartbeat = asyncio.create_task(self._send_heartbeat())
         if not self.should_exit:  # nobody has told it to: it has served its number of requests
             await self._wait_for_successor()
         deadline = asyncio.get_running_loop().time() + self.grace
-        heartbeat = asyncio.create_task(self._send_heartbeat())
         self.accepting[0] = False
         self._ask_clients_to_leave()
         if is_draining():
@@ -168,7 +168,7 @@ class DrainingServer(Server):
 
     async def _send_heartbeat(self) -> None:
         """Tells gunicorn that this worker is not stuck, for as long as it may take to end, and no longer."""
-        for _ in range(self.grace + LIFESPAN_SECONDS):
+        for _ in range(SUCCESSOR_SECONDS + self.grace + LIFESPAN_SECONDS):
             self.notify()
             await asyncio.sleep(1)
 
