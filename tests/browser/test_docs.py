@@ -2,16 +2,23 @@
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-from playwright.async_api import Page, Route, expect
+import pytest
+from playwright.async_api import Browser, Page, Route, expect
 
+from app import TITLE
 from tests.browser.conftest import Serve, Visit
 from tests.processes import PATIENCE
 
 expect.set_options(timeout=PATIENCE * 1000)
+
+SUPERUSER = {"email": "root@example.com", "password": "a good password"}
 
 
 async def operations(url: str) -> list[tuple[str, str]]:
@@ -30,7 +37,7 @@ async def test_swagger_ui_shows_every_operation(serve: Serve, visit: Visit) -> N
 
     await visit.page.goto(f"{url}/docs")
 
-    await expect(visit.page).to_have_title("FastAPI Application - Swagger UI")
+    await expect(visit.page).to_have_title(f"{TITLE} - Swagger UI")
     for tag, name in await operations(url):
         await expect(visit.page.locator(f"#operations-{tag}-{name}")).to_be_visible()
     assert visit.complaints == []
@@ -42,7 +49,7 @@ async def test_redoc_shows_every_operation_and_finds_them(serve: Serve, visit: V
 
     await visit.page.goto(f"{url}/redoc")
 
-    await expect(visit.page).to_have_title("FastAPI Application - ReDoc")
+    await expect(visit.page).to_have_title(f"{TITLE} - ReDoc")
     for tag, name in await operations(url):
         await expect(visit.page.locator(f'[id="tag/{tag}/operation/{name}"]')).to_be_visible()
     await visit.page.get_by_placeholder("Search...").fill("password")
@@ -51,12 +58,15 @@ async def test_redoc_shows_every_operation_and_finds_them(serve: Serve, visit: V
     assert visit.elsewhere(url) == []
 
 
-async def execute(page: Page, operation: str) -> tuple[int, Any]:
-    """Clicks an operation through as it stands, and gives the status and the body that the page then shows."""
+async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]:
+    """Clicks an operation through, as it stands but for changes to its body; gives the status and the body shown."""
     block = page.locator(f"#operations-{operation}")
     if not await block.locator(".opblock-body").is_visible():
         await block.locator(".opblock-summary-control").click()
         await block.get_by_role("button", name="Try it out").click()
+    if changes:
+        body = block.locator("textarea.body-param__text")
+        await body.fill(json.dumps(json.loads(await body.input_value()) | changes))
     async with page.expect_response(lambda response: response.request.resource_type == "fetch") as answered:
         await block.get_by_role("button", name="Execute").click()
     status = (await answered.value).status
@@ -68,9 +78,11 @@ async def execute(page: Page, operation: str) -> tuple[int, Any]:
 
 
 async def authorize(page: Page, token: str) -> None:
-    """Gives the page a token for all requests that follow."""
-    await page.get_by_role("button", name="Authorize").click()
+    """Gives the page a token for all requests that follow, in place of the one it has."""
+    await page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
     dialog = page.locator(".dialog-ux")
+    if await dialog.get_by_role("button", name="Remove authorization").is_visible():
+        await dialog.get_by_role("button", name="Remove authorization").click()
     await dialog.get_by_role("textbox").fill(token)
     await dialog.get_by_role("button", name="Apply credentials").click()
     await dialog.get_by_role("button", name="Close").first.click()
@@ -90,16 +102,50 @@ async def live(page: Page) -> None:
     assert await execute(page, "users-read_me") == (200, user)
     assert await execute(page, "users-read_user") == (200, user)
     assert (await execute(page, "users-update_me"))[1]["full_name"] == "Jane Doe"
+
+    status, tokens = await execute(page, "auth-refresh", refresh_token=tokens["refresh_token"])
+    assert status == 200
+    await authorize(page, tokens["access_token"])
+
     assert await execute(page, "users-change_my_password") == (204, None)
     assert await execute(page, "auth-logout") == (204, None)
     assert await execute(page, "users-delete_me") == (204, None)
 
 
-async def test_a_person_does_everything_by_clicking(serve: Serve, visit: Visit) -> None:
-    url = serve()
+async def administer(page: Page) -> None:
+    """What the superuser does besides, by clicking."""
+    _, tokens = await execute(page, "auth-login", **SUPERUSER)
+    await authorize(page, tokens["access_token"])
+    await execute(page, "users-create_user")
 
+    status, users = await execute(page, "users-list_users")
+
+    assert status == 200
+    assert [user["email"] for user in users["items"]] == ["user@example.com", SUPERUSER["email"]]
+
+
+@pytest.fixture
+def create_superuser(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[[], None]:
+    """Makes the first superuser, where the service has its database."""
+
+    def create() -> None:
+        command = [sys.executable, "-m", "app", "create-superuser", f"--email={SUPERUSER['email']}", "--full-name=Root"]
+        subprocess.run(command, cwd=tmp_path, env=clean_environment, input=SUPERUSER["password"], text=True, check=True)
+
+    return create
+
+
+async def test_a_person_does_everything_by_clicking(
+    serve: Serve, visit: Visit, create_superuser: Callable[[], None]
+) -> None:
+    url = serve()
     await visit.page.goto(f"{url}/docs")
+
+    for probe in ("health", "live", "ready"):
+        assert (await execute(visit.page, f"health-{probe}"))[0] == 200
     await live(visit.page)
+    create_superuser()
+    await administer(visit.page)
 
     # Chromium says so of any error, and of nothing else.
     assert visit.complaints == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
@@ -124,15 +170,16 @@ async def test_below_the_path_that_a_proxy_takes_off_the_pages_work_too(serve: S
     assert visit.elsewhere(f"{url}/api/") == []
 
 
-async def test_the_readmes_picture_can_be_taken(serve: Serve, visit: Visit, tmp_path: Path) -> None:
+async def test_the_readmes_picture_can_be_taken(serve: Serve, chromium: Browser, tmp_path: Path) -> None:
     """Where the page looks different, `DOCS_PICTURE=.github/docs.png` takes it anew."""
     picture = Path(os.environ.get("DOCS_PICTURE", tmp_path / "docs.png"))
-    await visit.page.set_viewport_size({"width": 960, "height": 640})
-    await visit.page.goto(f"{serve()}/docs")
-    await expect(visit.page.locator("#operations-users-delete_user")).to_be_visible()
-    await visit.page.locator(".scheme-container").evaluate("element => element.scrollIntoView()")
+    page = await chromium.new_page(viewport={"width": 960, "height": 640}, device_scale_factor=2)
+    await page.goto(f"{serve()}/docs")
+    await expect(page.locator("#operations-users-delete_user")).to_be_visible()
+    await page.locator(".scheme-container").evaluate("element => element.scrollIntoView()")
 
-    png = await visit.page.screenshot(path=picture, animations="disabled")
+    png = await page.screenshot(path=picture, animations="disabled")
 
     assert png.startswith(b"\x89PNG")
     assert len(png) < 150_000
+    await page.close()
