@@ -1,8 +1,10 @@
 """Runs the same application on four servers, and prints what each serves and loses, as it stands in the README.
 
-Takes Docker, the image (`docker build -t app .`) and wrk: `uv run python -m benchmarks.compare_servers`, five minutes.
-All servers run at the same time, with two workers each, and are asked in turns, so that each gets the same share of
-what else the machine does.
+    docker build -t fastapi-app .
+    uv run python -m benchmarks.compare_servers
+
+Takes Docker, wrk and five minutes. All servers run at the same time, with two workers each, and are asked in turns, so
+that each gets the same share of what else the machine does.
 """
 
 import platform
@@ -17,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from app import NAME
 from tests.container.engine import Container, running
 from tests.container.load import load
 from tests.container.service import options, targets
@@ -154,5 +157,5 @@ def machine() -> str:
 
 if __name__ == "__main__":
     with redirect_stdout(None):  # where containers that end show their logs
-        result = main(sys.argv[1] if len(sys.argv) > 1 else "app")
+        result = main(sys.argv[1] if len(sys.argv) > 1 else NAME)
     sys.stdout.write(result)

@@ -1,6 +1,9 @@
 """Measures the image and a container of it, and prints the README's table.
 
-Takes Docker and the image (`docker build -t app .`): `uv run python -m benchmarks.container`.
+    docker build -t fastapi-app .
+    uv run python -m benchmarks.container
+
+Takes Docker.
 """
 
 import re
@@ -9,6 +12,7 @@ import sys
 import time
 from contextlib import redirect_stdout
 
+from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import cli, running
 from tests.container.service import options, workers
@@ -61,6 +65,6 @@ def measure(image: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     with redirect_stdout(None):  # where containers that end show their logs
-        figures = measure(sys.argv[1] if len(sys.argv) > 1 else "app")
+        figures = measure(sys.argv[1] if len(sys.argv) > 1 else NAME)
     rows = ["| | |", "|---|---|", *(f"| {name} | {value:.1f} |" for name, value in figures.items())]
     sys.stdout.write("\n".join([*rows, ""]))

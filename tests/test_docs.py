@@ -1,4 +1,4 @@
-"""What the README and .env.example say is so: about the settings, the tests, the dependencies and its own links."""
+"""What the README and .env.example say is so: about the settings, the tests, the dependencies; and where links lead."""
 
 import re
 import tomllib
@@ -11,13 +11,7 @@ from pydantic.fields import FieldInfo
 from app.factory import create_app
 from app.settings import EXAMPLE_SECRET_KEY, HTTPSettings, Settings, load_settings
 from tests.conftest import ROOT, make_settings
-
-README = (ROOT / "README.md").read_text()
-
-
-def section(heading: str) -> str:
-    """What the README says below a heading."""
-    return README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+from tests.readme import section
 
 
 def default(info: FieldInfo) -> str:
@@ -56,7 +50,7 @@ def test_every_setting_is_described() -> None:
 
 
 def test_the_readme_has_the_table_of_settings() -> None:
-    assert settings_table() in README, f"README.md should say:\n{settings_table()}"
+    assert settings_table() in section("Settings"), f"README.md should say:\n{settings_table()}"
 
 
 def test_the_example_file_lists_every_setting() -> None:
@@ -75,6 +69,17 @@ def test_the_example_file_is_a_start_for_development(tmp_path: Path, monkeypatch
     assert settings.auth.secret_key.get_secret_value() == EXAMPLE_SECRET_KEY
 
 
+@pytest.mark.parametrize(
+    ("file", "heading"), [("docker-compose.yml", "Run it"), ("docker-compose.production.yml", "Deploy it")]
+)
+def test_each_variable_that_compose_takes_is_named(file: str, heading: str) -> None:
+    variables = dict(re.findall(r"\$\{(\w+):-([^}]+)\}", (ROOT / file).read_text()))
+
+    assert variables
+    for variable, value in variables.items():
+        assert f"`{variable}` ({value})" in section(heading), f"{file} takes {variable}"
+
+
 def test_the_tour_leaves_nothing_out() -> None:
     parts = {path.name for path in (ROOT / "app").iterdir() if not path.name.startswith("__")}
     features = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}  # which need not be named each
@@ -89,7 +94,7 @@ def test_the_diagram_has_the_middleware_in_its_order() -> None:
     modules = [middleware.cls.__module__ for middleware in create_app(make_settings(http=http)).user_middleware]
     names = [module.rpartition(".")[2].replace("_", " ") for module in modules]
 
-    (note,) = re.findall(r"Note over middleware: (.+)", README)
+    (note,) = re.findall(r"Note over middleware: (.+)", section("Read it"))
 
     # What ends a failed start sees no request.
     assert ["startup errors", *re.split(r",(?: |<br>)", note)] == names
@@ -118,15 +123,29 @@ def test_every_dependency_is_given_a_reason() -> None:
     assert {name for row in rows for name in row.split(", ")} == dependencies
 
 
-def test_every_link_leads_somewhere() -> None:
-    headings = re.findall(r"^#+ (.+)", README, re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub links to them."""
+    headings = re.findall(r"^#+ (.+)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
-    links = re.findall(r"\]\((?!https?:)(.+?)\)", README)
 
-    assert links
-    for link in links:
-        assert link in anchors or (ROOT / link).exists(), link
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", ".github/CONTRIBUTING.md"])
+def test_every_link_leads_somewhere(name: str) -> None:
+    page = ROOT / name
+    # From here a repository's own pages on GitHub are that far up, beside its files.
+    up = "../" * (1 + len(Path(name).parts))
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+    for link in re.findall(r'(?:\]\(|src=")(?!https?:)(.+?)[)"]', text):
+        if link == f"{up}security/advisories/new":
+            continue
+        if workflow := re.fullmatch(rf"{re.escape(up)}actions/(workflows/\w+\.yml)(/badge\.svg)?", link):
+            assert (ROOT / ".github" / workflow[1]).exists(), f"{name}: {link}"
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), f"{name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{name}: {link}"
 
 
 def test_what_the_security_policy_names_as_proof_exists() -> None:

@@ -11,23 +11,31 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app import NAME
 from tests.conftest import ROOT, cannot_run
 from tests.copies import copy_repository
 from tests.processes import free_port
+from tests.readme import blocks, section
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-SERVE, TEST = COMMANDS[:2]
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+WITH_UV = "test -x .uv/bin/uv || python3 -m pip install --quiet --target .uv uv && .uv/bin/uv run "
+SERVE = f"{WITH_UV}uvicorn app.main:app --reload --reload-dir app"
+USE_UV = 'export PATH="$PWD/.uv/bin:$PATH"'
+MAKE_MIGRATION = 'uv run alembic revision --autogenerate -m "what changes"'
+WRITE_CONTRACT = "uv run python -m app openapi > tests/openapi.json"
+CREATE_SUPERUSER = "uv run python -m app create-superuser --email root@example.com --full-name Root"
+MAKE_SECRETS = (
+    "mkdir -m 700 secrets && (umask 022 && cd secrets && openssl rand -hex 32 > SECRET_KEY"
+    " && openssl rand -hex 32 > POSTGRES_PASSWORD"
+    ' && echo "postgresql://app:$(cat POSTGRES_PASSWORD)@db/app" > DATABASE_URL)'
+    ' && echo "ALLOWED_HOSTS=localhost,127.0.0.1" > .env.production'
+)
+UP = "docker compose -f docker-compose.production.yml up --detach --wait"
 # Where each command of the README is run, besides those that are run here.
 ELSEWHERE = {
-    "uv run python -m benchmarks": "tests/test_benchmarks.py",  # but for the load
-    TEST: ".ci/run",
-    "docker compose up --build": "tests/container/",
-    "docker build -t app . && docker run -p 8000:8000 app": "tests/container/",
-    "uv run gunicorn app.main:app -c gunicorn.conf.py": "tests/server/",
-    next(command for command in COMMANDS if "secrets" in command): "tests/container/",
-    "docker compose -f docker-compose.production.yml up --detach --wait": "tests/container/",
-    "cp .env.example .env": "tests/test_docs.py",
+    f"{WITH_UV}pytest": ".ci/run",
+    "docker compose up --build": "tests/container/test_compose.py",
+    f"docker build -t {NAME} . && docker run --rm -p 127.0.0.1:8000:8000 {NAME}": "tests/container/conftest.py",
     "uv run scripts/rename.py": "tests/test_rename.py",
     "uv run python -m app migrate": "tests/test_fork.py",
     'uv run alembic revision --autogenerate -m "Notes" --rev-id 0003': "tests/test_fork.py",
@@ -37,11 +45,12 @@ ELSEWHERE = {
     "rm -r app/notes tests/notes": "tests/test_fork.py",
     'uv run alembic revision --autogenerate -m "No more notes" --rev-id 0004': "tests/test_fork.py",
     "uv run ruff check . && uv run ruff format --check . && uv run mypy": ".ci/run",
+    "cp .env.example .env": "tests/test_docs.py",
+    MAKE_SECRETS: "tests/container/test_production_compose.py",
+    UP: "tests/container/test_production_compose.py",
+    "uv run gunicorn app.main:app -c gunicorn.conf.py": "tests/server/conftest.py",
+    "uv run python -m benchmarks": "tests/test_benchmarks.py",  # but for the load
 }
-USE_UV = 'export PATH="$PWD/.uv/bin:$PATH"'
-MAKE_MIGRATION = 'uv run alembic revision --autogenerate -m "what changes"'
-WRITE_CONTRACT = "uv run python -m app openapi > tests/openapi.json"
-CREATE_SUPERUSER = "uv run python -m app create-superuser --email root@example.com --full-name Root"
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +114,14 @@ def wait_for(condition: Callable[[], bool], log: Path) -> None:
 
 def test_every_command_is_run_somewhere() -> None:
     here = {SERVE, USE_UV, CREATE_SUPERUSER, MAKE_MIGRATION, WRITE_CONTRACT}
-    assert set(COMMANDS) == here | ELSEWHERE.keys()
+
+    assert set(COMMANDS) == here | ELSEWHERE.keys(), "README.md has a command that no test runs, or lacks one"
+    for command, place in ELSEWHERE.items():
+        assert (ROOT / place).is_file(), f"{place} should run: {command}"
 
 
 def test_the_whole_life_of_a_user_in_curl(server: str) -> None:
-    (session,) = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    (session,) = blocks("console", section("Use it"))
     steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
     assert steps[0][0] == "api=http://127.0.0.1:8000"
     commands = [f"api={server}", *(command for command, _ in steps[1:])]

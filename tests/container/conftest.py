@@ -32,7 +32,7 @@ def network(docker: None) -> Iterator[str]:  # noqa: ARG001  as above
 
 @pytest.fixture(scope="module")
 def service(image: str) -> Iterator[Container]:
-    """`docker run -p 8000:8000 app`, with nothing else, but on a port that is free."""
+    """The README's `docker run`, but on a port that is free."""
     with running(image, "--publish", "127.0.0.1::8000") as container:
         yield container.is_healthy()
 

@@ -10,14 +10,14 @@ from random import randrange
 import httpx
 import pytest
 
+from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import Compose, cli, composed, json_lines
 from tests.container.service import CREDENTIALS, PERSON, SPOILED
 from tests.processes import PATIENCE, until
-from tests.test_readme import COMMANDS
+from tests.test_readme import MAKE_SECRETS, UP
 
 FILE = "docker-compose.production.yml"
-MAKE_SECRETS, UP = (command for command in COMMANDS if "secrets" in command or FILE in command)
 
 
 @pytest.fixture(scope="module")
@@ -180,5 +180,5 @@ def test_the_grace_period_has_room_for_gunicorns_own(production: Compose) -> Non
 def test_without_variables_it_is_the_readmes_image_on_the_usual_port(production: Compose) -> None:
     text = production.file.read_text()
 
-    assert "image: ${IMAGE:-app}" in text
+    assert f"image: ${{IMAGE:-{NAME}}}" in text
     assert "127.0.0.1:${WEB_PORT:-8000}:8000" in text

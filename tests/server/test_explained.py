@@ -8,9 +8,9 @@ from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # it
 from app.server import protocol
 from benchmarks import compare_servers
 from tests.conftest import ROOT
+from tests.readme import section
 from tests.server.conftest import Conf
 
-README = (ROOT / "README.md").read_text()
 # What depends on where it runs is described, not quoted.
 DESCRIBED = {
     "workers": "`2 x CPUs + 1`",
@@ -26,7 +26,8 @@ DESCRIBED = {
 
 def table(head: str) -> list[list[str]]:
     """The cells of the README's table that begins so."""
-    (rows,) = re.findall(rf"^\| {re.escape(head)} .*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    text = section("Production")
+    (rows,) = re.findall(rf"^\| {re.escape(head)} .*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in rows.splitlines()]
 
 
@@ -79,7 +80,7 @@ def test_the_comparison_of_servers_is_the_table_that_its_script_prints() -> None
     def but_for_figures(text: str) -> str:
         return re.sub(r"[\d.,]*\d", "0", text)
 
-    (said,) = re.findall(r"^\d.* which wrk shares\.\n\n((?:\|.*\n)+)", README, re.MULTILINE)
+    (said,) = re.findall(r"^\d.* which wrk shares\.\n\n((?:\|.*\n)+)", section("Production"), re.MULTILINE)
     assert but_for_figures(said) == but_for_figures(printed)
 
 
