@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.copies import contents, copy_repository, run
-
-ADD, REMOVE = re.findall(
-    r"^### (?:Add|Remove) a feature\n(.*?)(?=^##)", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
-)
+from tests.copies import CHECKS, contents, copy_repository, run
+from tests.readme import section
 
 
-def steps(text: str) -> Iterator[tuple[str, str, str]]:
-    """Each step as (kind, path, block)."""
-    for paragraph, kind, block in re.findall(r"((?:.+\n)+)\n```(\w+)\n((?:.*\n)*?)```", text):
+def steps(heading: str) -> Iterator[tuple[str, str, str]]:
+    """Each step of a section as (kind, path, block)."""
+    for paragraph, kind, block in re.findall(r"((?:.+\n)+)\n```(\w+)\n((?:.*\n)*?)```", section(heading)):
         path = re.match(r"`(\S+)`", paragraph)
         yield kind, path[1] if path else "", block
 
@@ -36,8 +33,10 @@ def apply(diff: str, file: Path, *, backwards: bool = False) -> None:
 @pytest.fixture(scope="module")
 def with_notes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A copy in which all steps are done but the last, and the last."""
+    if list((ROOT / "app/migrations/versions").glob("0003_*.py")):
+        pytest.skip("adding and removing a feature as the README does: there is one more here than it begins with")
     copy = copy_repository(tmp_path_factory.mktemp("fork") / "with-notes")
-    *all_but_the_last, (_, _, commands) = steps(ADD)
+    *all_but_the_last, (_, _, commands) = steps("Add a feature")
     for kind, path, block in all_but_the_last:
         if kind == "python":
             (copy / path).parent.mkdir(exist_ok=True)
@@ -53,24 +52,24 @@ def with_notes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_feature_is_added(with_notes: tuple[Path, str]) -> None:
     copy, commands = with_notes
 
-    said = run(copy, commands, tests="notes or architecture or openapi or docs or up_down or drift")
+    run(copy, commands, tests="notes or access or architecture or openapi or docs or up_down or drift")
 
-    assert re.search(r"PASSED tests/notes/test_notes\.py::\w+\[sqlite\]", said)
+    assert re.search(r"\d+ passed", run(copy, "pytest tests/notes"))
 
 
 def test_a_feature_is_removed(with_notes: tuple[Path, str], tmp_path: Path) -> None:
     added, _ = with_notes
     copy = tmp_path / "without-notes"
     shutil.copytree(added, copy)
-    for kind, path, block in steps(ADD):
+    for kind, path, block in steps("Add a feature"):
         if kind == "diff":
             apply(block, copy / path, backwards=True)
 
-    ((_, _, commands),) = steps(REMOVE)
+    ((_, _, commands),) = steps("Remove a feature")
     run(copy, commands)
 
     left, before = contents(copy), contents(copy_repository(tmp_path / "before"))
     migrations = sorted(left.keys() - before.keys())
     assert [Path(path).name for path in migrations] == ["0003_notes.py", "0004_no_more_notes.py"]
     assert {path for path in before if left.get(path) != before[path]} == set()
-    run(copy, "uv run pytest -n0 tests/test_migrations.py", tests="up_down or drift")  # all else is as it was
+    run(copy, CHECKS, tests="access or architecture or openapi or up_down or drift")
