@@ -1,7 +1,8 @@
 """What lives as long as the process, as a request sees it; made in `lifespan.py`."""
 
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
+from fastapi import Depends
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from starlette.requests import Request
@@ -26,3 +27,20 @@ class State(TypedDict):
 
 class AppRequest(Request[State]):
     """A request with typed state, for signatures: FastAPI passes a plain `Request`."""
+
+
+async def _limiter(request: AppRequest) -> RateLimiter:
+    return request.state["limiter"]
+
+
+async def _passwords(request: AppRequest) -> Passwords:
+    return request.state["passwords"]
+
+
+async def _tokens(request: AppRequest) -> Tokens:
+    return request.state["tokens"]
+
+
+LimiterDep = Annotated[RateLimiter, Depends(_limiter)]
+PasswordsDep = Annotated[Passwords, Depends(_passwords)]
+TokensDep = Annotated[Tokens, Depends(_tokens)]

@@ -1,9 +1,8 @@
 """The authentication routes."""
 
 from contextlib import suppress
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, status
+from fastapi import APIRouter, status
 
 from app.auth import service
 from app.auth.errors import InvalidRefreshToken, LoginFailed
@@ -19,10 +18,7 @@ from app.errors import (
     UnsupportedMediaType,
     responses,
 )
-from app.limiter import RateLimiter
-from app.security import Tokens
-from app.state import AppRequest
-from app.users.dependencies import PasswordsDep
+from app.state import LimiterDep, PasswordsDep, TokensDep
 
 router = APIRouter(
     prefix="/auth",
@@ -37,20 +33,6 @@ router = APIRouter(
         ServiceUnavailable,
     ),
 )
-
-
-async def _tokens(request: AppRequest) -> Tokens:
-    return request.state["tokens"]
-
-
-TokensDep = Annotated[Tokens, Depends(_tokens)]
-
-
-async def _limiter(request: AppRequest) -> RateLimiter:
-    return request.state["limiter"]
-
-
-LimiterDep = Annotated[RateLimiter, Depends(_limiter)]
 
 
 @router.post("/login", responses=responses(LoginFailed), response_description="A pair of tokens", summary="Log in")

@@ -6,17 +6,10 @@ from fastapi import Depends
 from fastapi.security import HTTPBearer
 
 from app.errors import AuthenticationFailed, PermissionDenied
-from app.security import InvalidTokenError, Passwords
+from app.security import InvalidTokenError
 from app.state import AppRequest
 from app.users.models import UserRow
 from app.users.service import find_user
-
-
-async def _passwords(request: AppRequest) -> Passwords:
-    return request.state["passwords"]
-
-
-PasswordsDep = Annotated[Passwords, Depends(_passwords)]
 
 
 class _Authentication(HTTPBearer):

@@ -22,8 +22,9 @@ from app.errors import (
     UnsupportedMediaType,
     responses,
 )
+from app.state import PasswordsDep
 from app.users import service
-from app.users.dependencies import CurrentSuperuser, CurrentUser, PasswordsDep
+from app.users.dependencies import CurrentSuperuser, CurrentUser
 from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
 from app.users.models import User, UserRow
 from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate, UserPage, UserResponse, UserUpdate
@@ -35,7 +36,7 @@ router = APIRouter(
 )
 
 UserId = Annotated[int, Path(ge=1, le=service.MAX_ID, description="The user's id", examples=[1])]
-_BODY = (UnsupportedMediaType, InvalidRequest)
+_BODY_ERRORS = (UnsupportedMediaType, InvalidRequest)
 Cursor = Annotated[int, BeforeValidator(service.decode_cursor), WithJsonSchema({"type": "string", "maxLength": 32})]
 
 
@@ -43,7 +44,7 @@ Cursor = Annotated[int, BeforeValidator(service.decode_cursor), WithJsonSchema({
     "/",
     status_code=status.HTTP_201_CREATED,
     response_model=UserResponse,
-    responses=responses(EmailTaken, *_BODY) | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
+    responses=responses(EmailTaken, *_BODY_ERRORS) | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
     response_description="The user who was created",
     summary="Create a new user",
 )
@@ -74,7 +75,7 @@ async def read_me(user: CurrentUser) -> UserRow:
 @router.patch(
     "/me",
     response_model=UserResponse,
-    responses=responses(EmailTaken, AuthenticationFailed, *_BODY),
+    responses=responses(EmailTaken, AuthenticationFailed, *_BODY_ERRORS),
     response_description="The caller, changed",
     summary="Change yourself",
 )
@@ -87,7 +88,7 @@ async def update_me(user: CurrentUser, session: WriteSession, data: ProfileUpdat
 @router.put(
     "/me/password",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(WrongPassword, AuthenticationFailed, *_BODY),
+    responses=responses(WrongPassword, AuthenticationFailed, *_BODY_ERRORS),
     response_description="The password is changed",
     summary="Change your password",
 )
@@ -170,7 +171,7 @@ async def read_user(user_id: UserId, caller: CurrentUser, reader: ReaderDep) -> 
 @router.patch(
     "/{user_id}",
     response_model=UserResponse,
-    responses=responses(EmailTaken, AuthenticationFailed, PermissionDenied, UserNotFound, LastSuperuser, *_BODY),
+    responses=responses(EmailTaken, AuthenticationFailed, PermissionDenied, UserNotFound, LastSuperuser, *_BODY_ERRORS),
     response_description="The user, changed",
     summary="Change a user",
 )
