@@ -36,6 +36,16 @@ from app.database import DATABASE_ERRORS, is_unavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
+# As in RFC 9110; Python before 3.13 has older words, and the document should not depend on who prints it.
+_PHRASES = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
+}
+# What FastAPI says of a body that is not UTF-8, or nested deeper than the parser goes.
+_UNREADABLE = "There was an error parsing the body"
+# What can be nothing but a name.
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
+
 
 class FieldError(BaseModel):
     """What is wrong with one field."""
@@ -194,13 +204,6 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     return entries
 
 
-# As in RFC 9110; Python before 3.13 has older words, and the document should not depend on who prints it.
-_PHRASES = {
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
-}
-
-
 def add_error_handlers(app: FastAPI) -> None:
     """Makes every error of the application answer in the one format.
 
@@ -232,10 +235,6 @@ async def _http_exception(request: Request, error: HTTPException) -> JSONRespons
     return JSONResponse(body.model_dump(exclude_none=True), error.status_code, headers=headers)
 
 
-# What FastAPI says of a body that is not UTF-8, or nested deeper than the parser goes.
-_UNREADABLE = "There was an error parsing the body"
-
-
 def _allowed_methods(request: Request) -> str:
     """All methods of the path. Starlette names only those of the first route that matches it."""
     scope = request.scope
@@ -263,9 +262,6 @@ def _field_error(fault: dict[str, Any]) -> FieldError:
     if message.startswith("value is not a valid email address"):
         message = "Not a valid email address"  # what follows quotes the address
     return FieldError(field=path, message=message)
-
-
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic import ValidationError as PydanticValidationError
@@ -241,6 +241,15 @@ class LogSettings(Group):
     )
 
 
+class Variable(NamedTuple):
+    """A variable of the environment, and the field that it sets; the group is empty where the field is at the top."""
+
+    name: str
+    group: str
+    field: str
+    info: FieldInfo
+
+
 class _Environment(PydanticBaseSettingsSource):
     """Reads DATABASE_URL into `database.url`: outside the names are flat, inside they are grouped.
 
@@ -250,10 +259,10 @@ class _Environment(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         data: dict[str, Any] = {}
-        for variable, (group, name), info in Settings.fields():
-            value, _, _ = self.get_field_value(info, variable)
+        for name, group, field, info in Settings.fields():
+            value, _, _ = self.get_field_value(info, name)
             if value is not None:
-                (data.setdefault(group, {}) if group else data)[name] = value
+                (data.setdefault(group, {}) if group else data)[field] = value
         return data
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002  the base's
@@ -311,19 +320,19 @@ class Settings(BaseSettings):
         return self.environment == "production"
 
     @classmethod
-    def fields(cls) -> Iterator[tuple[str, tuple[str, str], FieldInfo]]:
-        """Each setting as (variable, (group, field), field info); the group of a field at the top is empty."""
+    def fields(cls) -> Iterator[Variable]:
+        """Each setting, as the variable that sets it: `DATABASE_URL`, of the group `database` the field `url`."""
         for name, info in cls.model_fields.items():
             if isinstance(info.annotation, type) and issubclass(info.annotation, Group):
                 for field, field_info in info.annotation.model_fields.items():
-                    yield f"{info.annotation.prefix}{field}".upper(), (name, field), field_info
+                    yield Variable(f"{info.annotation.prefix}{field}".upper(), name, field, field_info)
             else:
-                yield name.upper(), ("", name), info
+                yield Variable(name.upper(), "", name, info)
 
     @classmethod
-    def variables(cls) -> dict[str, tuple[str, str]]:
-        """Where each environment variable goes: `{"DATABASE_URL": ("database", "url"), …}`."""
-        return {variable: place for variable, place, _ in cls.fields()}
+    def variables(cls) -> set[str]:
+        """The names of all variables."""
+        return {variable.name for variable in cls.fields()}
 
     @classmethod
     def settings_customise_sources(
@@ -375,8 +384,8 @@ def load_settings() -> Settings:
     # The rules for production judge only what is valid by itself. With the faulty values replaced
     # by their defaults they are heard in the same message.
     defaults: dict[str, Any] = {}
-    for variable, (group, field), info in Settings.fields():
-        if variable in problems:
+    for name, group, field, info in Settings.fields():
+        if name in problems:
             (defaults.setdefault(group, {}) if group else defaults)[field] = info.get_default()
     try:
         Settings(**defaults)
@@ -388,13 +397,13 @@ def load_settings() -> Settings:
 
 def _problems(error: PydanticValidationError) -> dict[str, str]:
     """What is wrong with which variable. A rule over several fields names its variables itself, one a line."""
-    variables = {place: variable for variable, place, _ in Settings.fields()}
+    names = {(variable.group, variable.field): variable.name for variable in Settings.fields()}
     problems: dict[str, str] = {}
     for fault in error.errors(include_url=False, include_input=False):
         message = fault["msg"].removeprefix("Value error, ")
         group, field, *_ = fault["loc"] if len(fault["loc"]) > 1 else ("", *fault["loc"], "")
-        if variable := variables.get((str(group), str(field))):
-            problems[variable] = message
+        if name := names.get((str(group), str(field))):
+            problems[name] = message
         else:
             problems |= dict(line.split(": ", 1) for line in message.splitlines())
     return problems

@@ -30,7 +30,7 @@ def settings_table() -> str:
     """The README's table."""
     rows = [
         f"| `{variable}` | {f'`{default(info)}`' if default(info) else ''} | {info.description} |"
-        for variable, _, info in Settings.fields()
+        for variable, *_, info in Settings.fields()
     ]
     return "\n".join(["| variable | default | |", "|---|---|---|", *rows])
 
@@ -38,7 +38,7 @@ def settings_table() -> str:
 def env_example() -> str:
     """The file .env.example."""
     lines = ["# Copy this file to .env. What is commented out is the default.", ""]
-    for variable, _, info in Settings.fields():
+    for variable, *_, info in Settings.fields():
         value = EXAMPLE_SECRET_KEY if variable == "SECRET_KEY" else default(info)
         assignment = f"{variable}={value}" if variable == "SECRET_KEY" else f"# {variable}={value}"
         lines += [f"# {info.description}", assignment, ""]
@@ -46,7 +46,7 @@ def env_example() -> str:
 
 
 def test_every_setting_is_described() -> None:
-    assert all(info.description for _, _, info in Settings.fields())
+    assert all(info.description for *_, info in Settings.fields())
 
 
 def test_the_readme_has_the_table_of_settings() -> None:
