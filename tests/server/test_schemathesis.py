@@ -46,7 +46,7 @@ def test_whatever_is_sent_the_answer_is_as_documented(
     if database_url.startswith("postgresql"):
         if not os.environ.get(REQUIRE_ALL):
             pytest.skip(f"schemathesis on PostgreSQL, which takes minutes: {REQUIRE_ALL} is not set")
-        examples, least = examples * 8, least * 2
+        examples, least = examples * 8, least + 200
     service = {
         "DATABASE_URL": database_url,
         "SECRET_KEY": SECRET_KEY,
