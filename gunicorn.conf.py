@@ -123,5 +123,6 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     replace_before_leaving(server)
     drain_on_sigterm(server, settings.server.drain_seconds)
     source = "WEB_CONCURRENCY" if settings.server.web_concurrency else f"2 x {cpus.number} CPUs + 1, by {cpus.source}"
-    connections = server.num_workers * settings.database.connections
+    # Each worker is replaced before it leaves, so there may be one more.
+    connections = (server.num_workers + 1) * settings.database.connections
     server.log.info("%d workers (%s), at most %d database connections", server.num_workers, source, connections)

@@ -27,9 +27,9 @@ from app.security import Passwords, Tokens
 from app.settings import AuthSettings, DatabaseSettings, RedisSettings, Settings
 from app.state import State
 
-# Each is busy for a fraction of a millisecond at a time. A request that finds none free waits its turn, where
+# One for the limiter, which asks for all requests together, one for readiness. Whoever finds none free waits, where
 # redis-py's usual pool raises.
-REDIS_CONNECTIONS = 16
+REDIS_CONNECTIONS = 2
 
 
 @asynccontextmanager

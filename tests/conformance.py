@@ -15,7 +15,8 @@ def conforms_to(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitabl
     patterns = {path: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))) for path in paths}
 
     async def check(response: httpx.Response) -> None:
-        path = next((path for path in paths if patterns[path].fullmatch(response.request.url.path)), None)
+        asked = response.request.url.path.removesuffix("\n")  # as the end of a route's pattern does
+        path = next((path for path in paths if patterns[path].fullmatch(asked)), None)
         operation = document["paths"].get(path, {}).get(response.request.method.lower())
         if operation is None:  # no such route or method
             return

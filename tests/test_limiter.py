@@ -102,7 +102,7 @@ async def test_redis_holds_no_address_and_forgets(redis_url: str) -> None:
     async def names() -> set[str]:
         return {
             name.decode() if isinstance(name, bytes) else name  # decided by its settings, which its types do not know
-            for name in await redis.keys("rate:account:*")
+            for name in await redis.keys("{rate}:account:*")
         }
 
     before = await names()
@@ -113,7 +113,7 @@ async def test_redis_holds_no_address_and_forgets(redis_url: str) -> None:
     await redis.aclose()
 
     assert new
-    assert all(re.fullmatch(r"rate:account:[0-9a-f]{32}", name) for name in new)
+    assert all(re.fullmatch(r"\{rate\}:account:[0-9a-f]{32}", name) for name in new)
     assert all(0 < left <= 60_000 for left in milliseconds)
 
 
@@ -124,7 +124,7 @@ async def test_nobody_is_told_to_come_back_in_no_time(redis_url: str) -> None:
     name = uuid4().hex
     limiter = RateLimiter({name: "3/minute"}, redis=redis, secret_key=SECRET_KEY)
     await limiter.hit(name, "ann")
-    (key,) = await redis.keys(f"rate:{name}:*")
+    (key,) = await redis.keys(f"{{rate}}:{name}:*")
     await redis.persist(key)
 
     try:

@@ -54,7 +54,8 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
 async def check_connections(settings: DatabaseSettings, workers: int) -> str | None:
     """Finds out whether the database allows as many connections as the workers may open; if not, gives the advice.
 
-    It allows them to all its clients together, so only what cannot work even alone is found here.
+    There may be one worker more, as each is replaced before it leaves; after a SIGHUP, for a moment, twice as many. The
+    database allows them to all its clients together, so only what cannot work even alone is found here.
     """
     if settings.is_sqlite:
         return None
@@ -62,10 +63,10 @@ async def check_connections(settings: DatabaseSettings, workers: int) -> str | N
     async with engine.connect() as connection:
         allowed: int = (await connection.execute(_ALLOWED_CONNECTIONS)).scalar_one()
     await engine.dispose()
-    if (wanted := workers * settings.connections) <= allowed:
+    if (wanted := (workers + 1) * settings.connections) <= allowed:
         return None
     return (
-        f"{workers} workers may open {wanted} database connections, but the database allows {allowed}: "
-        f"set DATABASE_POOL_SIZE to at most {max(1, allowed // workers - 1)}, or WEB_CONCURRENCY to at most "
-        f"{max(1, allowed // settings.connections)}, or raise max_connections"
+        f"{workers} workers and a successor may open {wanted} database connections, but the database allows {allowed}: "
+        f"set DATABASE_POOL_SIZE to at most {max(1, allowed // (workers + 1) - 1)}, or WEB_CONCURRENCY to at most "
+        f"{max(1, allowed // settings.connections - 1)}, or raise max_connections"
     )

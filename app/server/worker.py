@@ -75,11 +75,10 @@ def replace_before_leaving(master: Any) -> None:  # noqa: ANN401  gunicorn has n
     manage_workers = master.manage_workers
 
     def manage() -> None:
-        leaving = sum(worker.leaving[0] for worker in master.WORKERS.values())
-        master.num_workers += leaving
-        try:
-            manage_workers()
-        finally:
+        if leaving := sum(worker.leaving[0] for worker in master.WORKERS.values()):
+            master.num_workers += leaving
+        manage_workers()
+        if leaving:
             master.num_workers -= leaving
 
     master.manage_workers = manage
@@ -136,7 +135,8 @@ class DrainingServer(Server):
         """Serves on until another worker begins to accept."""
         self.leaving[0] = True
         beginnings = _beginnings[0]
-        os.kill(os.getppid(), signal.SIGCHLD)  # for the master to look at its workers
+        with contextlib.suppress(OSError):  # not where the master has died
+            os.kill(os.getppid(), signal.SIGCHLD)  # for it to look at its workers
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUCCESSOR_SECONDS):
                 while _beginnings[0] == beginnings and not self.should_exit:  # noqa: ASYNC110  nothing to wait on

@@ -147,7 +147,7 @@ async def list_users(  # noqa: PLR0913  one for each of the query's
     headers = {}
     if page.next_cursor:
         query = urlencode({**request.query_params, "cursor": page.next_cursor})
-        headers["Link"] = f'<{request.scope["path"]}?{query}>; rel="next"'
+        headers["Link"] = f'<{request.scope["root_path"]}/users/?{query}>; rel="next"'
     # The rows are of the database's types, column by column: to validate them would take a third of the request's time.
     return Response(to_json(page._asdict()), media_type="application/json", headers=headers)
 

@@ -84,6 +84,8 @@ _USER: JsonDict = {
 class UserResponse(BaseModel):
     """A user, without anything secret."""
 
+    # Each field is a column: a page selects exactly these.
+
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 
     id: int
@@ -98,9 +100,7 @@ class UserResponse(BaseModel):
 class UserPage(BaseModel):
     """Some users, newest first."""
 
-    model_config = ConfigDict(
-        from_attributes=True, json_schema_extra={"examples": [{"items": [_USER], "next_cursor": "MQ"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_USER], "next_cursor": "MQ"}]})
 
     items: list[UserResponse]
     next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null on the last one")

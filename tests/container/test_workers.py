@@ -91,7 +91,7 @@ def test_workers_are_counted_by_the_cpus_that_the_container_may_use(image: str, 
         container.is_healthy()
 
         number = int(decision.split(maxsplit=1)[0])
-        assert f"{decision}, at most {11 * number} database connections" in events(container, "info")
+        assert f"{decision}, at most {11 * (number + 1)} database connections" in events(container, "info")
         until(lambda: container.log.count("Application startup complete.") == number, f"{number} workers")
 
 
@@ -102,6 +102,7 @@ def test_a_database_that_allows_fewer_connections_is_said_with_what_to_set(image
 
         (advice,) = events(container, "warning")
         assert advice == (
-            "5 workers may open 155 database connections, but the database allows 97: set DATABASE_POOL_SIZE to at most"
-            " 18, or WEB_CONCURRENCY to at most 3, or raise max_connections"
+            "5 workers and a successor may open 186 database connections, but the database allows 97: "
+            "set DATABASE_POOL_SIZE to at most"
+            " 15, or WEB_CONCURRENCY to at most 2, or raise max_connections"
         )

@@ -62,7 +62,7 @@ async def test_more_than_that_are_said_with_what_to_set(postgresql_url: str) -> 
     advice = await check_connections(settings, workers=3)
 
     assert advice
-    assert advice.startswith("3 workers may open 300003 database connections, but the database allows ")
+    assert advice.startswith("3 workers and a successor may open 400004 database connections, but the database allows ")
     assert "WEB_CONCURRENCY to at most 1, or raise max_connections" in advice
 
 

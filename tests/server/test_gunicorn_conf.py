@@ -113,7 +113,7 @@ def test_from_start_to_end_each_line_of_the_log_is_one_json_object(start: Start)
 @pytest.mark.parametrize(
     ("variables", "decision"),
     [
-        ({"WEB_CONCURRENCY": "2", "DATABASE_POOL_SIZE": "3"}, "2 workers (WEB_CONCURRENCY), at most 8 database"),
+        ({"WEB_CONCURRENCY": "2", "DATABASE_POOL_SIZE": "3"}, "2 workers (WEB_CONCURRENCY), at most 12 database"),
         ({}, f"{available_cpus().number * 2 + 1} workers (2 x {available_cpus().number} CPUs + 1, by the "),
     ],
 )

