@@ -132,7 +132,7 @@ class DrainingServer(Server):
         heartbeat.cancel()
 
     async def _wait_for_successor(self) -> None:
-        """Serves on until another worker begins to accept."""
+        """Serves on until another worker, whichever it is, begins to accept."""
         self.leaving[0] = True
         beginnings = _beginnings[0]
         with contextlib.suppress(OSError):  # not where the master has died

@@ -21,8 +21,9 @@ from tests.container.service import options, targets, workers
 from tests.processes import PATIENCE, until
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
-# Within which readiness follows the database, both ways.
-SOON = 2
+# Within which readiness follows the database, both ways: 2 seconds, and it is asked in rounds of up to a second, of
+# which one may have begun before.
+SOON = 2 + 1
 # The longest that a request waits, 2 seconds for a connection and 6 for an answer, on a machine that has a lot to do.
 LONGEST = 10
 # What the two workers may open: two connections for requests, and one for readiness.
@@ -77,7 +78,7 @@ class Outage:
         return self.client.request(target.method, self.url + target.path, headers=headers, content=content).status_code
 
     def readiness(self) -> set[int]:
-        """What readiness says when it is asked several times at once: that of each worker."""
+        """What readiness says when it is asked several times at once: that of the workers who take the connections."""
         with ThreadPoolExecutor(4) as crowd:
             return set(crowd.map(self.ask, [self.read._replace(path="/health/ready")] * 4))
 
