@@ -77,9 +77,10 @@ def test_whatever_is_sent_the_answer_is_as_documented(
     done = {(line["method"], line["path"]) for line in lines if line["event"] == "request" and line["status"] < 300}
     if routes == ALL:
         assert selected == total
-        # Answers led to other requests: a user who was created, for one, was then asked for.
-        assert int(re.findall(r"API Links: +(\d+) covered", attack.stdout)[0]) > 0
     else:
         assert done > {("POST", "/users/"), ("POST", "/auth/login"), ("POST", "/auth/logout")}
+    if caller == "superuser":  # others get few answers that lead anywhere
+        # Answers led to other requests: a user who was created, for one, was then asked for.
+        assert int(re.findall(r"API Links: +(\d+) covered", attack.stdout)[0]) > 0
     assert '"level": "error"' not in server.log
     assert "Traceback" not in server.log
