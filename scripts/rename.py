@@ -27,7 +27,8 @@ def main() -> None:
     for path in sorted(ROOT.rglob("*")):
         if path.is_file() and not SKIPPED & {*path.relative_to(ROOT).parts}:
             edit(path, lambda text: either.sub(lambda match: spellings.get(match[0], match[0]), text))
-    edit(ROOT / "README.md", lambda text: re.sub(r"^### Name it\n.*?(?=^##)", "", text, flags=re.DOTALL | re.MULTILINE))
+    naming = re.compile(r"^### Name it\n.*?(?=^##)|\[give it a name\]\(#fork-it\), ", re.DOTALL | re.MULTILINE)
+    edit(ROOT / "README.md", lambda text: naming.sub("", text))
     edit(ROOT / "tests/test_readme.py", lambda text: re.sub(r"^.*scripts/rename\.py.*\n", "", text, flags=re.MULTILINE))
     (ROOT / "tests/test_rename.py").unlink(missing_ok=True)
     Path(__file__).unlink()

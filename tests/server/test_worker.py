@@ -23,9 +23,11 @@ def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifes
     server = start()
     answer = ask(background, server, "/wait/2")
 
-    server.send(signal.SIGTERM)
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as idle:  # keeps its connection, and asks no more
+        idle.get("/at/once")
+        server.send(signal.SIGTERM)
 
-    assert server.ends() == 0
+        assert server.ends() == 0
     assert answer.result().status_code == 200
     assert answer.result().headers["connection"] == "close"
     assert f"worker {answer.result().text} ended in order" in server.log
