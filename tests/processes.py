@@ -1,5 +1,7 @@
 """What it takes to test programs that run beside the tests: a port that is free, and patience."""
 
+import contextlib
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -33,6 +35,8 @@ def answer(url: str) -> httpx.Response | None:
 
 
 def free_port() -> int:
-    """A port of this machine that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A port of this machine that was free a moment ago, and is not one of those that whoever connects is given."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
