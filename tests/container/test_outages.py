@@ -21,9 +21,8 @@ from tests.container.service import options, targets, workers
 from tests.processes import PATIENCE, until
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
-# Within which readiness follows the database, both ways: 2 seconds, and it is asked in rounds of up to a second, of
-# which one may have begun before.
-SOON = 2 + 1
+# Within which readiness follows the database, both ways.
+SOON = 2
 # The longest that a request waits, 2 seconds for a connection and 6 for an answer, on a machine that has a lot to do.
 LONGEST = 10
 # What the two workers may open: two connections for requests, and one for readiness.
