@@ -36,7 +36,7 @@ class UnhandledErrorMiddleware:
         except asyncio.CancelledError:  # the server ends, and this request took longer than it can wait
             if not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
-        except Exception:
+        except Exception:  # whatever it is: nobody further out would answer in the one format
             log.exception("unhandled exception")
             if not has_started:  # else part of a response is out; the server sees that it stays unfinished
                 await error_response(InternalError)(scope, receive, send)
