@@ -1,6 +1,7 @@
 """One form for every log line, whoever wrote it: gunicorn, Uvicorn, a library or the application."""
 
 import contextlib
+import json
 import logging
 import logging.config
 import re
@@ -12,13 +13,17 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.settings import Settings
 
-# Greedy on purpose: a password may hold any character, and one hidden word too many does no harm.
-_PASSWORD_IN_URL = re.compile(r"(://[^\s:/@]*:)\S+@")
-# PostgreSQL adds the row that broke a constraint, with all of its values. First as a JSON string has it.
-_DETAIL = re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*')
-
-# What was searched for, which stands in the statement; see _page in app/users/service.py.
-_PATTERN = re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'")
+# What must not be seen, and what is shown instead; looked for only in lines that hold the first word, as most do not.
+_SECRETS = (
+    # Greedy on purpose: a password may hold any character, and one hidden word too many does no harm.
+    ("://", re.compile(r"(://[^\s:/@]*:)\S+@"), r"\1***@"),
+    # PostgreSQL adds the row that broke a constraint, with all of its values. First as a JSON string has it.
+    ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
+    # What was searched for, which stands in the statement; see _page in app/users/service.py.
+    ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
+)
+# Made once, where `json.dumps` would make one for each line.
+_encode = json.JSONEncoder(default=repr).encode
 
 
 def configure_logging(settings: Settings) -> None:
@@ -115,8 +120,8 @@ def _json() -> list[Processor]:
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
         structlog.processors.ExceptionRenderer(tracebacks),
-        _in_reading_order,
-        structlog.processors.JSONRenderer(),
+        _without_uvicorns_colours,
+        _as_json,
     ]
 
 
@@ -129,19 +134,22 @@ def _console() -> list[Processor]:
     ]
 
 
-def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    event = dict(_without_uvicorns_colours(_logger, _method, event))
-    first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
-    return first | event
-
-
 def _without_uvicorns_colours(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Uvicorn sends each message twice, the second time with terminal colours."""
     event.pop("color_message", None)
     return event
 
 
+def _as_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    """Writes the line in the order in which one reads."""
+    first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
+    return _encode({**first, **event})
+
+
 def _hide_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
     """Works on the finished line, so that no field, message or traceback is forgotten."""
-    text = _PASSWORD_IN_URL.sub(r"\1***@", str(line))
-    return _PATTERN.sub(r"\1'***'", _DETAIL.sub("", text))
+    text = str(line)
+    for word, pattern, shown in _SECRETS:
+        if word in text:
+            text = pattern.sub(shown, text)
+    return text

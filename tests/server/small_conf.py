@@ -1,5 +1,6 @@
 """What gunicorn.conf.py does for our worker, without the rest."""
 
+import atexit
 import os
 import time
 from typing import Any
@@ -18,9 +19,10 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     drain_on_sigterm(server, int(os.environ.get("DRAIN_SECONDS", "0")))
 
 
-def post_fork(server: Any, _worker: Any) -> None:  # noqa: ANN401  gunicorn has no types
+def post_fork(server: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no types
     """Holds a new worker, where the environment says so, before it has signal handlers of its own."""
     server.log.info("forked")
+    atexit.register(server.log.info, "worker %d is at its end", worker.pid)
     time.sleep(float(os.environ.get("SLEEPS_AFTER_FORK", "0")))
 
 

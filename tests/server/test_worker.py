@@ -31,7 +31,9 @@ def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifes
     assert answer.result().status_code == 200
     assert answer.result().headers["connection"] == "close"
     assert f"worker {answer.result().text} ended in order" in server.log
-    assert f"worker {answer.result().text} has exited" in server.log  # so gunicorn's hook is called, as is `atexit`
+    # So gunicorn's hook is called, and `atexit`.
+    assert f"worker {answer.result().text} has exited" in server.log
+    assert f"worker {answer.result().text} is at its end" in server.log
 
 
 def test_the_worker_runs_in_another_project_with_nothing_but_its_own_files(
