@@ -12,9 +12,11 @@ TAGS = [
 ]
 
 # Side by side, as FastAPI asks the routes of a router inside of another one three times whether they match, and those
-# that are asked most often first: that halves the time of a liveness probe.
+# that are asked most often first.
 ROUTERS = (
-    health,
     users,
     auth,
 )
+# Its routes become the application's own, with no router around them that FastAPI would search, twice: a tenth of all
+# that a probe takes. So `dependency_overrides` do nothing there; they depend on nothing.
+PROBES = health

@@ -1,11 +1,12 @@
 """The composition of the application, on one screen."""
 
+from operator import attrgetter
+
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from fastapi_standalone_docs import StandaloneDocs
 
 from app import TITLE, __version__
-from app.api import ROUTERS, TAGS
+from app.api import PROBES, ROUTERS, TAGS
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
@@ -37,7 +38,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         # What FastAPI itself would tell OpenTelemetry. Where nobody listens, finding that out takes 10 µs a request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        generate_unique_id_function=_operation_id,
+        # A generated client has `create_user`, not `create_user_users__post`.
+        generate_unique_id_function=attrgetter("name"),
         # A redirect from /users to /users/ would send an Authorization header wherever the Host header says.
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.http.docs else None,  # None leaves out the pages too
@@ -46,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.prepared = False  # see lifespan.prepare
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
+    app.router.routes.extend(PROBES.routes)
     for router in ROUTERS:
         app.include_router(router)
     add_error_handlers(app)
@@ -78,8 +81,3 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContextMiddleware)
     app.add_middleware(StartupErrorMiddleware)
     return app
-
-
-def _operation_id(route: APIRoute) -> str:
-    """Names an operation after its function: a generated client has `create_user`, not `create_user_users__post`."""
-    return route.name

@@ -60,7 +60,7 @@ async def test_a_connection_is_opened_only_where_none_comes_back_soon(settings: 
             return opened
 
     async with asyncio.timeout(60):
-        assert await asyncio.gather(read(), read()) == [1, 1]
+        assert {*await asyncio.gather(read(), read())} == {1}
         async with engine.connect():
             assert await read() == 2
     await engine.dispose()

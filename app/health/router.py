@@ -1,6 +1,7 @@
 """The probes: is the process alive, and should it be given traffic."""
 
 import asyncio
+from operator import attrgetter
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -14,7 +15,12 @@ from app.limiter import REDIS_SECONDS
 from app.server.drain import is_draining
 from app.state import AppRequest
 
-router = APIRouter(prefix="/health", tags=["health"], responses=responses(PayloadTooLarge, InternalError))
+router = APIRouter(
+    prefix="/health",
+    tags=["health"],
+    responses=responses(PayloadTooLarge, InternalError),
+    generate_unique_id_function=attrgetter("name"),  # as in app/factory.py
+)
 
 # So that an outage shows within two seconds to whoever asks each second; and it is Kubernetes' own patience.
 READY_SECONDS = 1

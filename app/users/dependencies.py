@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.security import HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
 from app.errors import AuthenticationFailed, PermissionDenied
 from app.security import InvalidTokenError
@@ -17,11 +18,11 @@ class _Authentication(HTTPBearer):
 
     # One dependency, where a function that depends on FastAPI's own class would be two, each solved by itself.
     async def __call__(self, request: AppRequest) -> UserRow:  # type: ignore[override]  # not a token, but whose it is
-        credentials = await super().__call__(request)  # type: ignore[arg-type]  # only its headers are read
-        if credentials is None:
+        scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
+        if scheme.lower() != "bearer":
             raise AuthenticationFailed
         try:
-            user_id = request.state["tokens"].read(credentials.credentials)
+            user_id = request.state["tokens"].read(token)
         except InvalidTokenError as error:
             raise AuthenticationFailed from error
         # The reader gives its connection back at once. One that was kept as long as the request lasts would be held
@@ -46,7 +47,6 @@ _SCHEME: dict[str, Any] = {
     "scheme_name": "BearerAuth",
     "bearerFormat": "JWT",
     "description": "The `access_token` that `POST /auth/login` answers with.",
-    "auto_error": False,  # our own error answers, in the one format
 }
 CurrentUser = Annotated[UserRow, Depends(_Authentication(**_SCHEME))]
 CurrentSuperuser = Annotated[UserRow, Depends(_SuperuserAuthentication(**_SCHEME))]
