@@ -119,7 +119,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
 
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     """Says what was decided, and why, before the first worker is forked."""
-    # FastAPI prepares a route when it is first asked for one. Each worker would do so by itself, in 20 ms.
+    # FastAPI prepares its routes at the first request. Each worker would do so by itself, in 20 ms.
     list(iter_route_contexts(server.app.wsgi().routes))
     # What is loaded by now stays as long as the process: a worker does not copy it to collect garbage.
     gc.freeze()

@@ -17,6 +17,6 @@ ROUTERS = (
     users,
     auth,
 )
-# Its routes become the application's own, with no router around them that FastAPI would search, twice: a tenth of all
-# that a probe takes. So `dependency_overrides` do nothing there; they depend on nothing.
+# The probes' routes become the application's own, with no router around them that FastAPI would search, twice, which is
+# an eighth of all that a probe takes. `dependency_overrides` would do nothing for them, and they have no dependencies.
 PROBES = health

@@ -1,4 +1,4 @@
-"""Everything that can be set from outside: typed, grouped, and read from the environment here alone."""
+"""Everything that can be set from outside: typed, grouped, and, but for the health check, read here alone."""
 
 import re
 import secrets

@@ -45,27 +45,6 @@ async def test_a_connection_goes_to_whoever_has_waited_longest(engine: AsyncEngi
     assert served == ["first", "second", "third"]
 
 
-async def test_a_connection_is_opened_only_where_none_comes_back_soon(settings: Settings) -> None:
-    engine = create_engine(settings.database.model_copy(update={"pool_size": 2}))
-    opened = 0
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def count(*_: object) -> None:
-        nonlocal opened
-        opened += 1
-
-    async def read() -> int:
-        async with engine.connect() as connection:
-            await connection.execute(READ)
-            return opened
-
-    async with asyncio.timeout(60):
-        assert {*await asyncio.gather(read(), read())} == {1}
-        async with engine.connect():
-            assert await read() == 2
-    await engine.dispose()
-
-
 async def test_whoever_gives_up_in_the_moment_of_being_served_leaves_it_to_the_next(engine: AsyncEngine) -> None:
     async def read() -> int | None:
         async with engine.connect() as connection:

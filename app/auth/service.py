@@ -1,4 +1,4 @@
-"""Login, and refresh tokens that rotate, on sessions that the caller opens and commits."""
+"""Login, and refresh tokens that rotate, on sessions that the caller opens and, if nothing fails, commits."""
 
 import hashlib
 import secrets

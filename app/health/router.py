@@ -19,7 +19,7 @@ router = APIRouter(
     prefix="/health",
     tags=["health"],
     responses=responses(PayloadTooLarge, InternalError),
-    generate_unique_id_function=attrgetter("name"),  # as in app/factory.py
+    generate_unique_id_function=attrgetter("name"),  # the application's is for routers that are included
 )
 
 # So that an outage shows within two seconds to whoever asks each second; and it is Kubernetes' own patience.

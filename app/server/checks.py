@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from app.database import create_engine
+from app.database import DATABASE_ERRORS, create_engine
 from app.errors import StartupError
 from app.settings import DatabaseSettings
 
@@ -56,13 +56,20 @@ async def check_connections(settings: DatabaseSettings, workers: int) -> str | N
 
     There may be one worker more, as each is replaced before it leaves; after a SIGHUP, for a moment, twice as many. The
     database allows them to all its clients together, so only what cannot work even alone is found here.
+
+    Raises:
+        StartupError: the database is out of reach.
     """
     if settings.is_sqlite:
         return None
     engine = create_engine(settings)
-    async with engine.connect() as connection:
-        allowed: int = (await connection.execute(_ALLOWED_CONNECTIONS)).scalar_one()
-    await engine.dispose()
+    try:
+        async with engine.connect() as connection:
+            allowed: int = (await connection.execute(_ALLOWED_CONNECTIONS)).scalar_one()
+    except DATABASE_ERRORS as error:
+        raise StartupError(f"The database cannot be used: {getattr(error, 'orig', None) or error}") from error
+    finally:
+        await engine.dispose()
     if (wanted := (workers + 1) * settings.connections) <= allowed:
         return None
     return (

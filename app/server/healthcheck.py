@@ -10,7 +10,10 @@ SECONDS = 10
 
 
 def main() -> None:
-    """Asks where gunicorn.conf.py listens, in its own protocol."""
+    """Asks where gunicorn.conf.py listens, in its own protocol.
+
+    These two are read from the container's environment alone: to load all settings would take a second of CPU time.
+    """
     port = int(os.getenv("PORT") or "8000")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     if os.getenv("SSL_CERTFILE"):

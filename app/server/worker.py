@@ -70,14 +70,15 @@ def _reset_signals() -> None:
 
 
 def _exit_without_freeing() -> None:
-    """Ends the process after all else that is registered with `atexit`, as `multiprocessing` ends its own.
+    """Ends the process after all else that is registered with `atexit`.
 
     Python would free one object after the other, and for that copy all of the memory that the worker shares with the
     master: 50 ms, which is more than all that it takes to start one.
     """
     atexit.unregister(_exit_without_freeing)
-    atexit._run_exitfuncs()  # noqa: SLF001  they have no other name
-    sys.stdout.flush()
+    atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     os._exit(0)
 
 
@@ -207,10 +208,15 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         # For connections that cannot be ended, as those of clients that do not read their answer. By default Uvicorn
         # waits for them without end, until gunicorn kills it.
         self.config.timeout_graceful_shutdown = 1
-        # A worker is made in the master, and then forked. What is loaded here is there for all that come later.
+        # A worker is made in the master and then forked: the event loop is loaded for all, and these bytes are shared.
         self.config.get_loop_factory()
         self.accepting = mmap(-1, 1)
         self.leaving = mmap(-1, 1)
+
+    def run(self) -> None:
+        """Serves until the end. Where that is an error, gunicorn says so, and Python ends the process by itself."""
+        super().run()
+        atexit.register(_exit_without_freeing)
 
     def init_signals(self) -> None:
         """Sets the signals that Uvicorn does not; plain handlers, which run even where the event loop is blocked."""
@@ -236,4 +242,3 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         leave_those_who_do_not_read(sockets)
         server = DrainingServer(self.config, grace, self.notify, accepting=self.accepting, leaving=self.leaving)
         await server.serve(sockets)
-        atexit.register(_exit_without_freeing)

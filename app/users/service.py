@@ -1,4 +1,4 @@
-"""What can be done with users, on a session that the caller opens and, for writes, commits."""
+"""What can be done with users: reads by a reader, changes on a session that the caller opens and commits."""
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode

@@ -66,5 +66,14 @@ async def test_more_than_that_are_said_with_what_to_set(postgresql_url: str) -> 
     assert "WEB_CONCURRENCY to at most 1, or raise max_connections" in advice
 
 
+async def test_a_database_that_is_away_by_now_is_said_to_be() -> None:
+    settings = DatabaseSettings(url=SecretStr("postgresql://user:hunter2@127.0.0.1:1/none"))
+
+    with pytest.raises(StartupError, match=r"^The database cannot be used: cannot connect to the database: ") as caught:
+        await check_connections(settings, workers=1)
+
+    assert "hunter2" not in str(caught.value)
+
+
 async def test_sqlite_knows_no_limit() -> None:
     assert await check_connections(DatabaseSettings(pool_size=100_000), workers=1) is None

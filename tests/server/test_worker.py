@@ -34,6 +34,7 @@ def test_a_worker_that_is_stopped_finishes_what_it_was_asked_and_shuts_the_lifes
     # So gunicorn's hook is called, and `atexit`.
     assert f"worker {answer.result().text} has exited" in server.log
     assert f"worker {answer.result().text} is at its end" in server.log
+    assert "freed" not in server.log
 
 
 def test_the_worker_runs_in_another_project_with_nothing_but_its_own_files(
