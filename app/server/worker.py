@@ -77,9 +77,9 @@ def _exit_without_freeing() -> None:
     """
     atexit.unregister(_exit_without_freeing)
     atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # pragma: no cover  coverage has ended with them
         stream.flush()
-    os._exit(0)
+    os._exit(0)  # pragma: no cover  the same
 
 
 def replace_before_leaving(master: Any) -> None:  # noqa: ANN401  gunicorn has no types
