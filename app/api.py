@@ -11,8 +11,8 @@ TAGS = [
     {"name": "health", "description": "Probes for whatever restarts the process or sends it traffic"},
 ]
 
-# Side by side, as FastAPI asks the routes of a router inside of another one three times whether they match, and those
-# that are asked most often first.
+# Side by side, as FastAPI asks the routes of a router inside of another one three times whether they match; those first
+# that are asked most often.
 ROUTERS = (
     users,
     auth,

@@ -12,7 +12,8 @@ SECONDS = 10
 def main() -> None:
     """Asks where gunicorn.conf.py listens, in its own protocol.
 
-    These two are read from the container's environment alone: to load all settings would take a second of CPU time.
+    PORT and SSL_CERTFILE are read from the container's environment alone, not from files as the settings are: to load
+    all of those would take a second of CPU time, each time.
     """
     port = int(os.getenv("PORT") or "8000")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
