@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.prepared = False  # see lifespan.prepare
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
-    app.router.routes.extend(PROBES.routes)
+    app.router.routes[:0] = PROBES.routes  # before those of the documentation
     for router in ROUTERS:
         app.include_router(router)
     add_error_handlers(app)

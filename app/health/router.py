@@ -1,10 +1,12 @@
 """The probes: is the process alive, and should it be given traffic."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from sqlalchemy import select
@@ -15,9 +17,21 @@ from app.limiter import REDIS_SECONDS
 from app.server.drain import is_draining
 from app.state import AppRequest
 
+
+class _ProbeRoute(APIRoute):
+    """Calls the function with the request and nothing else, and takes its response as it is.
+
+    Looking for parameters takes FastAPI a quarter of all that a probe takes, and probes have none.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
+
+
 router = APIRouter(
     prefix="/health",
     tags=["health"],
+    route_class=_ProbeRoute,
     responses=responses(PayloadTooLarge, InternalError),
     generate_unique_id_function=attrgetter("name"),  # the application's is for routers that are included
 )
@@ -55,30 +69,34 @@ class Ready(BaseModel):
     redis: Literal["connected", "unavailable"] | None = None
 
 
+def _response(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
 # The same answer each time is made once: that is a tenth of all that the request takes.
-_ALIVE = Response(Alive().model_dump_json(), media_type="application/json")
+_ALIVE = _response(Alive())
 
 
 @router.get("", response_model=Alive, response_description="Alive", summary="Is the process alive?")
-async def health() -> Response:
+async def health(_: Request) -> Response:
     """The same as `/health/live`."""
     return _ALIVE
 
 
 @router.get("/live", response_model=Alive, response_description="Alive", summary="Is the process alive?")
-async def live() -> Response:
+async def live(_: Request) -> Response:
     """Answers as long as the process does. Touches nothing outside of it, so a failing database restarts nobody."""
     return _ALIVE
 
 
 @router.get(
     "/ready",
-    response_model_exclude_none=True,
+    response_model=Ready,
     responses=responses(DatabaseUnavailable, ShuttingDown),
     response_description="Ready",
     summary="Can the service do its work?",
 )
-async def ready(request: AppRequest) -> Ready:
+async def ready(request: AppRequest) -> Response:
     """Answers 200 when the database answers a query within a second, and the server is not about to end.
 
     `redis` is there where Redis is configured; the service works without it.
@@ -93,12 +111,16 @@ async def ready(request: AppRequest) -> Ready:
             raise
         raise DatabaseUnavailable from error
 
+    return _response(Ready(redis=await _redis(request)))
+
+
+async def _redis(request: AppRequest) -> Literal["connected", "unavailable"] | None:
     redis = request.state["redis"]
     if redis is None:
-        return Ready()
+        return None
     try:
         async with asyncio.timeout(REDIS_SECONDS):
             await redis.ping()
     except (RedisError, TimeoutError):
-        return Ready(redis="unavailable")
-    return Ready(redis="connected")
+        return "unavailable"
+    return "connected"
