@@ -159,7 +159,7 @@ class DatabaseSettings(Group):
         SecretStr("sqlite+aiosqlite:///data/app.db"), description="PostgreSQL or SQLite URL"
     )
     pool_size: int = Field(
-        10, ge=1, description="Connections a worker may hold open for requests; readiness has one more"
+        5, ge=1, description="Connections a worker may hold open for requests; readiness has one more"
     )
     pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before answering 503")
     # Less than the pool's: an attempt that began before the database came back ends before those who wait give up.
