@@ -13,7 +13,7 @@
     ├── InvalidRequest        422  the request does not fit its schema
     ├── RateLimited           429  too many requests
     ├── InternalError         500  a bug
-    └── ServiceUnavailable    503  the database is away, full or slow
+    └── ServiceUnavailable    503  the database is away, full or slow, or too many log in
 
 A feature derives its own errors from these, as `EmailTaken(RuleViolated)`, and raises them; routes name them in
 `responses=responses(EmailTaken, …)`, from which the OpenAPI document takes its text and its examples.
@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from app.database import DATABASE_ERRORS, is_unavailable
+from app.security import TooManyHashes
 
 log = structlog.stdlib.get_logger("app.error")
 
@@ -214,6 +215,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_invalid_request)
     for exception in DATABASE_ERRORS:
         app.exception_handler(exception)(_unavailable)
+    app.exception_handler(TooManyHashes)(_too_many_hashes)
 
 
 async def _app_error(_: Request, error: AppError) -> JSONResponse:
@@ -268,4 +270,8 @@ async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     if not is_unavailable(error):
         raise error
     log.warning("database unavailable", reason=f"{type(error).__name__}: {getattr(error, 'orig', error)}")
+    return error_response(ServiceUnavailable)
+
+
+async def _too_many_hashes(_: Request, __: Exception) -> JSONResponse:
     return error_response(ServiceUnavailable)

@@ -2,6 +2,8 @@
 
 import secrets
 from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import jwt
@@ -16,10 +18,20 @@ ALGORITHM = "HS256"
 # One hash takes 64 MiB and a tenth of a second of several cores. More at a time would only wait for each other, and
 # with the 40 threads that are the default a burst of logins would take 2.5 GiB.
 CONCURRENT_HASHES = 2
+# The last of so many waits for about ten seconds. Whoever came after them would have given up by their turn, and the
+# work would still be done.
+WAITING_HASHES = 50
+
+
+class TooManyHashes(Exception):
+    """So many wait for a hash that one more would wait in vain."""
 
 
 class Passwords:
-    """Hashes and verifies passwords by Argon2id (RFC 9106), in threads: the event loop goes on meanwhile."""
+    """Hashes and verifies passwords by Argon2id (RFC 9106), in threads: the event loop goes on meanwhile.
+
+    Where too many wait for that already, it raises TooManyHashes.
+    """
 
     def __init__(self, *, memory_kib: int, time_cost: int, parallelism: int) -> None:
         self._hasher = PasswordHash(
@@ -31,7 +43,8 @@ class Passwords:
 
     async def hash(self, password: str) -> str:
         """Hashes a password with a salt of its own."""
-        return await to_thread.run_sync(self._hasher.hash, password, limiter=self._limiter)
+        async with self._turn():
+            return await to_thread.run_sync(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
         """Compares a password with a hash, or for None with a hash that nothing matches, in the same time.
@@ -40,9 +53,17 @@ class Passwords:
             Whether they match and, where they do and the hash was made with other parameters than today's, a new hash
             to store.
         """
-        return await to_thread.run_sync(
-            self._hasher.verify_and_update, password, password_hash or self._nobodys_hash, limiter=self._limiter
-        )
+        async with self._turn():
+            return await to_thread.run_sync(
+                self._hasher.verify_and_update, password, password_hash or self._nobodys_hash
+            )
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._limiter.statistics().tasks_waiting >= WAITING_HASHES:
+            raise TooManyHashes
+        async with self._limiter:
+            yield
 
 
 class InvalidTokenError(Exception):

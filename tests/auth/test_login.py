@@ -1,6 +1,7 @@
 """Who has the password gets tokens; nobody learns why somebody else does not."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import NAME
 from app.auth.models import RefreshToken
 from app.database import utc_now
-from app.security import CONCURRENT_HASHES, Passwords, Tokens
+from app.security import CONCURRENT_HASHES, WAITING_HASHES, Passwords, Tokens, TooManyHashes
 from app.settings import Settings
 from app.state import State
 from app.users.models import User
@@ -117,6 +118,31 @@ async def test_no_more_hashes_are_made_at_once_than_there_is_memory_for() -> Non
                 group.start_soon(passwords.hash, PASSWORD)
 
     assert most <= CONCURRENT_HASHES
+
+
+async def test_who_would_wait_too_long_for_a_hash_is_refused_at_once(client: httpx.AsyncClient, state: State) -> None:
+    await register(client)
+    passwords, may_end = state["passwords"], threading.Event()
+    with mock.patch.object(passwords._hasher, "hash", side_effect=lambda _: may_end.wait(60)):  # noqa: SLF001  as above
+        waiting = [asyncio.create_task(passwords.hash(PASSWORD)) for _ in range(CONCURRENT_HASHES + WAITING_HASHES)]
+        await asyncio.sleep(0)  # all of them stand in line
+
+        refused = await log_in(client)
+        may_end.set()
+        await asyncio.gather(*waiting)
+
+    assert (refused.status_code, refused.json()["type"]) == (503, "service_unavailable")
+    assert refused.headers["Retry-After"]
+    assert (await log_in(client)).status_code == 200
+
+
+async def test_the_last_who_may_wait_for_a_hash_gets_it() -> None:
+    passwords = Passwords(memory_kib=32, time_cost=1, parallelism=1)
+    served = CONCURRENT_HASHES + WAITING_HASHES
+
+    answers = await asyncio.gather(*(passwords.hash(PASSWORD) for _ in range(served + 3)), return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [str] * served + [TooManyHashes] * 3
 
 
 def test_a_key_that_is_too_short_signs_nothing() -> None:
