@@ -122,15 +122,10 @@ def rows(benchmark: Benchmark) -> Iterator[Row]:
             yield compare(benchmark, "`GET /users/?limit=100`", limit, service, "/users/?limit=100")
         yield from compare_logins(benchmark, service)
         with servers.service(database_url, MAX_REQUESTS="1000") as recycling:
-            never, often = benchmark.in_turns(
-                benchmark.get(service, "/users/me"), benchmark.get(recycling, "/users/me")
-            )
-        yield Row(
-            "`MAX_REQUESTS`, 0 against 1000, on `GET /users/me`",
-            show(never),
-            show(often),
-            ratio(often.rate, never.rate),
-        )
+            for path in ("/health/live", "/users/me"):
+                never, often = benchmark.in_turns(benchmark.get(service, path), benchmark.get(recycling, path))
+                what = f"`MAX_REQUESTS`, 0 against 1000, on `GET {path}`"
+                yield Row(what, show(never), show(often), ratio(often.rate, never.rate))
         settings = DatabaseSettings(url=SecretStr(database_url))
         asyncio.run(migrate(settings, "0001"))  # an index is made faster than it grows
         add_users(database_url, FEW + 1, MANY)
