@@ -274,4 +274,5 @@ async def _unavailable(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _too_many_hashes(_: Request, __: Exception) -> JSONResponse:
-    return error_response(ServiceUnavailable)
+    log.warning("too many passwords wait to be hashed")
+    return error_response(ServiceUnavailable, headers={"Retry-After": "10"})

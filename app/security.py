@@ -2,9 +2,9 @@
 
 import secrets
 from base64 import b64encode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar, TypeVarTuple
 
 import jwt
 from anyio import CapacityLimiter, to_thread
@@ -18,9 +18,12 @@ ALGORITHM = "HS256"
 # One hash takes 64 MiB and a tenth of a second of several cores. More at a time would only wait for each other, and
 # with the 40 threads that are the default a burst of logins would take 2.5 GiB.
 CONCURRENT_HASHES = 2
-# The last of so many waits for about ten seconds. Whoever came after them would have given up by their turn, and the
-# work would still be done.
+# Whoever came after so many would have given up by their turn, and the work would still be done. The last of them waits
+# for ten seconds where each worker has a CPU to itself, and for 25 where five share two, as by default.
 WAITING_HASHES = 50
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class TooManyHashes(Exception):
@@ -28,23 +31,24 @@ class TooManyHashes(Exception):
 
 
 class Passwords:
-    """Hashes and verifies passwords by Argon2id (RFC 9106), in threads: the event loop goes on meanwhile.
-
-    Where too many wait for that already, it raises TooManyHashes.
-    """
+    """Hashes and verifies passwords by Argon2id (RFC 9106), in threads: the event loop goes on meanwhile."""
 
     def __init__(self, *, memory_kib: int, time_cost: int, parallelism: int) -> None:
         self._hasher = PasswordHash(
             [Argon2Hasher(memory_cost=memory_kib, time_cost=time_cost, parallelism=parallelism)]
         )
         self._limiter = CapacityLimiter(CONCURRENT_HASHES)
+        self._in_hand = 0
         salt, digest = (b64encode(secrets.token_bytes(size)).decode().rstrip("=") for size in (16, 32))
         self._nobodys_hash = f"$argon2id$v=19$m={memory_kib},t={time_cost},p={parallelism}${salt}${digest}"
 
     async def hash(self, password: str) -> str:
-        """Hashes a password with a salt of its own."""
-        async with self._turn():
-            return await to_thread.run_sync(self._hasher.hash, password)
+        """Hashes a password with a salt of its own.
+
+        Raises:
+            TooManyHashes: it would have to wait for too long.
+        """
+        return await self._in_turn(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
         """Compares a password with a hash, or for None with a hash that nothing matches, in the same time.
@@ -52,18 +56,20 @@ class Passwords:
         Returns:
             Whether they match and, where they do and the hash was made with other parameters than today's, a new hash
             to store.
-        """
-        async with self._turn():
-            return await to_thread.run_sync(
-                self._hasher.verify_and_update, password, password_hash or self._nobodys_hash
-            )
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if self._limiter.statistics().tasks_waiting >= WAITING_HASHES:
+        Raises:
+            TooManyHashes: it would have to wait for too long.
+        """
+        return await self._in_turn(self._hasher.verify_and_update, password, password_hash or self._nobodys_hash)
+
+    async def _in_turn(self, work: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
+        if self._in_hand >= CONCURRENT_HASHES + WAITING_HASHES:
             raise TooManyHashes
-        async with self._limiter:
-            yield
+        self._in_hand += 1
+        try:
+            return await to_thread.run_sync(work, *arguments, limiter=self._limiter)
+        finally:
+            self._in_hand -= 1
 
 
 class InvalidTokenError(Exception):

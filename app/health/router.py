@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from inspect import signature
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -21,10 +22,13 @@ from app.state import AppRequest
 class _ProbeRoute(APIRoute):
     """Calls the function with the request and nothing else, and takes its response as it is.
 
-    Looking for parameters takes FastAPI a quarter of all that a probe takes, and probes have none.
+    Looking for parameters takes FastAPI a quarter of all that a probe takes, and probes have none. What a route says of
+    its response, as `response_model`, is for the documentation only.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        if len(signature(self.endpoint).parameters) != 1 or self.dependant.dependencies:
+            raise TypeError(f"{self.name}: a probe takes the request alone, and depends on nothing")
         return self.endpoint
 
 
@@ -73,7 +77,7 @@ def _response(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
-# The same answer each time is made once: that is a tenth of all that the request takes.
+# The same answer each time is made once: 12 µs less for a request that takes 45.
 _ALIVE = _response(Alive())
 
 

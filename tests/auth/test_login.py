@@ -12,6 +12,7 @@ import anyio
 import httpx
 import jwt
 import pytest
+import structlog
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -120,19 +121,26 @@ async def test_no_more_hashes_are_made_at_once_than_there_is_memory_for() -> Non
     assert most <= CONCURRENT_HASHES
 
 
-async def test_who_would_wait_too_long_for_a_hash_is_refused_at_once(client: httpx.AsyncClient, state: State) -> None:
+async def test_who_would_wait_too_long_for_a_hash_is_refused_at_once(
+    client: httpx.AsyncClient, state: State, logs: list[structlog.typing.EventDict]
+) -> None:
     await register(client)
     passwords, may_end = state["passwords"], threading.Event()
     with mock.patch.object(passwords._hasher, "hash", side_effect=lambda _: may_end.wait(60)):  # noqa: SLF001  as above
         waiting = [asyncio.create_task(passwords.hash(PASSWORD)) for _ in range(CONCURRENT_HASHES + WAITING_HASHES)]
         await asyncio.sleep(0)  # all of them stand in line
-
-        refused = await log_in(client)
-        may_end.set()
-        await asyncio.gather(*waiting)
+        try:
+            async with asyncio.timeout(10):
+                refused = await log_in(client)
+        finally:
+            may_end.set()
+            await asyncio.gather(*waiting)
 
     assert (refused.status_code, refused.json()["type"]) == (503, "service_unavailable")
-    assert refused.headers["Retry-After"]
+    assert refused.headers["Retry-After"] == "10"
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == [
+        "too many passwords wait to be hashed"
+    ]
     assert (await log_in(client)).status_code == 200
 
 

@@ -73,7 +73,7 @@ def test_it_is_migrated_before_it_starts_and_serves_users(production: Compose) -
 def test_gunicorn_serves_with_as_many_workers_as_its_limit_is_good_for(production: Compose) -> None:
     events = [line["event"] for line in json_lines(production.container("web").log)]
 
-    assert "3 workers (2 x 1 CPUs + 1, by the cgroup's CPU quota), at most 44 database connections" in events
+    assert "3 workers (2 x 1 CPUs + 1, by the cgroup's CPU quota), at most 24 database connections" in events
     assert {line["level"] for line in json_lines(production.container("web").log)} == {"info"}
 
 

@@ -2,17 +2,38 @@
 
 import socket
 from asyncio import timeout
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import SecretStr
 from sqlalchemy import column, select, text
 
+from app.health.router import router
 from app.server import drain
 from app.settings import RedisSettings, Settings
 from tests.conftest import serve
 from tests.test_outages import out_of_reach, with_database
+
+
+async def takes_nothing() -> Response:
+    return Response()
+
+
+async def takes_the_request(_: Request) -> Response:
+    return Response()
+
+
+@pytest.mark.parametrize(
+    ("probe", "dependencies"), [(takes_nothing, []), (takes_the_request, [Depends(takes_nothing)])]
+)
+def test_what_would_not_be_looked_at_is_refused_where_it_is_written(
+    probe: Callable[..., Any], dependencies: list[Any]
+) -> None:
+    with pytest.raises(TypeError, match=probe.__name__):
+        APIRouter(route_class=router.route_class, dependencies=dependencies).get("/probe")(probe)
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/live"])
