@@ -91,7 +91,7 @@ def test_workers_are_counted_by_the_cpus_that_the_container_may_use(image: str, 
         container.is_healthy()
 
         number = int(decision.split(maxsplit=1)[0])
-        assert f"{decision}, at most {11 * (number + 1)} database connections" in events(container, "info")
+        assert f"{decision}, at most {6 * (number + 1)} database connections" in events(container, "info")
         until(lambda: container.log.count("Application startup complete.") == number, f"{number} workers")
 
 
