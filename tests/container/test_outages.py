@@ -27,6 +27,8 @@ SOON = 2
 LONGEST = 10
 # What the two workers may open: two connections for requests, and one for readiness.
 CONNECTIONS = 6
+# What the database takes, from everybody.
+MAX_CONNECTIONS = 20
 # How long the resolver may try to find a name that was asked for while nobody had it. Such lookups cannot be given up,
 # and hold the threads that later ones need.
 LOOKUP = 5
@@ -38,7 +40,7 @@ LONG = 10
 def server(network: str) -> Iterator[Container]:
     """A PostgreSQL that a test may stop."""
     settings = ["--env=POSTGRES_PASSWORD=password", "--health-cmd=pg_isready --host=127.0.0.1", "--health-interval=1s"]
-    command = ("postgres", "-c", "max_connections=20")
+    command = ("postgres", "-c", f"max_connections={MAX_CONNECTIONS}")
     with running("postgres:18-alpine", f"--network={network}", *settings, command=command) as container:
         yield container.is_healthy()
 
@@ -102,13 +104,20 @@ class Outage:
         assert time.monotonic() - self.back_at < SOON
 
 
+async def connect(host: str) -> "asyncpg.Connection[asyncpg.Record]":
+    return await asyncpg.connect(f"postgresql://postgres:password@{host}/postgres")
+
+
 async def answers(host: str) -> bool:
     """Whether a PostgreSQL takes all the connections at once, and answers on each."""
 
     async def ask() -> None:
-        connection = await asyncpg.connect(f"postgresql://postgres:password@{host}/postgres", timeout=1)
-        await connection.fetchval("SELECT 1", timeout=1)
-        await connection.close(timeout=1)
+        async with asyncio.timeout(1):
+            connection = await connect(host)
+            try:
+                await connection.fetchval("SELECT 1")
+            finally:
+                connection.terminate()
 
     results = await asyncio.gather(*(ask() for _ in range(CONNECTIONS)), return_exceptions=True)
     return results == [None] * CONNECTIONS
@@ -190,26 +199,35 @@ def test_a_database_that_cannot_be_reached_is_503_until_it_can_even_at_another_a
     assert it.report.errors
 
 
-def test_when_others_take_all_connections_it_is_503_until_they_leave(service: Container, database: Database) -> None:
-    connect = "psql --username=postgres"
+@contextmanager
+def crowd(database: Database) -> Iterator[None]:
+    """Takes all the connections that a PostgreSQL has, those of the service included, and keeps them."""
+    crowd: list[asyncpg.Connection[asyncpg.Record]] = []
 
-    def signal_workers(name: str) -> None:
-        service.execute("python", "-c", f"import os, signal; os.kill(-1, signal.{name})")
+    async def come() -> None:
+        while len(crowd) < MAX_CONNECTIONS:
+            try:
+                crowd.append(await connect(database.server.ip))
+            except asyncpg.TooManyConnectionsError:
+                others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1"
+                await crowd[0].execute(others, database.name)
 
-    with outage(service, database) as it:
+    async def leave() -> None:
+        await asyncio.gather(*(connection.close(timeout=1) for connection in crowd))
+
+    with asyncio.Runner() as runner:
         try:
-            signal_workers("SIGSTOP")  # else they would be the first to take those that they lose
-            database.server.execute("pkill", "-f", f"^postgres: postgres {database.name}")
-            crowd = f"for _ in $(seq 25); do sleep 600 | {connect} & done; wait"
-            cli("exec", "--detach", database.server.name, "sh", "-c", crowd)
-            full = f"! {connect} --command='SELECT 1' 2>&1"
-            until(lambda: "too many clients" in database.server.execute("sh", "-c", f"{full}; true"), "it is full")
-            signal_workers("SIGCONT")
+            runner.run(come())
+            yield
+        finally:
+            runner.run(leave())
+
+
+def test_when_others_take_all_connections_it_is_503_until_they_leave(service: Container, database: Database) -> None:
+    with outage(service, database) as it:
+        with crowd(database):
             it.shows_in_readiness()
             time.sleep(3)
-        finally:
-            signal_workers("SIGCONT")
-            database.server.execute("sh", "-c", "pkill sleep; true")
         it.is_over()
 
     assert it.report.errors
