@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -19,18 +19,17 @@ from typing import NamedTuple
 from uuid import uuid4
 
 import asyncpg
-from argon2 import PasswordHasher
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from app.migrations import migrate
-from app.security import CONCURRENT_HASHES, Tokens
-from app.settings import AuthSettings, DatabaseSettings
+from app.security import Tokens
+from app.settings import DatabaseSettings
 from benchmarks import load, servers
+from benchmarks.hashes import PASSWORD, argon2, hashes_per_second
 from benchmarks.load import Load
-from benchmarks.servers import SECRET_KEY, WORKERS
+from benchmarks.servers import SECRET_KEY
 
-PASSWORD = "correct horse battery staple"  # noqa: S105  of users who do not exist
 # The first is a superuser. Addresses and names are such that a part of them fits few.
 USERS = """
     INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, credentials_version,
@@ -172,13 +171,15 @@ def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Ro
 def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
     """Measures a page that lies deep, and searches, against the first page, one at a time."""
     deep = "cursor=NTAwMDAw"  # id 500,000
-    queries = {"page 1 against one 500,000 users deep": deep, "page 1 against `q` that fits one": "q=c4ca4238a0b9"}
-    queries |= {"page 1 against `q` that fits all": "q=example"}
-    queries |= {"page 1 against `q` that fits 100": "q=c4ca4"}
-    for what, query in queries.items():
-        first, other = benchmark.in_turns(
-            benchmark.get(service, "/users/", connections=1), benchmark.get(service, f"/users/?{query}", connections=1)
-        )
+    comparisons = {
+        "page 1 against one 500,000 users deep": ("/users/", f"/users/?{deep}"),
+        "the same two pages of `q` that fits all": ("/users/?q=example", f"/users/?q=example&{deep}"),
+        "page 1 against that of `q` that fits all": ("/users/", "/users/?q=example"),
+        "page 1 against `q` that fits 100": ("/users/", "/users/?q=c4ca4"),
+        "page 1 against `q` that fits one": ("/users/", "/users/?q=c4ca4238a0b9"),
+    }
+    for what, paths in comparisons.items():
+        first, other = benchmark.in_turns(*(benchmark.get(service, path, connections=1) for path in paths))
         yield Row(f"1,000,000 users, {what}", show(first), show(other), f"p50 {ratio(other.p50, first.p50)}")
 
 
@@ -210,34 +211,6 @@ def pss_of(pid: int) -> int:
     """A process's share of memory, KiB: what is shared counts in parts."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def hashes_per_second(seconds: int) -> float:
-    """Verifies passwords and does nothing else, in as many processes and threads as the service."""
-    with ProcessPoolExecutor(WORKERS) as executor:
-        return sum(executor.map(_verify, [seconds] * WORKERS)) / seconds
-
-
-def _verify(seconds: int) -> int:
-    hasher = argon2()
-    password_hash = hasher.hash(PASSWORD)
-    deadline = time.monotonic() + seconds
-
-    def verify(_: int) -> int:
-        count = 0
-        while time.monotonic() < deadline:
-            hasher.verify(password_hash, PASSWORD)
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(CONCURRENT_HASHES) as executor:
-        return sum(executor.map(verify, range(CONCURRENT_HASHES)))
-
-
-def argon2() -> PasswordHasher:
-    """The hasher with the parameters that the service has by default."""
-    settings = AuthSettings()
-    return PasswordHasher(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
 
 
 def add_users(database_url: str, first: int, last: int) -> None:

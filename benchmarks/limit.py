@@ -17,7 +17,7 @@ FIELDS = "id, email, full_name, is_active, is_superuser, created_at, updated_at"
 READ = f"SELECT {FIELDS} FROM users WHERE id = $1"  # noqa: S608  no value in it
 LIST = f"SELECT {FIELDS} FROM users ORDER BY id DESC LIMIT $1"  # noqa: S608
 CURSOR = "MTAx"  # of users 200 to 101
-POOL_SIZE = 10
+POOL_SIZE = 5
 
 tokens = Tokens(secret_key=os.environ["SECRET_KEY"], access_lifetime=timedelta(1), refresh_lifetime=timedelta(1))
 

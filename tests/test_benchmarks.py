@@ -9,7 +9,8 @@ import pytest
 
 from app.security import Tokens
 from benchmarks import servers
-from benchmarks.__main__ import FIRST_EMAIL, PASSWORD, add_users
+from benchmarks.__main__ import FIRST_EMAIL, add_users
+from benchmarks.hashes import PASSWORD, hashes_per_second
 from benchmarks.login_timing import mann_whitney
 from tests.conftest import ROOT
 
@@ -31,6 +32,10 @@ def test_the_limit_answers_what_the_service_answers(database_url: str) -> None:
     assert login.status_code == 200
     assert [bound for bound, _ in answers] == [ours for _, ours in answers]
     assert len(answers[-1][0]["items"]) == 100
+
+
+def test_bare_hashes_are_counted_on_every_python() -> None:
+    assert hashes_per_second(0.1) > 0
 
 
 def test_the_time_of_failed_logins_is_compared(clean_environment: dict[str, str]) -> None:
