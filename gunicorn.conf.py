@@ -17,6 +17,7 @@ from app import NAME
 from app.errors import StartupError
 from app.lifespan import prepare
 from app.middleware.security_headers import strict_headers
+from app.server.balance import forget
 from app.server.checks import check_address, check_certificate, check_connections
 from app.server.cpus import available_cpus
 from app.server.drain import drain_on_sigterm
@@ -130,3 +131,8 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no types
     # Each worker is replaced before it leaves, so there may be one more.
     connections = (server.num_workers + 1) * settings.database.connections
     server.log.info("%d workers (%s), at most %d database connections", server.num_workers, source, connections)
+
+
+def child_exit(_server: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no types
+    """Forgets the connections of a worker that has ended, which it may not have done itself."""
+    forget(worker.age)

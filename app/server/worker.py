@@ -16,15 +16,15 @@ import socket
 import ssl
 import sys
 import traceback
-from collections.abc import Callable
 from mmap import mmap
 from types import FrameType
 from typing import Any, ClassVar
 
-from uvicorn import Config, Server
+from uvicorn import Config
 from uvicorn.lifespan import on  # noqa: F401  loaded once, not by each worker for itself
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no types
 
+from app.server.balance import BalancedServer
 from app.server.drain import is_draining
 from app.server.protocol import LimitedProtocol, leave_those_who_do_not_read
 
@@ -100,22 +100,18 @@ def replace_before_leaving(master: Any) -> None:  # noqa: ANN401  gunicorn has n
     master.manage_workers = manage
 
 
-class DrainingServer(Server):
-    """Uvicorn's server, with an ending in two steps: first no new connections, then none at all.
+class DrainingServer(BalancedServer):
+    """A worker's server, with an ending in two steps: first no new connections, then none at all.
 
-    `grace` is the time for requests, in seconds, and `notify` gunicorn's heartbeat. The one byte of `accepting` says to
-    the master whether it can count on this server to accept what waits for it, that of `leaving` whether it takes a
-    successor.
+    `grace` is the time for its last requests, in seconds.
     """
 
-    def __init__(
-        self, config: Config, grace: int, notify: Callable[[], None], *, accepting: mmap, leaving: mmap
-    ) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, worker: "DrainingWorker", grace: int) -> None:
+        super().__init__(config, worker.age)
         self.grace = grace
-        self.notify = notify
-        self.accepting = accepting
-        self.leaving = leaving
+        self.notify = worker.notify
+        self.accepting = worker.accepting
+        self.leaving = worker.leaving
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  the base's
         """Ends in order. Uvicorn would raise the signal again in the end, and so skip `worker_exit` and `atexit`."""
@@ -133,13 +129,13 @@ class DrainingServer(Server):
             await self._wait_for_successor()
         deadline = asyncio.get_running_loop().time() + self.grace
         self.accepting[0] = False
+        self.stop_sharing()
         self._ask_clients_to_leave()
         if is_draining():
             # This worker may be the last to accept what waits in the listeners' queue, where nothing new arrives.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
         # The other workers, if it is not the whole server that ends, go on accepting from the same sockets.
-        for server in self.servers:
-            server.close()
+        await self.stop_listening()
         await asyncio.sleep(LAST_REQUESTS_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
@@ -209,6 +205,8 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         # waits for them without end, until gunicorn kills it.
         self.config.timeout_graceful_shutdown = 1
         # A worker is made in the master and then forked: the event loop is loaded for all, and these bytes are shared.
+        # They say to the master whether it can count on this worker to accept what waits, and whether it takes a
+        # successor.
         self.config.get_loop_factory()
         self.accepting = mmap(-1, 1)
         self.leaving = mmap(-1, 1)
@@ -240,5 +238,4 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]  # an untyped class
         # been given the same number since.
         sockets = [listener.sock for listener in self.sockets]
         leave_those_who_do_not_read(sockets)
-        server = DrainingServer(self.config, grace, self.notify, accepting=self.accepting, leaving=self.leaving)
-        await server.serve(sockets)
+        await DrainingServer(self.config, self, grace).serve(sockets)

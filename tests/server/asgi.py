@@ -33,6 +33,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         log.info("a request is waiting")
         await asyncio.sleep(float(argument))
     elif way == "block":
+        log.info("the worker is blocked")
         time.sleep(float(argument))  # noqa: ASYNC251  what a real mistake looks like
     elif way == "draining":
         body = str(is_draining()).encode()

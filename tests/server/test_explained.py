@@ -21,6 +21,7 @@ DESCRIBED = {
     "group": "",
     "on_starting": "",
     "when_ready": "",
+    "child_exit": "",
 }
 
 

@@ -42,7 +42,7 @@ def test_the_worker_runs_in_another_project_with_nothing_but_its_own_files(
 ) -> None:
     project = tmp_path / "project"
     (project / "app" / "server").mkdir(parents=True)
-    for name in ("worker.py", "protocol.py", "drain.py", "cpus.py"):
+    for name in ("worker.py", "balance.py", "protocol.py", "drain.py", "cpus.py"):
         (project / "app" / "server" / name).symlink_to(ROOT / "app" / "server" / name)
     for name in ("asgi.py", "small_conf.py"):
         (project / name).symlink_to(Path(__file__).with_name(name))
