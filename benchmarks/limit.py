@@ -1,4 +1,4 @@
-"""The limit: as little code as answers the same requests, on the same server, driver and database.
+"""The limit: as little code as answers the same requests, on Uvicorn and the same driver and database.
 
 No framework, no validation, no middleware, no log, no limiter. A path, the token, one query, bytes.
 """

@@ -135,7 +135,7 @@ class DrainingServer(BalancedServer):
             # This worker may be the last to accept what waits in the listeners' queue, where nothing new arrives.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
         # The other workers, if it is not the whole server that ends, go on accepting from the same sockets.
-        await self.stop_listening()
+        self.stop_listening()
         await asyncio.sleep(LAST_REQUESTS_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
@@ -151,7 +151,8 @@ class DrainingServer(BalancedServer):
             os.kill(os.getppid(), signal.SIGCHLD)  # for it to look at its workers
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUCCESSOR_SECONDS):
-                while _beginnings[0] == beginnings and not self.should_exit:  # noqa: ASYNC110  nothing to wait on
+                while _beginnings[0] == beginnings and not self.should_exit:
+                    self.count()
                     await asyncio.sleep(0.02)
 
     def _ask_clients_to_leave(self) -> None:

@@ -202,18 +202,21 @@ def test_a_database_that_cannot_be_reached_is_503_until_it_can_even_at_another_a
 @contextmanager
 def crowd(database: Database) -> Iterator[None]:
     """Takes all the connections that a PostgreSQL has, those of the service included, and keeps them."""
-    crowd: list[asyncpg.Connection[asyncpg.Record]] = []
+    taken: list[asyncpg.Connection[asyncpg.Record]] = []
 
     async def come() -> None:
-        while len(crowd) < MAX_CONNECTIONS:
-            try:
-                crowd.append(await connect(database.server.ip))
-            except asyncpg.TooManyConnectionsError:
-                others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1"
-                await crowd[0].execute(others, database.name)
+        async with asyncio.timeout(PATIENCE):
+            taken.append(await connect(database.server.ip))
+            while len(taken) < MAX_CONNECTIONS:
+                try:
+                    taken.append(await connect(database.server.ip))
+                except asyncpg.TooManyConnectionsError:
+                    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1"
+                    await taken[0].execute(others, database.name)
 
     async def leave() -> None:
-        await asyncio.gather(*(connection.close(timeout=1) for connection in crowd))
+        for connection in taken:
+            connection.terminate()
 
     with asyncio.Runner() as runner:
         try:

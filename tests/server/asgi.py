@@ -1,12 +1,14 @@
 """A small application that does to a worker what applications do."""
 
 import asyncio
+import json
 import logging
 import os
 import time
 
 from starlette.types import Receive, Scope, Send
 
+from app.server.balance import CONNECTIONS
 from app.server.drain import is_draining
 
 log = logging.getLogger("gunicorn.error")
@@ -23,7 +25,7 @@ noisy = Noisy()
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers each request with the worker's process id, in the way and after the seconds or bytes of its path."""
+    """Answers each request with the worker's process id, or what its path asks for, in the way that it says."""
     if scope["type"] == "lifespan":
         await live(receive, send)
         return
@@ -35,6 +37,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     elif way == "block":
         log.info("the worker is blocked")
         time.sleep(float(argument))  # noqa: ASYNC251  what a real mistake looks like
+    elif way == "counted":
+        body = json.dumps([count - 1 for count in CONNECTIONS if count]).encode()
     elif way == "draining":
         body = str(is_draining()).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})

@@ -1,16 +1,18 @@
 """How connections that come at once, and are kept, are shared among workers."""
 
+import os
+import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
 
+import httpx
 import pytest
 
-from app.server import balance
+from tests.certificates import TLS
 from tests.processes import PATIENCE, until
-from tests.server.conftest import Conf, Gunicorn, Start, get
+from tests.server.conftest import Gunicorn, Start, get
 
 # What each worker may have open.
 FILES = 300
@@ -23,38 +25,39 @@ def connected(server: Gunicorn, times: int) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(socket.create_connection(server.address, PATIENCE)) for _ in range(times)]
 
 
-def ask(client: socket.socket, path: str) -> None:
+def send(client: socket.socket, path: str) -> None:
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
 
 
 def worker_of(client: socket.socket) -> bytes:
-    """The process that answers on a connection; nothing where it has been closed."""
+    """The process that answers on a connection."""
     answer = b""
     while not answer.endswith(b"0\r\n\r\n"):
-        try:
-            received = client.recv(1000)
-        except ConnectionResetError:
-            received = b""
-        if not received:
-            return b""
-        answer += received
+        answer += (received := client.recv(1000))
+        assert received, "closed without an answer"
     return answer.split(b"\r\n")[-4]
 
 
-@pytest.fixture
-def two_workers(start: Start) -> Gunicorn:
-    server = start(WEB_CONCURRENCY="2", FILES=str(FILES))
-    until(lambda: len({get(server, "/at/once").text for _ in range(10)}) == 2, "both accept")
+def counted(server: Gunicorn) -> list[int]:
+    """The connections of each worker that accepts."""
+    counts: list[int] = get(server, "/counted/").json()
+    return counts
+
+
+@pytest.fixture(params=["app.server.worker.DrainingWorker", "tests.server.asyncio_worker.AsyncioWorker"])
+def two_workers(request: pytest.FixtureRequest, start: Start) -> Gunicorn:
+    server = start(f"--worker-class={request.param}", WEB_CONCURRENCY="2", FILES=str(FILES))
+    until(lambda: len(counted(server)) == 2, "both accept")
     return server
 
 
 @pytest.fixture
 def blocked(two_workers: Gunicorn) -> Iterator[bytes]:
-    """One of the two, which does nothing for some seconds."""
+    """One of the two, which does nothing until the end."""
     with connected(two_workers, 1) as (client,):
-        ask(client, "/at/once")
+        send(client, "/at/once")
         worker = worker_of(client)
-        ask(client, "/block/3")
+        send(client, "/block/25")
         two_workers.says("the worker is blocked")
         yield worker
 
@@ -62,17 +65,44 @@ def blocked(two_workers: Gunicorn) -> Iterator[bytes]:
 def test_each_worker_gets_its_part_of_them(two_workers: Gunicorn) -> None:
     with connected(two_workers, 200) as clients:
         for client in clients:
-            ask(client, "/at/once")
+            send(client, "/at/once")
         parts = Counter(worker_of(client) for client in clients)
 
     assert len(parts) == 2
     assert min(parts.values()) >= 50
 
 
+def test_those_that_have_not_begun_with_tls_count(start: Start, tls: TLS) -> None:
+    server = start(f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}", WEB_CONCURRENCY="2")
+    url = f"{server.url.replace('http', 'https')}/counted/"
+
+    def counted() -> list[int]:
+        counts: list[int] = httpx.get(url, verify=tls.client, timeout=PATIENCE).json()
+        return counts
+
+    until(lambda: len(counted()) == 2, "both accept")
+    with connected(server, 200):
+        until(lambda: sum(counted()) >= 200, "all are accepted")
+
+        assert min(counted()) >= 50
+
+
+def test_what_is_no_tls_harms_nothing(start: Start, tls: TLS) -> None:
+    server = start(f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
+    with connected(server, 1) as (client,):
+        send(client, "/at/once")
+        assert client.recv(1000) in {b"", b"\x15\x03\x01\x00\x02\x02F"}  # an alert, or nothing
+
+    answer = httpx.get(f"{server.url.replace('http', 'https')}/at/once", verify=tls.client, timeout=PATIENCE)
+
+    assert answer.status_code == 200
+    assert "exception" not in server.log.lower()
+
+
 def test_a_worker_that_is_blocked_leaves_all_to_the_other(two_workers: Gunicorn, blocked: bytes) -> None:
     with connected(two_workers, 50) as clients:
         for client in clients:
-            ask(client, "/at/once")
+            send(client, "/at/once")
         parts = Counter(worker_of(client) for client in clients)
 
     assert parts.total() == 50
@@ -81,16 +111,29 @@ def test_a_worker_that_is_blocked_leaves_all_to_the_other(two_workers: Gunicorn,
 
 def test_a_worker_with_no_file_left_accepts_again_when_it_has(two_workers: Gunicorn, blocked: bytes) -> None:
     with connected(two_workers, FILES):
-        two_workers.says("Too busy to share connections: OSError(24, 'Too many open files')")
+        two_workers.says("No connection is accepted for 1 s: [Errno 24] Too many open files")
 
     with connected(two_workers, 1) as (client,):
-        ask(client, "/at/once")
-        assert worker_of(client) not in {b"", blocked}
+        send(client, "/at/once")
+        assert worker_of(client) != blocked
 
 
-def test_a_worker_that_has_ended_counts_no_more(conf: Conf) -> None:
-    balance.CONNECTIONS[7] = 1
+def test_a_worker_that_is_killed_counts_no_more(two_workers: Gunicorn) -> None:
+    os.kill(int(get(two_workers, "/at/once").text), signal.SIGKILL)
+    two_workers.says("Application startup complete.", 3)
 
-    conf()["child_exit"](None, SimpleNamespace(age=7))
+    until(lambda: len(counted(two_workers)) == 2, "two workers count")
 
-    assert balance.CONNECTIONS[7] == 0
+
+def test_a_worker_that_is_leaving_counts_no_more(start: Start) -> None:
+    server = start()
+    with connected(server, 1) as (client,):
+        send(client, "/wait/3600")
+        server.says("a request is waiting")
+        server.send(signal.SIGHUP)
+
+        until(lambda: counted(server) == [1], "the new worker alone counts")
+
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):  # the old one is still there
+            client.recv(1)
