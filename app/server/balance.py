@@ -7,7 +7,6 @@ second. So each says how many it has, and one that has far more than another sta
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 from mmap import mmap
@@ -19,10 +18,9 @@ log = logging.getLogger("uvicorn.error")
 # A worker has too many connections when they are twice as many as another's, and so many more. Fewer would have workers
 # stand back under short connections too, of which they take as many as they can serve by themselves.
 TOLERANCE = 8
-# How long a worker stands back, in seconds. Where the other is too busy to come, it is this that a connection waits.
+# How long a worker stands back, in seconds. While another has few because it is stuck, the rest accept one in as much.
 MOMENT = 0.001
 # Likewise, where the system has no file or no memory for another connection.
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 EXHAUSTED_SECONDS = 1.0
 
 # The connections of each worker and one more, 0 where none accepts: memory that all share, as it is made in the master.
@@ -68,6 +66,12 @@ class BalancedServer(Server):
         forget(self.number)
         self._listen()
 
+    def accept_what_waits(self) -> None:
+        """Accepts all that waits in the listeners' queue, where nothing new arrives."""
+        for listener in self.listeners:
+            while self._accept(listener):
+                pass
+
     def stop_listening(self) -> None:
         """Leaves what waits in the listeners' queue, and what comes, to the other workers."""
         for listener in self.listeners:
@@ -86,21 +90,23 @@ class BalancedServer(Server):
             loop.remove_reader(listener)
         loop.call_later(seconds, self._listen)
 
-    def _accept(self, listener: socket.socket) -> None:
-        """Accepts one connection, where asyncio's own servers accept all that there are: others may want some."""
+    def _accept(self, listener: socket.socket) -> bool:
+        """Accepts one connection, if there is one, and not all of them: others may want some."""
         try:
             connection, _ = listener.accept()
-        except OSError as error:  # most often another worker was faster, or the client has left
-            if error.errno in EXHAUSTED:
-                log.warning("No connection is accepted for %d s: %s", EXHAUSTED_SECONDS, error)
-                self._stand_back(EXHAUSTED_SECONDS)
-            return
+        except (BlockingIOError, ConnectionError):  # another worker was faster, or the client has left
+            return False
+        except OSError as error:
+            log.warning("No connection is accepted for %d s: %s", EXHAUSTED_SECONDS, error)
+            self._stand_back(EXHAUSTED_SECONDS)
+            return False
         connection.setblocking(False)
         task = asyncio.create_task(self._begin(connection))
         self.arriving.add(task)
         task.add_done_callback(self.arriving.discard)
         if self.is_sharing and self.count() >= 2 * (min(filter(None, CONNECTIONS)) - 1) + TOLERANCE:
             self._stand_back(MOMENT)
+        return True
 
     async def _begin(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the client has left, or does not speak TLS

@@ -132,8 +132,9 @@ class DrainingServer(BalancedServer):
         self.stop_sharing()
         self._ask_clients_to_leave()
         if is_draining():
-            # This worker may be the last to accept what waits in the listeners' queue, where nothing new arrives.
+            # This worker may be the last to accept what waits, however much it has to do.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
+            self.accept_what_waits()
         # The other workers, if it is not the whole server that ends, go on accepting from the same sockets.
         self.stop_listening()
         await asyncio.sleep(LAST_REQUESTS_SECONDS)
