@@ -51,7 +51,7 @@ def worker_class(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def two_workers(worker_class: str, start: Start) -> Gunicorn:
-    server = start(worker_class, WEB_CONCURRENCY="2", FILES=str(FILES))
+    server = start(worker_class, WEB_CONCURRENCY="2")
     until(lambda: len(counted(server)) == 2, "both accept")
     return server
 
@@ -75,6 +75,8 @@ def test_each_worker_gets_its_part_of_them(two_workers: Gunicorn) -> None:
 
     assert len(parts) == 2
     assert min(parts.values()) >= 50
+    two_workers.send(signal.SIGTERM)
+    assert two_workers.ends() == 0
 
 
 def test_those_that_have_not_begun_with_tls_count(worker_class: str, start: Start, tls: TLS) -> None:
@@ -114,13 +116,14 @@ def test_a_worker_that_is_blocked_leaves_all_to_the_other(two_workers: Gunicorn,
     assert blocked not in parts
 
 
-def test_a_worker_with_no_file_left_accepts_again_when_it_has(two_workers: Gunicorn, blocked: bytes) -> None:
-    with connected(two_workers, FILES):
-        two_workers.says("No connection is accepted for 1 s: [Errno 24] Too many open files")
+def test_a_worker_with_no_file_left_accepts_again_when_it_has(worker_class: str, start: Start) -> None:
+    server = start(worker_class, FILES=str(FILES))
+    with connected(server, FILES):
+        server.says("No connection is accepted for 1 s: [Errno 24] Too many open files")
 
-    with connected(two_workers, 1) as (client,):
-        send(client, "/at/once")
-        assert worker_of(client) != blocked
+    assert get(server, "/at/once").status_code == 200
+    server.send(signal.SIGTERM)
+    assert server.ends() == 0
 
 
 def test_a_worker_that_is_killed_counts_no_more(two_workers: Gunicorn) -> None:
