@@ -104,7 +104,7 @@ class BalancedServer(Server):
         task = asyncio.create_task(self._begin(connection))
         self.arriving.add(task)
         task.add_done_callback(self.arriving.discard)
-        if self.is_sharing and self.count() >= 2 * (min(filter(None, CONNECTIONS)) - 1) + TOLERANCE:
+        if self.is_sharing and self.count() >= 2 * (min(filter(None, CONNECTIONS), default=1) - 1) + TOLERANCE:
             self._stand_back(MOMENT)
         return True
 

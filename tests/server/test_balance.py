@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from ssl import SSLContext
 
 import httpx
 import pytest
@@ -38,9 +39,9 @@ def worker_of(client: socket.socket) -> bytes:
     return answer.split(b"\r\n")[-4]
 
 
-def counted(server: Gunicorn) -> list[int]:
+def counted(url: str, verify: SSLContext | bool = True) -> list[int]:
     """The connections of each worker that accepts."""
-    counts: list[int] = get(server, "/counted/").json()
+    counts: list[int] = httpx.get(f"{url}/counted/", verify=verify, timeout=PATIENCE).json()
     return counts
 
 
@@ -52,7 +53,7 @@ def worker_class(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def two_workers(worker_class: str, start: Start) -> Gunicorn:
     server = start(worker_class, WEB_CONCURRENCY="2")
-    until(lambda: len(counted(server)) == 2, "both accept")
+    until(lambda: len(counted(server.url)) == 2, "both accept")
     return server
 
 
@@ -81,17 +82,12 @@ def test_each_worker_gets_its_part_of_them(two_workers: Gunicorn) -> None:
 
 def test_those_that_have_not_begun_with_tls_count(worker_class: str, start: Start, tls: TLS) -> None:
     server = start(worker_class, f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}", WEB_CONCURRENCY="2")
-    url = f"{server.url.replace('http', 'https')}/counted/"
-
-    def counted() -> list[int]:
-        counts: list[int] = httpx.get(url, verify=tls.client, timeout=PATIENCE).json()
-        return counts
-
-    until(lambda: len(counted()) == 2, "both accept")
+    url = server.url.replace("http", "https")
+    until(lambda: len(counted(url, tls.client)) == 2, "both accept")
     with connected(server, 200):
-        until(lambda: sum(counted()) >= 200, "all are accepted")
+        until(lambda: sum(counted(url, tls.client)) >= 200, "all are accepted")
 
-        assert min(counted()) >= 50
+        assert min(counted(url, tls.client)) >= 50
 
 
 def test_what_is_no_tls_harms_nothing(worker_class: str, start: Start, tls: TLS) -> None:
@@ -130,7 +126,7 @@ def test_a_worker_that_is_killed_counts_no_more(two_workers: Gunicorn) -> None:
     os.kill(int(get(two_workers, "/at/once").text), signal.SIGKILL)
     two_workers.says("Application startup complete.", 3)
 
-    until(lambda: len(counted(two_workers)) == 2, "two workers count")
+    until(lambda: len(counted(two_workers.url)) == 2, "two workers count")
 
 
 def test_a_worker_that_is_leaving_counts_no_more(start: Start) -> None:
@@ -140,7 +136,7 @@ def test_a_worker_that_is_leaving_counts_no_more(start: Start) -> None:
         server.says("a request is waiting")
         server.send(signal.SIGHUP)
 
-        until(lambda: counted(server) == [1], "the new worker alone counts")
+        until(lambda: counted(server.url) == [1], "the new worker alone counts")
 
         client.setblocking(False)
         with pytest.raises(BlockingIOError):  # the old one is still there
