@@ -48,6 +48,10 @@ ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PATH="/opt/venv/bin:$PATH"
 
+# How long the resolver waits for a name server that does not answer; by default 5 seconds, in which a connection has long
+# been given up, while the lookup goes on and holds one of the few threads that later lookups need.
+ENV RES_OPTIONS=timeout:1
+
 # By number, as Kubernetes' runAsNonRoot cannot check a name. Not `-r`: 10001 is no user of the host's. With no date,
 # or /etc/shadow would have that of the build.
 RUN groupadd --gid 10001 appuser \
