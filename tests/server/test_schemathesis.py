@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,20 +60,26 @@ def test_whatever_is_sent_the_answer_is_as_documented(
     # The same cases each time: what fails here was broken by the change. `--seed` finds others.
     effort = [f"--max-examples={examples}", "--seed=1", f"--include-name-regex=^({routes})$"]
 
-    attack = subprocess.run(
-        [SCHEMATHESIS, f"--config-file={CONFIG}", "run", f"{server.url}/openapi.json", "--checks=all", *effort],
-        cwd=server.folder,
-        env=clean_environment | service | {"CALLER": caller, "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=MINUTES * 60,
-    )
-
-    assert attack.returncode == 0, attack.stdout + attack.stderr
-    (cases,) = re.findall(r"(\d+) generated, \1 passed", attack.stdout)
+    output = server.folder / "attack.log"
+    with (
+        output.open("w") as file,
+        subprocess.Popen(
+            [SCHEMATHESIS, f"--config-file={CONFIG}", "run", f"{server.url}/openapi.json", "--checks=all", *effort],
+            cwd=server.folder,
+            env=clean_environment | service | {"CALLER": caller, "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ) as attack,
+    ):
+        try:
+            attack.wait(MINUTES * 60)
+        except subprocess.TimeoutExpired:
+            attack.send_signal(signal.SIGABRT)  # to have it say where it is
+    said = output.read_text()
+    assert attack.returncode == 0, f"{said}\nThe last that the server says: {server.log[-2000:]}"
+    (cases,) = re.findall(r"(\d+) generated, \1 passed", said)
     assert int(cases) > least
-    ((selected, total),) = re.findall(r"Selected: (\d+)/(\d+)\n +Tested: \1\n", attack.stdout)
+    ((selected, total),) = re.findall(r"Selected: (\d+)/(\d+)\n +Tested: \1\n", said)
     lines = map(json.loads, server.log.splitlines())
     done = {(line["method"], line["path"]) for line in lines if line["event"] == "request" and line["status"] < 300}
     if routes == ALL:
@@ -81,6 +88,6 @@ def test_whatever_is_sent_the_answer_is_as_documented(
         assert done > {("POST", "/users/"), ("POST", "/auth/login"), ("POST", "/auth/logout")}
     if caller == "superuser":  # others get few answers that lead anywhere
         # Answers led to other requests: a user who was created, for one, was then asked for.
-        assert int(re.findall(r"API Links: +(\d+) covered", attack.stdout)[0]) > 0
+        assert int(re.findall(r"API Links: +(\d+) covered", said)[0]) > 0
     assert '"level": "error"' not in server.log
     assert "Traceback" not in server.log
