@@ -50,7 +50,10 @@ def main() -> None:
     except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D at a question
         sys.exit(130)  # as a shell reports a command that Ctrl-C ended
     except EmailTaken:
-        sys.exit("That address has an account already, which is left as it is. A superuser can promote it.")
+        sys.exit(
+            "That address has an account already, which is left as it is. "
+            "A superuser can promote it; create one with another address if there is none."
+        )
 
 
 def _read_user(email: str | None, full_name: str | None) -> UserCreate:
@@ -61,8 +64,8 @@ def _read_user(email: str | None, full_name: str | None) -> UserCreate:
         password = getpass.getpass()
         if getpass.getpass("Password, once more: ") != password:
             sys.exit("The passwords differ.")
-    elif email and full_name:
-        password = sys.stdin.readline().rstrip("\r\n")
+    elif email and full_name and (line := sys.stdin.readline()):
+        password = line.rstrip("\r\n")
     else:
         sys.exit("Without a terminal, give --email and --full-name, and the password on standard input.")
     try:

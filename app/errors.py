@@ -266,10 +266,15 @@ def _field_error(fault: dict[str, Any]) -> FieldError:
     return FieldError(field=path, message=message)
 
 
+def warn_of_outage(error: Exception) -> None:
+    """Logs what kept the database from answering."""
+    log.warning("database unavailable", reason=f"{type(error).__name__}: {getattr(error, 'orig', error)}")
+
+
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     if not is_unavailable(error):
         raise error
-    log.warning("database unavailable", reason=f"{type(error).__name__}: {getattr(error, 'orig', error)}")
+    warn_of_outage(error)
     return error_response(ServiceUnavailable)
 
 

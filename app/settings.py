@@ -1,8 +1,9 @@
 """Everything that can be set from outside: typed, grouped, and, but for the health check, read here alone."""
 
+import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
@@ -272,11 +273,17 @@ class _Environment(PydanticBaseSettingsSource):
     def _values(self) -> dict[str, str | None]:
         """The value of each variable, by its name in lower case."""
         variables = EnvSettingsSource(self.settings_cls).env_vars
-        base = DotEnvSettingsSource(self.settings_cls, env_file=".env").env_vars
+        base = self._read_file(".env")
         environment = variables.get("environment") or base.get("environment") or "development"
-        overlay = DotEnvSettingsSource(self.settings_cls, env_file=f".env.{environment}").env_vars
+        overlay = self._read_file(f".env.{environment}")
         values = {**base, **overlay, **variables, "environment": environment}
         return values | _read_secrets(Path(values.get("secrets_dir") or "/run/secrets"))
+
+    def _read_file(self, name: str) -> Mapping[str, str | None]:
+        try:
+            return DotEnvSettingsSource(self.settings_cls, env_file=name).env_vars
+        except (OSError, UnicodeDecodeError) as error:
+            raise SystemExit(f"{name} cannot be read by user {os.getuid()}: {type(error).__name__}") from error
 
 
 def _read_secrets(directory: Path) -> dict[str, str | None]:

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -87,7 +88,7 @@ async def test_an_account_that_is_there_is_not_promoted(
     [
         ([], "", "Without a terminal, give --email and --full-name"),
         (["--email", "root@example.com", "--full-name", "Root"], "short\n", "password: "),
-        (["--email", "root@example.com", "--full-name", "Root"], "", "password: "),
+        (["--email", "root@example.com", "--full-name", "Root"], "", "and the password on standard input"),
         (["--email", "nonsense", "--full-name", "Root"], f"{PASSWORD}\n", "email: "),
         (["--password", PASSWORD], "", "unrecognized arguments"),
     ],
@@ -102,6 +103,12 @@ def test_what_is_missing_or_wrong_is_said(
     assert "Traceback" not in result.stderr
 
 
+def _begin_on_terminal() -> None:
+    """Makes Ctrl-C a signal, one that is not ignored, as it is in what a shell starts in the background."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def on_a_terminal(command: Command, *arguments: str, answers: dict[str, str]) -> tuple[int, str]:
     """Runs a command on a pseudo-terminal and types each answer when its question appears."""
     controller, terminal = pty.openpty()
@@ -113,7 +120,7 @@ def on_a_terminal(command: Command, *arguments: str, answers: dict[str, str]) ->
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  so that Ctrl-C is a signal; no threads
+        preexec_fn=_begin_on_terminal,  # noqa: PLW1509  there are no threads
     )
     os.close(terminal)
     shown, deadline, questions = "", time.monotonic() + 60, list(answers)

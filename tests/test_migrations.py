@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
@@ -123,18 +124,26 @@ async def test_a_database_that_is_not_migrated_is_refused_with_the_remedy(
     await prepare(settings)
 
 
-async def test_a_database_of_a_later_release_is_fine(settings: Settings, database: DatabaseSettings) -> None:
+@pytest.mark.parametrize("migrates", [False, True])
+async def test_a_database_of_a_later_release_is_left_as_it_is(
+    settings: Settings, database: DatabaseSettings, logs: list[structlog.typing.EventDict], *, migrates: bool
+) -> None:
     engine = create_engine(database)
     async with engine.begin() as connection:
         newest = await connection.scalar(text("SELECT version_num FROM alembic_version"))
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
 
     try:
-        await prepare(settings)
+        database = database.model_copy(update={"migrate": migrates})
+        await prepare(settings.model_copy(update={"database": database}))
     finally:
         async with engine.begin() as connection:
+            left = await connection.scalar(text("SELECT version_num FROM alembic_version"))
             await connection.execute(text("UPDATE alembic_version SET version_num = :newest"), {"newest": newest})
         await engine.dispose()
+
+    assert left == "9999"
+    assert [entry["log_level"] for entry in logs if entry.get("revision") == "9999"] == ["warning"] * migrates
 
 
 async def test_five_processes_that_migrate_at_once_are_one_migration(

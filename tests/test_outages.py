@@ -63,7 +63,9 @@ async def full_server() -> AsyncIterator[str]:
         yield f"postgresql+asyncpg://user@127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
 
 
-async def test_a_server_that_takes_no_more_connections_is_503(settings: Settings, full_server: str) -> None:
+async def test_a_server_that_takes_no_more_connections_is_503_and_the_log_says_why(
+    settings: Settings, full_server: str, logs: list[structlog.typing.EventDict]
+) -> None:
     async with serve(with_database(settings, url=SecretStr(full_server)), prepared=True) as service:
         auth = {"Authorization": f"Bearer {service.state['tokens'].issue(1)}"}
         responses = [
@@ -73,6 +75,9 @@ async def test_a_server_that_takes_no_more_connections_is_503(settings: Settings
         ]
 
     assert [response.status_code for response in responses] == [503, 503, 503]
+    reasons = [entry["reason"] for entry in logs if entry["event"] == "database unavailable"]
+    assert len(reasons) == 3
+    assert all("too many clients" in reason for reason in reasons)
 
 
 async def test_a_logout_that_did_not_happen_is_not_confirmed(settings: Settings) -> None:

@@ -204,6 +204,15 @@ def test_a_secret_file_that_cannot_be_read_is_said(empty_surroundings: Path) -> 
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", [".env", ".env.test"])
+def test_a_file_that_cannot_be_read_is_said(empty_surroundings: Path, name: str) -> None:
+    (empty_surroundings / ".env").write_text("ENVIRONMENT=test")
+    (empty_surroundings / name).write_bytes(b"SECRET_KEY=hunter2\xff")
+
+    with pytest.raises(SystemExit, match=rf"^{name} cannot be read by user \d+: UnicodeDecodeError$"):
+        load_settings()
+
+
 def test_elsewhere_a_missing_secret_is_random() -> None:
     first, second = load_settings(), load_settings()
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from app.database import DATABASE_ERRORS, is_unavailable
-from app.errors import InternalError, PayloadTooLarge, ServiceUnavailable, responses
+from app.errors import InternalError, PayloadTooLarge, ServiceUnavailable, responses, warn_of_outage
 from app.limiter import REDIS_SECONDS
 from app.server.drain import is_draining
 from app.state import AppRequest
@@ -113,6 +113,7 @@ async def ready(request: AppRequest) -> Response:
     except (TimeoutError, *DATABASE_ERRORS) as error:
         if not isinstance(error, TimeoutError) and not is_unavailable(error):
             raise
+        warn_of_outage(error)
         raise DatabaseUnavailable from error
 
     return _response(Ready(redis=await _redis(request)))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -15,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import create_engine
 from app.settings import DatabaseSettings
+
+log = structlog.stdlib.get_logger("app.migrations")
 
 # A migration may take longer than any request, and may wait for another process that runs it.
 MIGRATION_SECONDS = 3600.0
@@ -44,7 +47,10 @@ def _leave_foreign_keys_alone(connection: DBAPIConnection, _: object) -> None:
 
 
 async def migrate(settings: DatabaseSettings, revision: str = "head") -> None:
-    """Brings the database to a revision; processes that do so at once wait for the first, and find it done."""
+    """Brings the database to a revision; processes that do so at once wait for the first, and find it done.
+
+    A schema of a later release is left as it is: whoever goes back to this one wants to serve.
+    """
     engine = create_migration_engine(settings)
     try:
         async with engine.begin() as connection:
@@ -73,15 +79,25 @@ def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
 def _run(connection: Connection, revision: str) -> None:
     config = alembic_config()
     config.attributes["connection"] = connection
-    if revision == "head":
+    if revision != "head":
+        command.downgrade(config, revision)
+    elif (current := _current_revision(connection)) in (None, *_known_revisions()):
         command.upgrade(config, revision)
     else:
-        command.downgrade(config, revision)
+        log.warning("the schema is of a later release, and left as it is", revision=current)
 
 
 async def is_migration_pending(engine: AsyncEngine) -> bool:
     """Whether the schema is older than this code. A newer one, of a release that is being rolled out, is fine."""
-    known = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
     async with engine.connect() as connection:
-        current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
-    return current is None or current in known[1:]  # newest first
+        current = await connection.run_sync(_current_revision)
+    return current in (None, *_known_revisions()[1:])
+
+
+def _current_revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _known_revisions() -> list[str]:
+    """All of this code's, newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]

@@ -13,7 +13,7 @@ import pytest
 from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import Compose, cli, composed, json_lines
-from tests.container.service import CREDENTIALS, PERSON, SPOILED
+from tests.container.service import CREDENTIALS, PERSON, SPOIL
 from tests.processes import PATIENCE, until
 from tests.test_readme import MAKE_SECRETS, UP
 
@@ -162,7 +162,7 @@ def test_a_migration_that_fails_keeps_the_web_from_starting(project: Callable[[]
     compose = project()
     compose("up", "--detach", "--wait", "db")
     psql = ["psql", "--username=app", "--dbname=app", "--quiet"]
-    compose("exec", "-T", "db", *psql, f"--command={SPOILED['a table of that name is there already']}")
+    compose("exec", "-T", "db", *psql, f"--command={SPOIL}")
 
     with pytest.raises(pytest.fail.Exception, match='service "migrate" didn\'t complete successfully: exit 1'):
         up(compose)

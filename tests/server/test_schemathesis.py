@@ -1,5 +1,6 @@
 """Thousands of requests that nobody thought of: each is answered as documented, and none by a 5xx."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,16 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 import pytest
 
 from tests.conftest import NO_LIMIT, REQUIRE_ALL, SECRET_KEY
-from tests.server.conftest import Start
+from tests.server.conftest import Gunicorn, Start, get
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 MINUTES = 10
+QUIET_SECONDS = 60
 ALL = ".*"
 # What anybody may ask for: of the rest, nobody is told but that they are nobody.
 PUBLIC = "GET /health.*|POST /auth/.*|POST /users/"
@@ -39,6 +42,27 @@ ATTACKS = {
 }
 
 
+def attack(server: Gunicorn, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Runs schemathesis, and gives its status and what it says.
+
+    Where it asks for nothing for a minute, it has to say where it is stuck. That was seen in one of about 70 runs on
+    Python 3.11: in the middle of a garbage collection, in the deletion from a dictionary of its own, without end.
+    """
+    output = server.folder / "attack.log"
+    with (
+        output.open("w") as file,
+        subprocess.Popen(command, cwd=server.folder, env=environment, stdout=file, stderr=subprocess.STDOUT) as process,
+    ):
+        asked = ""
+        deadline = monotonic() + MINUTES * 60
+        while process.poll() is None and asked != (asked := server.log) and monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(QUIET_SECONDS)
+        if process.poll() is None:
+            process.send_signal(signal.SIGABRT)
+    return process.returncode, output.read_text()
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_whatever_is_sent_the_answer_is_as_documented(
     name: str, impatient: Start, database_url: str, clean_environment: dict[str, str]
@@ -59,24 +83,20 @@ def test_whatever_is_sent_the_answer_is_as_documented(
     server = impatient(**service, **limits, MAX_REQUESTS="0")
     # The same cases each time: what fails here was broken by the change. `--seed` finds others.
     effort = [f"--max-examples={examples}", "--seed=1", f"--include-name-regex=^({routes})$"]
-
-    output = server.folder / "attack.log"
-    with (
-        output.open("w") as file,
-        subprocess.Popen(
-            [SCHEMATHESIS, f"--config-file={CONFIG}", "run", f"{server.url}/openapi.json", "--checks=all", *effort],
-            cwd=server.folder,
-            env=clean_environment | service | {"CALLER": caller, "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        ) as attack,
-    ):
-        try:
-            attack.wait(MINUTES * 60)
-        except subprocess.TimeoutExpired:
-            attack.send_signal(signal.SIGABRT)  # to have it say where it is
-    said = output.read_text()
-    assert attack.returncode == 0, f"{said}\nThe last that the server says: {server.log[-2000:]}"
+    command = [
+        str(SCHEMATHESIS),
+        f"--config-file={CONFIG}",
+        "run",
+        f"{server.url}/openapi.json",
+        "--checks=all",
+        *effort,
+    ]
+    environment = clean_environment | service | {"CALLER": caller, "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"}
+    status, said = attack(server, command, environment)
+    if status == -signal.SIGABRT:
+        assert get(server, "/health/ready").status_code == 200  # it is not the server
+        status, said = attack(server, command, environment)
+    assert status == 0, f"{said}\nThe last that the server says: {server.log[-2000:]}"
     (cases,) = re.findall(r"(\d+) generated, \1 passed", said)
     assert int(cases) > least
     ((selected, total),) = re.findall(r"Selected: (\d+)/(\d+)\n +Tested: \1\n", said)
