@@ -31,6 +31,11 @@ MAKE_SECRETS = (
     ' && echo "ALLOWED_HOSTS=localhost,127.0.0.1" > .env.production'
 )
 UP = "docker compose -f docker-compose.production.yml up --detach --wait"
+BACKUP = "docker compose -f docker-compose.production.yml exec -T db pg_dump -U app -Fc app > backup"
+RESTORE = (
+    "docker compose -f docker-compose.production.yml exec -T db pg_restore -U app -d app --clean --if-exists < backup"
+)
+RECREATE = f"{UP} --force-recreate web"
 # Where each command of the README is run, besides those that are run here.
 ELSEWHERE = {
     f"{WITH_UV}pytest": ".ci/run",
@@ -48,6 +53,9 @@ ELSEWHERE = {
     "cp .env.example .env": "tests/test_docs.py",
     MAKE_SECRETS: "tests/container/test_production_compose.py",
     UP: "tests/container/test_production_compose.py",
+    BACKUP: "tests/container/test_production_compose.py",
+    RESTORE: "tests/container/test_production_compose.py",
+    RECREATE: "tests/container/test_production_compose.py",
     "uv run gunicorn app.main:app -c gunicorn.conf.py": "tests/server/conftest.py",
     "uv run python -m benchmarks": "tests/test_benchmarks.py",  # but for the load
 }

@@ -104,6 +104,10 @@ NO_START = {
         ["--user", "4242:4242"],
         "The SQLite database at /data/app.db cannot be opened by user 4242",
     ),
+    "a file of settings that only its owner may read": (
+        ["--volume", "/etc/shadow:/app/.env:ro"],
+        ".env cannot be read by user 10001: PermissionError",
+    ),
 }
 
 

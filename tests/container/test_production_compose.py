@@ -1,6 +1,7 @@
 """The production set-up of a single host: what is open, what is secret, what is kept, and how it starts and ends."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from tests.conftest import ROOT
 from tests.container.engine import Compose, cli, composed, json_lines
 from tests.container.service import CREDENTIALS, PERSON, SPOIL
 from tests.processes import PATIENCE, until
-from tests.test_readme import MAKE_SECRETS, UP
+from tests.test_readme import BACKUP, MAKE_SECRETS, RECREATE, RESTORE, UP
 
 FILE = "docker-compose.production.yml"
 
@@ -40,14 +41,22 @@ def project(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Ca
 def production(project: Callable[[], Compose]) -> Compose:
     """The project, up, and with somebody in it."""
     compose = project()
-    up(compose)
+    run(compose, UP)
     httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
     return compose
 
 
-def up(compose: Compose) -> None:
-    """Runs the README's command."""
-    compose(*UP.removeprefix(f"docker compose -f {FILE} ").split())
+def run(compose: Compose, command: str, **variables: str) -> None:
+    """Runs a command of the README where the project is."""
+    environment = {**os.environ, **compose.variables, **variables, "COMPOSE_PROJECT_NAME": compose.name}
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=compose.file.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def query(compose: Compose, statement: str) -> None:
+    compose("exec", "-T", "db", "psql", "--username=app", "--dbname=app", "--quiet", f"--command={statement}")
 
 
 def secrets(compose: Compose) -> dict[str, str]:
@@ -152,20 +161,54 @@ def test_down_ends_all_in_order_and_up_finds_what_was_there(production: Compose)
     codes = {name: production.container(name).inspect("{{.State.ExitCode}}") for name in ("web", "db", "redis")}
     production("down")
 
-    up(production)
+    run(production, UP)
 
     assert codes == {"web": "0", "db": "0", "redis": "0"}
     assert log_in(production).status_code == 200
 
 
+def test_a_backup_brings_back_what_was_lost(production: Compose) -> None:
+    run(production, BACKUP)
+    query(production, "DELETE FROM users")
+    lost = log_in(production)
+
+    run(production, RESTORE)
+
+    assert lost.status_code == 401
+    assert log_in(production).status_code == 200
+
+
+def test_a_new_secret_is_read(production: Compose) -> None:
+    auth = {"Authorization": f"Bearer {log_in(production).json()['access_token']}"}
+    production.file.with_name("secrets").joinpath("SECRET_KEY").write_text("another key, of 32 bytes or more")
+
+    run(production, RECREATE)
+
+    assert httpx.get(f"{production.url}/users/me", headers=auth, timeout=PATIENCE).status_code == 401
+    assert log_in(production).status_code == 200
+
+
+def test_the_release_before_starts_on_the_schema_of_a_later_one(production: Compose, image: str) -> None:
+    before = f"{image}-before"
+    cli("tag", image, before)
+    query(production, "UPDATE alembic_version SET version_num = '9999'")
+    try:
+        run(production, UP, IMAGE=before)
+
+        assert "the schema is of a later release, and left as it is" in production.container("migrate").log
+        assert production.container("web").inspect("{{.Config.Image}}") == before
+        assert log_in(production).status_code == 200
+    finally:
+        cli("rmi", "--force", before)
+
+
 def test_a_migration_that_fails_keeps_the_web_from_starting(project: Callable[[], Compose]) -> None:
     compose = project()
     compose("up", "--detach", "--wait", "db")
-    psql = ["psql", "--username=app", "--dbname=app", "--quiet"]
-    compose("exec", "-T", "db", *psql, f"--command={SPOIL}")
+    query(compose, SPOIL)
 
-    with pytest.raises(pytest.fail.Exception, match='service "migrate" didn\'t complete successfully: exit 1'):
-        up(compose)
+    with pytest.raises(AssertionError, match='service "migrate" didn\'t complete successfully: exit 1'):
+        run(compose, UP)
 
     assert compose.container("web").inspect("{{.State.Status}}") == "created"
 
