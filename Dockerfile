@@ -48,8 +48,8 @@ ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PATH="/opt/venv/bin:$PATH"
 
-# How long the resolver waits for a name server that does not answer; by default 5 seconds, in which a connection has long
-# been given up, while the lookup goes on and holds one of the few threads that later lookups need.
+# How long the resolver waits for a name server's answer before it asks once more. By default that is 5 seconds: nobody
+# waits for the connection any more, while the lookup goes on, in one of the few threads that later lookups need.
 ENV RES_OPTIONS=timeout:1
 
 # By number, as Kubernetes' runAsNonRoot cannot check a name. Not `-r`: 10001 is no user of the host's. With no date,

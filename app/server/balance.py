@@ -18,6 +18,9 @@ log = logging.getLogger("uvicorn.error")
 # A worker has too many connections when they are twice as many as another's, and so many more. Fewer would have workers
 # stand back under short connections too, of which they take as many as they can serve by themselves.
 TOLERANCE = 8
+# How many a worker accepts in one turn of its loop: few enough for others to get some, and not only one, as those who
+# wait here for a busy worker's turns wait much longer than those who are accepted and wait for its answers.
+AT_ONCE = 8
 # How long a worker stands back, in seconds. While another has few because it is stuck, the rest accept one in as much.
 MOMENT = 0.001
 # Likewise, where the system has no file or no memory for another connection.
@@ -39,7 +42,6 @@ class BalancedServer(Server):
     def __init__(self, config: Config, number: int) -> None:
         super().__init__(config)
         self.number = number
-        self.is_sharing = True
         self.listeners: list[socket.socket] = []
         self.arriving = set[asyncio.Task[None]]()
 
@@ -60,20 +62,20 @@ class BalancedServer(Server):
         CONNECTIONS[self.number % len(CONNECTIONS)] = connections + 1
         return connections
 
-    def stop_sharing(self) -> None:
-        """From now on accepts whatever comes, as there may be no other, and counts for the others no more."""
-        self.is_sharing = False
-        forget(self.number)
-        self._listen()
-
     def accept_what_waits(self) -> None:
-        """Accepts all that waits in the listeners' queue, where nothing new arrives."""
+        """Accepts all that waits in the listeners' queue, as far as there are files for it."""
         for listener in self.listeners:
             while self._accept(listener):
                 pass
 
+    async def wait_for_handshakes(self, seconds: float) -> None:
+        """Waits until all who are accepted have begun, with TLS where that is on, but not longer than that."""
+        if self.arriving:
+            await asyncio.wait(self.arriving, timeout=seconds)
+
     def stop_listening(self) -> None:
         """Leaves what waits in the listeners' queue, and what comes, to the other workers."""
+        forget(self.number)
         for listener in self.listeners:
             asyncio.get_running_loop().remove_reader(listener)
             listener.close()
@@ -81,8 +83,7 @@ class BalancedServer(Server):
 
     def _listen(self) -> None:
         for listener in self.listeners:
-            listener.setblocking(False)
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+            asyncio.get_running_loop().add_reader(listener, self._accept_some, listener)
 
     def _stand_back(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -90,8 +91,17 @@ class BalancedServer(Server):
             loop.remove_reader(listener)
         loop.call_later(seconds, self._listen)
 
+    def _accept_some(self, listener: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            if not self._accept(listener):
+                return
+            # There is a least, except where a worker that has just ended had this one's number.
+            if self.count() >= 2 * (min(filter(None, CONNECTIONS), default=1) - 1) + TOLERANCE:
+                self._stand_back(MOMENT)
+                return
+
     def _accept(self, listener: socket.socket) -> bool:
-        """Accepts one connection, if there is one, and not all of them: others may want some."""
+        """Accepts a connection, and says whether there was one."""
         try:
             connection, _ = listener.accept()
         except (BlockingIOError, ConnectionError):  # another worker was faster, or the client has left
@@ -104,8 +114,6 @@ class BalancedServer(Server):
         task = asyncio.create_task(self._begin(connection))
         self.arriving.add(task)
         task.add_done_callback(self.arriving.discard)
-        if self.is_sharing and self.count() >= 2 * (min(filter(None, CONNECTIONS), default=1) - 1) + TOLERANCE:
-            self._stand_back(MOMENT)
         return True
 
     async def _begin(self, connection: socket.socket) -> None:

@@ -33,6 +33,8 @@ log = logging.getLogger("uvicorn.error")
 # How long a leaving worker still answers on the connections it has. A client in the middle of steady work sends its
 # next request on each within this time, and learns from `Connection: close` to go elsewhere.
 LAST_REQUESTS_SECONDS = 0.5
+# How long a leaving worker waits for those who are in the middle of a TLS handshake, which precedes their request.
+HANDSHAKE_SECONDS = 5
 # Of gunicorn's `graceful_timeout` this much is kept for what comes after the last request, the lifespan's shutdown.
 LIFESPAN_SECONDS = 5
 # How long a worker that has served its number of requests waits for its successor.
@@ -129,7 +131,6 @@ class DrainingServer(BalancedServer):
             await self._wait_for_successor()
         deadline = asyncio.get_running_loop().time() + self.grace
         self.accepting[0] = False
-        self.stop_sharing()
         self._ask_clients_to_leave()
         if is_draining():
             # This worker may be the last to accept what waits, however much it has to do.
@@ -137,6 +138,7 @@ class DrainingServer(BalancedServer):
             self.accept_what_waits()
         # The other workers, if it is not the whole server that ends, go on accepting from the same sockets.
         self.stop_listening()
+        await self.wait_for_handshakes(min(HANDSHAKE_SECONDS, deadline - asyncio.get_running_loop().time()))
         await asyncio.sleep(LAST_REQUESTS_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
@@ -152,8 +154,7 @@ class DrainingServer(BalancedServer):
             os.kill(os.getppid(), signal.SIGCHLD)  # for it to look at its workers
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUCCESSOR_SECONDS):
-                while _beginnings[0] == beginnings and not self.should_exit:
-                    self.count()
+                while _beginnings[0] == beginnings and not self.should_exit:  # noqa: ASYNC110  in another process
                     await asyncio.sleep(0.02)
 
     def _ask_clients_to_leave(self) -> None:

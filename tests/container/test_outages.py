@@ -29,9 +29,16 @@ LONGEST = 10
 CONNECTIONS = 6
 # What the database takes, from everybody.
 MAX_CONNECTIONS = 20
-# Of those reserved for documentation. Docker asks the name server there for each name that it does not know, such as
-# that of a database which is away, and nobody answers.
-NO_NAME_SERVER = "192.0.2.1"
+# A name server that does not answer. Docker asks it for each name that it does not know, such as that of a database
+# which is away.
+SILENT = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); time.sleep(900)"
+LOOKUP = """
+import contextlib, socket, time
+begun_at = time.monotonic()
+with contextlib.suppress(OSError):
+    socket.gethostbyname("nobody.invalid")
+print(time.monotonic() - begun_at)
+"""
 # How long an outage must be for statements, new connections and the pool all to be waited for.
 LONG = 10
 
@@ -52,10 +59,14 @@ def database(server: Container) -> Database:
 
 @pytest.fixture(scope="module")
 def service(image: str, network: str, database: Database) -> Iterator[Container]:
-    """The service with fewer connections than the load has clients, and names that are slow to find."""
+    """The service with fewer connections than the load has clients, and a name server that does not answer."""
     url = database.url.replace(database.server.ip, database.server.name)
     settings = options(DATABASE_URL=url, DATABASE_MIGRATE="true", DATABASE_POOL_SIZE="2", MAX_REQUESTS="0")
-    with running(image, f"--network={network}", f"--dns={NO_NAME_SERVER}", *settings) as container:
+    with (
+        running(image, f"--network={network}", command=("python", "-c", SILENT)) as name_server,
+        running(image, f"--network={network}", f"--dns={name_server.ip}", *settings) as container,
+    ):
+        until(lambda: float(container.execute("python", "-c", LOOKUP)) > 1, "nobody answers for names")
         yield container.is_healthy()
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from ssl import SSLContext
 import httpx
 import pytest
 
+from app.server.worker import LAST_REQUESTS_SECONDS
 from tests.certificates import TLS
 from tests.processes import PATIENCE, until
 from tests.server.conftest import Gunicorn, Start, get
@@ -102,6 +104,18 @@ def test_what_is_no_tls_harms_nothing(worker_class: str, start: Start, tls: TLS)
     assert "exception" not in server.log.lower()
 
 
+def test_connections_that_have_ended_count_no_more(two_workers: Gunicorn) -> None:
+    with httpx.Client(timeout=PATIENCE) as asking:  # on one connection: for another, one worker would count anew
+
+        def total() -> int:
+            return sum(asking.get(f"{two_workers.url}/counted/").json())
+
+        with connected(two_workers, 100):
+            until(lambda: total() > 100, "all are counted")
+
+        until(lambda: total() <= 2, "none is counted but those who ask")
+
+
 def test_a_worker_that_is_blocked_leaves_all_to_the_other(two_workers: Gunicorn, blocked: bytes) -> None:
     with connected(two_workers, 50) as clients:
         for client in clients:
@@ -118,6 +132,7 @@ def test_a_worker_with_no_file_left_accepts_again_when_it_has(worker_class: str,
         server.says("No connection is accepted for 1 s: [Errno 24] Too many open files")
 
     assert get(server, "/at/once").status_code == 200
+    assert server.log.count("No connection is accepted") < 5  # it has not tried all the time
     server.send(signal.SIGTERM)
     assert server.ends() == 0
 
@@ -156,3 +171,19 @@ def test_all_who_wait_to_be_accepted_are_answered_before_the_last_worker_ends(wo
 
         assert len({worker_of(client) for client in clients}) == 1
         assert server.ends() == 0
+
+
+def test_who_has_not_begun_with_tls_is_answered_before_the_last_worker_ends(
+    worker_class: str, start: Start, tls: TLS
+) -> None:
+    server = start(worker_class, f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
+    with connected(server, 1) as (client,):
+        until(lambda: sum(counted(server.url.replace("http", "https"), tls.client)) == 2, "it is accepted")
+        server.send(signal.SIGTERM)
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # more than all others get
+
+        with tls.client.wrap_socket(client, server_hostname="localhost") as secure:
+            send(secure, "/at/once")
+
+            assert worker_of(secure)
+    assert server.ends() == 0

@@ -8,11 +8,13 @@ import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from app import NAME
+from app.server.balance import CONNECTIONS
 from app.server.cpus import available_cpus
 from tests.certificates import TLS
 from tests.conftest import ROOT
@@ -78,6 +80,15 @@ def test_a_variable_reaches_its_setting(conf: Conf, variables: dict[str, str], s
     settings = conf(**variables)
 
     assert settings[setting] == value
+
+
+def test_a_worker_that_has_ended_is_forgotten(conf: Conf) -> None:
+    number = len(CONNECTIONS) - 1
+    CONNECTIONS[number] = 9
+
+    conf()["child_exit"](None, SimpleNamespace(age=number))
+
+    assert CONNECTIONS[number] == 0
 
 
 def test_the_service_serves_on_a_database_that_it_has_migrated_itself(start: Start, tmp_path: Path) -> None:

@@ -55,11 +55,12 @@ def attack(server: Gunicorn, command: list[str], environment: dict[str, str]) ->
     ):
         asked = ""
         deadline = monotonic() + MINUTES * 60
-        while process.poll() is None and asked != (asked := server.log) and monotonic() < deadline:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(QUIET_SECONDS)
-        if process.poll() is None:
-            process.send_signal(signal.SIGABRT)
+        try:
+            while process.poll() is None and asked != (asked := server.log) and monotonic() < deadline:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(QUIET_SECONDS)
+        finally:
+            process.send_signal(signal.SIGABRT)  # of no effect on one that has ended
     return process.returncode, output.read_text()
 
 
