@@ -13,9 +13,6 @@ TITLE, NAME, DATABASE = "FastAPI Application", "fastapi-app", "fastapi_db"
 # Not the repository's own, or not yours to commit.
 SKIPPED = {".git", ".venv", ".uv", "data", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
-# What names the test that is removed.
-LEFT_OUT_IN = [".ci/run", ".github/workflows/checks.yml", "tests/copies.py", "tests/container/test_devcontainer.py"]
-
 
 def main() -> None:
     """Asks for the title, from which the other spellings follow."""
@@ -26,18 +23,16 @@ def main() -> None:
     spellings = {TITLE: title, NAME: name, DATABASE: name.replace("-", "_")}
     # The new spellings too, and the longest first: where one contains another, a second run changes nothing.
     either = re.compile("|".join(sorted({*spellings, *spellings.values()}, key=len, reverse=True)))
+    left_out = re.compile(r' --ignore tests/test_rename\.py|, "test_rename\.py"')
 
     for path in sorted(ROOT.rglob("*")):
         if path.is_file() and not SKIPPED & {*path.relative_to(ROOT).parts}:
-            edit(path, lambda text: either.sub(lambda match: spellings.get(match[0], match[0]), text))
+            edit(path, lambda text: left_out.sub("", either.sub(lambda match: spellings.get(match[0], match[0]), text)))
     naming = re.compile(
         r"^### Name it\n.*?(?=^##)|\[give it a name\]\(#fork-it\), |were renamed, or (?=had)", re.DOTALL | re.MULTILINE
     )
     edit(ROOT / "README.md", lambda text: naming.sub("", text))
     edit(ROOT / "tests/test_readme.py", lambda text: re.sub(r"^.*scripts/rename\.py.*\n", "", text, flags=re.MULTILINE))
-    left_out = re.compile(r' --ignore tests/test_rename\.py|, "test_rename\.py"')
-    for place in LEFT_OUT_IN:
-        edit(ROOT / place, lambda text: left_out.sub("", text))
     (ROOT / "tests/test_rename.py").unlink(missing_ok=True)
     Path(__file__).unlink()
     Path(__file__).parent.rmdir()

@@ -13,7 +13,7 @@ from tests.conftest import REQUIRE_ALL, ROOT
 _UNVERSIONED = shutil.ignore_patterns(
     ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__", "node_modules"
 )
-# In a copy the whole suite runs, but for what drives containers or a browser, and what would rename a copy of it.
+# In a copy the whole suite runs, but for what drives containers or a browser, or makes further copies.
 _LEFT_OUT = ["browser", "container", "test_rename.py"]
 
 CHECKS = "ruff check . && ruff format --check . && mypy && pytest"

@@ -203,7 +203,9 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(service
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("is_write", [False, True])
-async def test_a_server_that_stops_answering_is_not_waited_for_twice(settings: Settings, is_write: bool) -> None:
+async def test_a_server_that_stops_answering_is_not_waited_for_twice(
+    settings: Settings, is_write: bool, logs: list[structlog.typing.EventDict]
+) -> None:
     url = make_url(settings.database.url.get_secret_value())
     async with gate_before(url.host or "", url.port or 5432) as gate:
         host, _, port = gate.address.partition(":")
@@ -226,6 +228,8 @@ async def test_a_server_that_stops_answering_is_not_waited_for_twice(settings: S
 
     assert (during.status_code, during.json()) == (503, UNAVAILABLE)
     assert ready.status_code == 503
+    reasons = [entry["reason"] for entry in logs if entry["event"] == "database unavailable"]
+    assert reasons[-1] == "TimeoutError: no answer within 1 s"
     assert after.status_code == 200
     # 3 seconds, and 1. It would be some more for each, if the driver ended the connection in order.
     assert seconds < 4.9

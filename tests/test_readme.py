@@ -31,9 +31,13 @@ MAKE_SECRETS = (
     ' && echo "ALLOWED_HOSTS=localhost,127.0.0.1" > .env.production'
 )
 UP = "docker compose -f docker-compose.production.yml up --detach --wait"
-BACKUP = "docker compose -f docker-compose.production.yml exec -T db pg_dump -U app -Fc app > backup"
+BACKUP = (
+    "(umask 077; docker compose -f docker-compose.production.yml exec -T db pg_dump -U app -Fc app > backup.new"
+    " && mv backup.new backup)"
+)
 RESTORE = (
-    "docker compose -f docker-compose.production.yml exec -T db pg_restore -U app -d app --clean --if-exists < backup"
+    "docker compose -f docker-compose.production.yml exec -T db pg_restore -U app -d app --clean --if-exists"
+    " --single-transaction < backup"
 )
 RECREATE = f"{UP} --force-recreate web"
 # Where each command of the README is run, besides those that are run here.

@@ -30,6 +30,7 @@ def test_nothing_of_the_old_name_is_left_and_everything_works(copy: Path) -> Non
     assert before.keys() - after.keys() == {"scripts/rename.py", "tests/test_rename.py"}
     assert after.keys() <= before.keys()
     assert {path for path, text in after.items() if b"scripts/rename" in text or b"test_rename" in text} == set()
+    assert b"renamed" not in after["README.md"]
     for path, words in {
         "README.md": b"# Acme Billing and Invoicing 2\n",
         "LICENSE": b"The Acme Billing and Invoicing 2 authors",

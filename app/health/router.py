@@ -110,8 +110,11 @@ async def ready(request: AppRequest) -> Response:
     try:
         async with asyncio.timeout(READY_SECONDS):
             await request.state["probe"].first(_NOTHING)
-    except (TimeoutError, *DATABASE_ERRORS) as error:
-        if not isinstance(error, TimeoutError) and not is_unavailable(error):
+    except TimeoutError as error:
+        warn_of_outage(TimeoutError(f"no answer within {READY_SECONDS} s"))
+        raise DatabaseUnavailable from error
+    except DATABASE_ERRORS as error:
+        if not is_unavailable(error):
             raise
         warn_of_outage(error)
         raise DatabaseUnavailable from error

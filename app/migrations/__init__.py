@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import DateTime, event
+from sqlalchemy import DateTime, event, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,6 +21,7 @@ log = structlog.stdlib.get_logger("app.migrations")
 
 # A migration may take longer than any request, and may wait for another process that runs it.
 MIGRATION_SECONDS = 3600.0
+ADVISORY_LOCK = 0x6661737461706900  # any number, as long as nothing else in the database uses it
 
 
 def alembic_config() -> Config:
@@ -76,15 +77,22 @@ def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 
+def lock(connection: Connection) -> None:
+    """Keeps other processes from migrating until the transaction ends."""
+    if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other as it is
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+
+
 def _run(connection: Connection, revision: str) -> None:
     config = alembic_config()
     config.attributes["connection"] = connection
+    lock(connection)
     if revision != "head":
         command.downgrade(config, revision)
     elif (current := _current_revision(connection)) in (None, *_known_revisions()):
         command.upgrade(config, revision)
     else:
-        log.warning("the schema is of a later release, and left as it is", revision=current)
+        log.warning("the schema's revision is not known here, as a later release's is not: it stays", revision=current)
 
 
 async def is_migration_pending(engine: AsyncEngine) -> bool:

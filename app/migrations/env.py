@@ -5,18 +5,15 @@ import asyncio
 import structlog
 from alembic import context
 from alembic.runtime.migration import MigrationInfo
-from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  the features, whose models register themselves when they are imported
 from app.database import Base
 from app.lifespan import open_sqlite
-from app.migrations import create_migration_engine, exists_on, render_item
+from app.migrations import create_migration_engine, exists_on, lock, render_item
 from app.settings import load_settings
 
 log = structlog.stdlib.get_logger("app.migrations")
-
-ADVISORY_LOCK = 0x6661737461706900  # any number, as long as nothing else in the database uses it
 
 
 def report(*, step: MigrationInfo, **_: object) -> None:
@@ -36,8 +33,7 @@ def run(connection: Connection) -> None:
         on_version_apply=report,  # type: ignore[arg-type]  # it is called by keyword
     )
     with context.begin_transaction():
-        if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other as it is
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        lock(connection)
         context.run_migrations()
 
 

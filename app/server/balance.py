@@ -18,8 +18,8 @@ log = logging.getLogger("uvicorn.error")
 # A worker has too many connections when they are twice as many as another's, and so many more. Fewer would have workers
 # stand back under short connections too, of which they take as many as they can serve by themselves.
 TOLERANCE = 8
-# How many a worker accepts in one turn of its loop: few enough for others to get some, and not only one, as those who
-# wait here for a busy worker's turns wait much longer than those who are accepted and wait for its answers.
+# How many a worker accepts in one turn of its loop. With more, the others would get fewer; with one alone, who comes to
+# a busy worker would wait for as many of its turns as others have come before.
 AT_ONCE = 8
 # How long a worker stands back, in seconds. While another has few because it is stuck, the rest accept one in as much.
 MOMENT = 0.001

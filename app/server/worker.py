@@ -138,7 +138,8 @@ class DrainingServer(BalancedServer):
             self.accept_what_waits()
         # The other workers, if it is not the whole server that ends, go on accepting from the same sockets.
         self.stop_listening()
-        await self.wait_for_handshakes(min(HANDSHAKE_SECONDS, deadline - asyncio.get_running_loop().time()))
+        remaining = deadline - asyncio.get_running_loop().time() - LAST_REQUESTS_SECONDS
+        await self.wait_for_handshakes(min(HANDSHAKE_SECONDS, remaining))
         await asyncio.sleep(LAST_REQUESTS_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()

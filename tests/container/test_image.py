@@ -2,6 +2,7 @@
 
 import re
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
@@ -105,16 +106,17 @@ NO_START = {
         "The SQLite database at /data/app.db cannot be opened by user 4242",
     ),
     "a file of settings that only its owner may read": (
-        ["--volume", "/etc/shadow:/app/.env:ro"],
+        ["--volume", "{folder}/.env:/app/.env:ro"],
         ".env cannot be read by user 10001: PermissionError",
     ),
 }
 
 
 @pytest.mark.parametrize("case", NO_START)
-def test_what_keeps_it_from_starting_is_said_in_one_line(image: str, case: str) -> None:
+def test_what_keeps_it_from_starting_is_said_in_one_line(image: str, tmp_path: Path, case: str) -> None:
     options, complaint = NO_START[case]
-    with running(image, *options) as container:
+    (tmp_path / ".env").touch(mode=0o600)
+    with running(image, *(option.format(folder=tmp_path) for option in options)) as container:
         assert container.ends() == 1
 
         (line,) = [line for line in json_lines(container.log) if line["level"] == "critical"]

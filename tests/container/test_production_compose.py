@@ -171,6 +171,7 @@ def test_a_backup_brings_back_what_was_lost(production: Compose) -> None:
     run(production, BACKUP)
     query(production, "DELETE FROM users")
     lost = log_in(production)
+    assert oct(production.file.with_name("backup").stat().st_mode).endswith("600")
 
     run(production, RESTORE)
 
@@ -178,9 +179,13 @@ def test_a_backup_brings_back_what_was_lost(production: Compose) -> None:
     assert log_in(production).status_code == 200
 
 
-def test_a_new_secret_is_read(production: Compose) -> None:
+def test_new_secrets_are_read(production: Compose) -> None:
     auth = {"Authorization": f"Bearer {log_in(production).json()['access_token']}"}
-    production.file.with_name("secrets").joinpath("SECRET_KEY").write_text("another key, of 32 bytes or more")
+    query(production, "ALTER ROLE app PASSWORD 'new'")
+    folder = production.file.with_name("secrets")
+    folder.joinpath("SECRET_KEY").write_text("another key, of 32 bytes or more")
+    folder.joinpath("POSTGRES_PASSWORD").write_text("new")
+    folder.joinpath("DATABASE_URL").write_text("postgresql://app:new@db/app")
 
     run(production, RECREATE)
 
@@ -195,7 +200,7 @@ def test_the_release_before_starts_on_the_schema_of_a_later_one(production: Comp
     try:
         run(production, UP, IMAGE=before)
 
-        assert "the schema is of a later release, and left as it is" in production.container("migrate").log
+        assert "not known here, as a later release's is not" in production.container("migrate").log
         assert production.container("web").inspect("{{.Config.Image}}") == before
         assert log_in(production).status_code == 200
     finally:
