@@ -22,7 +22,7 @@ def report(*, step: MigrationInfo, **_: object) -> None:
 
 
 def run(connection: Connection) -> None:
-    """Runs what was asked for in one transaction, by one process at a time."""
+    """Runs what was asked for in one transaction, of which the connection has the lock."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
@@ -33,7 +33,6 @@ def run(connection: Connection) -> None:
         on_version_apply=report,  # type: ignore[arg-type]  # it is called by keyword
     )
     with context.begin_transaction():
-        lock(connection)
         context.run_migrations()
 
 
@@ -44,6 +43,7 @@ async def connect_and_run() -> None:
         open_sqlite(settings)
     engine = create_migration_engine(settings)
     async with engine.begin() as connection:
+        await connection.run_sync(lock)
         await connection.run_sync(run)
     await engine.dispose()
 
