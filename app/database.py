@@ -188,10 +188,10 @@ def is_unique_violation(error: IntegrityError, column: str) -> bool:
 
 
 _READ_ONLY = "25006"
-# https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, insufficient resources,
-# operator intervention (a cancelled statement, a shutdown), system error, serialization failure, deadlock, lock not
-# available, read-only transaction.
-_UNAVAILABLE_SQLSTATES = ("08", "53", "57", "58", "40001", "40P01", "55P03", _READ_ONLY)
+# https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, invalid authorization (while the
+# password is changed), insufficient resources, operator intervention (a cancelled statement, a shutdown), system error,
+# serialization failure, deadlock, lock not available, read-only transaction.
+_UNAVAILABLE_SQLSTATES = ("08", "28", "53", "57", "58", "40001", "40P01", "55P03", _READ_ONLY)
 # https://sqlite.org/rescode.html
 _UNAVAILABLE_SQLITE = (
     "SQLITE_BUSY",

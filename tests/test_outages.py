@@ -47,26 +47,28 @@ async def test_a_database_out_of_reach_is_503(settings: Settings) -> None:
     assert response.json() == UNAVAILABLE
 
 
-@pytest.fixture
-async def full_server() -> AsyncIterator[str]:
-    """The URL of a server that says to whoever connects that it has too many clients already."""
+@pytest.fixture(params=["53300 too many clients", "28P01 password authentication failed"])
+async def refusal(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str]]:
+    """The URL of a server that refuses whoever connects, and why it does."""
+    sqlstate, reason = request.param.split(" ", 1)
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)
         writer.write(b"N")  # no TLS
         await reader.read(1024)
-        fields = b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already\0\0"
+        fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{reason}\0\0".encode()
         writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
         writer.close()
 
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
-        yield f"postgresql+asyncpg://user@127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+        yield f"postgresql+asyncpg://user@127.0.0.1:{server.sockets[0].getsockname()[1]}/x", reason
 
 
-async def test_a_server_that_takes_no_more_connections_is_503_and_the_log_says_why(
-    settings: Settings, full_server: str, logs: list[structlog.typing.EventDict]
+async def test_a_server_that_refuses_connections_is_503_and_the_log_says_why(
+    settings: Settings, refusal: tuple[str, str], logs: list[structlog.typing.EventDict]
 ) -> None:
-    async with serve(with_database(settings, url=SecretStr(full_server)), prepared=True) as service:
+    url, expected = refusal
+    async with serve(with_database(settings, url=SecretStr(url)), prepared=True) as service:
         auth = {"Authorization": f"Bearer {service.state['tokens'].issue(1)}"}
         responses = [
             await service.client.get("/users/me", headers=auth),
@@ -77,7 +79,7 @@ async def test_a_server_that_takes_no_more_connections_is_503_and_the_log_says_w
     assert [response.status_code for response in responses] == [503, 503, 503]
     reasons = [entry["reason"] for entry in logs if entry["event"] == "database unavailable"]
     assert len(reasons) == 3
-    assert all("too many clients" in reason for reason in reasons)
+    assert all(expected in reason for reason in reasons)
 
 
 async def test_a_logout_that_did_not_happen_is_not_confirmed(settings: Settings) -> None:
