@@ -1,22 +1,24 @@
 """The list of features."""
 
+from fastapi import FastAPI
+
 from app.auth.router import router as auth
+from app.errors import InternalError, PayloadTooLarge, RateLimited, ServiceUnavailable, UnknownHost, responses
 from app.health.router import router as health
 from app.users.router import router as users
 
-# What the API's documentation says of each.
+# What the API's documentation says about each feature.
 TAGS = [
-    {"name": "auth", "description": "Log in, refresh, log out"},
-    {"name": "users", "description": "Registration, your own account, and administration by superusers"},
-    {"name": "health", "description": "Probes for whatever restarts the process or sends it traffic"},
+    {"name": "auth", "description": "Log in, refresh tokens, log out"},
+    {"name": "users", "description": "Registration, the current user, and administration by superusers"},
+    {"name": "health", "description": "Health checks for orchestrators and load balancers"},
 ]
+# The errors that any route but a health check can return.
+COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, ServiceUnavailable)
 
-# Side by side, as FastAPI asks the routes of a router inside of another one three times whether they match; those first
-# that are asked most often.
-ROUTERS = (
-    users,
-    auth,
-)
-# The probes' routes become the application's own, with no router around them that FastAPI would search, twice: 10 µs
-# less for a request that takes 45. `dependency_overrides` would do nothing for them, and they have no dependencies.
-PROBES = health
+
+def add_routers(app: FastAPI) -> None:
+    """Add the routes of every feature to the application."""
+    for router in (users, auth):
+        app.include_router(router, responses=responses(*COMMON_ERRORS))
+    app.include_router(health, responses=responses(PayloadTooLarge, InternalError))

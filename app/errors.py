@@ -1,8 +1,8 @@
-"""The errors the service answers with, and the one place where an exception becomes HTTP.
+"""The errors that the service responds with, and the one place where an exception becomes a response.
 
     AppError
     ├── RuleViolated          400  a rule about stored data
-    ├── UnknownHost           400  not a host of ours
+    ├── UnknownHost           400  not in ALLOWED_HOSTS
     ├── AuthenticationFailed  401  no, bad, expired or revoked credentials
     ├── PermissionDenied      403  known caller, not allowed
     ├── NotFound              404
@@ -13,10 +13,11 @@
     ├── InvalidRequest        422  the request does not fit its schema
     ├── RateLimited           429  too many requests
     ├── InternalError         500  a bug
-    └── ServiceUnavailable    503  the database is away, full or slow, or too many log in
+    └── ServiceUnavailable    503  the database is unavailable, or too many passwords wait to be hashed
 
-A feature derives its own errors from these, as `EmailTaken(RuleViolated)`, and raises them; routes name them in
-`responses=responses(EmailTaken, …)`, from which the OpenAPI document takes its text and its examples.
+A feature derives its own errors from these, such as `EmailTaken(RuleViolated)`, and raises them. A route lists them in
+`responses=responses(EmailTaken, …)`, from which the OpenAPI document takes its descriptions and examples. Errors that
+follow from a route's signature, such as 401 and 422, are added by `docs/openapi.py`.
 """
 
 import re
@@ -37,21 +38,21 @@ from app.security import TooManyHashes
 
 log = structlog.stdlib.get_logger("app.error")
 
-# As in RFC 9110; Python before 3.13 has older words, and the document should not depend on who prints it.
+# As in RFC 9110. Python before 3.13 has older phrases, and the OpenAPI document must not depend on Python's version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-# What FastAPI says of a body that is not UTF-8, or nested deeper than the parser goes.
+# FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
-# What can be nothing but a name.
+# The names of unknown fields that are repeated in an error. Any other name may be a secret in the wrong place.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 class FieldError(BaseModel):
-    """What is wrong with one field."""
+    """One invalid field."""
 
-    field: str = Field(description="Dotted path of the field, as in `items.0.name`")
+    field: str = Field(description="Dotted path of the field, such as `items.0.name`")
     message: str
 
 
@@ -60,17 +61,17 @@ class ErrorResponse(BaseModel):
 
     model_config = ConfigDict(title="Error")
 
-    error: str = Field(description="A sentence for a person")
-    type: str = Field(description="A stable word for a program")
-    details: list[FieldError] | None = Field(None, description="Present only where fields are at fault")
+    error: str = Field(description="A sentence for people")
+    type: str = Field(description="A stable identifier for programs")
+    details: list[FieldError] | None = Field(None, description="The invalid fields, if any")
 
 
 class StartupError(Exception):
-    """The service cannot start; its text is one line for the person who started it."""
+    """The service cannot start. The message is one line for the person who starts it."""
 
 
 class AppError(Exception):
-    """An error with an answer. Subclasses set the class variables, an instance may bring a message and headers."""
+    """An error that becomes a response. An instance may have its own message and headers."""
 
     status: ClassVar[HTTPStatus]
     type: ClassVar[str]
@@ -87,7 +88,7 @@ class AppError(Exception):
 class RuleViolated(AppError):
     status = HTTPStatus.BAD_REQUEST
     type = "validation_error"
-    message = "Not possible with the stored data"
+    message = "Conflicts with the stored data"
 
 
 class UnknownHost(AppError):
@@ -124,7 +125,7 @@ class MethodNotAllowed(AppError):
 class Conflict(AppError):
     status = HTTPStatus.CONFLICT
     type = "conflict"
-    message = "Conflicts with the present state"
+    message = "Conflicts with the current state"
 
 
 class PayloadTooLarge(AppError):
@@ -173,7 +174,7 @@ class ServiceUnavailable(AppError):
 def error_response(
     error: AppError | type[AppError], *, details: list[FieldError] | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """The answer to an error, in the one format."""
+    """Build the response for an error."""
     message = str(error) if isinstance(error, AppError) else error.message
     body = ErrorResponse(error=message, type=error.type, details=details)
     return JSONResponse(
@@ -182,7 +183,7 @@ def error_response(
 
 
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of the errors a route can answer with, each with its example."""
+    """Build the `responses` argument of a route from the errors it can return."""
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         body = ErrorResponse(error=error.message, type=error.type, details=error.example_details)
@@ -206,24 +207,24 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Makes every error of the application answer in the one format.
+    """Register the handlers that turn exceptions into responses.
 
-    An exception that nothing here knows is a bug: a middleware logs it and answers 500.
+    Any other exception is a bug, which `UnhandledErrorMiddleware` logs and turns into a 500.
     """
-    app.exception_handler(AppError)(_app_error)
-    app.exception_handler(HTTPException)(_http_exception)
-    app.exception_handler(RequestValidationError)(_invalid_request)
+    app.exception_handler(AppError)(_handle_app_error)
+    app.exception_handler(HTTPException)(_handle_http_exception)
+    app.exception_handler(RequestValidationError)(_handle_validation_error)
     for exception in DATABASE_ERRORS:
-        app.exception_handler(exception)(_unavailable)
-    app.exception_handler(TooManyHashes)(_too_many_hashes)
+        app.exception_handler(exception)(_handle_database_error)
+    app.exception_handler(TooManyHashes)(_handle_too_many_hashes)
 
 
-async def _app_error(_: Request, error: AppError) -> JSONResponse:
+async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
     return error_response(error, headers=error.own_headers)
 
 
-async def _http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    """What Starlette and FastAPI raise themselves, and any HTTPException of yours: as the AppError of its status."""
+async def _handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+    """Respond to an HTTPException, raised by FastAPI or by a route, as to the AppError of the same status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
@@ -238,46 +239,46 @@ async def _http_exception(request: Request, error: HTTPException) -> JSONRespons
 
 
 def _allowed_methods(request: Request) -> str:
-    """All methods of the path. Starlette names only those of the first route that matches it."""
+    """Return all methods of the path. Starlette returns only those of the first matching route."""
     scope = request.scope
-    # What is mounted, the documentation's files, sees its own path in `root_path`, and has no methods of its own.
+    # In a mounted application, such as the documentation's files, `root_path` includes the path of the mount.
     path = scope["path"].removeprefix(scope.get("app_root_path", scope["root_path"]))
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     return ", ".join(sorted({method for route in routes for method in route.methods or ("GET", "HEAD")}))
 
 
-async def _invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-    if isinstance(error.body, bytes):  # FastAPI parses a body only where its Content-Type says JSON
+async def _handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+    if isinstance(error.body, bytes):  # FastAPI parses a body only if its Content-Type is JSON
         return error_response(UnsupportedMediaType)
     return error_response(InvalidRequest, details=[_field_error(fault) for fault in error.errors()])
 
 
 def _field_error(fault: dict[str, Any]) -> FieldError:
-    """Says what is wrong where, without repeating anything that the client sent."""
+    """Describe one validation error without repeating anything that the client sent."""
     location: tuple[str | int, ...] = fault["loc"]
     if fault["type"] == "json_invalid":
         return FieldError(field="body", message="Not valid JSON")
     if fault["type"] == "extra_forbidden" and not _IDENTIFIER.fullmatch(str(location[-1])):
-        location = location[:-1]  # a name made up by the client is repeated only if it can be nothing but a name
+        location = location[:-1]
     path = ".".join(map(str, location[1:])) or str(location[0])
     message = fault["msg"].removeprefix("Value error, ")
     if message.startswith("value is not a valid email address"):
-        message = "Not a valid email address"  # what follows quotes the address
+        message = "Not a valid email address"  # the original message quotes the address
     return FieldError(field=path, message=message)
 
 
-def warn_of_outage(error: Exception) -> None:
-    """Logs what kept the database from answering."""
+def log_database_unavailable(error: Exception) -> None:
+    """Log why the database is unavailable."""
     log.warning("database unavailable", reason=f"{type(error).__name__}: {getattr(error, 'orig', error)}")
 
 
-async def _unavailable(_: Request, error: Exception) -> JSONResponse:
+async def _handle_database_error(_: Request, error: Exception) -> JSONResponse:
     if not is_unavailable(error):
         raise error
-    warn_of_outage(error)
+    log_database_unavailable(error)
     return error_response(ServiceUnavailable)
 
 
-async def _too_many_hashes(_: Request, __: Exception) -> JSONResponse:
-    log.warning("too many passwords wait to be hashed")
+async def _handle_too_many_hashes(_: Request, __: Exception) -> JSONResponse:
+    log.warning("too many passwords are waiting to be hashed")
     return error_response(ServiceUnavailable, headers={"Retry-After": "10"})

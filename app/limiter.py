@@ -1,16 +1,15 @@
-"""Counts requests: in Redis one count for all workers and machines, without it in the process itself.
+"""Rate limits: counts requests in Redis, for all workers together, or else in this process.
 
-It is our own because, measured: limits 5.8 makes three round trips to Redis for a hit and its headers (3.7 times the
-cost of a PING), and in memory goes through all clients at each hit (10 µs with one, 820 with 10,000). throttled-py 3.5
-is atomic in one trip (1.3) as GCRA only, whose headers have no window to name, and excludes redis-py 8. Ours is one
-trip (1.2) for all who come while Redis is asked (0.4 each, of 16), and in memory 3 µs with any number of clients.
+It is our own because, measured, limits 5.8 makes three round trips to Redis per request, and its memory storage goes
+through all clients each time (10 µs with one, 820 µs with 10,000). throttled-py 3.5 excludes redis-py 8.
 """
 
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import repeat
 from time import monotonic
 from typing import NamedTuple
 
@@ -18,19 +17,20 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.settings import Settings
+
 log = structlog.stdlib.get_logger("app.limiter")
 
-# For all of it: waiting until it can be asked, asking, and the answer. Nobody waits for Redis any longer. It answers
-# within a millisecond or two; one that takes a hundred times as long is of no help.
+# Seconds that a request waits for Redis, which usually answers within a millisecond or two.
 REDIS_SECONDS = 0.25
-# During an outage one request in this time asks Redis whether it is back; the others do not wait for it.
+# While Redis is unavailable, one request per this many seconds tries it again.
 RETRY_SECONDS = 1.0
-# Counts that one process keeps in memory, a few hundred bytes each.
+# Clients that one process counts, at a few hundred bytes each.
 MEMORY_SIZE = 10_000
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
-# One atomic step: a count without an end would lock a client out for good.
+# One atomic step: a count without an expiry would lock a client out forever.
 _COUNT = """
 local counts = {}
 for i, key in ipairs(KEYS) do
@@ -44,8 +44,15 @@ return counts
 """
 
 
+class Count(NamedTuple):
+    """The number of requests in a client's current window, and the seconds until the window ends."""
+
+    used: int
+    seconds_left: float
+
+
 class Usage(NamedTuple):
-    """Where a client stands: `used` of `quota` requests in `window` seconds, `seconds_left` until it starts anew."""
+    """How much of a limit a client has used: `used` of `quota` requests in `window` seconds."""
 
     name: str
     quota: int
@@ -55,11 +62,11 @@ class Usage(NamedTuple):
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the request that was counted last is one too many."""
+        """Return whether the request that was counted last exceeds the quota."""
         return self.used > self.quota
 
     def headers(self) -> dict[str, str]:
-        """The response's headers, as in draft 11 of https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers."""
+        """Return the headers of https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers, draft 11."""
         headers = {
             "RateLimit-Policy": f'"{self.name}";q={self.quota};w={self.window}',
             "RateLimit": f'"{self.name}";r={max(0, self.quota - self.used)};t={self.seconds_left}',
@@ -68,96 +75,50 @@ class Usage(NamedTuple):
 
 
 class RateLimiter:
-    """Counts requests against named limits, each given as a rate like `600/minute`.
+    """Counts requests against named limits. A window starts with a client's first request.
 
-    A window begins with a client's first request. Who is counted is kept as a keyed hash: neither addresses nor
-    accounts can be read from Redis. When Redis is slow or away, nobody is counted.
+    Clients are identified by a keyed hash, so that Redis holds neither addresses nor accounts. While Redis is
+    unavailable or slow, requests are counted in this process.
     """
 
-    def __init__(
-        self, rates: Mapping[str, str], *, redis: Redis | None, secret_key: str, memory_size: int = MEMORY_SIZE
-    ) -> None:
-        self._limits = {name: _parse(rate) for name, rate in rates.items()}
-        self._key = blake2b(secret_key.encode(), person=b"rate limits").digest()
-        self._memory = _Memory(memory_size)
-        self._count_in_redis = redis.register_script(_COUNT) if redis else None
-        self._is_redis_away = False
-        self._retry_at = 0.0
-        # The hits that Redis is asked about next, each a key and a window, and the task that will ask.
-        self._hits: list[tuple[str, int]] = []
-        self._batch: asyncio.Task[list[tuple[int, float]] | None] | None = None
-        self._turn = asyncio.Lock()
+    def __init__(self, settings: Settings, redis: Redis | None) -> None:
+        self._limits = {
+            "default": _parse(settings.rate_limit),
+            "login": _parse(settings.rate_limit_login),
+            "account": _parse(settings.rate_limit_login),
+            "register": _parse(settings.rate_limit_register),
+        }
+        self._key = blake2b(settings.secret_key.get_secret_value().encode(), person=b"rate limits").digest()
+        self._memory = MemoryCounter(MEMORY_SIZE)
+        self._redis = RedisCounter(redis) if redis else None
 
-    async def hit(self, name: str, who: str) -> Usage | None:
-        """Counts a request of somebody's against a limit; None means that it could not be counted and should pass."""
+    async def hit(self, name: str, client: str) -> Usage:
+        """Count a request of a client against a limit."""
         quota, window = self._limits[name]
-        # In a cluster, the braces keep all keys in one place, where one command can count them.
-        key = f"{{rate}}:{name}:{blake2b(who.encode(), key=self._key, digest_size=16).hexdigest()}"
-        counted = await self._hit_redis(key, window) if self._count_in_redis else self._memory.hit(key, window)
-        if counted is None:
-            return None
-        count, seconds_left = counted
-        return Usage(name, quota, window, count, max(1, math.ceil(seconds_left)))
-
-    async def _hit_redis(self, key: str, window: int) -> tuple[int, float] | None:
-        """Has all requests that come while Redis is asked counted together, by the next command.
-
-        With a command for each, 16 at a time, counting took 75 µs of the worker's time for a request; so it takes 18.
-        """
-        if self._is_redis_away:
-            if monotonic() < self._retry_at:
-                return None
-            self._retry_at = monotonic() + RETRY_SECONDS
-        if self._batch is None:
-            self._batch = asyncio.create_task(self._count_batch(is_retry=self._is_redis_away))
-        position = len(self._hits)
-        self._hits.append((key, window))
-        try:
-            async with asyncio.timeout(REDIS_SECONDS):
-                counts = await asyncio.shield(self._batch)  # who is cancelled leaves the others in peace
-        except TimeoutError:
-            return None
-        return counts[position] if counts else None
-
-    async def _count_batch(self, *, is_retry: bool) -> list[tuple[int, float]] | None:
-        assert self._count_in_redis  # noqa: S101  the caller has looked
-        async with self._turn:
-            hits, self._hits, self._batch = self._hits, [], None
-            if self._is_redis_away and not is_retry:  # as the one before has found out
-                return None
-            try:
-                async with asyncio.timeout(REDIS_SECONDS):
-                    counts = await self._count_in_redis(
-                        keys=[key for key, _ in hits], args=[window * 1000 for _, window in hits]
-                    )
-            except (RedisError, TimeoutError) as error:
-                self._retry_at = monotonic() + RETRY_SECONDS
-                if not self._is_redis_away:
-                    self._is_redis_away = True
-                    log.warning("Redis is away: requests are not limited", reason=repr(error))
-                return None
-            if self._is_redis_away:
-                self._is_redis_away = False
-                log.info("Redis is back: requests are limited again")
-            return [(count, milliseconds / 1000) for count, milliseconds in counts]
+        # The braces keep all keys on one node of a Redis cluster, where one command can count them.
+        key = f"{{rate}}:{name}:{blake2b(client.encode(), key=self._key, digest_size=16).hexdigest()}"
+        count = await self._redis.hit(key, window) if self._redis else None
+        used, seconds_left = count or self._memory.hit(key, window)
+        return Usage(name, quota, window, used, max(1, math.ceil(seconds_left)))
 
 
-class _Memory:
-    """Counts in this process. Where it has no room for another, it forgets the one whose window began first."""
+class MemoryCounter:
+    """Counts in this process. If it is full, it forgets the client whose window started first."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._windows: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
-    def hit(self, key: str, window: int) -> tuple[int, float]:
+    def hit(self, key: str, window: int) -> Count:
+        """Count one request."""
         now = monotonic()
-        count, ends_at = self._windows.get(key, (0, now))
+        used, ends_at = self._windows.get(key, (0, now))
         if ends_at <= now:
             self._windows.pop(key, None)
             self._make_room(now)
-            count, ends_at = 0, now + window
-        self._windows[key] = count + 1, ends_at
-        return count + 1, ends_at - now
+            used, ends_at = 0, now + window
+        self._windows[key] = used + 1, ends_at
+        return Count(used + 1, ends_at - now)
 
     def _make_room(self, now: float) -> None:
         while self._windows:
@@ -167,7 +128,64 @@ class _Memory:
             self._windows.popitem(last=False)
 
 
+class RedisCounter:
+    """Counts in Redis. The requests that arrive while a command runs are counted together by the next one.
+
+    With a command for each of them, 16 at a time, counting took 75 µs of CPU time per request instead of 18.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._count = redis.register_script(_COUNT)
+        self._waiting: list[tuple[str, int, asyncio.Future[Count | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._is_available = True
+        self._retry_at = 0.0
+
+    async def hit(self, key: str, window: int) -> Count | None:
+        """Count one request, or return None if Redis does not answer."""
+        if not self._is_available:
+            if monotonic() < self._retry_at:
+                return None
+            self._retry_at = monotonic() + RETRY_SECONDS  # the other requests do not wait for this attempt
+        future: asyncio.Future[Count | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((key, window, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._count_waiting())
+        try:
+            async with asyncio.timeout(REDIS_SECONDS):
+                return await future
+        except TimeoutError:
+            return None
+
+    async def _count_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            counts: Iterable[Count | None] = await self._run(
+                [key for key, _, _ in batch], [window * 1000 for _, window, _ in batch]
+            )
+            if not self._is_available:  # the requests that arrived in the meantime do not wait for another attempt
+                batch, self._waiting, counts = batch + self._waiting, [], repeat(None)
+            for (_, _, future), count in zip(batch, counts, strict=False):
+                if not future.done():  # else its request was cancelled, or stopped waiting
+                    future.set_result(count)
+
+    async def _run(self, keys: list[str], windows: list[int]) -> list[Count]:
+        try:
+            async with asyncio.timeout(REDIS_SECONDS):
+                counts = await self._count(keys=keys, args=windows)
+        except (RedisError, TimeoutError) as error:
+            self._retry_at = monotonic() + RETRY_SECONDS
+            if self._is_available:
+                self._is_available = False
+                log.warning("Redis does not answer: requests are counted in this process", reason=repr(error))
+            return []
+        if not self._is_available:
+            self._is_available = True
+            log.info("Redis answers again: requests are counted in Redis")
+        return [Count(used, milliseconds / 1000) for used, milliseconds in counts]
+
+
 def _parse(rate: str) -> tuple[int, int]:
-    """The quota and the window's seconds of a rate that the settings have checked."""
+    """Return the quota and the window in seconds of a rate such as `600/minute`, which the settings have checked."""
     quota, _, unit = rate.partition("/")
     return int(quota), _UNITS[unit]

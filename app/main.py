@@ -1,14 +1,88 @@
-"""The application that servers import, `app.main:app`; whoever wants one of other settings calls `create_app`."""
+"""The application: its whole composition, and the `app` that servers import."""
+
+from operator import attrgetter
 
 import structlog
+from fastapi import FastAPI
+from fastapi_standalone_docs import StandaloneDocs
 
-from app.factory import create_app
-from app.server.logs import configure_logging
-from app.settings import load_settings
+from app import TITLE, __version__
+from app.api import TAGS, add_routers
+from app.docs.openapi import DESCRIPTION, build_openapi
+from app.errors import add_error_handlers
+from app.lifespan import lifespan
+from app.logging import configure_logging
+from app.middleware.allowed_hosts import AllowedHostsMiddleware
+from app.middleware.body_limit import BodyLimitMiddleware
+from app.middleware.cors import CORSMiddleware
+from app.middleware.rate_limit import RateLimitMiddleware
+from app.middleware.request_context import RequestContextMiddleware
+from app.middleware.security_headers import SecurityHeadersMiddleware
+from app.middleware.startup_errors import StartupErrorMiddleware
+from app.middleware.unhandled_errors import UnhandledErrorMiddleware
+from app.settings import Settings, load_settings
+
+# The first segments of the paths that document the API.
+DOCS = frozenset({"docs", "redoc", "openapi.json"})
+# Routes with a limit of their own, stricter than the default.
+LIMITS = {("POST", "/auth/login"): "login", ("POST", "/users/"): "register"}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Create an application. It connects to nothing before its lifespan starts."""
+    app = FastAPI(
+        title=TITLE,
+        version=__version__,
+        description=DESCRIPTION,
+        contact={"name": f"The {TITLE} authors", "url": "https://example.com"},
+        license_info={"name": "MIT", "identifier": "MIT"},
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        # Operation ids such as `create_user`. FastAPI's default is `create_user_users__post`.
+        generate_unique_id_function=attrgetter("name"),
+        # A redirect from /users to /users/ would send the Authorization header to whatever the Host header names.
+        redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.docs else None,  # None also removes the pages
+        swagger_ui_oauth2_redirect_url=None,  # a page for a kind of login that is not offered
+    )
+    app.state.settings = settings
+    app.state.is_prepared = False  # see lifespan.py
+    app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
+    add_routers(app)
+    add_error_handlers(app)
+    StandaloneDocs(app)  # serves the scripts and styles of /docs and /redoc from here, not from a CDN
+
+    docs = DOCS if settings.docs else frozenset()
+
+    # The middleware added last is the outermost.
+    app.add_middleware(BodyLimitMiddleware, max_size=settings.max_body_size)
+    app.add_middleware(UnhandledErrorMiddleware)
+    app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", exempt=docs | {"health"})
+    if settings.allowed_hosts and "*" not in settings.allowed_hosts:
+        app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt={"health"})
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(
+        SecurityHeadersMiddleware,
+        docs_pages={"/docs", "/redoc"} if docs else (),
+        public=docs,
+        hsts=settings.in_production,
+    )
+    app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(StartupErrorMiddleware)
+    return app
+
 
 settings = load_settings()
 configure_logging(settings)
-if "secret_key" not in settings.auth.model_fields_set:
+if "secret_key" not in settings.model_fields_set:
     log = structlog.stdlib.get_logger("app")
-    log.warning("SECRET_KEY is not set: a random one, drawn at each start, signs the access tokens; put one in .env")
+    log.warning("SECRET_KEY is not set: access tokens are signed with a random key, and end with this process")
 app = create_app(settings)

@@ -1,4 +1,4 @@
-"""Passwords and access tokens. Knows no user and no database."""
+"""Passwords and access tokens."""
 
 import secrets
 from base64 import b64encode
@@ -12,14 +12,15 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
 from app import NAME
+from app.settings import Settings
 
 ALGORITHM = "HS256"
 
-# One hash takes 64 MiB and a tenth of a second of several cores. More at a time would only wait for each other, and
-# with the 40 threads that are the default a burst of logins would take 2.5 GiB.
+# A hash takes 64 MiB and a tenth of a second on several cores. With more at a time, each would only take longer, and
+# with anyio's default of 40 threads a burst of logins would take 2.5 GiB.
 CONCURRENT_HASHES = 2
-# Whoever came after so many would have given up by their turn, and the work would still be done. The last of them waits
-# for ten seconds where each worker has a CPU to itself, and for 25 where five share two, as by default.
+# Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last in the
+# queue waits 10 seconds if each worker has a CPU, and 25 if five workers share two, as by default.
 WAITING_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -27,66 +28,65 @@ _Result = TypeVar("_Result")
 
 
 class TooManyHashes(Exception):
-    """So many wait for a hash that one more would wait in vain."""
+    """The queue of passwords to hash is full."""
 
 
 class Passwords:
-    """Hashes and verifies passwords by Argon2id (RFC 9106), in threads: the event loop goes on meanwhile."""
+    """Hashes and verifies passwords with Argon2id (RFC 9106), in threads, so that the event loop is not blocked."""
 
-    def __init__(self, *, memory_kib: int, time_cost: int, parallelism: int) -> None:
-        self._hasher = PasswordHash(
-            [Argon2Hasher(memory_cost=memory_kib, time_cost=time_cost, parallelism=parallelism)]
-        )
+    def __init__(self, settings: Settings) -> None:
+        memory, time, lanes = settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism
+        self._hasher = PasswordHash([Argon2Hasher(memory_cost=memory, time_cost=time, parallelism=lanes)])
         self._limiter = CapacityLimiter(CONCURRENT_HASHES)
-        self._in_hand = 0
+        self._pending = 0
         salt, digest = (b64encode(secrets.token_bytes(size)).decode().rstrip("=") for size in (16, 32))
-        self._nobodys_hash = f"$argon2id$v=19$m={memory_kib},t={time_cost},p={parallelism}${salt}${digest}"
+        self._dummy_hash = f"$argon2id$v=19$m={memory},t={time},p={lanes}${salt}${digest}"
 
     async def hash(self, password: str) -> str:
-        """Hashes a password with a salt of its own.
+        """Hash a password with a random salt.
 
         Raises:
-            TooManyHashes: it would have to wait for too long.
+            TooManyHashes: The queue is full.
         """
-        return await self._in_turn(self._hasher.hash, password)
+        return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Compares a password with a hash, or for None with a hash that nothing matches, in the same time.
+        """Compare a password with its hash, or with a dummy hash if it is None, which takes the same time.
 
         Returns:
-            Whether they match and, where they do and the hash was made with other parameters than today's, a new hash
-            to store.
+            Whether they match. If they do and the hash was made with other parameters than today's, also a new hash to
+            store.
 
         Raises:
-            TooManyHashes: it would have to wait for too long.
+            TooManyHashes: The queue is full.
         """
-        return await self._in_turn(self._hasher.verify_and_update, password, password_hash or self._nobodys_hash)
+        return await self._run_in_thread(self._hasher.verify_and_update, password, password_hash or self._dummy_hash)
 
-    async def _in_turn(self, work: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
-        if self._in_hand >= CONCURRENT_HASHES + WAITING_HASHES:
+    async def _run_in_thread(self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
+        if self._pending >= CONCURRENT_HASHES + WAITING_HASHES:
             raise TooManyHashes
-        self._in_hand += 1
+        self._pending += 1
         try:
-            return await to_thread.run_sync(work, *arguments, limiter=self._limiter)
+            return await to_thread.run_sync(function, *arguments, limiter=self._limiter)
         finally:
-            self._in_hand -= 1
+            self._pending -= 1
 
 
 class InvalidTokenError(Exception):
-    """An access token that is forged, expired, or none at all."""
+    """An access token that is forged, expired or malformed."""
 
 
 class Tokens:
-    """Issues and reads access tokens (JWT, RFC 7519), and knows how long a refresh token lasts."""
+    """Issues and verifies access tokens (JWT, RFC 7519)."""
 
-    def __init__(self, *, secret_key: str, access_lifetime: timedelta, refresh_lifetime: timedelta) -> None:
-        self.access_lifetime = access_lifetime
-        self.refresh_lifetime = refresh_lifetime
-        self._key = secret_key
+    def __init__(self, settings: Settings) -> None:
+        self.access_lifetime = timedelta(minutes=settings.access_token_minutes)
+        self.refresh_lifetime = timedelta(days=settings.refresh_token_days)
+        self._key = settings.secret_key.get_secret_value()
         self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
 
     def issue(self, user_id: int) -> str:
-        """Makes the access token of a user."""
+        """Issue an access token for a user."""
         now = datetime.now(UTC)
         claims = {
             "sub": str(user_id),
@@ -97,11 +97,11 @@ class Tokens:
         }
         return self._jwt.encode(claims, self._key, ALGORITHM)
 
-    def read(self, token: str) -> int:
-        """Returns the id of the user whom an access token stands for.
+    def verify(self, token: str) -> int:
+        """Return the user id in an access token.
 
         Raises:
-            InvalidTokenError: where it is not one of ours, or no longer valid.
+            InvalidTokenError: The token was not issued here, or has expired.
         """
         try:
             claims = self._jwt.decode(
@@ -110,7 +110,7 @@ class Tokens:
                 algorithms=[ALGORITHM],
                 audience=NAME,
                 issuer=NAME,
-                # A machine whose clock is a little ahead issues tokens that are not from the future.
+                # Tokens from a machine whose clock is slightly ahead are valid.
                 options={"require": ["sub", "iss", "aud", "iat", "exp"], "verify_iat": False},
             )
             return int(claims["sub"])

@@ -16,7 +16,7 @@ from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import cli, running
 from tests.container.service import options, workers
-from tests.processes import answer, until
+from processes import get_or_none, until
 
 MEGABYTE = 1_000_000
 WORKERS = 3
@@ -45,7 +45,7 @@ def measure(image: str) -> dict[str, float]:
     started_at = time.monotonic()
     with running(image, *options(WEB_CONCURRENCY=str(WORKERS))) as container:
         url = f"http://{container.ip}:8000/health"
-        until(lambda: (health := answer(url)) and health.is_success, "it answers")
+        until(lambda: (health := get_or_none(url)) and health.is_success, "it answers")
         answered_in = time.monotonic() - started_at
         until(lambda: workers(container) == WORKERS, "all workers")
         processes = [line.split() for line in container.execute("python", "-c", READ_MEMORY).splitlines()]

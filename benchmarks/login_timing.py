@@ -23,9 +23,9 @@ from pydantic import SecretStr
 from sqlalchemy import update
 from starlette.types import Receive, Scope, Send
 
-from app.factory import create_app
+from app.main import create_app
 from app.lifespan import lifespan
-from app.server.logs import configure_logging
+from app.logging import configure_logging
 from app.settings import DatabaseSettings, HTTPSettings, LogSettings, RedisSettings, Settings
 from app.users.models import User
 

@@ -24,7 +24,7 @@ WORKERS = 2
 NO_LIMIT = "999999999/minute"
 PATIENCE = 60
 
-_INHERITED = {name: value for name, value in os.environ.items() if name.upper() not in Settings.variables()}
+_INHERITED = {name: value for name, value in os.environ.items() if name.upper() not in SETTINGS_VARIABLES}
 
 
 class Server(NamedTuple):

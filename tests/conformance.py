@@ -1,4 +1,4 @@
-"""Holds every response of every test against the OpenAPI document."""
+"""Check every response of every test against the OpenAPI document."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -8,15 +8,15 @@ import httpx
 from jsonschema import Draft202012Validator
 
 
-def conforms_to(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitable[None]]:
-    """Makes a hook for httpx's client that fails the test where a response is not as documented."""
-    # `/users/me` before `/users/{user_id}`, as the router has it.
+def check_conformance(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitable[None]]:
+    """Return an event hook for an httpx client that fails the test if a response is not as documented."""
+    # `/users/me` before `/users/{user_id}`, as in the router.
     paths = sorted(document["paths"], key=lambda path: "{" in path)
     patterns = {path: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))) for path in paths}
 
     async def check(response: httpx.Response) -> None:
-        asked = response.request.url.path.removesuffix("\n")  # as the end of a route's pattern does
-        path = next((path for path in paths if patterns[path].fullmatch(asked)), None)
+        requested = response.request.url.path.removesuffix("\n")  # which routes match as well
+        path = next((path for path in paths if patterns[path].fullmatch(requested)), None)
         operation = document["paths"].get(path, {}).get(response.request.method.lower())
         if operation is None:  # no such route or method
             return

@@ -1,16 +1,16 @@
-"""What the tests share: a database of their own of each kind, the application on it, and clients."""
+"""Fixtures for all tests: databases, the application on them, and clients."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
-import subprocess
+import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from functools import cache
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import asyncpg
@@ -18,57 +18,40 @@ import httpx
 import pytest
 import structlog
 from fastapi import FastAPI
-from pydantic import SecretStr
-from redis import Redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from app.settings import Settings
+
+# No test may depend on the developer's environment or `.env` file, which are read when the application is imported.
+for variable in [name for name in os.environ if name.lower() in Settings.model_fields]:
+    del os.environ[variable]
+with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+    from app.main import create_app
+
 from app.database import Base
-from app.docs.openapi import build_openapi
-from app.factory import create_app
-from app.lifespan import lifespan
+from app.lifespan import State, lifespan
 from app.migrations import migrate
-from app.settings import (
-    AuthSettings,
-    DatabaseSettings,
-    HTTPSettings,
-    LogSettings,
-    RedisSettings,
-    ServerSettings,
-    Settings,
-)
-from app.state import State
-from tests.conformance import conforms_to
-from tests.container.engine import cli, running
+from tests import servers
+from tests.availability import cannot_run, docker_problem
+from tests.conformance import check_conformance
 
 ROOT = Path(__file__).parent.parent
-REQUIRE_ALL = "REQUIRE_ALL_TESTS"
+NO_LIMIT = "1000000/minute"
+SECRET_KEY = "a secret key for tests, of 32 bytes or more"
 
 
-# What can run here, and what cannot ------------------------------------------------------------------------------
-
-
-@cache
-def docker_is_there() -> bool:
-    """Whether a Docker engine answers."""
-    if not shutil.which("docker"):
-        return False
-    return subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=30).returncode == 0
-
-
-def cannot_run(reason: str) -> NoReturn:
-    """Skips a test that lacks something here, or fails it where everything must run."""
-    if os.environ.get(REQUIRE_ALL):
-        pytest.fail(f"{REQUIRE_ALL} is set, and this cannot run: {reason}", pytrace=False)
-    pytest.skip(reason)
-
-
-def pytest_configure() -> None:
-    # What ends a run with `kill` ends it as Ctrl-C does, and what the run has started with it.
+def pytest_configure(config: pytest.Config) -> None:
+    # `kill` ends a run as Ctrl-C does, together with the processes and containers that it has started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):  # once, not in each process of pytest-xdist
+        servers.start()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        servers.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,13 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.usefixtures("docker"))
 
 
-@pytest.fixture(scope="session")
-def docker() -> None:
-    if not docker_is_there():
-        cannot_run("container tests: no Docker engine answers")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what did not run, and why."""
     skipped: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         reason = str(report.longrepr[2]).removeprefix("Skipped: ")
@@ -93,7 +71,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"Not run here: {reasons}", yellow=True)
 
 
-# Databases -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="session")
+def docker() -> None:
+    if problem := docker_problem():
+        cannot_run(f"container tests: {problem}")
+
+
+@pytest.fixture(scope="session")
+def clean_environment() -> dict[str, str]:
+    """The environment for programs that tests start. It has no settings, and `app` can be imported."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+# Databases -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -102,55 +92,30 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """The URL of a server on which databases can be created: TEST_DATABASE_URL, else a container of our own."""
-    if url := os.environ.get("TEST_DATABASE_URL"):
-        yield url
-        return
-    password = uuid4().hex
-    options = ["--tmpfs", "/var/lib/postgresql", "--env", f"POSTGRES_PASSWORD={password}"]
-    command = ["postgres", "-c", "fsync=off"]
-    with container("postgres:18-alpine", 5432, "TEST_DATABASE_URL", options=options, command=command) as address:
-        yield f"postgresql://postgres:{password}@{address}/postgres"
+def postgresql_server() -> str:
+    """The URL of a server for test databases: TEST_DATABASE_URL, or else a container."""
+    return servers.postgresql_url()
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """The URL of a Redis: TEST_REDIS_URL, else a container of our own."""
-    if url := os.environ.get("TEST_REDIS_URL"):
-        yield url
-        return
-    with container("redis:8-alpine", 6379, "TEST_REDIS_URL") as address:
-        with Redis.from_url(f"redis://{address}", retry=Retry(ConstantBackoff(0.1), 300)) as redis:
-            redis.ping()  # it may be starting up still
-        yield f"redis://{address}"
-
-
-@contextmanager
-def container(
-    image: str, port: int, variable: str, *, options: Sequence[str] = (), command: Sequence[str] = ()
-) -> Iterator[str]:
-    """Runs a server and gives its address; skips where there is no Docker."""
-    if not docker_is_there():
-        cannot_run(f"on {image}: no Docker engine answers, and {variable} is not set")
-    publish = ["--publish", f"127.0.0.1::{port}"]
-    with running(image, *publish, *options, command=command) as server:
-        yield cli("port", server.name, f"{port}/tcp")
+def redis_url() -> str:
+    """The URL of a Redis server: TEST_REDIS_URL, or else a container."""
+    return servers.redis_url()
 
 
 @pytest.fixture(scope="session")
 def postgresql_url(postgresql_server: str) -> Iterator[str]:
-    """A migrated database of this run's own."""
+    """A migrated database for this process."""
     name = f"test_{uuid4().hex}"
     asyncio.run(execute(postgresql_server, f"CREATE DATABASE {name}"))
     url = make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
-    asyncio.run(migrate(DatabaseSettings(url=SecretStr(url))))
+    asyncio.run(migrate(make_settings(database_url=url)))
     yield url
     asyncio.run(execute(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 async def execute(url: str, statement: str) -> None:
-    """Runs one statement on a server that may be starting up still."""
+    """Run one statement. The server may still be starting."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -159,13 +124,13 @@ async def execute(url: str, statement: str) -> None:
         except (OSError, asyncpg.PostgresError):
             if time.monotonic() > deadline:
                 raise
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
     await connection.execute(statement)
     await connection.close()
 
 
-async def until_a_lock_is_waited_for(url: str) -> None:
-    """Returns as soon as somebody waits for a lock in a database; on SQLite, which does not tell, after a while."""
+async def wait_for_blocked_statement(url: str) -> None:
+    """Return when a statement waits for a lock. SQLite does not tell, so there it is a fixed time."""
     if url.startswith("sqlite"):
         await asyncio.sleep(0.3)
         return
@@ -179,15 +144,15 @@ async def until_a_lock_is_waited_for(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database file, to be copied."""
+    """A migrated database file to copy."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    asyncio.run(migrate(DatabaseSettings(url=SecretStr(f"sqlite:///{path}"))))
+    asyncio.run(migrate(make_settings(database_url=f"sqlite:///{path}")))
     return path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty, migrated database of each kind: what uses it runs on both."""
+    """An empty, migrated database. Tests that use it run on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "app.db")
         return f"sqlite:///{tmp_path}/app.db"
@@ -196,39 +161,37 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
-# The application -------------------------------------------------------------------------------------------------
-
-NO_LIMIT = "1000000/minute"
-SECRET_KEY = "a secret key for tests, of 32 bytes or more"
+# The application -----------------------------------------------------------------------------------------------------
 
 
-def make_settings(**groups: Any) -> Settings:  # noqa: ANN401  each of its own kind
-    """Makes settings that read nothing from the developer's environment: a group that is not given has its defaults."""
-    defaults: dict[str, Any] = {
-        "server": ServerSettings(),
-        "database": DatabaseSettings(),
-        "redis": RedisSettings(),
-        "auth": AuthSettings(),
-        "http": HTTPSettings(),
-        "log": LogSettings(),
+def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting
+    """Build settings with cheap hashes and no rate limits, so that hundreds of tests run in seconds."""
+    defaults = {
+        "environment": "test",
+        "secret_key": SECRET_KEY,
+        "argon2_memory_kib": 8,
+        "argon2_time_cost": 1,
+        "argon2_parallelism": 1,
+        "rate_limit": NO_LIMIT,
+        "rate_limit_login": NO_LIMIT,
+        "rate_limit_register": NO_LIMIT,
     }
-    return Settings(environment="test", **defaults | groups)
+    return Settings(**defaults | values)
+
+
+def change(settings: Settings, **values: Any) -> Settings:  # noqa: ANN401  of any setting
+    """Return the settings with other values, which are validated."""
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return Settings(**given | values)
 
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings with hashing cheap enough for hundreds of tests, and no limits: they do in a second what takes a day."""
-    return make_settings(
-        database=DatabaseSettings(url=SecretStr(database_url), migrate=False),
-        auth=AuthSettings(
-            secret_key=SecretStr(SECRET_KEY), argon2_memory_kib=64, argon2_time_cost=1, argon2_parallelism=1
-        ),
-        http=HTTPSettings(rate_limit=NO_LIMIT, rate_limit_login=NO_LIMIT, rate_limit_register=NO_LIMIT),
-    )
+    return make_settings(database_url=database_url, database_migrate=False)
 
 
 class Service(NamedTuple):
-    """The application while its lifespan runs, and somebody who is not logged in."""
+    """The running application, and a client that is not logged in."""
 
     app: FastAPI
     state: State
@@ -237,19 +200,19 @@ class Service(NamedTuple):
 
 @asynccontextmanager
 async def serve(settings: Settings, *, prepared: bool = False, root_path: str = "") -> AsyncIterator[Service]:
-    """Runs the application as a server would, with the lifespan's state in each request.
+    """Run the application as a server does, with the lifespan's state in each request.
 
-    `root_path` is where a proxy serves it, and clients ask for it.
+    `root_path` is the path prefix of a proxy, which clients use.
     """
     app = create_app(settings)
-    app.state.prepared = prepared
+    app.state.is_prepared = prepared
     async with lifespan(app) as state:
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": {**state}}, receive, send)
 
         transport = httpx.ASGITransport(with_state, root_path=root_path)
-        hooks = {"response": [conforms_to(build_openapi(app))]}
+        hooks = {"response": [check_conformance(app.openapi())]}
         async with httpx.AsyncClient(
             transport=transport, base_url=f"http://test{root_path}", event_hooks=hooks
         ) as client:
@@ -274,8 +237,8 @@ def state(service: Service) -> State:
 
 @pytest.fixture
 async def session(state: State) -> AsyncIterator[AsyncSession]:
-    """A session for arranging what no route can, and for looking behind the routes."""
-    async with state["write_sessions"]() as session:
+    """A session for what no route can do or show."""
+    async with AsyncSession(state["engine"], expire_on_commit=False) as session:
         yield session
 
 
@@ -284,10 +247,3 @@ def logs() -> Iterator[list[structlog.typing.EventDict]]:
     """What the application logs, with the context of each line."""
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as entries:
         yield entries
-
-
-@pytest.fixture(scope="session")
-def clean_environment() -> dict[str, str]:
-    """An environment for programs that are started: no setting of the developer's, and `app` can be imported."""
-    inherited = {name: value for name, value in os.environ.items() if name.upper() not in Settings.variables()}
-    return {**inherited, "PYTHONPATH": str(ROOT)}

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.settings import Settings
-from tests.conftest import REQUIRE_ALL, ROOT
+from tests.availability import REQUIRE_ALL
+from tests.conftest import ROOT
 
 _UNVERSIONED = shutil.ignore_patterns(
     ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__", "node_modules"
@@ -47,8 +47,7 @@ def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name.upper() not in Settings.variables()
-        and not name.startswith(("COV", "PYTEST", "PYTHON", REQUIRE_ALL, "TEST_"))
+        if not name.startswith(("COV", "PYTEST", "PYTHON", REQUIRE_ALL, "TEST_"))
     }
     environment = kept | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

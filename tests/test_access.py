@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import NAME
 from app.users.models import User
 from tests.conftest import SECRET_KEY, Service
-from tests.people import PASSWORD, Person, join, join_as_superuser
+from tests.people import PASSWORD, Person, sign_up, sign_up_superuser
 
 # What each is answered: who holds no valid token, the user whom it is about, another user, a superuser.
 ACCESS = {
@@ -90,8 +90,8 @@ CALLERS: dict[str, tuple[int, Callable[[Cast], str]]] = {
 async def assemble(client: httpx.AsyncClient, session: AsyncSession) -> Cast:
     await session.execute(delete(User))
     await session.commit()
-    ann, bob, gone, inactive = [await join(client, f"{name}@example.com") for name in ("ann", "bob", "gone", "out")]
-    roots = [await join_as_superuser(client, session, f"root{number}@example.com") for number in range(2)]
+    ann, bob, gone, inactive = [await sign_up(client, f"{name}@example.com") for name in ("ann", "bob", "gone", "out")]
+    roots = [await sign_up_superuser(client, session, f"root{number}@example.com") for number in range(2)]
     superusers = update(User).where(User.id.in_([gone.id, inactive.id]))
     await session.execute(superusers.values(is_superuser=True))
     await session.execute(update(User).where(User.id == inactive.id).values(is_active=False))

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.docs.openapi import build_openapi
-from app.factory import create_app
+from app.main import create_app
 from app.settings import Settings
 from app.users.models import User
 from tests.conftest import Service

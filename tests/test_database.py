@@ -15,15 +15,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app import NAME
 from app.database import create_engine, is_unavailable
-from app.factory import create_app
-from app.lifespan import lifespan
-from app.reader import Reader
+from app.lifespan import State, lifespan
+from app.main import create_app
 from app.settings import Settings
-from app.state import State
 from app.users.models import User
 from app.users.service import list_users
-from tests.conftest import until_a_lock_is_waited_for
-from tests.people import join, register
+from tests.conftest import change, wait_for_blocked_statement
+from tests.people import register, sign_up
 
 
 async def test_a_write_is_committed_before_its_response_begins(settings: Settings) -> None:
@@ -48,7 +46,7 @@ async def test_a_write_is_committed_before_its_response_begins(settings: Setting
 
 
 async def test_what_fails_is_rolled_back(client: httpx.AsyncClient, state: State) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     await register(client, "bob@example.com")
 
     taken = await client.patch("/users/me", headers=ann.auth, json={"full_name": "A", "email": "bob@example.com"})
@@ -77,7 +75,7 @@ async def test_behind_pgbouncer_nothing_is_prepared(settings: Settings, paramete
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_what_is_prepared_for_searches_is_forgotten_again(settings: Settings) -> None:
     """Each of them is a statement of its own, and a connection lasts."""
-    engine = create_engine(settings.database.model_copy(update={"pool_size": 1}))
+    engine = create_engine(change(settings, database_pool_size=1))
     for number in range(250):
         await list_users(Reader(engine), limit=1, before=None, search=f"name {number}", is_active=None)
     async with engine.connect() as connection:
@@ -101,7 +99,7 @@ async def test_the_server_knows_who_connects_and_for_how_long(session: AsyncSess
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_sqlite_waits_for_a_lock_as_long_as_a_statement_may_take(settings: Settings) -> None:
-    engine = create_engine(settings.database.model_copy(update={"statement_timeout": 1.5}))
+    engine = create_engine(change(settings, database_statement_timeout=1.5))
     async with engine.connect() as connection:
         milliseconds = await connection.scalar(text("PRAGMA busy_timeout"))
     await engine.dispose()
@@ -112,11 +110,11 @@ async def test_sqlite_waits_for_a_lock_as_long_as_a_statement_may_take(settings:
 async def test_a_write_waits_for_a_lock_that_is_soon_released(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     await session.execute(update(User).values(full_name="locked"))
 
     write = asyncio.create_task(client.patch("/users/me", headers=ann.auth, json={"full_name": "A"}))
-    await until_a_lock_is_waited_for(database_url)
+    await wait_for_blocked_statement(database_url)
     await session.rollback()
 
     assert (await write).status_code == 200

@@ -8,7 +8,7 @@ import structlog
 from fastapi import FastAPI, HTTPException
 
 from tests.conftest import Service
-from tests.people import PASSWORD, join, register
+from tests.people import PASSWORD, register, sign_up
 
 JSON = {"Content-Type": "application/json"}
 
@@ -152,7 +152,7 @@ async def test_an_http_exception_of_any_kind_has_the_one_form(
 
 
 async def test_details_name_nested_fields_by_a_dotted_path(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await register(client, fields={"full_name": {"first": ["Ann"]}})
 

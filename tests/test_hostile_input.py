@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.users.service import encode_cursor
-from tests.people import PASSWORD, Person, join, join_as_superuser
+from tests.people import PASSWORD, Person, sign_up, sign_up_superuser
 
 JSON = {"Content-Type": "application/json"}
 
@@ -61,7 +61,7 @@ def places(ann: Person, value: str) -> list[tuple[str, str, dict[str, Any] | Non
 
 @pytest.mark.parametrize("value", STRINGS.values(), ids=STRINGS)
 async def test_no_string_is_too_strange(client: httpx.AsyncClient, session: AsyncSession, value: str) -> None:
-    root, ann = await join_as_superuser(client, session), await join(client)
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
 
     for method, url, data in places(ann, value):
         content = None if data is None else json.dumps(data)  # which escapes what UTF-8 cannot hold
@@ -75,7 +75,7 @@ NUMBERS = ["-1", "0", str(2**63), str(2**64), "9" * 5000, "1.5", "1e400", "-0.0"
 
 
 async def test_no_number_is_out_of_range(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
 
     for number in NUMBERS:
         bodies = [f'{{"is_active": {number}}}', f'{{"email": {number}}}', number, f"[{number}]"]
@@ -90,7 +90,7 @@ NO_BOOLEANS: list[object] = [0, 1, 0.0, "true", "yes", "on", None, [], {}]
 
 
 async def test_what_is_no_boolean_is_not_taken_for_one(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
 
     for value in NO_BOOLEANS:
         response = await client.patch(f"/users/{root.id}", json={"is_superuser": value}, headers=root.auth)
@@ -100,7 +100,7 @@ async def test_what_is_no_boolean_is_not_taken_for_one(client: httpx.AsyncClient
 
 
 async def test_the_ends_of_a_cursors_range_are_pages(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
 
     for user_id in (1, 2**31, 2**63 - 1):
         response = await client.get(f"/users/?cursor={encode_cursor(user_id)}", headers=root.auth)
@@ -138,7 +138,7 @@ BODIES = [
 
 
 async def test_a_body_is_json_or_refused(client: httpx.AsyncClient) -> None:
-    await join(client)
+    await sign_up(client)
 
     for media_type, body, status in BODIES:
         response = await client.post("/auth/login", content=body, headers=[(b"Content-Type", media_type)])
@@ -176,7 +176,7 @@ PATHS = [
 
 
 async def test_a_path_is_one_of_ours_or_nothing(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
 
     for path in PATHS:
         response = await client.get(httpx.URL("http://test", raw_path=path.encode()), headers=root.auth)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import free_port, get_or_none, until
 
 from tests.conftest import SECRET_KEY
-from tests.processes import answer, free_port, until
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def uvicorn(tmp_path: Path, clean_environment: dict[str, str], port: int) -> Uvi
 @pytest.mark.parametrize("secret", ["", SECRET_KEY])
 def test_it_serves_and_ends_cleanly(uvicorn: Uvicorn, secret: str) -> None:
     process = uvicorn(SECRET_KEY=secret, LOG_FORMAT="json")
-    ready = until(lambda: answer(f"http://127.0.0.1:{uvicorn.port}/health/ready"), "it answers")
+    ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}/health/ready"), "it answers")
 
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=30)

@@ -13,7 +13,6 @@ import pytest
 import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from pydantic import SecretStr
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -21,18 +20,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.auth.models import RefreshToken
 from app.database import Base, create_engine
 from app.errors import StartupError
-from app.lifespan import prepare
-from app.migrations import _run, exists_on, is_migration_pending, migrate, render_item
-from app.settings import DatabaseSettings, Settings
-from tests.conftest import ROOT, until_a_lock_is_waited_for
+from app.migrations import _migrate, exists_on, is_migration_pending, migrate, render_item
+from app.settings import Settings
+from app.startup import prepare_database
+from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[DatabaseSettings]:
+def database(database_url: str) -> Iterator[Settings]:
     """A database that is up to date, and in the end is so again: the server's is that of other tests, too."""
-    database = DatabaseSettings(url=SecretStr(database_url))
+    database = make_settings(database_url=database_url)
     yield database
     asyncio.run(migrate(database))
 
@@ -42,7 +41,7 @@ async def tables(engine: AsyncEngine) -> set[str]:
         return set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
 
 
-async def test_up_down_and_up_again(database: DatabaseSettings) -> None:
+async def test_up_down_and_up_again(database: Settings) -> None:
     engine = create_engine(database)
     assert await tables(engine) == TABLES.keys() | {"alembic_version"}
     assert not await is_migration_pending(engine)
@@ -57,7 +56,7 @@ async def test_up_down_and_up_again(database: DatabaseSettings) -> None:
     await engine.dispose()
 
 
-async def test_the_models_and_the_schema_do_not_drift(database: DatabaseSettings) -> None:
+async def test_the_models_and_the_schema_do_not_drift(database: Settings) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "include_object": exists_on(connection.dialect.name)}
@@ -73,7 +72,7 @@ async def test_the_models_and_the_schema_do_not_drift(database: DatabaseSettings
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_sqlite_gives_no_id_to_a_second_user(database: DatabaseSettings) -> None:
+async def test_sqlite_gives_no_id_to_a_second_user(database: Settings) -> None:
     """A migration that alters such a table gives `batch_alter_table` `table_kwargs={"sqlite_autoincrement": True}`."""
     engine = create_engine(database)
     async with engine.connect() as connection:
@@ -84,7 +83,7 @@ async def test_sqlite_gives_no_id_to_a_second_user(database: DatabaseSettings) -
     assert found == {name for name, table in TABLES.items() if table.dialect_options["sqlite"]["autoincrement"]}
 
 
-async def test_every_constraint_has_the_name_that_the_models_give_it(database: DatabaseSettings) -> None:
+async def test_every_constraint_has_the_name_that_the_models_give_it(database: Settings) -> None:
     def names(connection: Connection) -> set[str | None]:
         inspector = inspect(connection)
         return {
@@ -113,20 +112,20 @@ async def test_every_constraint_has_the_name_that_the_models_give_it(database: D
 
 
 async def test_a_database_that_is_not_migrated_is_refused_with_the_remedy(
-    settings: Settings, database: DatabaseSettings
+    settings: Settings, database: Settings
 ) -> None:
     await migrate(database, "base")
 
     with pytest.raises(StartupError, match="python -m app migrate"):
-        await prepare(settings)
+        await prepare_database(settings)
 
     await migrate(database)
-    await prepare(settings)
+    await prepare_database(settings)
 
 
 @pytest.mark.parametrize("migrates", [False, True])
 async def test_a_database_of_a_later_release_is_left_as_it_is(
-    settings: Settings, database: DatabaseSettings, logs: list[structlog.typing.EventDict], *, migrates: bool
+    settings: Settings, database: Settings, logs: list[structlog.typing.EventDict], *, migrates: bool
 ) -> None:
     engine = create_engine(database)
     async with engine.begin() as connection:
@@ -134,8 +133,7 @@ async def test_a_database_of_a_later_release_is_left_as_it_is(
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
 
     try:
-        database = database.model_copy(update={"migrate": migrates})
-        await prepare(settings.model_copy(update={"database": database}))
+        await prepare_database(change(settings, database_migrate=migrates))
     finally:
         async with engine.begin() as connection:
             left = await connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -147,10 +145,10 @@ async def test_a_database_of_a_later_release_is_left_as_it_is(
 
 
 async def test_five_processes_that_migrate_at_once_are_one_migration(
-    database: DatabaseSettings, clean_environment: dict[str, str], tmp_path: Path
+    database: Settings, clean_environment: dict[str, str], tmp_path: Path
 ) -> None:
     await migrate(database, "base")
-    environment = clean_environment | {"DATABASE_URL": database.url.get_secret_value()}
+    environment = clean_environment | {"DATABASE_URL": database.database_url.get_secret_value()}
     command = [sys.executable, "-m", "app", "migrate"]
 
     processes = [
@@ -165,13 +163,13 @@ async def test_five_processes_that_migrate_at_once_are_one_migration(
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_a_migration_waits_for_another_longer_than_a_statement_may_take(
-    database: DatabaseSettings, database_url: str
+    database: Settings, database_url: str
 ) -> None:
-    engine = create_engine(database.model_copy(update={"statement_timeout": 60}))
+    engine = create_engine(change(database, database_statement_timeout=60))
     async with engine.begin() as connection:
-        await connection.run_sync(_run, "head")  # and is not committed yet
-        other = asyncio.create_task(migrate(database.model_copy(update={"statement_timeout": 0.1})))
-        await until_a_lock_is_waited_for(database_url)
+        await connection.run_sync(_migrate, "head")  # and is not committed yet
+        other = asyncio.create_task(migrate(change(database, database_statement_timeout=0.1)))
+        await wait_for_blocked_statement(database_url)
         await asyncio.sleep(0.5)  # which is longer than its statements may take
         is_waiting = not other.done()
     await other
@@ -182,9 +180,9 @@ async def test_a_migration_waits_for_another_longer_than_a_statement_may_take(
 
 @pytest.mark.parametrize("arguments", [["check"], ["current"]])
 def test_alembics_own_command_line_works(
-    database: DatabaseSettings, clean_environment: dict[str, str], tmp_path: Path, arguments: list[str]
+    database: Settings, clean_environment: dict[str, str], tmp_path: Path, arguments: list[str]
 ) -> None:
-    environment = clean_environment | {"DATABASE_URL": database.url.get_secret_value()}
+    environment = clean_environment | {"DATABASE_URL": database.database_url.get_secret_value()}
     command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "pyproject.toml"), *arguments]
 
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)

@@ -14,9 +14,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from app import NAME, TITLE, __version__
 from app.api import TAGS
 from app.docs.openapi import build_openapi
-from app.factory import create_app
+from app.main import create_app
 from app.settings import Settings
-from tests.conftest import ROOT, make_settings, serve
+from tests.conftest import ROOT, change, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
 # What takes no access token: what gives one, and what is for everybody.
@@ -127,7 +127,7 @@ async def test_the_docs_pages_load_nothing_from_elsewhere(client: httpx.AsyncCli
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/docs/swagger-ui.css"])
 async def test_the_docs_can_be_switched_off(settings: Settings, path: str) -> None:
-    off = settings.model_copy(update={"http": settings.http.model_copy(update={"docs": False})})
+    off = change(settings, docs=False)
     async with serve(off) as service:
         response = await service.client.get(path)
 

@@ -11,7 +11,6 @@ import asyncpg
 import httpx
 import pytest
 import structlog
-from pydantic import SecretStr
 from sqlalchemy import event, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,21 +20,21 @@ from app.database import is_unavailable
 from app.errors import StartupError
 from app.settings import Settings
 from app.users.models import User
-from tests.conftest import Service, execute, serve
+from tests.conftest import Service, change, execute, serve
 from tests.gate import gate_before
-from tests.people import join, log_in, register
+from tests.people import log_in, register, sign_up
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
 
 
 def with_database(settings: Settings, **changes: object) -> Settings:
     """The same settings with another database or other limits."""
-    return settings.model_copy(update={"database": settings.database.model_copy(update=changes)})
+    return change(settings, **{f"database_{name}": value for name, value in changes.items()})
 
 
 def out_of_reach(settings: Settings) -> Settings:
     """Settings with a database that nobody serves."""
-    return with_database(settings, url=SecretStr("postgresql+asyncpg://user:hunter2@127.0.0.1:1/none"))
+    return with_database(settings, url="postgresql://user:hunter2@127.0.0.1:1/none")
 
 
 async def test_a_database_out_of_reach_is_503(settings: Settings) -> None:
@@ -68,7 +67,7 @@ async def test_a_server_that_refuses_connections_is_503_and_the_log_says_why(
     settings: Settings, refusal: tuple[str, str], logs: list[structlog.typing.EventDict]
 ) -> None:
     url, expected = refusal
-    async with serve(with_database(settings, url=SecretStr(url)), prepared=True) as service:
+    async with serve(with_database(settings, url=url), prepared=True) as service:
         auth = {"Authorization": f"Bearer {service.state['tokens'].issue(1)}"}
         responses = [
             await service.client.get("/users/me", headers=auth),
@@ -102,8 +101,8 @@ async def test_a_database_out_of_reach_ends_the_start_with_one_line(settings: Se
 
 async def test_a_full_pool_is_503(settings: Settings) -> None:
     async with serve(with_database(settings, pool_size=1, pool_timeout=0.2)) as service:
-        ann = await join(service.client)
-        async with service.state["write_sessions"]() as session:
+        ann = await sign_up(service.client)
+        async with AsyncSession(service.state["engine"]) as session:
             await session.execute(select(1))
             response = await service.client.get("/users/me", headers=ann.auth)
         after = await service.client.get("/users/me", headers=ann.auth)
@@ -114,7 +113,7 @@ async def test_a_full_pool_is_503(settings: Settings) -> None:
 
 async def test_as_many_writes_at_once_as_connections_do_not_wait_for_each_other_forever(settings: Settings) -> None:
     async with serve(with_database(settings, pool_size=1, pool_timeout=0.5)) as service:
-        ann = await join(service.client)
+        ann = await sign_up(service.client)
 
         response = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
 
@@ -124,7 +123,7 @@ async def test_as_many_writes_at_once_as_connections_do_not_wait_for_each_other_
 async def test_requests_that_are_cancelled_leave_no_connection_behind(settings: Settings) -> None:
     """As when a worker ends before they do; each round cancels them at another moment."""
     async with serve(with_database(settings, pool_size=4)) as service:
-        ann = await join(service.client)
+        ann = await sign_up(service.client)
         for milliseconds in range(30):
             tasks = [
                 asyncio.create_task(request)
@@ -147,7 +146,7 @@ async def test_requests_that_are_cancelled_leave_no_connection_behind(settings: 
 async def test_a_statement_that_waits_too_long_is_503(settings: Settings, session: AsyncSession) -> None:
     """PostgreSQL cancels it; SQLite gives up waiting for the lock."""
     async with serve(with_database(settings, statement_timeout=0.5)) as service:
-        ann = await join(service.client)
+        ann = await sign_up(service.client)
         await session.execute(update(User).values(full_name="locked"))
 
         during = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
@@ -186,7 +185,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(service
     event.listen(
         service.state["engine"].sync_engine, "connect", lambda dbapi, _: opened.append(dbapi.driver_connection)
     )
-    ann = await join(service.client)
+    ann = await sign_up(service.client)
     async with anyio.create_task_group() as group:
         for _ in range(5):
             group.start_soon(partial(service.client.get, "/users/me", headers=ann.auth))
@@ -208,12 +207,12 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(service
 async def test_a_server_that_stops_answering_is_not_waited_for_twice(
     settings: Settings, is_write: bool, logs: list[structlog.typing.EventDict]
 ) -> None:
-    url = make_url(settings.database.url.get_secret_value())
+    url = make_url(settings.database_url.get_secret_value())
     async with gate_before(url.host or "", url.port or 5432) as gate:
         host, _, port = gate.address.partition(":")
-        behind_gate = SecretStr(url.set(host=host, port=int(port)).render_as_string(hide_password=False))
+        behind_gate = url.set(host=host, port=int(port)).render_as_string(hide_password=False)
         async with serve(with_database(settings, url=behind_gate, statement_timeout=2)) as service:
-            ann = await join(service.client)
+            ann = await sign_up(service.client)
             assert (await service.client.get("/health/ready")).status_code == 200
 
             gate.turn("held")
@@ -242,8 +241,8 @@ async def test_a_server_that_stops_answering_is_not_waited_for_twice(
 async def test_a_server_that_becomes_read_only_is_looked_for_again(settings: Settings) -> None:
     """After a failover, its name leads to another one."""
     async with serve(with_database(settings, pool_size=1)) as service:
-        ann = await join(service.client)
-        async with service.state["write_sessions"]() as session:
+        ann = await sign_up(service.client)
+        async with AsyncSession(service.state["engine"]) as session:
             await session.execute(text("SET default_transaction_read_only = on"))  # of the one connection
             await session.commit()
 

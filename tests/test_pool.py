@@ -8,8 +8,7 @@ from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.database import create_engine
-from app.reader import DatabaseUnreachable
+from app.database import DatabaseUnreachable, create_engine
 from app.settings import Settings
 
 READ = select(1)
@@ -18,7 +17,7 @@ READ = select(1)
 @pytest.fixture
 async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
     """An engine with one connection."""
-    engine = create_engine(settings.database.model_copy(update={"pool_size": 1}))
+    engine = create_engine(change(settings, database_pool_size=1))
     yield engine
     await engine.dispose()
 

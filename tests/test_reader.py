@@ -10,8 +10,8 @@ from sqlalchemy import Enum, Integer, Numeric, bindparam, column, literal_column
 from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import create_engine
-from app.reader import DatabaseUnreachable, Query, Reader
+from app.database import DatabaseUnreachable, create_engine
+from app.database.fast import Query
 from app.settings import Settings
 
 PID: Query = select(literal_column("pg_backend_pid()"))

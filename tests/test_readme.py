@@ -10,11 +10,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from processes import free_port
 
 from app import NAME
-from tests.conftest import ROOT, cannot_run
+from tests.availability import cannot_run
+from tests.conftest import ROOT
 from tests.copies import copy_repository
-from tests.processes import free_port
 from tests.readme import blocks, section
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]

@@ -7,7 +7,7 @@ import pytest
 
 from app.settings import Settings
 from tests.conftest import Service, serve
-from tests.people import join_as_superuser, register
+from tests.people import register, sign_up_superuser
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 async def test_headers_lead_to_where_the_proxy_serves(service: Service) -> None:
     async with service.state["write_sessions"]() as session:
-        root = await join_as_superuser(service.client, session)
+        root = await sign_up_superuser(service.client, session)
 
     registered = await register(service.client)
     page = await service.client.get("/users/", params={"limit": 1}, headers=root.auth)
@@ -42,7 +42,7 @@ async def test_the_documentation_knows_where_it_is(service: Service) -> None:
 
 
 async def test_rules_about_paths_hold_all_the_same(service: Service, settings: Settings) -> None:
-    policy = settings.http.rate_limit_login.partition("/")[0]
+    policy = settings.rate_limit_login.partition("/")[0]
 
     page = await service.client.get("/docs")
     wrong_methods = [await service.client.patch(path) for path in ("/auth/login", "/docs/swagger-ui.css")]

@@ -4,25 +4,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import pytest
-from pydantic import SecretStr
 from redis.asyncio.connection import parse_url
 from sqlalchemy import make_url
 
-from app.settings import RedisSettings, Settings
+from app.settings import Settings
 from tests.conftest import serve
 from tests.gate import Gate, gate_before
-from tests.people import PASSWORD, Person, join, join_as_superuser, log_in, register
+from tests.people import PASSWORD, Person, log_in, register, sign_up, sign_up_superuser
 
 
 @pytest.fixture
 async def database(postgresql_url: str, settings: Settings) -> AsyncIterator[tuple[Gate, Settings]]:
     """A gate before the database, and settings that lead through it."""
-    url = make_url(postgresql_url).set(drivername="postgresql+asyncpg")
+    url = make_url(postgresql_url)
     async with gate_before(url.host or "", url.port or 5432) as gate:
         host, port = gate.address.split(":")
-        through = SecretStr(url.set(host=host, port=int(port)).render_as_string(hide_password=False))
-        changed = settings.database.model_copy(update={"url": through})
-        yield gate, settings.model_copy(update={"database": changed})
+        through = url.set(host=host, port=int(port)).render_as_string(hide_password=False)
+        yield gate, change(settings, database_url=through)
 
 
 Request = Callable[[httpx.AsyncClient, Person], Awaitable[httpx.Response]]
@@ -59,9 +57,9 @@ async def test_each_request_runs_as_many_statements_as_it_must_each_in_one_round
     gate, settings = database
     counted = {}
     async with serve(settings) as service:
-        async with service.state["write_sessions"]() as session:
-            root = await join_as_superuser(service.client, session)
-        ann = await join(service.client)
+        async with AsyncSession(service.state["engine"]) as session:
+            root = await sign_up_superuser(service.client, session)
+        ann = await sign_up(service.client)
         # The first time each statement is prepared, a round trip more.
         for _, request in REQUESTS.values():
             await request(service.client, ann)
@@ -100,9 +98,8 @@ async def tokens_of(client: httpx.AsyncClient, person: Person) -> Person:
 async def test_each_request_asks_redis_once_for_each_limit(redis_url: str, settings: Settings) -> None:
     address = parse_url(redis_url)
     async with gate_before(address["host"], address.get("port", 6379)) as gate:
-        redis = RedisSettings(url=SecretStr(f"redis://{gate.address}"))
-        async with serve(settings.model_copy(update={"redis": redis})) as service:
-            ann = await join(service.client)
+        async with serve(change(settings, redis_url=f"redis://{gate.address}")) as service:
+            ann = await sign_up(service.client)
             counted = {}
             for path in ("/health/live", "/users/me"):
                 gate.sent.clear()

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from app.settings import EXAMPLE_SECRET_KEY, Settings, load_settings
+from app.settings import EXAMPLE_SECRET_KEY, load_settings
 from tests.conftest import SECRET_KEY
 
 
 @pytest.fixture(autouse=True)
 def empty_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No .env file, no secret files, and no variable of ours."""
-    for variable in Settings.variables():
+    for variable in SETTINGS_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path / "secrets"))
     monkeypatch.chdir(tmp_path)

@@ -1,1 +1,1 @@
-"""Authentication: login, and refresh tokens that rotate."""
+"""Authentication: login, and rotating refresh tokens."""

@@ -1,4 +1,4 @@
-"""What can go wrong with authentication."""
+"""The errors of authentication."""
 
 from app.errors import AuthenticationFailed
 

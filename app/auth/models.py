@@ -10,10 +10,10 @@ from app.database import Base, utc_now
 
 
 class RefreshToken(Base):
-    """A family of refresh tokens, which is one login: of all its tokens only the newest, the live one, is kept.
+    """A family of refresh tokens, which is one login. Only the newest token of a family is stored, and is valid.
 
-    A token carries its family's id and a secret. One whose secret is not the live one was spent before, so somebody
-    has a copy; the row is then deleted, and with it the family.
+    A token consists of its family's id and a secret. A token with another secret was used before, so somebody has a
+    copy: the row is deleted, and with it the login.
     """
 
     __tablename__ = "refresh_tokens"

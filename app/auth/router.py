@@ -1,4 +1,4 @@
-"""The authentication routes."""
+"""The routes of authentication."""
 
 from contextlib import suppress
 
@@ -7,48 +7,26 @@ from fastapi import APIRouter, status
 from app.auth import service
 from app.auth.errors import InvalidRefreshToken, LoginFailed
 from app.auth.schemas import Credentials, RefreshRequest, TokenPair
-from app.database import ReaderDep, WriteSession
-from app.errors import (
-    InternalError,
-    InvalidRequest,
-    PayloadTooLarge,
-    RateLimited,
-    ServiceUnavailable,
-    UnknownHost,
-    UnsupportedMediaType,
-    responses,
-)
-from app.state import LimiterDep, PasswordsDep, TokensDep
+from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, TokensDep, WriteSession
+from app.errors import responses
 
-router = APIRouter(
-    prefix="/auth",
-    tags=["auth"],
-    responses=responses(
-        UnknownHost,
-        PayloadTooLarge,
-        UnsupportedMediaType,
-        InvalidRequest,
-        RateLimited,
-        InternalError,
-        ServiceUnavailable,
-    ),
-)
+router = APIRouter(prefix="/auth", tags=["auth"])
 
 
 @router.post("/login", responses=responses(LoginFailed), response_description="A pair of tokens", summary="Log in")
-async def login(  # noqa: PLR0913  all that a login takes
+async def login(  # noqa: PLR0913  each is needed
     *,
     credentials: Credentials,
-    reader: ReaderDep,
+    reader: FastReaderDep,
     session: WriteSession,
     passwords: PasswordsDep,
     tokens: TokensDep,
     limiter: LimiterDep,
 ) -> TokenPair:
-    """Exchanges an email address and a password for an access token and a refresh token.
+    """Exchange an email address and a password for an access token and a refresh token.
 
-    Send the access token as `Authorization: Bearer …`. An unknown address, a wrong password and an inactive user are
-    answered alike.
+    Send the access token as `Authorization: Bearer …`. The response is the same for an unknown address, a wrong
+    password and an inactive user.
     """
     return await service.login(
         credentials, reader=reader, session=session, passwords=passwords, tokens=tokens, limiter=limiter
@@ -59,12 +37,12 @@ async def login(  # noqa: PLR0913  all that a login takes
     "/refresh",
     responses=responses(InvalidRefreshToken),
     response_description="A new pair of tokens",
-    summary="Refresh your tokens",
+    summary="Refresh tokens",
 )
 async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> TokenPair:
-    """Exchanges a refresh token for a new pair.
+    """Exchange a refresh token for a new pair of tokens.
 
-    Each refresh token works once. Presenting one a second time ends the whole login, since somebody has a copy of it.
+    Each refresh token can be used once. Using it a second time ends the login, because somebody has a copy of it.
     """
     return await service.refresh(data.refresh_token, session=session, tokens=tokens)
 
@@ -76,9 +54,9 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
     summary="Log out",
 )
 async def logout(data: RefreshRequest, session: WriteSession) -> None:
-    """Ends the login that a refresh token belongs to.
+    """End the login that a refresh token belongs to.
 
-    A token that is already dead, or never was one, is answered alike. The access token runs on until it expires.
+    The response is the same for a token that is not valid. The access token remains valid until it expires.
     """
     with suppress(InvalidRefreshToken):
-        await service.end_family(data.refresh_token, session=session)
+        await service.end_login(data.refresh_token, session=session)

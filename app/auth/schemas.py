@@ -1,13 +1,14 @@
-"""What goes in and out of the authentication routes."""
+"""The request and response bodies of authentication."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, GivenPassword, Input
+from app.schemas import Input
+from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, AnyPassword, Email
 
-_ACCESS_TOKEN = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.LIPvVfUvi3mqJy8SMtpHZhtgqeGQ3sM2aP9WZZDHH5k"  # noqa: S105  signed by nobody
-_REFRESH_TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  nobody's
+_ACCESS_TOKEN = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.LIPvVfUvi3mqJy8SMtpHZhtgqeGQ3sM2aP9WZZDHH5k"  # noqa: S105  an example
+_REFRESH_TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  an example
 
 
 class Credentials(Input):
@@ -16,7 +17,7 @@ class Credentials(Input):
     model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD}]})
 
     email: Email
-    password: GivenPassword
+    password: AnyPassword
 
 
 class RefreshRequest(Input):
@@ -28,7 +29,7 @@ class RefreshRequest(Input):
 
 
 class TokenPair(BaseModel):
-    """An access token for requests, and a refresh token for the next pair."""
+    """An access token for requests, and a refresh token for the next pair of tokens."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -45,5 +46,5 @@ class TokenPair(BaseModel):
 
     access_token: Annotated[str, Field(repr=False)]
     refresh_token: Annotated[str, Field(repr=False)]
-    token_type: Literal["bearer"] = "bearer"  # noqa: S105  a scheme's name (RFC 6750)
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105  the scheme of RFC 6750
     expires_in: int = Field(description="Lifetime of the access token, seconds")

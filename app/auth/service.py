@@ -1,4 +1,4 @@
-"""Login, and refresh tokens that rotate, on sessions that the caller opens and, if nothing fails, commits."""
+"""Login and refresh tokens. The caller opens the session, and commits it."""
 
 import hashlib
 import secrets
@@ -11,10 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.auth.errors import InvalidRefreshToken, LoginFailed
 from app.auth.models import RefreshToken
 from app.auth.schemas import Credentials, TokenPair
-from app.database import utc_now
+from app.database import FastReader, utc_now
 from app.errors import RateLimited
 from app.limiter import RateLimiter
-from app.reader import Reader
 from app.security import Passwords, Tokens
 from app.users.models import User
 from app.users.service import find_user_by_email
@@ -26,23 +25,23 @@ _SECRET_BYTES = 32
 async def login(  # noqa: PLR0913  all that a login takes
     credentials: Credentials,
     *,
-    reader: Reader,
+    reader: FastReader,
     session: AsyncSession,
     passwords: Passwords,
     tokens: Tokens,
     limiter: RateLimiter,
 ) -> TokenPair:
-    """Exchanges an email address and a password for tokens.
+    """Exchange an email address and a password for tokens.
 
     Raises:
-        RateLimited: too many tries for this account, from wherever, and whether it exists or not.
-        LoginFailed: unknown address, wrong password, or inactive user; which of them takes the same time.
+        RateLimited: Too many attempts for this account, from any address, whether or not the account exists.
+        LoginFailed: Unknown address, wrong password or inactive user. Each takes the same time.
     """
     usage = await limiter.hit("account", credentials.email)
-    if usage and usage.is_exceeded:
+    if usage.is_exceeded:
         raise RateLimited(headers=usage.headers())
     user = await find_user_by_email(reader, credentials.email)
-    # Hashing takes a tenth of a second. No connection waits for it: the reader's is back, the session has none yet.
+    # Hashing takes a tenth of a second, during which no connection is held: the session has not connected yet.
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
     if user is None or not matches or not user.is_active:
         raise LoginFailed
@@ -55,8 +54,8 @@ async def login(  # noqa: PLR0913  all that a login takes
 
     now = utc_now()
     family, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
-    # Hashing took its time, in which the password may have been changed, or the user deactivated or deleted. Whoever
-    # wants to do so now waits, and this lock comes before those of the tokens, as when a user is deleted.
+    # During the hashing the password may have been changed, or the user deactivated or deleted. From here on that waits
+    # for this lock. It comes before the locks of the tokens, in the same order as when a user is deleted.
     still_valid = User.id == user.id, User.is_active, User.credentials_version == user.credentials_version
     if await session.scalar(select(User.id).where(*still_valid).with_for_update(key_share=True)) is None:
         raise LoginFailed
@@ -69,21 +68,21 @@ async def login(  # noqa: PLR0913  all that a login takes
             expires_at=now + tokens.refresh_lifetime,
         )
     )
-    # Logins that ended without a logout are swept away by the user's next one.
+    # Logins that have expired or been ended otherwise are deleted at the user's next login.
     await session.execute(
         delete(RefreshToken).where(
             RefreshToken.user_id == user.id,
             or_(RefreshToken.expires_at <= now, RefreshToken.credentials_version < user.credentials_version),
         )
     )
-    return _pair(tokens, user.id, family, secret)
+    return _issue_pair(tokens, user.id, family, secret)
 
 
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
-    """Exchanges a refresh token for a new pair, once.
+    """Exchange a refresh token for a new pair of tokens.
 
     Raises:
-        InvalidRefreshToken: unknown, expired, ended, or spent before; the family then ends for good.
+        InvalidRefreshToken: The token is unknown, expired or ended, or it was used before, which ends its login.
     """
     family, secret = _parse(token)
     now = utc_now()
@@ -108,23 +107,23 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         .execution_options(synchronize_session=False)
     )
     if user_id is None:
-        await end_family(token, session=session)
-        await session.commit()  # here, since the error below rolls back
+        await end_login(token, session=session)
+        await session.commit()  # because the error below causes a rollback
         raise InvalidRefreshToken
-    return _pair(tokens, user_id, family, new_secret)
+    return _issue_pair(tokens, user_id, family, new_secret)
 
 
-async def end_family(token: str, *, session: AsyncSession) -> None:
-    """Makes this refresh token and all that came before and after it useless.
+async def end_login(token: str, *, session: AsyncSession) -> None:
+    """End the login that a refresh token belongs to.
 
     Raises:
-        InvalidRefreshToken: it never was a token.
+        InvalidRefreshToken: The token is malformed.
     """
     family, _ = _parse(token)
     await session.execute(delete(RefreshToken).where(RefreshToken.family == family))
 
 
-def _pair(tokens: Tokens, user_id: int, family: UUID, secret: bytes) -> TokenPair:
+def _issue_pair(tokens: Tokens, user_id: int, family: UUID, secret: bytes) -> TokenPair:
     return TokenPair(
         access_token=tokens.issue(user_id),
         refresh_token=urlsafe_b64encode(family.bytes + secret).decode(),
@@ -143,5 +142,5 @@ def _parse(token: str) -> tuple[UUID, bytes]:
 
 
 def _hash(secret: bytes) -> bytes:
-    """A plain hash is enough: the secret is 32 random bytes, which nobody guesses (unlike a password)."""
+    """Hash the secret of a token. Unlike a password, 32 random bytes cannot be guessed, so a fast hash is enough."""
     return hashlib.sha256(secret).digest()

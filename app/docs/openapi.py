@@ -1,9 +1,18 @@
-"""The OpenAPI document: its prose, and the examples that schemas carry shown where they are looked for."""
+"""The OpenAPI document: its description, and what FastAPI does not add by itself."""
 
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+
+from app.errors import (
+    AppError,
+    AuthenticationFailed,
+    ErrorResponse,
+    InvalidRequest,
+    UnsupportedMediaType,
+    responses,
+)
 
 DESCRIPTION = """\
 User accounts, and the logins that protect them.
@@ -15,37 +24,37 @@ token with each request:
 
     Authorization: Bearer <access_token>
 
-It expires after a few minutes. `POST /auth/refresh` then exchanges the refresh token for a new pair; each refresh token
-works once. `POST /auth/logout` ends the login.
+It expires after a few minutes. `POST /auth/refresh` then exchanges the refresh token for a new pair of tokens. Each
+refresh token can be used once. `POST /auth/logout` ends the login.
 
-To try it out on the page at `/docs`, execute `POST /users/` and `POST /auth/login` as they stand, and give the access
-token to *Authorize*.
+To try it out on the page at `/docs`, execute `POST /users/` and `POST /auth/login` with their examples, and enter the
+access token under *Authorize*.
 
 ### Errors
 
-Every error has the same form: `error` is a sentence for a person, `type` a stable word for a program, and `details`,
-where fields are at fault, names them. Every response carries an `X-Request-ID`: the one you sent, if it is 1-128 of
-`A-Za-z0-9._-`, else a new one. Quote it when you report a problem.
+Every error has the same format: `error` is a sentence for people, `type` is a stable identifier for programs, and
+`details` lists the invalid fields, if any. Every response has an `X-Request-ID` header: the one from the request, if it
+is 1 to 128 characters from `A-Za-z0-9._-`, else a new one. Quote it when you report a problem.
 
 ### Rate limits
 
-Requests are counted by client address (an IPv6 address with its whole /64 network): logins and registrations against
-tighter limits of their own, logins by account as well, all others together. `RateLimit-Policy` says how many requests
-(`q`) the limit allows in how many seconds (`w`), `RateLimit` how many remain (`r`) and in how many seconds the count
-starts anew (`t`):
+Requests are counted per client IP address (for IPv6, per /64 network). Logins and registrations have stricter limits of
+their own, and logins are also counted per account. `RateLimit-Policy` contains the number of requests (`q`) allowed per
+number of seconds (`w`). `RateLimit` contains how many of them remain (`r`), and after how many seconds the count starts
+again (`t`):
 
     RateLimit-Policy: "default";q=600;w=60
     RateLimit: "default";r=599;t=60
 
-When none remain, the answer is 429, and `Retry-After` says when to try again. Health checks and this documentation are
-not limited. A response without these headers was not counted, which happens when the counter is out of order.
+If none remain, the response is 429, with the seconds to wait in `Retry-After`. Health checks and this documentation are
+not limited. A response without these headers was not counted.
 """
 
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
-    """Builds the document; FastAPI asks for it once and keeps it."""
+    """Build the OpenAPI document once, and return it."""
     if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(
+        document = get_openapi(
             title=app.title,
             version=app.version,
             description=app.description,
@@ -54,26 +63,45 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
             tags=app.openapi_tags,
             routes=app.routes,
         )
-        _show_examples(app.openapi_schema)
+        for path in document["paths"].values():
+            for operation in path.values():
+                _add_implied_errors(operation)
+                _add_examples(operation, document["components"]["schemas"])
+        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own format of a 422
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
     return app.openapi_schema
 
 
-def _show_examples(document: dict[str, Any]) -> None:
-    """Copies each schema's example to what it describes, where that has none: Swagger UI looks for it only there."""
-    schemas = document["components"]["schemas"]
-    for path in document["paths"].values():
-        for operation in path.values():
-            for parameter in operation.get("parameters", []):
-                if "examples" in parameter["schema"]:
-                    parameter["example"] = parameter["schema"]["examples"][0]
-            for described in (operation.get("requestBody", {}), *operation["responses"].values()):
-                media = described.get("content", {}).get("application/json", {})
-                name = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
-                if name in schemas and "examples" in schemas[name] and "examples" not in media:
-                    media["example"] = _in_field_order(schemas[name])
+def _add_implied_errors(operation: dict[str, Any]) -> None:
+    """Add the errors that follow from an operation's security, body and parameters."""
+    errors: list[type[AppError]] = []
+    if "security" in operation:
+        errors.append(AuthenticationFailed)
+    if "requestBody" in operation:
+        errors.append(UnsupportedMediaType)
+    if "requestBody" in operation or "parameters" in operation:
+        errors.append(InvalidRequest)
+    for status, entry in responses(*errors).items():
+        del entry["model"]
+        entry["content"]["application/json"]["schema"] = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
+        operation["responses"][str(status)] = entry
+    operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Copy the examples of schemas to where Swagger UI looks for them: parameters, bodies and responses."""
+    for parameter in operation.get("parameters", []):
+        if "examples" in parameter["schema"]:
+            parameter["example"] = parameter["schema"]["examples"][0]
+    for described in (operation.get("requestBody", {}), *operation["responses"].values()):
+        media = described.get("content", {}).get("application/json", {})
+        schema = schemas.get(media.get("schema", {}).get("$ref", "").rpartition("/")[2], {})
+        if "examples" in schema and "examples" not in media:
+            media["example"] = _in_field_order(schema)
 
 
 def _in_field_order(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema's example, as a person would write it. Pydantic has put its fields in alphabetical order."""
+    """Return the schema's example with its fields in order. Pydantic sorts them alphabetically."""
     example = schema["examples"][0]
     return {name: example[name] for name in schema["properties"] if name in example}

@@ -1,1 +1,1 @@
-"""What happens to every request, each in one pure ASGI class (https://asgi.readthedocs.io/)."""
+"""Middleware, each as one pure ASGI class (https://asgi.readthedocs.io/)."""

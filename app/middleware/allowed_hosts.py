@@ -1,4 +1,4 @@
-"""Answers only requests for the hosts that the service goes by."""
+"""Reject requests whose Host header is not an allowed name."""
 
 import re
 from collections.abc import Collection
@@ -12,25 +12,25 @@ _PORT = re.compile(rb":[0-9]*$")
 
 
 class AllowedHostsMiddleware:
-    """Refuses any `Host` but the given names; `*.example.com` stands for all below example.com.
+    """Allows only the given host names; `*.example.com` allows every subdomain of example.com.
 
-    In `anyhow` sections every host will do: probes ask for an address.
+    Paths under `exempt` accept any Host header, because health checks connect by IP address.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str], anyhow: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], exempt: Collection[str]) -> None:
         self.app = app
         self.names = {host.encode() for host in hosts if not host.startswith("*")}
         self.suffixes = tuple(host[1:].encode() for host in hosts if host.startswith("*"))
-        self.anyhow = anyhow
+        self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_allowed(scope) or section(route_path(scope)) in self.anyhow:
+        if scope["type"] != "http" or self._is_allowed(scope) or section(route_path(scope)) in self.exempt:
             await self.app(scope, receive, send)
         else:
             await error_response(UnknownHost)(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        # Of two, a proxy in front may have gone by the other.
+        # With two Host headers, a proxy may have used the other one.
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return False

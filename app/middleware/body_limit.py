@@ -1,4 +1,4 @@
-"""Refuses a body that is too large: before it is read where its length is announced, else while it streams in."""
+"""Reject request bodies that are too large, by their Content-Length or while they stream in."""
 
 import asyncio
 from contextlib import suppress
@@ -7,13 +7,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PayloadTooLarge, error_response
 
-# How long a client that is still sending may take to notice the refusal. A connection that is closed before all was
-# read is reset, and the answer with it may be lost.
+# Seconds that the connection stays open after a rejection. If it were closed with unread data in its buffer, it would
+# be reset, and the client might never see the response.
 LINGER_SECONDS = 1.0
 
 
 class BodyLimitMiddleware:
-    """Whatever the route does with its body, it does not run for one over the limit."""
+    """Responds 413 before the route runs, whether or not the route reads the body."""
 
     def __init__(self, app: ASGIApp, *, max_size: int) -> None:
         self.app = app
@@ -23,31 +23,30 @@ class BodyLimitMiddleware:
         length = 0
         if scope["type"] == "http":
             for name, value in scope["headers"]:
-                if name == b"transfer-encoding":  # it overrules any length (RFC 9112, section 6.3)
-                    await self._with_streamed_body(scope, receive, send)
+                if name == b"transfer-encoding":  # it overrides any length (RFC 9112, section 6.3)
+                    await self._buffer_body(scope, receive, send)
                     return
                 if name == b"content-length":
-                    # The server has refused what is not a number, and passes on no more bytes than this.
+                    # The server has rejected anything but a number, and passes on no more bytes than this.
                     length = int(value)
         if length > self.max_size:
-            await _refuse(scope, receive, send)
+            await _reject(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _with_streamed_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Holds the body until it is complete, since only then its size is known."""
+    async def _buffer_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the whole body before the route runs, because its size is known only at its end."""
         body = bytearray()
         message: Message = {"more_body": True}
         while message.get("more_body"):
             message = await receive()
             body += message.get("body", b"")
             if len(body) > self.max_size:
-                await _refuse(scope, receive, send)
+                await _reject(scope, receive, send)
                 return
         if message["type"] == "http.request":
             message = {"type": "http.request", "body": bytes(body), "more_body": False}
-        # else the client left in the middle, and the route shall know.
-        held: Message | None = message
+        held: Message | None = message  # or http.disconnect, which the route must see
 
         async def receive_held() -> Message:
             nonlocal held
@@ -59,8 +58,8 @@ class BodyLimitMiddleware:
         await self.app(scope, receive_held, send)
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers at once and completely, then lets the client stop sending before the server closes the connection."""
+async def _reject(scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond completely, then give the client time to stop sending before the connection is closed."""
 
     async def send_and_linger(message: Message) -> None:
         if message["type"] != "http.response.body":

@@ -1,4 +1,4 @@
-"""Lets the pages of named origins call the API."""
+"""Allow pages of other origins to call the API."""
 
 from http import HTTPStatus
 
@@ -9,17 +9,17 @@ from starlette.responses import Response
 from app.errors import RuleViolated, error_response
 
 
-class PreflightRefused(RuleViolated):
+class PreflightRejected(RuleViolated):
     message = "Not allowed from this origin"
 
 
 class CORSMiddleware(StarletteCORSMiddleware):
-    """Starlette's own, but for a refusal in the errors' one format."""
+    """Starlette's middleware, with rejected preflight requests in the error format of the API."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answers what a browser asks before it sends a request to another origin."""
+        """Respond to a preflight request."""
         response = super().preflight_response(request_headers)
         if response.status_code == HTTPStatus.OK:
             return response
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        return error_response(PreflightRefused, headers=headers)
+        return error_response(PreflightRejected, headers=headers)

@@ -1,4 +1,4 @@
-"""Lets a client's address make only so many requests in a time."""
+"""Limit the number of requests per client IP address."""
 
 from collections.abc import Collection, Mapping
 from ipaddress import IPv6Address
@@ -13,37 +13,34 @@ _IPV6_HOST_BITS = 64
 
 
 class RateLimitMiddleware:
-    """Counts before anything of the body is read, and says in each response what is left.
+    """Counts each request before its body is read, and adds the remaining quota to its response.
 
-    `limits` names the limit of a method and path that has one of its own, all others share `default`. In `unlimited`
-    sections nothing is counted.
+    `limits` maps a method and path to the name of its limit. All others share the limit named `default`. Paths under
+    `exempt` are not counted.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: Mapping[tuple[str, str], str], default: str, unlimited: Collection[str]
+        self, app: ASGIApp, *, limits: Mapping[tuple[str, str], str], default: str, exempt: Collection[str]
     ) -> None:
         self.app = app
         self.limits = limits
         self.default = default
-        self.unlimited = unlimited
+        self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or section(path := route_path(scope)) in self.unlimited:
+        if scope["type"] != "http" or section(path := route_path(scope)) in self.exempt:
             await self.app(scope, receive, send)
             return
 
         limiter: RateLimiter = scope["state"]["limiter"]
-        usage = await limiter.hit(self.limits.get((scope["method"], path), self.default), _client(scope))
-        if usage is None:
-            await self.app(scope, receive, send)
-            return
+        usage = await limiter.hit(self.limits.get((scope["method"], path), self.default), _client_key(scope))
         if usage.is_exceeded:
             await error_response(RateLimited, headers=usage.headers())(scope, receive, send)
             return
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # A 429 from further inside names the limit that it is about.
+            # A 429 from the route is about another limit, and has its headers.
             if message["type"] == "http.response.start" and message["status"] != RateLimited.status:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
@@ -51,16 +48,13 @@ class RateLimitMiddleware:
         await self.app(scope, receive, send_with_headers)
 
 
-def _client(scope: Scope) -> str:
-    """Whom to count: the address that the server has found, which is the proxy's word only where that is trusted.
-
-    Whoever has one IPv6 address mostly has all of its /64 network.
-    """
+def _client_key(scope: Scope) -> str:
+    """Return the client's IPv4 address, or its IPv6 /64 network, which usually belongs to one client."""
     host: str = scope["client"][0] if scope["client"] else ""
     if ":" not in host:
         return host
     try:
         address = IPv6Address(host)
-    except ValueError:  # a proxy may pass on whatever it likes
+    except ValueError:  # a proxy may send any string
         return host
     return str(address.ipv4_mapped or int(address) >> _IPV6_HOST_BITS)

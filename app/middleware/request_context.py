@@ -1,4 +1,4 @@
-"""Gives each request an id, and writes its line in the access log."""
+"""Give each request an id, and write the access log."""
 
 import re
 import secrets
@@ -15,7 +15,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContextMiddleware:
-    """The outermost layer, so that its id and its clock cover all others."""
+    """The outermost middleware, so that its id and its timer cover all others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -40,15 +40,15 @@ class RequestContextMiddleware:
                 size += len(message.get("body", b""))
             await send(message)
 
-        # Each request runs in a context of its own, so there is nothing to unbind.
+        # Each request runs in its own context, so there is nothing to unbind.
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         try:
             await self.app(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", None)
-            # Probes come every few seconds from everywhere, and say nothing that an alert would not.
+            # Health checks are frequent, and a failing one is visible elsewhere.
             log = access_log.debug if route and section(route) == "health" else access_log.info
-            # The fields of the usual combined format. No query: it may hold an address that was searched for.
+            # The fields of the combined log format. The query is left out, because it may contain an email address.
             log(
                 "request",
                 method=scope["method"],

@@ -1,4 +1,4 @@
-"""Tells browsers to do no more with a response than the API is for."""
+"""Add security headers to every response."""
 
 import re
 from base64 import b64encode
@@ -14,11 +14,11 @@ _BASIC = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
-# Two years, as browsers' preload lists advise. For this host alone: whose the subdomains are is not known here.
+# Two years, as the preload lists of browsers require. Not for subdomains, which may belong to other services.
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _NO_STORE = (b"cache-control", b"no-store")
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-# Swagger UI and ReDoc set styles from their scripts and draw with data: images; ReDoc searches in a worker.
+# Swagger UI and ReDoc set inline styles and use data: images. ReDoc searches in a worker.
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self'{}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -27,15 +27,18 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
-    """The headers of a response that says nothing else: for those that the server gives by itself."""
+    """Return the headers for a response that the server sends without the application."""
     return [*_BASIC, *([_HSTS] if hsts else []), _NO_STORE, _POLICY]
 
 
 class SecurityHeadersMiddleware:
-    """Adds the headers to every response, which is not to be stored anywhere unless it says otherwise or is `public`.
+    """Adds the headers. Responses are not cached unless they say otherwise or their path is `public`.
 
-    `docs_pages` are the paths of the pages with scripts, `public` the sections that anybody may cache. With `hsts`,
-    browsers that came by HTTPS are told to stay with it.
+    Args:
+        app: The application.
+        docs_pages: The paths of pages with scripts.
+        public: The first segments of paths that may be cached.
+        hsts: Whether HTTPS responses have a Strict-Transport-Security header.
     """
 
     def __init__(self, app: ASGIApp, *, docs_pages: Collection[str], public: Collection[str], hsts: bool) -> None:
@@ -61,7 +64,7 @@ class SecurityHeadersMiddleware:
                 if section(path) not in self.public and all(name != b"cache-control" for name, _ in headers):
                     headers.append(_NO_STORE)
                 if path in self.docs_pages:
-                    start = message  # its policy depends on the page, which comes next
+                    start = message  # the policy depends on the body, which follows
                     return
                 headers.append(_POLICY)
             elif start:
@@ -74,7 +77,7 @@ class SecurityHeadersMiddleware:
 
 
 def _docs_policy(page: bytes) -> tuple[bytes, bytes]:
-    """Allows the page's own inline scripts, by their hashes, and no other."""
+    """Build a policy that allows the page's own inline scripts by their hashes, and no others."""
     hashes = (b64encode(sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(page))
     scripts = "".join(f" 'sha256-{digest}'" for digest in hashes)
     return b"content-security-policy", _DOCS_POLICY.format(scripts).encode()

@@ -1,4 +1,4 @@
-"""Ends a failed start with one line for a person, instead of a traceback."""
+"""Report a failed startup in one line instead of a traceback."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,7 +6,7 @@ from app.errors import StartupError
 
 
 class StartupErrorMiddleware:
-    """Starlette reports a lifespan that fails by its traceback. For a StartupError its message says more."""
+    """Replaces Starlette's report of a failed lifespan, a traceback, with the message if it is a StartupError."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -21,7 +21,7 @@ class StartupErrorMiddleware:
         async def hold_failure(message: Message) -> None:
             nonlocal failure
             if message["type"] == "lifespan.startup.failed":
-                failure = message  # what failed is known only when the exception arrives, right after this
+                failure = message  # the exception follows
             else:
                 await send(message)
 

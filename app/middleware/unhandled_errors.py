@@ -1,4 +1,4 @@
-"""Answers where all else failed, or ended too soon."""
+"""Respond to unhandled exceptions and cancelled requests."""
 
 import asyncio
 
@@ -11,9 +11,9 @@ log = structlog.stdlib.get_logger("app.error")
 
 
 class UnhandledErrorMiddleware:
-    """The last resort: whatever it is, it is logged and answered, once.
+    """Logs any unhandled exception once, and responds 500.
 
-    It stands inside of what adds headers, so that this answer has them too.
+    It is inside the middleware that adds headers, so that these responses have them as well.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -26,17 +26,17 @@ class UnhandledErrorMiddleware:
 
         has_started = False
 
-        async def send_and_note(message: Message) -> None:
+        async def track_start(message: Message) -> None:
             nonlocal has_started
             has_started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_note)
-        except asyncio.CancelledError:  # the server ends, and this request took longer than it can wait
+            await self.app(scope, receive, track_start)
+        except asyncio.CancelledError:  # the server stops, and this request exceeds its grace
             if not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
-        except Exception:  # whatever it is: nobody further out would answer in the one format
+        except Exception:  # any: otherwise the server would respond in another format
             log.exception("unhandled exception")
-            if not has_started:  # else part of a response is out; the server sees that it stays unfinished
+            if not has_started:  # else the server closes the connection after the partial response
                 await error_response(InternalError)(scope, receive, send)

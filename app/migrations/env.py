@@ -1,4 +1,4 @@
-"""What Alembic runs: on the connection that `migrate` hands over or, from its own command line, on one of its own."""
+"""Alembic's entry point. It uses the connection from `migrate`, or opens one if Alembic's command line runs it."""
 
 import asyncio
 
@@ -7,40 +7,40 @@ from alembic import context
 from alembic.runtime.migration import MigrationInfo
 from sqlalchemy.engine import Connection
 
-import app.api  # noqa: F401  the features, whose models register themselves when they are imported
+import app.api  # noqa: F401  importing the features registers their models
 from app.database import Base
-from app.lifespan import open_sqlite
 from app.migrations import create_migration_engine, exists_on, lock, render_item
 from app.settings import load_settings
+from app.startup import create_sqlite_file
 
 log = structlog.stdlib.get_logger("app.migrations")
 
 
 def report(*, step: MigrationInfo, **_: object) -> None:
-    """Says what is done, in place of Alembic, which says a good deal more."""
+    """Log a migration, in one line instead of Alembic's several."""
     log.info("migration", direction="up" if step.is_upgrade else "down", revision=step.up_revision_id)
 
 
 def run(connection: Connection) -> None:
-    """Runs what was asked for in one transaction, of which the connection has the lock."""
+    """Run the migrations in one transaction. The connection must hold the lock."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
         transactional_ddl=True,
-        render_as_batch=True,  # else what alters a column runs on PostgreSQL alone
+        render_as_batch=True,  # otherwise SQLite cannot alter columns
         render_item=render_item,
         include_object=exists_on(connection.dialect.name),
-        on_version_apply=report,  # type: ignore[arg-type]  # it is called by keyword
+        on_version_apply=report,  # type: ignore[arg-type]  # Alembic calls it by keyword
     )
     with context.begin_transaction():
         context.run_migrations()
 
 
 async def connect_and_run() -> None:
-    """Serves `alembic revision --autogenerate` and its kin."""
-    settings = load_settings().database
+    """Serve Alembic's command line, such as `alembic revision --autogenerate`."""
+    settings = load_settings()
     if settings.is_sqlite:
-        open_sqlite(settings)
+        create_sqlite_file(settings)
     engine = create_migration_engine(settings)
     async with engine.begin() as connection:
         await connection.run_sync(lock)

@@ -1,1 +1,1 @@
-"""Users: registration, one's own account, administration."""
+"""Users: registration, the current user, administration."""

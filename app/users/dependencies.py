@@ -1,52 +1,56 @@
-"""Who is calling, as types: a signature with `CurrentUser` in it is a route for users only."""
+"""The current user, as types for the signatures of routes."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends
-from fastapi.security import HTTPBearer
-from fastapi.security.utils import get_authorization_scheme_param
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from app.dependencies import AppRequest
 from app.errors import AuthenticationFailed, PermissionDenied
 from app.security import InvalidTokenError
-from app.state import AppRequest
-from app.users.models import UserRow
+from app.users.models import UserRecord
 from app.users.service import find_user
 
-
-class _Authentication(HTTPBearer):
-    """The user whom the token in the `Authorization` header stands for."""
-
-    # One dependency, where a function that depends on FastAPI's own class would be two, each solved by itself.
-    async def __call__(self, request: AppRequest) -> UserRow:  # type: ignore[override]  # not a token, but whose it is
-        scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
-        if scheme.lower() != "bearer":
-            raise AuthenticationFailed
-        try:
-            user_id = request.state["tokens"].read(token)
-        except InvalidTokenError as error:
-            raise AuthenticationFailed from error
-        # The reader gives its connection back at once. One that was kept as long as the request lasts would be held
-        # while a write waits for its own: with as many requests as connections, all would wait for each other.
-        user = await find_user(request.state["reader"], user_id)
-        if user is None or not user.is_active:
-            raise AuthenticationFailed
-        return user
+_bearer = HTTPBearer(
+    scheme_name="BearerAuth",
+    bearerFormat="JWT",
+    description="The `access_token` from `POST /auth/login`.",
+    auto_error=False,  # the errors below have the API's format
+)
 
 
-class _SuperuserAuthentication(_Authentication):
-    """The same, for superusers only."""
+async def get_current_user(
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], request: AppRequest
+) -> UserRecord:
+    """Return the user that the access token in the Authorization header belongs to.
 
-    async def __call__(self, request: AppRequest) -> UserRow:  # type: ignore[override]  # as above
-        user = await super().__call__(request)
-        if not user.is_superuser:
-            raise PermissionDenied
-        return user
+    Raises:
+        AuthenticationFailed: There is no valid token, or no such active user.
+    """
+    if credentials is None:
+        raise AuthenticationFailed
+    try:
+        user_id = request.state["tokens"].verify(credentials.credentials)
+    except InvalidTokenError as error:
+        raise AuthenticationFailed from error
+    user = await find_user(request.state["fast_reader"], user_id)
+    if user is None or not user.is_active:
+        raise AuthenticationFailed
+    return user
 
 
-_SCHEME: dict[str, Any] = {
-    "scheme_name": "BearerAuth",
-    "bearerFormat": "JWT",
-    "description": "The `access_token` that `POST /auth/login` answers with.",
-}
-CurrentUser = Annotated[UserRow, Depends(_Authentication(**_SCHEME))]
-CurrentSuperuser = Annotated[UserRow, Depends(_SuperuserAuthentication(**_SCHEME))]
+CurrentUser = Annotated[UserRecord, Depends(get_current_user)]
+
+
+async def get_current_superuser(user: CurrentUser) -> UserRecord:
+    """Return the current user if it is a superuser.
+
+    Raises:
+        PermissionDenied: It is not.
+    """
+    if not user.is_superuser:
+        raise PermissionDenied
+    return user
+
+
+CurrentSuperuser = Annotated[UserRecord, Depends(get_current_superuser)]

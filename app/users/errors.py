@@ -1,4 +1,4 @@
-"""What can go wrong with users."""
+"""The errors of users."""
 
 from app.errors import Conflict, NotFound, RuleViolated
 

@@ -11,13 +11,13 @@ from app.database import Base, utc_now
 
 
 def _as_created(context: DefaultExecutionContext) -> datetime:
-    """A user who was never changed was last changed when they were created, to the microsecond."""
+    """Return the value of `created_at`, so that both are equal until the first update."""
     created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]  # SQLAlchemy's
     return created_at
 
 
-class UserRow(NamedTuple):
-    """A user as they are read, where nothing of them is to be changed."""
+class UserRecord(NamedTuple):
+    """A user's columns, read without a session."""
 
     id: int
     email: str
@@ -31,12 +31,12 @@ class UserRow(NamedTuple):
 
 
 class User(Base):
-    """Somebody with an account."""
+    """A user account."""
 
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_lower_case"),
-        # Finds any part of three characters or more, in any case; on PostgreSQL only.
+        # For searching by any part of three or more characters, in any case. PostgreSQL only.
         Index(
             "ix_users_search",
             "email",
@@ -44,7 +44,7 @@ class User(Base):
             postgresql_using="gin",
             postgresql_ops={"email": "gin_trgm_ops", "full_name": "gin_trgm_ops"},
         ),
-        # Else SQLite would give a deleted user's id, and so a token of theirs that still runs, to the next one.
+        # Otherwise SQLite would give the id of a deleted user, whose tokens may still be valid, to the next user.
         {"sqlite_autoincrement": True},
     )
 
@@ -54,8 +54,8 @@ class User(Base):
     password_hash: Mapped[str] = mapped_column(String(255))
     is_active: Mapped[bool] = mapped_column(default=True)
     is_superuser: Mapped[bool] = mapped_column(default=False)
-    # Rises when all logins must end: the password changed, the account was deactivated. A refresh token remembers the
-    # version that it was issued under.
+    # Incremented to end all logins: when the password is changed or the account deactivated. Each refresh token stores
+    # the version for which it was issued.
     credentials_version: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_as_created, onupdate=utc_now)

@@ -1,4 +1,4 @@
-"""What goes in and out of the users' routes."""
+"""The request and response bodies of users."""
 
 from datetime import datetime
 from typing import Annotated
@@ -6,27 +6,21 @@ from typing import Annotated
 from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 from pydantic.config import JsonDict
 
+from app.schemas import SINGLE_LINE, Input
+
 Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=254)]
-# Secrets stay out of what a model looks like in a log.
+# Passwords are left out of the repr, which may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, repr=False)]
-GivenPassword = Annotated[str, Field(max_length=128, repr=False)]
-# Control characters are no part of a name, and PostgreSQL refuses a NUL.
-_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
-FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_PRINTABLE)]
-Search = Annotated[str, StringConstraints(min_length=1, max_length=254, pattern=_PRINTABLE)]
+AnyPassword = Annotated[str, Field(max_length=128, repr=False)]
+FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]
+Search = Annotated[str, StringConstraints(min_length=1, max_length=254, pattern=SINGLE_LINE)]
 
 EXAMPLE_EMAIL = "user@example.com"
-EXAMPLE_PASSWORD = "correct horse battery staple"  # noqa: S105  nobody's
-
-
-class Input(BaseModel):
-    """A request body. A field that is not expected is an error, and so is a value of another type: 1 is not true."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+EXAMPLE_PASSWORD = "correct horse battery staple"  # noqa: S105  an example
 
 
 class UserCreate(Input):
-    """A registration."""
+    """A new user account."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -40,7 +34,7 @@ class UserCreate(Input):
 
 
 class ProfileUpdate(Input):
-    """What users may change of themselves. A field that is left out stays as it is."""
+    """The fields that users can change of their own account. Omitted fields keep their values."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"full_name": "Jane Doe"}]})
 
@@ -49,7 +43,7 @@ class ProfileUpdate(Input):
 
 
 class UserUpdate(ProfileUpdate):
-    """What a superuser may change of anybody. A field that is left out stays as it is."""
+    """The fields that a superuser can change of any user. Omitted fields keep their values."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": False}]})
 
@@ -58,7 +52,7 @@ class UserUpdate(ProfileUpdate):
 
 
 class PasswordChange(Input):
-    """A new password, and the current one as proof."""
+    """The current password and a new one."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -66,7 +60,7 @@ class PasswordChange(Input):
         }
     )
 
-    current_password: GivenPassword
+    current_password: AnyPassword
     new_password: Password
 
 
@@ -82,9 +76,7 @@ _USER: JsonDict = {
 
 
 class UserResponse(BaseModel):
-    """A user, without anything secret."""
-
-    # Each field is a column: a page selects exactly these.
+    """A user. Each field is a column, which `list_users` relies on."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 
@@ -98,9 +90,9 @@ class UserResponse(BaseModel):
 
 
 class UserPage(BaseModel):
-    """Some users, newest first."""
+    """A page of users, newest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_USER], "next_cursor": "MQ"}]})
 
     items: list[UserResponse]
-    next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null on the last one")
+    next_cursor: str | None = Field(description="The `cursor` of the next page; null on the last page")

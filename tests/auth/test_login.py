@@ -19,12 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import NAME
 from app.auth.models import RefreshToken
 from app.database import utc_now
+from app.lifespan import State
 from app.security import CONCURRENT_HASHES, WAITING_HASHES, Passwords, Tokens, TooManyHashes
 from app.settings import Settings
-from app.state import State
 from app.users.models import User
-from tests.conftest import SECRET_KEY, serve, until_a_lock_is_waited_for
-from tests.people import PASSWORD, join, log_in, register
+from tests.conftest import SECRET_KEY, change, serve, wait_for_blocked_statement
+from tests.people import PASSWORD, log_in, register, sign_up
 
 
 async def test_a_login_gives_a_pair_of_tokens(client: httpx.AsyncClient) -> None:
@@ -42,8 +42,7 @@ async def test_a_login_gives_a_pair_of_tokens(client: httpx.AsyncClient) -> None
 
 
 async def test_tokens_last_as_long_as_is_set(settings: Settings, session: AsyncSession) -> None:
-    lifetimes = settings.auth.model_copy(update={"access_token_minutes": 7, "refresh_token_days": 2})
-    async with serve(settings.model_copy(update={"auth": lifetimes})) as service:
+    async with serve(change(settings, access_token_minutes=7, refresh_token_days=2)) as service:
         await register(service.client)
         pair = (await log_in(service.client)).json()
 
@@ -240,7 +239,7 @@ async def test_a_user_deleted_during_the_login_does_not_get_in(
 async def test_a_login_that_a_password_change_overtakes_does_not_get_in(
     client: httpx.AsyncClient, state: State
 ) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     verify = state["passwords"].verify
     change = {"current_password": PASSWORD, "new_password": "another password"}
 
@@ -264,13 +263,13 @@ async def test_a_login_that_a_password_change_overtakes_does_not_get_in(
 async def test_a_login_and_a_deletion_do_not_wait_for_each_other(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
-    await join(client)
+    await sign_up(client)
     await session.execute(update(RefreshToken).values(expires_at=utc_now()))
     await session.commit()
 
     await session.execute(select(User.id).with_for_update())  # as the deletion begins
     login = asyncio.create_task(log_in(client))
-    await until_a_lock_is_waited_for(database_url)  # the login has come as far as it can
+    await wait_for_blocked_statement(database_url)  # the login has come as far as it can
     await session.execute(delete(User))  # and with the user the token, which the login wants to sweep away
     await session.commit()
 
@@ -278,7 +277,7 @@ async def test_a_login_and_a_deletion_do_not_wait_for_each_other(
 
 
 async def test_dead_logins_are_swept_away_by_their_users_next(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    ann, bob = await join(client), await join(client, "bob@example.com")
+    ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
     for _ in range(3):
         await log_in(client)
     await session.execute(update(RefreshToken).values(expires_at=utc_now()))
@@ -293,7 +292,7 @@ async def test_dead_logins_are_swept_away_by_their_users_next(client: httpx.Asyn
 async def test_logins_that_a_new_password_ended_are_swept_away_too(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     change = {"current_password": PASSWORD, "new_password": "another password"}
     await client.put("/users/me/password", headers=ann.auth, json=change)
 
@@ -315,7 +314,7 @@ def _claims(user_id: int, **changes: object) -> dict[str, Any]:
 async def test_a_token_of_ours_is_believed_though_a_clock_be_ahead(
     client: httpx.AsyncClient, seconds_ahead: int
 ) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     token = jwt.encode(_claims(ann.id, iat=int(time.time()) + seconds_ahead), SECRET_KEY, "HS256")
 
     response = await client.get("/users/me", headers={"Authorization": f"Bearer {token}"})
@@ -341,7 +340,7 @@ async def test_a_token_of_ours_is_believed_though_a_clock_be_ahead(
     ],
 )
 async def test_a_token_that_is_not_ours_is_not(client: httpx.AsyncClient, forge: Callable[[int], str]) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.get("/users/me", headers={"Authorization": f"Bearer {forge(ann.id)}"})
 
@@ -349,7 +348,7 @@ async def test_a_token_that_is_not_ours_is_not(client: httpx.AsyncClient, forge:
 
 
 async def test_a_refresh_token_is_no_access_token(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.get("/users/me", headers={"Authorization": f"Bearer {ann.refresh_token}"})
 

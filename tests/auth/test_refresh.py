@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.auth.models import RefreshToken
 from app.database import utc_now
 from app.users.models import User
-from tests.people import join, log_in
+from tests.people import log_in, sign_up
 
 
 async def refresh(client: httpx.AsyncClient, token: str) -> httpx.Response:
@@ -23,7 +23,7 @@ async def log_out(client: httpx.AsyncClient, token: str) -> httpx.Response:
 
 
 async def test_a_refresh_token_gives_a_new_pair(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await refresh(client, ann.refresh_token)
 
@@ -36,7 +36,7 @@ async def test_a_refresh_token_gives_a_new_pair(client: httpx.AsyncClient) -> No
 
 
 async def test_a_second_use_ends_the_login_for_good(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     other_login = (await log_in(client)).json()["refresh_token"]
     newest = (await refresh(client, ann.refresh_token)).json()["refresh_token"]
 
@@ -49,7 +49,7 @@ async def test_a_second_use_ends_the_login_for_good(client: httpx.AsyncClient) -
 
 
 async def test_of_two_who_race_with_one_token_at_most_one_wins_and_the_login_ends(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     responses: list[httpx.Response] = []
 
     async def race() -> None:
@@ -66,7 +66,7 @@ async def test_of_two_who_race_with_one_token_at_most_one_wins_and_the_login_end
 
 
 async def test_a_login_that_is_used_goes_on(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     soon = utc_now() + timedelta(minutes=1)
     await session.execute(update(RefreshToken).values(expires_at=soon))
     await session.commit()
@@ -79,7 +79,7 @@ async def test_a_login_that_is_used_goes_on(client: httpx.AsyncClient, session: 
 
 
 async def test_an_inactive_user_gets_no_tokens(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     await session.execute(update(User).values(is_active=False))
     await session.commit()
 
@@ -87,7 +87,7 @@ async def test_an_inactive_user_gets_no_tokens(client: httpx.AsyncClient, sessio
 
 
 async def test_an_expired_token_is_refused(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     await session.execute(update(RefreshToken).values(expires_at=utc_now()))
     await session.commit()
 
@@ -101,7 +101,7 @@ async def test_what_never_was_a_token_is_refused(client: httpx.AsyncClient, toke
 
 
 async def test_a_logout_ends_the_login(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await log_out(client, ann.refresh_token)
 
@@ -111,7 +111,7 @@ async def test_a_logout_ends_the_login(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_logout_with_a_spent_token_ends_the_login_too(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     newest = (await refresh(client, ann.refresh_token)).json()["refresh_token"]
 
     await log_out(client, ann.refresh_token)
@@ -120,7 +120,7 @@ async def test_a_logout_with_a_spent_token_ends_the_login_too(client: httpx.Asyn
 
 
 async def test_the_database_holds_no_token(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     row = (await session.scalars(select(RefreshToken))).one()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
+from processes import PATIENCE, free_port, get_or_none, until
 
 from tests.conftest import cannot_run
-from tests.processes import PATIENCE, answer, free_port, until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -66,7 +66,7 @@ def serve(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Serve]:
         command = [sys.executable, "-m", "uvicorn", "app.main:app", f"--port={port}", *arguments]
         processes.append(subprocess.Popen(command, cwd=tmp_path, env=clean_environment))
         url = f"http://127.0.0.1:{port}"
-        until(lambda: answer(f"{url}/health"), "the service answers")
+        until(lambda: get_or_none(f"{url}/health"), "the service answers")
         return url
 
     yield serve

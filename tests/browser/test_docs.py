@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
+from processes import PATIENCE
 
 from app import TITLE
 from tests.browser.conftest import Serve, Visit
-from tests.processes import PATIENCE
 
 expect.set_options(timeout=PATIENCE * 1000)
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-
-from tests.processes import until
+from processes import until
 
 PORT = 8000
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from certificates import TLS, make_certificate
 
 from app import NAME
-from tests.certificates import TLS, make_certificate
 from tests.conftest import ROOT
 from tests.container.engine import Container, cli, running
 

@@ -10,12 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-
-from app.settings import Settings
-from tests.processes import PATIENCE, until
-
-# What is set in the shell must not reach a container by way of compose.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name.upper() not in Settings.variables()}
+from processes import PATIENCE, until
 
 
 def cli(*arguments: str | Path, **environment: str) -> str:
@@ -26,7 +21,7 @@ def cli(*arguments: str | Path, **environment: str) -> str:
         text=True,
         check=False,
         timeout=600,
-        env=ENVIRONMENT | environment,
+        env=os.environ | environment,
     )
     if result.returncode:
         pytest.fail(f"docker {' '.join(map(str, arguments))}\n{result.stdout}{result.stderr}", pytrace=False)

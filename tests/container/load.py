@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import NamedTuple
 
-from tests.processes import until
+from processes import until
 
 # Below saturation on two slow cores, and often enough on each connection that none is idle for long.
 CLIENTS = 8

@@ -4,10 +4,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from processes import PATIENCE, until
 
 from tests.container.engine import Container, json_lines
 from tests.container.load import Target
-from tests.processes import PATIENCE, until
 
 PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
 CREDENTIALS = {name: PERSON[name] for name in ("email", "password")}

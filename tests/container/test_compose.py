@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from processes import PATIENCE, get_or_none, until
 
 from tests.conftest import ROOT
 from tests.container.engine import Compose, composed
 from tests.container.service import PERSON
-from tests.processes import PATIENCE, answer, until
 
 NEW_ROUTE = """
 @app.get("/news")
@@ -59,7 +59,7 @@ def test_a_changed_file_is_served_without_a_restart(compose: Compose) -> None:
     with (compose.file.with_name("app") / "main.py").open("a") as main:
         main.write(NEW_ROUTE)
 
-    until(lambda: (news := answer(f"{compose.url}/news")) and news.text == '"reloaded"', "the new route is served")
+    until(lambda: (news := get_or_none(f"{compose.url}/news")) and news.text == '"reloaded"', "the new route is served")
 
 
 def test_nothing_of_it_is_open_to_other_machines(compose: Compose) -> None:

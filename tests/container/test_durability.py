@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from processes import PATIENCE, until
 
 from tests.container.conftest import Database
 from tests.container.engine import Container, cli, running
 from tests.container.service import options
 from tests.people import PASSWORD
-from tests.processes import PATIENCE, until
 
 CLIENTS = 8
 # What each client waits between two requests, so that the machine is busy but not at its limit.

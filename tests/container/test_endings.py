@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from processes import until
 
 from tests.container.conftest import Database
 from tests.container.engine import json_lines, running
 from tests.container.service import SLOW, ask, events, get, options, slow_service
-from tests.processes import until
 
 FOREVER = "--graceful-timeout=3600"
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

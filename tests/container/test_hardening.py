@@ -14,12 +14,12 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from processes import PATIENCE
 
 from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import cli, json_lines, running
 from tests.container.service import options
-from tests.processes import PATIENCE
 
 STRICT = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp"]
 WAYS = {

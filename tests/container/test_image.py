@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from processes import PATIENCE
 
 from app import NAME
 from tests.container.engine import Container, json_lines, running
 from tests.container.service import CREDENTIALS, PERSON
-from tests.processes import PATIENCE
 
 
 def test_health_answers_200(service: Container) -> None:

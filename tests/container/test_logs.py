@@ -6,10 +6,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from processes import PATIENCE, until
 
 from tests.container.engine import Container, json_lines, running
 from tests.container.service import options
-from tests.processes import PATIENCE, until
 
 MISTAKES = [f"--volume={Path(__file__).with_name('mistakes.py')}:/app/mistakes.py:ro"]
 

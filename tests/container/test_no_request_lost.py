@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from processes import until
 
 from tests.container.balancer import balancing
 from tests.container.conftest import Database
 from tests.container.engine import Container, json_lines, running
 from tests.container.load import goes_on, load, nothing_is_lost
 from tests.container.service import options, targets, workers
-from tests.processes import until
 
 
 @pytest.fixture

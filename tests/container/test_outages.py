@@ -13,12 +13,12 @@ from contextlib import contextmanager
 import asyncpg
 import httpx
 import pytest
+from processes import PATIENCE, until
 
 from tests.container.conftest import Database
 from tests.container.engine import Container, cli, json_lines, running
 from tests.container.load import Report, Target, goes_on, load
 from tests.container.service import options, targets, workers
-from tests.processes import PATIENCE, until
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
 # Within which readiness follows the database, both ways.

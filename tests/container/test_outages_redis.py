@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from processes import PATIENCE, until
 
 from tests.container.engine import Container, cli, json_lines, running
 from tests.container.load import goes_on, load, nothing_is_lost
 from tests.container.service import options, targets
-from tests.processes import PATIENCE, until
 
 SLOW_LINE = Path(__file__).with_name("slow_line.py")
 # Without a limit of its own, a client would wait for seconds, ten times.

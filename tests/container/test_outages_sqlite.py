@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from processes import PATIENCE, until
 
 from tests.container.engine import Container, json_lines, running
 from tests.container.load import Report, goes_on, load
 from tests.container.service import options, targets
 from tests.container.test_outages import LONGEST, UNAVAILABLE
-from tests.processes import PATIENCE, until
 
 FILL = "dd if=/dev/zero of=/data/ballast bs=4096; true"
 LOCK = """

@@ -10,12 +10,12 @@ from random import randrange
 
 import httpx
 import pytest
+from processes import PATIENCE, until
 
 from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import Compose, cli, composed, json_lines
 from tests.container.service import CREDENTIALS, PERSON, SPOIL
-from tests.processes import PATIENCE, until
 from tests.test_readme import BACKUP, MAKE_SECRETS, RECREATE, RESTORE, UP
 
 FILE = "docker-compose.production.yml"

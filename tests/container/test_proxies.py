@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+from processes import PATIENCE
 
 from tests.container.engine import Container, json_lines, running
 from tests.container.service import options
-from tests.processes import PATIENCE
 
 LIMIT = 3
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from certificates import TLS, make_certificate
+from processes import PATIENCE, until
 
-from tests.certificates import TLS, make_certificate
 from tests.container.engine import Container, json_lines, running
 from tests.container.load import Target, goes_on, load, nothing_is_lost
 from tests.container.service import SLOW, options, slow_service, workers
-from tests.processes import PATIENCE, until
 
 
 def with_files(folder: Path, certificate: str = "cert.pem", key: str = "key.pem") -> list[str]:

@@ -6,12 +6,12 @@ from statistics import median
 
 import httpx
 import pytest
+from processes import until
 
 from tests.container.conftest import Database
 from tests.container.engine import running
 from tests.container.load import CLIENTS, Target, goes_on, load
 from tests.container.service import SLOW, ask, events, options, slow_service
-from tests.processes import until
 
 # Run inside: the seconds from the kill of the only worker to an answer, which nobody but its successor can give.
 KILL = """

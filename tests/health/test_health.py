@@ -7,14 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
+from app.server import drain
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import SecretStr
 from sqlalchemy import column, select, text
 
 from app.health.router import router
-from app.server import drain
-from app.settings import RedisSettings, Settings
-from tests.conftest import serve
+from app.settings import Settings
+from tests.conftest import change, serve
 from tests.test_outages import out_of_reach, with_database
 
 
@@ -83,7 +83,7 @@ async def test_a_database_that_is_asked_wrongly_is_a_bug_and_not_an_outage(
 
 
 async def test_redis_is_reported(settings: Settings, redis_url: str) -> None:
-    with_redis = settings.model_copy(update={"redis": RedisSettings(url=SecretStr(redis_url))})
+    with_redis = change(settings, redis_url=redis_url)
 
     async with serve(with_redis) as service:
         response = await service.client.get("/health/ready")
@@ -92,7 +92,7 @@ async def test_redis_is_reported(settings: Settings, redis_url: str) -> None:
 
 
 async def test_without_redis_the_service_is_ready_all_the_same(settings: Settings) -> None:
-    without_redis = settings.model_copy(update={"redis": RedisSettings(url=SecretStr("redis://127.0.0.1:1"))})
+    without_redis = change(settings, redis_url="redis://127.0.0.1:1")
 
     async with serve(without_redis) as service:
         response = await service.client.get("/health/ready")
@@ -120,7 +120,7 @@ async def test_nobody_waits_for_a_database_that_does_not_answer(settings: Settin
 
 
 async def test_nobody_waits_for_a_redis_that_does_not_answer(settings: Settings, silence: str) -> None:
-    silent = settings.model_copy(update={"redis": RedisSettings(url=SecretStr(f"redis://{silence}"))})
+    silent = change(settings, redis_url=f"redis://{silence}")
 
     async with serve(silent) as service, timeout(4):  # redis-py's own patience is 5 seconds, ten times
         response = await service.client.get("/health/ready")

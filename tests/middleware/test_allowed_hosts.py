@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.settings import HTTPSettings, Settings
-from tests.conftest import Service, serve
+from app.settings import Settings
+from tests.conftest import Service, change, serve
 
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    http = HTTPSettings.model_validate({"allowed_hosts": "api.example.com, *.Example.org, [::1]", "cors_origins": "*"})
-    async with serve(settings.model_copy(update={"http": http})) as service:
+    allowed = "api.example.com, *.Example.org, [::1]"
+    async with serve(change(settings, allowed_hosts=allowed, cors_origins="*")) as service:
         yield service
 
 

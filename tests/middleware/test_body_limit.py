@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.settings import Settings
-from tests.conftest import Service, serve
+from tests.conftest import Service, change, serve
 from tests.middleware.conftest import Serve
 from tests.people import PASSWORD, log_in
 
@@ -21,7 +21,7 @@ TOO_LARGE = {"error": "The body is too large", "type": "payload_too_large"}
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    limited = settings.model_copy(update={"http": settings.http.model_copy(update={"max_body_size": LIMIT})})
+    limited = change(settings, max_body_size=LIMIT)
     async with serve(limited) as service:
         yield service
 

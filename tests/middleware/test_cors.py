@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.settings import Settings
-from tests.conftest import Service, serve
+from tests.conftest import Service, change, serve
 
 PREFLIGHT = {"Origin": "https://app.example", "Access-Control-Request-Method": "PATCH"}
 
@@ -22,8 +22,7 @@ async def test_by_default_there_is_none(client: httpx.AsyncClient) -> None:
 @pytest.fixture
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """The service for the pages of https://app.example."""
-    http = settings.http.model_copy(update={"cors_origins": ["https://app.example"], "max_body_size": 1000})
-    async with serve(settings.model_copy(update={"http": http})) as service:
+    async with serve(change(settings, cors_origins=["https://app.example"], max_body_size=1000)) as service:
         yield service
 
 

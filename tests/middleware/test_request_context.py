@@ -5,7 +5,7 @@ import pytest
 import structlog
 
 from tests.conftest import Service
-from tests.people import join
+from tests.people import sign_up
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", "/users/me"])
@@ -27,7 +27,7 @@ async def test_any_other_is_replaced(client: httpx.AsyncClient, bad: str) -> Non
 async def test_a_request_is_one_line_in_the_log(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
 ) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     logs.clear()
 
     response = await client.get(

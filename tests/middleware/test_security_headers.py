@@ -9,8 +9,8 @@ import pytest
 from fastapi import Response
 
 from app.settings import Settings
-from tests.conftest import Service, serve
-from tests.people import join, log_in
+from tests.conftest import Service, change, serve
+from tests.people import log_in, sign_up
 
 STRICT = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -22,7 +22,7 @@ STRICT = {
 
 
 async def test_what_is_personal_or_secret_is_stored_nowhere(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     responses = [await log_in(client), await client.get("/users/me", headers=ann.auth)]
 
@@ -32,8 +32,7 @@ async def test_what_is_personal_or_secret_is_stored_nowhere(client: httpx.AsyncC
 
 
 async def test_errors_of_every_layer_have_the_headers(settings: Settings) -> None:
-    small = settings.http.model_copy(update={"max_body_size": 10})
-    async with serve(settings.model_copy(update={"http": small})) as service:
+    async with serve(change(settings, max_body_size=10)) as service:
 
         @service.app.get("/crash")
         async def crash() -> None:

@@ -15,11 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from certificates import TLS, make_certificate
+from processes import PATIENCE, free_port, until
 
-from app.settings import Settings
-from tests.certificates import TLS, make_certificate
 from tests.conftest import ROOT
-from tests.processes import PATIENCE, free_port, until
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +154,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conf:
 
     def conf(**variables: str) -> dict[str, Any]:
         monkeypatch.chdir(tmp_path)
-        for name in Settings.variables():
+        for name in SETTINGS_VARIABLES:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)

@@ -3,6 +3,7 @@
 import runpy
 
 from app.server import protocol as limits  # `protocol` would be a setting of gunicorn
+
 from tests.conftest import ROOT
 
 # The workers are forked, and have what is set here.

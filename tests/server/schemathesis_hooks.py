@@ -8,9 +8,10 @@ from uuid import uuid4
 import httpx
 import schemathesis
 from hypothesis import strategies
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import create_engine, create_sessions
-from app.lifespan import create_passwords
+from app.database import create_engine
+from app.security import Passwords
 from app.settings import Settings
 from app.users.schemas import UserCreate
 from app.users.service import create_user
@@ -22,11 +23,10 @@ CALLER = os.environ["CALLER"]
 async def _create(email: str) -> None:
     """Makes the caller behind the API's back, as no API makes a superuser out of nobody."""
     settings = Settings()
-    engine = create_engine(settings.database)
-    write_sessions = create_sessions(engine)
+    engine = create_engine(settings)
     data = UserCreate(email=email, password=PASSWORD, full_name="Ann")
-    async with write_sessions.begin() as session:
-        await create_user(session, create_passwords(settings.auth), data, is_superuser=CALLER == "superuser")
+    async with AsyncSession(engine) as session, session.begin():
+        await create_user(session, Passwords(settings), data, is_superuser=CALLER == "superuser")
     await engine.dispose()
 
 

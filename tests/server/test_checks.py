@@ -4,12 +4,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from app.server.checks import check_address, check_certificate, check_connections
+from certificates import TLS
 from pydantic import SecretStr
 
 from app.errors import StartupError
-from app.server.checks import check_address, check_certificate, check_connections
 from app.settings import DatabaseSettings
-from tests.certificates import TLS
 
 HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
 

@@ -3,9 +3,9 @@
 import ast
 import re
 
+from app.server import protocol
 from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # it has no types
 
-from app.server import protocol
 from benchmarks import compare_servers
 from tests.conftest import ROOT
 from tests.readme import section

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-
-from app import NAME
 from app.server.balance import CONNECTIONS
 from app.server.cpus import available_cpus
-from tests.certificates import TLS
+from certificates import TLS
+from processes import PATIENCE
+
+from app import NAME
 from tests.conftest import ROOT
-from tests.processes import PATIENCE
 from tests.server.conftest import Conf, Gunicorn
 
 Start = Callable[..., Gunicorn]

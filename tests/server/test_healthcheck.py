@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 import pytest
+from certificates import TLS
 
-from app.server import healthcheck
-from tests.certificates import TLS
+from app import healthcheck
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_answer_of_200_is_healthy(clean_environment: dict[str, str]) -> None:
     with answering(HTTPStatus.OK) as port:
-        command = [sys.executable, "-m", "app.server.healthcheck"]
+        command = [sys.executable, "-m", "app.healthcheck"]
         result = subprocess.run(command, env=clean_environment | {"PORT": str(port)}, check=False)
 
     assert result.returncode == 0

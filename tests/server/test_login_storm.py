@@ -5,16 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from processes import PATIENCE
 
 from app.security import CONCURRENT_HASHES
-from app.settings import AuthSettings
+from app.settings import Settings
 from tests.conftest import NO_LIMIT
 from tests.people import PASSWORD
-from tests.processes import PATIENCE
 from tests.server.conftest import Gunicorn, Start
 
 LOGINS = 12
-HASH_KIB = AuthSettings().argon2_memory_kib
+HASH_KIB = Settings.model_fields["argon2_memory_kib"].default
 
 
 def most_memory(server: Gunicorn) -> int:

@@ -13,9 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.server.logs import configure_logging, log_config
+from app.lifespan import State
+from app.logging import configure_logging, log_config
 from app.settings import LogSettings, Settings
-from app.state import State
 from app.users.models import User
 from app.users.service import list_users
 

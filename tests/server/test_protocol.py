@@ -12,13 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from certificates import TLS
+from processes import PATIENCE, free_port, until
 
-from app.server.protocol import MAX_HEAD_SIZE, MAX_PIPELINED
-from tests.certificates import TLS
 from tests.conftest import SECRET_KEY
 from tests.middleware.test_security_headers import STRICT
 from tests.people import PASSWORD
-from tests.processes import PATIENCE, free_port, until
 from tests.server.conftest import IMPATIENT, Gunicorn, Start
 
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"

@@ -4,17 +4,16 @@ from base64 import urlsafe_b64decode
 
 import httpx
 import pytest
-from pydantic import SecretStr
+from processes import PATIENCE
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.schemas import Credentials, RefreshRequest, TokenPair
 from app.database import Base
-from app.settings import DatabaseSettings, RedisSettings, Settings
+from app.settings import Settings
 from app.users.schemas import PasswordChange, UserCreate
-from tests.conftest import SECRET_KEY, Service
+from tests.conftest import SECRET_KEY, Service, change
 from tests.people import log_in, register
-from tests.processes import PATIENCE
 from tests.server.conftest import Start
 
 MARK = "hunter2"
@@ -102,12 +101,7 @@ async def test_no_secret_is_logged_answered_or_stored(
 
 
 async def test_no_secret_is_in_a_repr(service: Service, settings: Settings) -> None:
-    with_urls = settings.model_copy(
-        update={
-            "database": DatabaseSettings(url=SecretStr(f"postgresql://user:{MARK}@db/app")),
-            "redis": RedisSettings(url=SecretStr(f"redis://:{MARK}@redis")),
-        }
-    )
+    with_urls = change(settings, database_url=f"postgresql://user:{MARK}@db/app", redis_url=f"redis://:{MARK}@redis")
     things = [
         with_urls,
         Credentials(email="ann@example.com", password=MARK),

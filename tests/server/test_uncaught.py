@@ -11,7 +11,7 @@ import pytest
 BEGIN = """
 import sys
 import threading
-from app.server.logs import configure_logging
+from app.logging import configure_logging
 from app.server.uncaught import log_what_nothing_catches
 from app.settings import Settings
 

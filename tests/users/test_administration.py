@@ -10,18 +10,22 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.state import State
+from app.lifespan import State
 from app.users import service
 from app.users.models import User
 from app.users.schemas import UserUpdate
-from tests.conftest import until_a_lock_is_waited_for
-from tests.people import Person, join, join_as_superuser, log_in, register
+from tests.conftest import wait_for_blocked_statement
+from tests.people import Person, log_in, register, sign_up, sign_up_superuser
 
 
 async def test_superusers_read_everybody_and_others_themselves(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    root, ann, bob = await join_as_superuser(client, session), await join(client), await join(client, "bob@example.com")
+    root, ann, bob = (
+        await sign_up_superuser(client, session),
+        await sign_up(client),
+        await sign_up(client, "bob@example.com"),
+    )
 
     async def status(caller: Person, user_id: int) -> int:
         return (await client.get(f"/users/{user_id}", headers=caller.auth)).status_code
@@ -37,7 +41,7 @@ async def test_superusers_read_everybody_and_others_themselves(
 async def test_an_id_that_can_be_none_is_refused(
     client: httpx.AsyncClient, session: AsyncSession, user_id: str
 ) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
 
     response = await client.get(f"/users/{user_id}", headers=root.auth)
 
@@ -46,7 +50,7 @@ async def test_an_id_that_can_be_none_is_refused(
 
 
 async def test_superusers_change_everybody(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root, ann = await join_as_superuser(client, session), await join(client)
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
     change = {"email": "a@example.com", "full_name": "A", "is_superuser": True}
 
     response = await client.patch(f"/users/{ann.id}", headers=root.auth, json=change)
@@ -57,7 +61,7 @@ async def test_superusers_change_everybody(client: httpx.AsyncClient, session: A
 
 
 async def test_a_deactivated_user_is_out_at_once_and_for_good(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root, ann = await join_as_superuser(client, session), await join(client)
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
 
     await client.patch(f"/users/{ann.id}", headers=root.auth, json={"is_active": False})
 
@@ -69,7 +73,7 @@ async def test_a_deactivated_user_is_out_at_once_and_for_good(client: httpx.Asyn
 
 
 async def test_superusers_delete_everybody(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root, ann = await join_as_superuser(client, session), await join(client)
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
 
     response = await client.delete(f"/users/{ann.id}", headers=root.auth)
 
@@ -84,8 +88,8 @@ async def test_superusers_delete_everybody(client: httpx.AsyncClient, session: A
     ("method", "path"), [("GET", "/users/"), ("PATCH", "/users/1"), ("DELETE", "/users/1"), ("GET", "/users/1")]
 )
 async def test_others_do_not(client: httpx.AsyncClient, method: str, path: str) -> None:
-    await join(client, "first@example.com")
-    ann = await join(client)
+    await sign_up(client, "first@example.com")
+    ann = await sign_up(client)
 
     response = await client.request(method, path, headers=ann.auth, json={} if method == "PATCH" else None)
 
@@ -115,8 +119,8 @@ removals = pytest.mark.parametrize("remove", [_delete, _demote, _deactivate])
 
 @removals
 async def test_the_last_superuser_stays(client: httpx.AsyncClient, session: AsyncSession, remove: Removal) -> None:
-    root = await join_as_superuser(client, session)
-    inactive = await join_as_superuser(client, session, "inactive@example.com")
+    root = await sign_up_superuser(client, session)
+    inactive = await sign_up_superuser(client, session, "inactive@example.com")
     assert (await _deactivate(client, root, inactive.id)).status_code == 200
 
     response = await remove(client, root, root.id)
@@ -134,7 +138,7 @@ async def test_of_two_superusers_who_remove_each_other_one_stays(
     client: httpx.AsyncClient, session: AsyncSession, remove: Removal
 ) -> None:
     for attempt in range(5):
-        pair = [await join_as_superuser(client, session, f"{name}{attempt}@example.com") for name in "ab"]
+        pair = [await sign_up_superuser(client, session, f"{name}{attempt}@example.com") for name in "ab"]
         statuses: list[int] = []
 
         async def race(into: list[int], caller: Person, victim: Person) -> None:
@@ -159,13 +163,13 @@ async def test_superusers_are_locked_in_order_so_that_no_two_removals_wait_for_e
     client: httpx.AsyncClient, session: AsyncSession, state: State, database_url: str
 ) -> None:
     """PostgreSQL by itself takes rows as they lie, which a change puts at the end."""
-    first, second, third = [await join_as_superuser(client, session, f"{name}@example.com") for name in "abc"]
+    first, second, third = [await sign_up_superuser(client, session, f"{name}@example.com") for name in "abc"]
     await session.execute(update(User).where(User.id == first.id).values(full_name="At the end"))
     await session.commit()
 
     await session.execute(select(User.id).where(User.id == first.id).with_for_update())
     removal = asyncio.create_task(_delete(client, first, third.id))
-    await until_a_lock_is_waited_for(database_url)
+    await wait_for_blocked_statement(database_url)
     async with state["write_sessions"]() as other:
         free = set(await other.scalars(select(User.id).with_for_update(skip_locked=True)))
     await session.rollback()
@@ -187,7 +191,7 @@ def _spare(attempt: int) -> dict[str, object]:
 
 
 async def test_pages_lead_through_all_users_newest_first(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
     for number in range(6):
         await register(client, f"user{number}@example.com")
 
@@ -210,7 +214,7 @@ async def test_pages_lead_through_all_users_newest_first(client: httpx.AsyncClie
 
 @pytest.mark.parametrize("path", ["/users/", "/users/%0A"])  # a route's pattern ends before a line feed, too
 async def test_the_link_keeps_the_other_parameters(path: str, client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
     await register(client)
 
     response = await client.get(path, params={"limit": 1, "q": "example"}, headers=root.auth)
@@ -234,7 +238,7 @@ async def test_the_link_keeps_the_other_parameters(path: str, client: httpx.Asyn
 async def test_lists_are_searched_and_filtered(
     client: httpx.AsyncClient, session: AsyncSession, query: dict[str, str], expected: list[str]
 ) -> None:
-    root, ann = await join_as_superuser(client, session), await join(client)
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
     await register(client, "bob@example.com", fields={"full_name": "Bob Smith"})
     await _deactivate(client, root, ann.id)
 
@@ -264,7 +268,7 @@ async def test_lists_are_searched_and_filtered(
 async def test_a_bad_parameter_is_named_and_not_repeated(
     client: httpx.AsyncClient, session: AsyncSession, name: str, value: str
 ) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
 
     response = await client.get("/users/", params={name: value}, headers=root.auth)
 
@@ -276,7 +280,7 @@ async def test_a_bad_parameter_is_named_and_not_repeated(
 async def test_a_refusal_other_than_of_a_double_address_is_a_bug(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     upper_case = UserUpdate.model_construct({"email"}, email="ANN@EXAMPLE.COM")
 
     with pytest.raises(IntegrityError):

@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import utc_now
-from tests.people import PASSWORD, join, join_as_superuser, log_in, register
+from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
 
 
 async def test_users_read_themselves(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.get("/users/me", headers=ann.auth)
 
@@ -43,7 +43,7 @@ async def test_credentials_are_asked_for_before_the_body_is_judged(client: httpx
 
 
 async def test_users_change_themselves(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     before = (await client.get("/users/me", headers=ann.auth)).json()
     now = utc_now().isoformat()
 
@@ -59,7 +59,7 @@ async def test_users_change_themselves(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_empty_change_changes_nothing(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     before = (await client.get("/users/me", headers=ann.auth)).json()
 
     response = await client.patch("/users/me", headers=ann.auth, json={})
@@ -69,7 +69,7 @@ async def test_an_empty_change_changes_nothing(client: httpx.AsyncClient) -> Non
 
 
 async def test_who_is_deleted_meanwhile_is_nobody(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     statuses = []
 
     async def delete() -> None:
@@ -86,7 +86,7 @@ async def test_who_is_deleted_meanwhile_is_nobody(client: httpx.AsyncClient) -> 
 async def test_users_cannot_raise_themselves_nor_empty_their_fields(
     client: httpx.AsyncClient, change: dict[str, object]
 ) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.patch("/users/me", headers=ann.auth, json=change)
 
@@ -96,7 +96,7 @@ async def test_users_cannot_raise_themselves_nor_empty_their_fields(
 
 async def test_a_taken_address_is_refused(client: httpx.AsyncClient) -> None:
     await register(client, "bob@example.com")
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.patch("/users/me", headers=ann.auth, json={"email": "BOB@example.com"})
 
@@ -105,7 +105,7 @@ async def test_a_taken_address_is_refused(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_new_password_ends_every_login(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.put(
         "/users/me/password",
@@ -120,7 +120,7 @@ async def test_a_new_password_ends_every_login(client: httpx.AsyncClient) -> Non
 
 
 async def test_a_wrong_current_password_changes_nothing(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.put(
         "/users/me/password", headers=ann.auth, json={"current_password": "wrong", "new_password": "another password"}
@@ -132,7 +132,7 @@ async def test_a_wrong_current_password_changes_nothing(client: httpx.AsyncClien
 
 
 async def test_of_two_password_changes_at_once_one_wins(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     statuses: list[int] = []
 
     async def change(new: str) -> None:
@@ -147,7 +147,7 @@ async def test_of_two_password_changes_at_once_one_wins(client: httpx.AsyncClien
 
 
 async def test_a_deleted_user_is_gone_at_once(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
 
     response = await client.delete("/users/me", headers=ann.auth)
 
@@ -158,17 +158,17 @@ async def test_a_deleted_user_is_gone_at_once(client: httpx.AsyncClient) -> None
 
 
 async def test_a_deleted_users_token_is_not_the_next_users(client: httpx.AsyncClient) -> None:
-    ann = await join(client)
+    ann = await sign_up(client)
     await client.delete("/users/me", headers=ann.auth)
 
-    bob = await join(client, "bob@example.com")
+    bob = await sign_up(client, "bob@example.com")
 
     assert bob.id != ann.id
     assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
 
 
 async def test_the_last_superuser_cannot_leave(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    root = await join_as_superuser(client, session)
+    root = await sign_up_superuser(client, session)
 
     response = await client.delete("/users/me", headers=root.auth)
 

@@ -7,7 +7,7 @@ import pytest
 
 from app import NAME
 from tests.conftest import Service
-from tests.people import join_as_superuser
+from tests.people import sign_up_superuser
 
 MANY = """
     INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, credentials_version,
@@ -34,7 +34,7 @@ async def generic_plan(connection: asyncpg.Connection, query: str) -> str:
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_an_index_serves_each_page_and_each_search(service: Service, database_url: str) -> None:
     async with service.state["write_sessions"]() as session:
-        root = await join_as_superuser(service.client, session)
+        root = await sign_up_superuser(service.client, session)
     connection = await asyncpg.connect(database_url)
     await connection.execute(MANY)
     await connection.execute("VACUUM ANALYZE users")  # which also puts the new rows into the index for good

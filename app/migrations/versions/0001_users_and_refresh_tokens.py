@@ -1,4 +1,4 @@
-"""Users, and the refresh tokens of their logins."""
+"""Users and refresh tokens."""
 
 import sqlalchemy as sa
 from alembic import op

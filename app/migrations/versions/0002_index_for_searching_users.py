@@ -1,4 +1,4 @@
-"""An index for searching users by any part of their address or name."""
+"""An index for searching users by any part of their email address or name."""
 
 from alembic import op
 
@@ -10,13 +10,13 @@ depends_on = None
 
 def upgrade() -> None:
     if op.get_bind().dialect.name != "postgresql":
-        return  # SQLite has nothing of the kind, and searches all users
-    # Comes with PostgreSQL, and whoever may create something in the database may create it. Where that is not the role
-    # that migrates, create it beforehand: then this does nothing.
+        return  # SQLite has no such index, and searches all users
+    # The extension is part of PostgreSQL, and needs the CREATE privilege on the database. Without it, create the
+    # extension beforehand as another role. This statement then does nothing.
     op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-    # Nobody can write users while it is made, 2.5 s for each 100,000 when it was measured. Where there are many, make
-    # it beforehand and CONCURRENTLY, under this name: then this, too, does nothing. Done here, that would wait for the
-    # transactions of other processes that are about to migrate, and they for this one.
+    # Users cannot be written while the index is created, measured as 2.5 s per 100,000 users. If there are many, create
+    # it beforehand with CONCURRENTLY and this name. This statement then does nothing. Here, CONCURRENTLY would wait for
+    # the transactions of other processes that want to migrate, while they wait for this one.
     op.create_index(
         "ix_users_search",
         "users",
@@ -28,5 +28,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # The extension stays: something else may use it by now.
+    # The extension stays, because something else may use it.
     op.drop_index("ix_users_search", "users", if_exists=True)

@@ -1,0 +1,19 @@
+"""The database: the base class of models, the engine, and what its errors mean."""
+
+from app.database.base import Base, utc_now
+from app.database.engine import autocommit, create_engine, database_name
+from app.database.errors import DATABASE_ERRORS, DatabaseUnreachable, is_unavailable, is_unique_violation
+from app.database.fast import FastReader
+
+__all__ = [
+    "DATABASE_ERRORS",
+    "Base",
+    "DatabaseUnreachable",
+    "FastReader",
+    "autocommit",
+    "create_engine",
+    "database_name",
+    "is_unavailable",
+    "is_unique_violation",
+    "utc_now",
+]

@@ -1,0 +1,64 @@
+"""Which database errors mean that the database is unavailable, and which are bugs."""
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+
+class DatabaseUnreachable(Exception):
+    """The database cannot be connected to, or does not answer.
+
+    A separate class, because not every OSError or TimeoutError comes from the database.
+    """
+
+
+# Every exception that database code raises. For all but the last two, `is_unavailable` decides what they mean.
+DATABASE_ERRORS = (
+    DBAPIError,
+    EmulatedDBAPIException,  # the server rejected a new connection
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    PoolTimeoutError,
+    DatabaseUnreachable,
+)
+
+# The SQLSTATE of a write on a server that is read-only, such as a standby.
+READ_ONLY = "25006"
+# https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, invalid authorization (while the
+# password is changed), insufficient resources, operator intervention (a cancelled statement, a shutdown), system error,
+# serialization failure, deadlock, lock not available, read-only transaction.
+_UNAVAILABLE_SQLSTATES = ("08", "28", "53", "57", "58", "40001", "40P01", "55P03", READ_ONLY)
+# https://sqlite.org/rescode.html
+_UNAVAILABLE_SQLITE = (
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_CANTOPEN",
+    "SQLITE_READONLY",
+)
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Return whether one of DATABASE_ERRORS means that the database is unreachable, full, read-only or too slow."""
+    if isinstance(error, PoolTimeoutError | DatabaseUnreachable):
+        return True
+    if isinstance(getattr(error, "driver_exception", error), asyncpg.InvalidCachedStatementError):
+        return True  # a migration changed a column's type; the next attempt prepares the statement again
+    cause = getattr(error, "orig", error)
+    sqlstate = getattr(cause, "sqlstate", None) or ""
+    sqlite_name = getattr(cause, "sqlite_errorname", None) or ""
+    return (
+        getattr(error, "connection_invalidated", False)
+        or sqlstate.startswith(_UNAVAILABLE_SQLSTATES)
+        or sqlite_name.startswith(_UNAVAILABLE_SQLITE)
+    )
+
+
+def is_unique_violation(error: IntegrityError, column: str) -> bool:
+    """Return whether a row was rejected by the unique constraint of a column, given as `table.column`."""
+    constraint = f"uq_{column.replace('.', '_')}"  # the naming convention of Base
+    return (
+        getattr(error.driver_exception, "constraint_name", None) == constraint
+        or str(error.driver_exception) == f"UNIQUE constraint failed: {column}"
+    )

@@ -1,0 +1,99 @@
+"""A fast path for the few queries that run in almost every request.
+
+A query is compiled once by SQLAlchemy, and then run by asyncpg itself. Reading a user by id takes 0.10 ms of CPU time
+this way, 0.21 ms with SQLAlchemy Core, and 0.44 ms with a session that returns an object. The price: rows instead of
+objects, no events of SQLAlchemy, and queries that are defined once with `bindparam`. Queries whose types SQLAlchemy
+must convert, and all queries on SQLite, run in SQLAlchemy Core.
+
+Use `ReadSession` for everything else, and this only for a query that stands out in a profile.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import asyncpg
+from sqlalchemy import Boolean, Numeric, Select
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database.engine import autocommit
+from app.database.errors import DatabaseUnreachable
+from app.settings import Settings
+
+Query = Select[*tuple[Any, ...]]
+Row = Iterable[Any]
+
+
+class FastReader:
+    """Runs single SELECT statements in autocommit.
+
+    At most as many queries run at once as the pool has connections. The others wait in order of arrival, while those
+    that wait for SQLAlchemy's pool may be overtaken (https://github.com/sqlalchemy/sqlalchemy/issues/7679).
+    """
+
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self._engine = autocommit(engine)
+        self._slots = asyncio.Semaphore(settings.database_pool_size)
+        self._timeout = settings.database_pool_timeout
+        self._compiled: dict[Query, tuple[str, Sequence[str]] | None] = {}
+
+    async def fetch_one(self, query: Query, **parameters: object) -> Row | None:
+        """Return the first row, or None."""
+        rows = await self.fetch_all(query, **parameters)
+        return rows[0] if rows else None
+
+    async def fetch_all(self, query: Query, **parameters: object) -> Sequence[Row]:
+        """Return all rows. Define the query once per module, with a `bindparam` for each parameter."""
+        if query not in self._compiled:
+            self._compiled[query] = self._compile(query)
+        compiled = self._compiled[query]
+        await self._acquire_slot()
+        try:
+            if compiled:
+                sql, names = compiled
+                return await self._fetch(sql, [parameters[name] for name in names])
+            async with self._engine.connect() as connection:
+                return (await connection.execute(query, parameters)).all()
+        finally:
+            self._slots.release()
+
+    async def _acquire_slot(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise PoolTimeoutError(f"no connection was free for {self._timeout:g} s") from error
+
+    def _compile(self, query: Query) -> tuple[str, Sequence[str]] | None:
+        """Return the SQL and the order of its parameters, or None if only SQLAlchemy can run the query."""
+        dialect = self._engine.dialect
+        if dialect.name != "postgresql":
+            return None
+        for column in query.selected_columns:
+            if isinstance(column.type, Numeric) or column.type.dialect_impl(dialect).result_processor(dialect, None):
+                return None
+        compiled = query.compile(dialect=dialect)
+        for bind in compiled.binds.values():
+            converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
+            if bind.expanding or bind.literal_execute or converts:
+                return None
+        return str(compiled), compiled.positiontup or ()
+
+    async def _fetch(self, sql: str, values: list[object]) -> Sequence[Row]:
+        connection = await self._engine.raw_connection()
+        driver_connection: asyncpg.Connection = connection.driver_connection  # type: ignore[assignment]
+        try:
+            return await driver_connection.fetch(sql, *values)
+        except asyncpg.PostgresError:
+            raise
+        except BaseException as error:
+            is_lost = driver_connection.is_closed() or isinstance(error, OSError)
+            # The statement may still run, so the connection cannot be used again.
+            driver_connection.terminate()
+            connection.invalidate(error)
+            if is_lost and isinstance(error, Exception):
+                raise DatabaseUnreachable(f"the database does not answer: {error!r}") from error
+            raise
+        finally:
+            connection.close()

@@ -1,0 +1,64 @@
+"""What a route can ask for in its signature."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import Request
+
+from app.database import FastReader
+from app.lifespan import State
+from app.limiter import RateLimiter
+from app.security import Passwords, Tokens
+
+
+class AppRequest(Request[State]):
+    """A request whose state has types. For annotations only: FastAPI passes a plain `Request`."""
+
+
+async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
+    """Open the request's session. It reads in autocommit, and connects when it is first used."""
+    async with AsyncSession(request.state["read_engine"], expire_on_commit=False, autoflush=False) as session:
+        yield session
+
+
+# With scope="function" a dependency ends before the response is sent. The default would be after it.
+ReadSession = Annotated[AsyncSession, Depends(get_read_session, scope="function")]
+
+
+async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncIterator[AsyncSession]:
+    """Make the request's session one transaction, which is committed before the response is sent.
+
+    It is the same session, so that no request needs two connections: if each of many requests held one connection and
+    waited for a second, none of them would ever get it.
+    """
+    await session.commit()  # returns the connection of earlier reads to the pool
+    session.sync_session.bind = request.state["engine"].sync_engine
+    yield session
+    await session.commit()
+
+
+WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="function")]
+
+
+async def get_fast_reader(request: AppRequest) -> FastReader:
+    return request.state["fast_reader"]
+
+
+async def get_limiter(request: AppRequest) -> RateLimiter:
+    return request.state["limiter"]
+
+
+async def get_passwords(request: AppRequest) -> Passwords:
+    return request.state["passwords"]
+
+
+async def get_tokens(request: AppRequest) -> Tokens:
+    return request.state["tokens"]
+
+
+FastReaderDep = Annotated[FastReader, Depends(get_fast_reader)]
+LimiterDep = Annotated[RateLimiter, Depends(get_limiter)]
+PasswordsDep = Annotated[Passwords, Depends(get_passwords)]
+TokensDep = Annotated[Tokens, Depends(get_tokens)]

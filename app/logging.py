@@ -1,0 +1,177 @@
+"""One format for every log line, whether gunicorn, Uvicorn, a library or the application writes it."""
+
+import contextlib
+import json
+import logging
+import logging.config
+import re
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.settings import Settings
+
+# Secrets in log lines, and their replacements. Most lines do not contain the word, and need no regular expression.
+_SECRETS = (
+    # Greedy on purpose: a password may contain any character, and masking a word too many is harmless.
+    ("://", re.compile(r"(://[^\s:/@]*:)\S+@"), r"\1***@"),
+    # PostgreSQL adds the row that violates a constraint, with all its values. The first form is inside a JSON string.
+    ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
+    # The search term, which is part of the statement; see `list_users` in app/users/service.py.
+    ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
+)
+# Created once. `json.dumps` with arguments creates an encoder per call.
+_encode = json.JSONEncoder(default=repr).encode
+
+
+def configure_logging(settings: Settings) -> None:
+    """Configure `structlog`, `logging` and `warnings`. It can be called again."""
+    logging.config.dictConfig(log_config(settings))
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, *_add_metadata(), *_render(settings)],
+        logger_factory=_StderrLogger,
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        cache_logger_on_first_use=True,
+    )
+
+
+class _StderrLogger:
+    """Writes the application's own lines. Through `logging`, each would take four times as long."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def write(self, line: str) -> None:
+        """Write a line, or drop it as `logging` does: a full disk must not fail requests."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{line}\n")
+
+    debug = info = warning = error = critical = write
+
+
+def log_config(settings: Settings) -> dict[str, Any]:
+    """Return the configuration for `logging.config.dictConfig`, which is also gunicorn's `logconfig_dict`.
+
+    Lines go to standard error, because standard output is for the results of commands.
+    """
+    level = settings.log_level.upper()
+    to_stderr = {"handlers": ["stderr"], "level": level, "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "structlog": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": [
+                    structlog.contextvars.merge_contextvars,
+                    *_add_metadata(),
+                    structlog.stdlib.ExtraAdder(),
+                ],
+                "processors": [
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    *_render(settings),
+                ],
+            }
+        },
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "structlog"}
+        },
+        "root": {"handlers": ["stderr"], "level": level},
+        "loggers": {
+            # uvicorn-worker copies the handlers of gunicorn's loggers to Uvicorn's.
+            "gunicorn.error": to_stderr,
+            "uvicorn": to_stderr,
+            "uvicorn.error": to_stderr,
+            # The application's middleware writes the access log, as `app.access`.
+            "gunicorn.access": {"handlers": [], "propagate": False},
+            "uvicorn.access": {"handlers": [], "propagate": False},
+            # app/migrations/env.py reports each migration. Alembic adds a few lines at every start.
+            "alembic": {"level": "WARNING"},
+            # At debug it logs the values of each statement, with addresses and password hashes.
+            "aiosqlite": {"level": "INFO"},
+        },
+    }
+
+
+def _wants_json(settings: Settings) -> bool:
+    if settings.log_format is None:
+        return settings.in_production or not sys.stderr.isatty()
+    return settings.log_format == "json"
+
+
+def _add_metadata() -> list[Processor]:
+    return [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+
+
+def _render(settings: Settings) -> list[Processor]:
+    return [*(_render_json() if _wants_json(settings) else _render_console()), _mask_secrets]
+
+
+def _render_json() -> list[Processor]:
+    # Without local variables, which may be passwords and tokens.
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), _drop_color_message, _encode_json]
+
+
+def _render_console() -> list[Processor]:
+    return [
+        _drop_color_message,
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
+
+
+def _drop_color_message(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Drop Uvicorn's second copy of each message, which contains terminal colors."""
+    event.pop("color_message", None)
+    return event
+
+
+def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
+    return _encode({**first, **event})
+
+
+def _mask_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
+    """Mask secrets in the finished line, so that no field, message or traceback is forgotten."""
+    text = str(line)
+    for word, pattern, replacement in _SECRETS:
+        if word in text:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def log_uncaught_exceptions() -> None:
+    """Log the exceptions that Python would print by itself. Call it once, in gunicorn's master; workers inherit it.
+
+    They would appear in another format, with their secrets unmasked.
+    """
+    log = logging.getLogger("app")
+
+    def log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        log.critical("uncaught exception", exc_info=(kind, error, traceback))
+
+    def log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+        # Python 3.14 names the object in its message, other versions do not.
+        message = unraisable.err_msg or f"Exception ignored in {unraisable.object!r}"
+        log.error("%s", message, exc_info=unraisable.exc_value)
+
+    def log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit:
+            name = args.thread.name if args.thread else None
+            log.error("uncaught exception in thread %s", name, exc_info=args.exc_value)
+
+    sys.excepthook = log_uncaught
+    sys.unraisablehook = log_unraisable
+    threading.excepthook = log_uncaught_in_thread

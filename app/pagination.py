@@ -1,0 +1,43 @@
+"""Cursor pagination by id: a page costs the same however deep it is."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import Query, Request
+from pydantic import BeforeValidator, WithJsonSchema
+
+from app.schemas import MAX_ID
+
+
+def encode_cursor(last_id: int) -> str:
+    """Return the opaque cursor of the page that follows an id."""
+    return urlsafe_b64encode(str(last_id).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> int:
+    """Return the id in a cursor.
+
+    Raises:
+        ValueError: The cursor was not made by `encode_cursor`.
+    """
+    try:
+        last_id = int(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        last_id = 0
+    if not 0 < last_id <= MAX_ID or encode_cursor(last_id) != cursor:
+        raise ValueError("Not a cursor that a page returned")
+    return last_id
+
+
+def next_page_link(request: Request, cursor: str) -> str:
+    """Return the `Link` header for the page at a cursor."""
+    query = urlencode({**request.query_params, "cursor": cursor})
+    return f'<{request.scope["raw_path"].decode()}?{query}>; rel="next"'
+
+
+Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items on the page")]
+Cursor = Annotated[
+    Annotated[int, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string", "maxLength": 32})] | None,
+    Query(description="The `next_cursor` of the previous page"),
+]

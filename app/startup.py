@@ -1,0 +1,91 @@
+"""What is checked and prepared once before the service starts, so that problems are reported in one line."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+from alembic.util import CommandError as MigrationError
+from sqlalchemy import make_url, text
+
+from app.database import DATABASE_ERRORS, create_engine, database_name
+from app.errors import StartupError
+from app.migrations import is_migration_pending, migrate
+from app.settings import Settings
+
+# The connections that are left for ordinary users. `reserved_connections` exists since PostgreSQL 16.
+_ALLOWED_CONNECTIONS = text("""
+    SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+        - coalesce(current_setting('reserved_connections', true)::int, 0)
+""")
+
+
+async def prepare_database(settings: Settings) -> None:
+    """Check that the database can be used, and migrate it if the settings say so.
+
+    gunicorn's master calls it once before the first fork. Workers do not: a worker started during an outage would fail,
+    and stop the whole server.
+
+    Raises:
+        StartupError: The database is unreachable, or its schema is not up to date.
+    """
+    engine = create_engine(settings)
+    try:
+        if settings.is_sqlite:
+            create_sqlite_file(settings)
+        if settings.migrates_at_startup:
+            await migrate(settings)
+        elif await is_migration_pending(engine):
+            raise StartupError("The database's schema is not up to date: run `python -m app migrate`")
+    except (*DATABASE_ERRORS, MigrationError) as error:
+        reason = getattr(error, "orig", None) or error
+        raise StartupError(f"The database at {database_name(settings)} cannot be used: {reason}") from error
+    finally:
+        await engine.dispose()
+
+
+def create_sqlite_file(settings: Settings) -> None:
+    """Create the database's directory and file. The asynchronous driver's own error would be less clear.
+
+    Raises:
+        StartupError: They cannot be created.
+    """
+    file = Path(make_url(settings.database_url.get_secret_value()).database or "")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sqlite3.connect(file).close()
+    except (OSError, sqlite3.Error) as error:
+        raise StartupError(f"The SQLite database at {file} cannot be opened by user {os.getuid()}: {error}") from error
+
+
+def connections_per_worker(settings: Settings) -> int:
+    """Return how many database connections a worker opens at most: its pool, and one for the readiness check."""
+    return settings.database_pool_size + 1
+
+
+async def check_connection_limit(settings: Settings, workers: int) -> str | None:
+    """Return a warning if the workers may open more connections than the database allows.
+
+    One worker more is counted, because a worker is replaced before it leaves. The database's limit is for all its
+    clients together, so only a configuration that cannot work at all is found.
+
+    Raises:
+        StartupError: The database is unreachable.
+    """
+    if settings.is_sqlite:
+        return None
+    engine = create_engine(settings)
+    try:
+        async with engine.connect() as connection:
+            allowed: int = (await connection.execute(_ALLOWED_CONNECTIONS)).scalar_one()
+    except DATABASE_ERRORS as error:
+        raise StartupError(f"The database cannot be used: {getattr(error, 'orig', None) or error}") from error
+    finally:
+        await engine.dispose()
+    per_worker = connections_per_worker(settings)
+    if (wanted := (workers + 1) * per_worker) <= allowed:
+        return None
+    return (
+        f"{workers} workers and a successor may open {wanted} database connections, but the database allows {allowed}: "
+        f"set DATABASE_POOL_SIZE to at most {max(1, allowed // (workers + 1) - 1)}, or WEB_CONCURRENCY to at most "
+        f"{max(1, allowed // per_worker - 1)}, or raise max_connections"
+    )

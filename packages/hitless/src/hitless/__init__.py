@@ -1,0 +1,29 @@
+"""A gunicorn worker for ASGI applications that is stopped, reloaded and replaced without losing a request."""
+
+import sys
+
+from hitless.checks import StartupError, abort_startup
+from hitless.cpus import CPUs, available_cpus
+from hitless.drain import is_draining
+from hitless.hooks import Hooks, hooks
+from hitless.limits import Limits
+from hitless.refusals import Refusal, RefusalResponse, RenderRefusal, plain_text
+
+__all__ = [
+    "CPUs",
+    "Hooks",
+    "Limits",
+    "Refusal",
+    "RefusalResponse",
+    "RenderRefusal",
+    "StartupError",
+    "Worker",
+    "abort_startup",
+    "available_cpus",
+    "hooks",
+    "is_draining",
+    "plain_text",
+]
+
+if sys.platform != "win32":  # gunicorn cannot be imported on Windows; an application that imports hitless still can
+    from hitless.worker import Worker

@@ -1,0 +1,132 @@
+"""Accept connections, and share them evenly among the workers.
+
+All workers accept from the same listening sockets. If a proxy opens its connections all at once, the first worker to
+wake up accepts every one of them, and serves all the traffic for as long as they are kept open: with two workers, 40 %
+fewer requests per second. Each worker therefore publishes its number of connections, and a worker that has far more
+than another stops accepting for a moment.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from mmap import mmap
+
+log = logging.getLogger("uvicorn.error")
+
+# A worker pauses when it has more than twice as many connections as another one, plus this number. A smaller number
+# would make workers pause under short-lived connections as well, which need no balancing.
+TOLERANCE = 8
+# Connections accepted in one turn of the event loop. More would leave fewer to the other workers. With only one, a new
+# connection on a busy worker would wait for as many turns as there are connections before it.
+BATCH_SIZE = 8
+# Seconds that a worker pauses. If another worker has few connections because it is stuck, each of the others still
+# accepts one connection per pause.
+PAUSE_SECONDS = 0.001
+# Seconds that a worker pauses when the system has no file descriptor or no memory for another connection.
+EXHAUSTED_SECONDS = 1.0
+
+# One slot for each worker, in memory shared by all workers: its number of connections plus one, or 0 if it does not
+# accept. Two workers whose numbers differ by a multiple of the slots share one, and are balanced less evenly.
+SLOTS = memoryview(mmap(-1, 4 * 256)).cast("I")
+
+
+def clear_slot(worker: int) -> None:
+    """Remove a worker that no longer accepts connections from the balancing."""
+    SLOTS[worker % len(SLOTS)] = 0
+
+
+class Acceptor:
+    """Accepts connections from listening sockets for one worker.
+
+    Args:
+        listeners: The sockets. The acceptor closes them when it stops.
+        protocol_factory: Makes the protocol of a new connection.
+        tls: The TLS configuration, or None for plain HTTP.
+        worker: The worker's number among all workers.
+        open_connections: Returns the number of connections the worker serves.
+    """
+
+    def __init__(
+        self,
+        listeners: list[socket.socket],
+        protocol_factory: Callable[[], asyncio.Protocol],
+        *,
+        tls: ssl.SSLContext | None,
+        worker: int,
+        open_connections: Callable[[], int],
+    ) -> None:
+        self._listeners = listeners
+        self._protocol_factory = protocol_factory
+        self._tls = tls
+        self._worker = worker
+        self._open_connections = open_connections
+        self._handshakes = set[asyncio.Task[None]]()
+
+    def start(self) -> None:
+        """Start to accept connections."""
+        for listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept_batch, listener)
+
+    def stop(self) -> None:
+        """Leave the connections in the backlog, and all later ones, to the other workers."""
+        clear_slot(self._worker)
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+        self._listeners = []
+
+    def publish_count(self) -> int:
+        """Publish the worker's number of connections to the other workers, and return it."""
+        count = self._open_connections() + len(self._handshakes)
+        SLOTS[self._worker % len(SLOTS)] = count + 1
+        return count
+
+    def accept_backlog(self) -> None:
+        """Accept every connection in the backlog until it is empty or the process is out of file descriptors."""
+        for listener in self._listeners:
+            while self._accept(listener):
+                pass
+
+    async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  a limit, not a cancellation
+        """Wait until every accepted connection has its protocol, which for TLS takes a handshake."""
+        if self._handshakes:
+            await asyncio.wait(self._handshakes, timeout=timeout)
+
+    def _accept_batch(self, listener: socket.socket) -> None:
+        for _ in range(BATCH_SIZE):
+            if not self._accept(listener):
+                return
+            # There is no smallest count if the slot was cleared for another worker that used it before.
+            fewest = min(filter(None, SLOTS), default=1) - 1
+            if self.publish_count() >= 2 * fewest + TOLERANCE:
+                self._pause(PAUSE_SECONDS)
+                return
+
+    def _pause(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener)
+        loop.call_later(seconds, self.start)
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Accept one connection, and return whether there was one."""
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):  # another worker accepted it first, or the client has gone
+            return False
+        except OSError as error:
+            log.warning("No connection is accepted for %d s: %s", EXHAUSTED_SECONDS, error)
+            self._pause(EXHAUSTED_SECONDS)
+            return False
+        connection.setblocking(False)
+        task = asyncio.create_task(self._start_protocol(connection))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+        return True
+
+    async def _start_protocol(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the client has gone, or does not speak TLS
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol_factory, connection, ssl=self._tls)

@@ -1,0 +1,71 @@
+"""Problems that would keep every worker from starting, found once before the first fork and reported in one line."""
+
+import os
+import socket
+import ssl
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+Arbiter = Any  # gunicorn has no type hints
+
+
+class StartupError(Exception):
+    """The server cannot start. The message is one line for the person who starts it."""
+
+
+def check_startup(arbiter: Arbiter) -> None:
+    """Check the certificate and the addresses.
+
+    Raises:
+        StartupError: One of them cannot be used.
+    """
+    if arbiter.cfg.certfile and arbiter.cfg.keyfile:
+        check_certificate(Path(arbiter.cfg.certfile), Path(arbiter.cfg.keyfile))
+    # A master that replaces another one (SIGUSR2), or that systemd starts, inherits its sockets.
+    if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
+        for address in arbiter.address:
+            if isinstance(address, tuple):  # else a Unix socket
+                check_address(*address)
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that the address can be bound. gunicorn would try five times, and log a dozen lines.
+
+    Raises:
+        StartupError: It cannot.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As gunicorn does: connections in TIME_WAIT are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartupError(f"Cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def check_certificate(certfile: Path, keyfile: Path) -> None:
+    """Check that both files can be read and belong together.
+
+    Raises:
+        StartupError: They cannot, or do not.
+    """
+    for file in (certfile, keyfile):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise StartupError(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        # With an empty password, an encrypted key is an error. Without one, OpenSSL would ask on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
+    except ssl.SSLError as error:
+        raise StartupError(f"{certfile} and {keyfile} are not a certificate and its unencrypted key") from error
+
+
+def abort_startup(arbiter: Arbiter, message: str) -> NoReturn:
+    """Log one line, remove the pidfile and exit with status 1. For `on_starting` hooks."""
+    arbiter.log.critical(message)
+    if arbiter.pidfile:
+        arbiter.pidfile.unlink()
+    sys.exit(1)

@@ -1,0 +1,59 @@
+"""The hooks that gunicorn.conf.py needs beside the worker class."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hitless.accept import clear_slot
+from hitless.checks import StartupError, abort_startup, check_startup
+from hitless.drain import drain_on_sigterm
+from hitless.limits import Limits
+from hitless.master import block_signals_during_fork, start_successors_early
+from hitless.refusals import RenderRefusal, plain_text
+
+Arbiter = Any  # gunicorn has no type hints
+Worker = Any
+
+
+class Hooks(NamedTuple):
+    """gunicorn's server hooks, in the order in which gunicorn calls them."""
+
+    on_starting: Callable[[Arbiter], None]
+    when_ready: Callable[[Arbiter], None]
+    pre_fork: Callable[[Arbiter, Worker], None]
+    child_exit: Callable[[Arbiter, Worker], None]
+
+
+def hooks(
+    *,
+    drain_seconds: float = 0,
+    limits: Limits = Limits(),
+    render_refusal: RenderRefusal = plain_text,
+) -> Hooks:
+    """Make the hooks for gunicorn.conf.py, which must assign each of them to its name.
+
+    Args:
+        drain_seconds: Seconds to keep serving after SIGTERM with `is_draining()` true, so that load balancers stop
+            sending traffic.
+        limits: The limits of one connection.
+        render_refusal: Makes the headers and the body of the response to a request that the server rejects.
+    """
+
+    def on_starting(arbiter: Arbiter) -> None:
+        try:
+            check_startup(arbiter)
+        except StartupError as error:
+            abort_startup(arbiter, str(error))
+
+    def when_ready(arbiter: Arbiter) -> None:
+        block_signals_during_fork()
+        start_successors_early(arbiter)
+        drain_on_sigterm(arbiter, drain_seconds)
+
+    def pre_fork(_: Arbiter, worker: Worker) -> None:
+        worker.limits = limits
+        worker.render_refusal = render_refusal
+
+    def child_exit(_: Arbiter, worker: Worker) -> None:
+        clear_slot(worker.age)
+
+    return Hooks(on_starting, when_ready, pre_fork, child_exit)

@@ -1,0 +1,99 @@
+"""A gunicorn worker that runs Uvicorn and loses no request when it is stopped or replaced.
+
+uvicorn-worker's `UvicornWorker` closes idle connections at once, so that a request just sent on one of them is reset.
+It sends no heartbeat while it waits for its last requests, so gunicorn may kill it as stuck. After `max_requests` it
+exits before its successor starts. And it ignores SIGQUIT, gunicorn's signal to stop at once.
+"""
+
+import atexit
+import os
+import signal
+import ssl
+import sys
+import traceback
+from functools import partial
+from mmap import mmap
+from types import FrameType
+from typing import Any, ClassVar
+
+from uvicorn.lifespan import off, on  # noqa: F401  imported by Uvicorn on demand; once here, not in each worker
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no type hints
+
+from hitless.limits import Limits
+from hitless.protocol import LimitedProtocol, enable_send_timeout
+from hitless.refusals import RenderRefusal, plain_text
+from hitless.server import LIFESPAN_SECONDS, GracefulServer, WorkerState
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
+    """The `worker_class` for gunicorn.conf.py, which also needs the hooks from `hitless.hooks()`."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
+        **UvicornWorker.CONFIG_KWARGS,
+        "ws": "none",
+        "server_header": False,
+        "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # gunicorn's default is deprecated in Python
+        # Seconds for connections that cannot be closed, such as those of clients that do not read their response.
+        # Uvicorn's default is to wait for them until gunicorn kills the worker.
+        "timeout_graceful_shutdown": 1,
+    }
+
+    # Set by the `pre_fork` hook.
+    limits = Limits()
+    render_refusal: RenderRefusal = staticmethod(plain_text)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Run in the master, before the fork."""
+        super().__init__(*args, **kwargs)
+        self.config.root_path = self.cfg.root_path
+        self.config.get_loop_factory()  # imports the event loop once, not in each worker
+        self.state = WorkerState(accepting=mmap(-1, 1), leaving=mmap(-1, 1))
+
+    def run(self) -> None:
+        """Serve until the worker is told to stop."""
+        super().run()
+        atexit.register(_exit_without_freeing)
+
+    def init_signals(self) -> None:
+        """Handle the signals that Uvicorn does not, with handlers that run even if the event loop is blocked."""
+        super().init_signals()
+        signal.signal(signal.SIGQUIT, self.handle_quit)
+        signal.signal(signal.SIGABRT, self.handle_abort)
+
+    def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
+        """Exit at once."""
+        os._exit(0)
+
+    def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
+        """Log where the worker is stuck, and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
+        self.log.error("Stuck, and therefore replaced, at:\n%s", "".join(traceback.format_stack(frame)))
+        os._exit(1)
+
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        self.config.http = partial(LimitedProtocol, limits=self.limits, render_refusal=self.render_refusal)
+        # The plain sockets: gunicorn's wrappers get closed twice, and by the second time another file may have the
+        # same descriptor.
+        sockets = [listener.sock for listener in self.sockets]
+        enable_send_timeout(sockets, self.limits.unread_seconds)
+        server = GracefulServer(
+            self.config,
+            worker=self.age,
+            state=self.state,
+            notify=self.notify,
+            grace=max(1, self.cfg.graceful_timeout - LIFESPAN_SECONDS),
+        )
+        await server.serve(sockets)
+
+
+def _exit_without_freeing() -> None:
+    """Run the other exit handlers, then end the process.
+
+    At its end Python would free every object one by one, and for that copy all the memory that the worker shares with
+    the master: 50 ms of CPU time, more than it takes to start a worker.
+    """
+    atexit.unregister(_exit_without_freeing)
+    atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # pragma: no cover  coverage has stopped with them
+        stream.flush()
+    os._exit(0)  # pragma: no cover  the same

@@ -1,0 +1,68 @@
+"""gunicorn as a process of its own, with its log."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+from processes import PATIENCE, until
+
+
+class Gunicorn:
+    """A running gunicorn, and what it has logged so far."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], port: int, arguments: list[str]) -> None:
+        self.folder = folder
+        self.address = ("127.0.0.1", port)
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = folder / "log"
+        program = Path(sys.executable).with_name("gunicorn")
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [program, f"--bind=127.0.0.1:{port}", f"--pid={folder}/pid", *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for_log(self, text: str, times: int = 1) -> None:
+        """Wait until the log contains a text so often."""
+        until(lambda: self.log.count(text) >= times or self.process.poll() is not None, f"{text!r} in the log")
+        assert self.log.count(text) >= times, self.log
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the master."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait until the master has exited, and return its exit code."""
+        return self.process.wait(timeout=PATIENCE)
+
+    def kill(self) -> None:
+        """Kill the master and its workers."""
+        with contextlib.suppress(ProcessLookupError):  # most have exited
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=PATIENCE)
+
+    def get_in_background(self, executor: ThreadPoolExecutor, path: str) -> Future[httpx.Response]:
+        """Send a request, and return when the application has received it."""
+        response = executor.submit(self.get, path)
+        self.wait_for_log("a request is waiting")
+        return response
+
+
+Start = Callable[..., Gunicorn]

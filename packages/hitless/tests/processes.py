@@ -1,0 +1,42 @@
+"""Helpers for tests of programs that run beside the tests."""
+
+import contextlib
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx
+import pytest
+
+T = TypeVar("T")
+
+# Seconds to wait for what should happen soon. Far longer than needed, so that no test depends on the machine's speed.
+PATIENCE = 120
+
+
+def until(condition: Callable[[], T | None], description: str) -> T:
+    """Wait until a condition returns something true, and return that."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.02)
+    pytest.fail(f"{description}: not within {PATIENCE} s")
+
+
+def get_or_none(url: str) -> httpx.Response | None:
+    """Return the response of a server, or None if it is not up."""
+    try:
+        return httpx.get(url, timeout=PATIENCE)
+    except httpx.TransportError:
+        return None
+
+
+def free_port() -> int:
+    """Return a port that is free, and not in the range of ports for outgoing connections."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
