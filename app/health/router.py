@@ -49,7 +49,7 @@ class Ready(BaseModel):
 
 @router.get("", response_description="The process responds", summary="Check liveness")
 async def health() -> Alive:
-    """The same as `/health/live`."""
+    """Respond like `/health/live`."""
     return Alive()
 
 
