@@ -244,7 +244,8 @@ def _allowed_methods(request: Request) -> str:
     # In a mounted application, such as the documentation's files, `root_path` includes the path of the mount.
     path = scope["path"].removeprefix(scope.get("app_root_path", scope["root_path"]))
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
-    return ", ".join(sorted({method for route in routes for method in route.methods or ("GET", "HEAD")}))
+    methods = {method for route in routes for method in route.methods or ("GET",)}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 async def _handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -94,6 +94,8 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "alembic": {"level": "WARNING"},
             # At debug it logs the values of each statement, with addresses and password hashes.
             "aiosqlite": {"level": "INFO"},
+            # At info it logs the full URL of each request, and tokens are often part of a URL.
+            "httpx": {"level": "WARNING"},
         },
     }
 

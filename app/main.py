@@ -15,6 +15,7 @@ from app.logging import configure_logging
 from app.middleware.allowed_hosts import AllowedHostsMiddleware
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.middleware.cors import CORSMiddleware
+from app.middleware.head import HeadMiddleware
 from app.middleware.rate_limit import RateLimitMiddleware
 from app.middleware.request_context import RequestContextMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         public=docs,
         hsts=settings.in_production,
     )
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestContextMiddleware)
     app.add_middleware(StartupErrorMiddleware)
     return app

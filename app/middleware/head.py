@@ -1,0 +1,25 @@
+"""Respond to HEAD as to GET, without the body."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class HeadMiddleware:
+    """Makes every GET route answer HEAD (RFC 9110, section 9.3.2), which monitors and load balancers use.
+
+    FastAPI's own way, a route with both methods, would document every operation twice.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        get_scope = {**scope, "method": "GET"}
+        await self.app(get_scope, receive, send_without_body)
+        scope["route"] = get_scope.get("route")  # for the access log
