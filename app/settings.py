@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import warnings
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,7 +57,7 @@ def _check_redis_url(value: SecretStr) -> SecretStr:
 
 def _check_secret_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
     key = value.get_secret_value().strip()
-    if not key and info.data.get("environment") != "production":
+    if not value.get_secret_value() and info.data.get("environment") != "production":
         key = secrets.token_urlsafe(SECRET_KEY_BYTES)
     if len(key.encode()) < SECRET_KEY_BYTES:
         raise ValueError(f"must have at least {SECRET_KEY_BYTES} bytes; make one with `openssl rand -hex 32`")
@@ -286,7 +287,9 @@ def load_settings() -> Settings:
     try:
         env_files += (f".env.{Sources(_env_file=env_files).environment}",)
         secrets_dir = Sources(_env_file=env_files).secrets_dir
-        return Settings(_env_file=env_files, _secrets_dir=secrets_dir if secrets_dir.is_dir() else None)
+        # pydantic-settings only warns about a secret file that it skips, such as a directory that Docker has created.
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            return Settings(_env_file=env_files, _secrets_dir=secrets_dir if secrets_dir.is_dir() else None)
     except ValidationError as error:
         problems = (
             f"\n  {str(problem['loc'][0]).upper()}: {problem['msg'].removeprefix('Value error, ')}"
@@ -296,4 +299,5 @@ def load_settings() -> Settings:
     except UnicodeDecodeError as error:
         raise SystemExit(f"{' or '.join(env_files)} is not valid UTF-8") from error
     except (OSError, SettingsError) as error:
-        raise SystemExit(f"The settings cannot be read: {error}") from error
+        reason = f": {error.__cause__}" if error.__cause__ else ""
+        raise SystemExit(f"The settings cannot be read: {error}{reason}") from error

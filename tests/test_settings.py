@@ -1,4 +1,4 @@
-"""Settings come from files, the environment and secrets; what is wrong is said at once, and no value with it."""
+"""Settings are read from secret files, the environment and .env files. All problems are reported at once, by name."""
 
 from pathlib import Path
 
@@ -10,17 +10,16 @@ from tests.conftest import SECRET_KEY
 
 
 @pytest.fixture(autouse=True)
-def empty_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No .env file, no secret files, and no variable of ours."""
-    for variable in SETTINGS_VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory. It contains no .env file, and an empty directory for secret files."""
+    (tmp_path / "secrets").mkdir()
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path / "secrets"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def problems() -> dict[str, str]:
-    """What the refusal says, by variable."""
+def load_problems() -> dict[str, str]:
+    """Load invalid settings, and return the problem of each variable."""
     with pytest.raises(SystemExit) as caught:
         load_settings()
     first, *lines = str(caught.value).splitlines()
@@ -28,78 +27,102 @@ def problems() -> dict[str, str]:
     return dict(line.strip().split(": ", 1) for line in lines)
 
 
-def test_nothing_need_be_set() -> None:
+def test_no_setting_is_required_in_development() -> None:
     settings = load_settings()
 
     assert settings.environment == "development"
-    assert settings.server.port == 8000
-    assert settings.database.is_sqlite
-    assert settings.redis.url is None
+    assert settings.port == 8000
+    assert settings.is_sqlite
+    assert settings.redis_url is None
 
 
-def test_later_sources_win(empty_surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, name in enumerate(["PORT", "MAX_REQUESTS", "WEB_CONCURRENCY", "DATABASE_POOL_SIZE"]):
-        everywhere = [".env", ".env.test", "environment", "secrets"][: number + 1]
-        for source in everywhere:
-            value = str(len(everywhere[: everywhere.index(source) + 1]))
-            if source == "environment":
-                monkeypatch.setenv(name, value)
-            elif source == "secrets":
-                (empty_surroundings / "secrets").mkdir()
-                (empty_surroundings / "secrets" / name.lower()).write_text(f"{value}\n")
-            else:
-                with (empty_surroundings / source).open("a") as file:
-                    file.write(f"{name}={value}\n")
-    with (empty_surroundings / ".env").open("a") as file:
-        file.write("ENVIRONMENT=test\n")
+def test_secret_files_override_environment_which_overrides_env_files(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / ".env").write_text(
+        "ENVIRONMENT=test\nPORT=1\nMAX_REQUESTS=1\nWEB_CONCURRENCY=1\nDATABASE_POOL_SIZE=1\n"
+    )
+    (directory / ".env.test").write_text("MAX_REQUESTS=2\nWEB_CONCURRENCY=2\nDATABASE_POOL_SIZE=2\n")
+    monkeypatch.setenv("WEB_CONCURRENCY", "3")
+    monkeypatch.setenv("DATABASE_POOL_SIZE", "3")
+    (directory / "secrets" / "database_pool_size").write_text("4\n")
 
     settings = load_settings()
 
     assert settings.environment == "test"
-    assert settings.server.port == 1
-    assert settings.server.max_requests == 2
-    assert settings.server.web_concurrency == 3
-    assert settings.database.pool_size == 4
+    assert settings.port == 1
+    assert settings.max_requests == 2
+    assert settings.web_concurrency == 3
+    assert settings.database_pool_size == 4
 
 
-def test_names_in_the_environment_have_no_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_file_of_another_environment_is_ignored(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "development")
+    (directory / ".env").write_text("ENVIRONMENT=test\n")
+    (directory / ".env.test").write_text("PORT=1\n")
+    (directory / ".env.development").write_text("MAX_REQUESTS=2\n")
+
+    settings = load_settings()
+
+    assert (settings.port, settings.max_requests) == (8000, 2)
+
+
+def test_missing_secrets_directory_is_ignored(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRETS_DIR", str(directory / "missing"))
+
+    assert load_settings().port == 8000
+
+
+def test_variable_names_are_case_insensitive(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("log_level", "DEBUG")
+    (directory / "secrets" / "Port").write_text("9000")
 
-    assert load_settings().log.level == "debug"
+    settings = load_settings()
+
+    assert (settings.log_level, settings.port) == ("debug", 9000)
 
 
-def test_an_empty_value_counts_as_not_set(empty_surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (empty_surroundings / ".env").write_text("PORT=9000\nREDIS_URL=\n")
+def test_empty_variable_counts_as_not_set(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (directory / ".env").write_text("PORT=9000\nREDIS_URL=\n")
     monkeypatch.setenv("PORT", "")
 
     settings = load_settings()
 
-    assert settings.server.port == 9000
-    assert settings.redis.url is None
+    assert settings.port == 9000
+    assert settings.redis_url is None
 
 
-def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["SECRET_KEY", "DATABASE_URL", "REDIS_URL"])
+def test_empty_secret_file_is_an_error(directory: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv(variable, SECRET_KEY)  # is overridden by the file
+    (directory / "secrets" / variable).write_text("\n")
+
+    assert variable in load_problems()
+
+
+def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example,")
 
-    assert load_settings().http.cors_origins == ["https://a.example", "https://b.example"]
+    assert load_settings().cors_origins == ["https://a.example", "https://b.example"]
 
 
 @pytest.mark.parametrize(
     ("given", "used"),
     [
-        ("postgres://u:p%25@db/x", "postgresql+asyncpg://u:p%25@db/x"),
-        ("postgresql://db/x", "postgresql+asyncpg://db/x"),
-        ("postgresql+asyncpg://db/x", "postgresql+asyncpg://db/x"),
-        ("postgres://db/x?sslmode=require&channel_binding=require", "postgresql+asyncpg://db/x?ssl=require"),
-        ("postgres://u@/x?host=/var/run/postgresql", "postgresql+asyncpg://u@/x?host=%2Fvar%2Frun%2Fpostgresql"),
-        ("postgres://db/x?connect_timeout=10", "postgresql+asyncpg://db/x"),
+        ("postgres://u:p%25@db/x", "postgresql://u:p%25@db/x"),
+        ("postgresql://db/x", "postgresql://db/x"),
+        ("postgresql+asyncpg://db/x", "postgresql://db/x"),
+        ("postgres://db/x?sslmode=require&channel_binding=require", "postgresql://db/x?sslmode=require"),
+        ("postgres://u@/x?host=/var/run/postgresql", "postgresql://u@/x?host=%2Fvar%2Frun%2Fpostgresql"),
+        ("postgres://db/x?connect_timeout=10", "postgresql://db/x"),
         ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
     ],
 )
-def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
+def test_database_url_is_accepted_as_providers_write_it(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
     monkeypatch.setenv("DATABASE_URL", given)
 
-    assert load_settings().database.url.get_secret_value() == used
+    assert load_settings().database_url.get_secret_value() == used
 
 
 @pytest.mark.parametrize(
@@ -140,87 +163,96 @@ def test_a_database_url_is_taken_as_providers_write_it(monkeypatch: pytest.Monke
         ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
     ],
 )
-def test_a_bad_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_invalid_value_is_reported_by_name_only(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
 
-    found = problems()
+    problems = load_problems()
 
-    assert list(found) == [variable]
-    assert "hunter2" not in str(found)
-
-
-@pytest.mark.parametrize(("given", "missing"), [("SSL_KEYFILE", "SSL_CERTFILE"), ("SSL_CERTFILE", "SSL_KEYFILE")])
-def test_key_and_certificate_come_together(monkeypatch: pytest.MonkeyPatch, given: str, missing: str) -> None:
-    monkeypatch.setenv(given, "file.pem")
-
-    assert list(problems()) == [missing]
+    assert list(problems) == [variable]
+    assert "hunter2" not in str(problems)
 
 
-def test_production_refuses_what_is_unsafe_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["SSL_KEYFILE", "SSL_CERTFILE"])
+def test_tls_key_without_certificate_or_reverse_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "file.pem")
+
+    assert load_problems() == {"SSL_CERTFILE": "must be set together with SSL_KEYFILE"}
+
+
+def test_unsafe_production_settings_are_all_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("CORS_ORIGINS", "*")
     monkeypatch.setenv("PORT", "nonsense")
 
-    assert set(problems()) == {"ALLOWED_HOSTS", "CORS_ORIGINS", "DATABASE_URL", "PORT", "SECRET_KEY"}
+    assert set(load_problems()) == {"ALLOWED_HOSTS", "CORS_ORIGINS", "DATABASE_URL", "PORT", "SECRET_KEY"}
 
 
 @pytest.mark.parametrize("secret", ["", "short", EXAMPLE_SECRET_KEY, f"{EXAMPLE_SECRET_KEY} "])
-def test_production_refuses_a_bad_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+def test_unsafe_secret_key_is_rejected_in_production(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
     monkeypatch.setenv("ALLOWED_HOSTS", "example.com")
     monkeypatch.setenv("SECRET_KEY", secret)
 
-    found = problems()
+    problems = load_problems()
 
-    assert list(found) == ["SECRET_KEY"]
-    assert not secret or secret not in found["SECRET_KEY"]
+    assert list(problems) == ["SECRET_KEY"]
+    assert not secret or secret not in problems["SECRET_KEY"]
 
 
 @pytest.mark.parametrize("hosts", ["example.com", "*"])
-def test_production_starts_with_what_is_safe(
-    empty_surroundings: Path, monkeypatch: pytest.MonkeyPatch, hosts: str
-) -> None:
+def test_safe_production_settings_are_accepted(directory: Path, monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
     monkeypatch.setenv("ALLOWED_HOSTS", hosts)
-    (empty_surroundings / "secrets").mkdir()
-    (empty_surroundings / "secrets" / "SECRET_KEY").write_text(SECRET_KEY)
+    (directory / "secrets" / "SECRET_KEY").write_text(SECRET_KEY)
 
     settings = load_settings()
 
     assert settings.in_production
-    assert settings.auth.secret_key == SecretStr(SECRET_KEY)
-    assert not settings.database.migrates_at_start
+    assert settings.secret_key == SecretStr(SECRET_KEY)
+    assert not settings.migrates_at_startup
 
 
-def test_a_secret_file_that_cannot_be_read_is_said(empty_surroundings: Path) -> None:
-    (empty_surroundings / "secrets").mkdir()
-    (empty_surroundings / "secrets" / "secret_key").write_bytes(b"hunter2\xff")
+def test_secret_file_with_invalid_utf8_is_reported_by_name_only(directory: Path) -> None:
+    (directory / "secrets" / "secret_key").write_bytes(b"hunter2\xff")
 
-    with pytest.raises(SystemExit, match=r"A secret in .*/secrets cannot be read: UnicodeDecodeError") as caught:
+    with pytest.raises(SystemExit, match=r'^The settings cannot be read: .*"secret_key"') as caught:
         load_settings()
 
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [".env", ".env.test"])
-def test_a_file_that_cannot_be_read_is_said(empty_surroundings: Path, name: str) -> None:
-    (empty_surroundings / ".env").write_text("ENVIRONMENT=test")
-    (empty_surroundings / name).write_bytes(b"SECRET_KEY=hunter2\xff")
+@pytest.mark.filterwarnings("default:attempted to load secret file:UserWarning")
+def test_directory_instead_of_secret_file_is_an_error(directory: Path) -> None:
+    """Docker creates a directory if the file to mount does not exist."""
+    (directory / "secrets" / "REDIS_URL").mkdir()
 
-    with pytest.raises(SystemExit, match=rf"^{name} cannot be read by user \d+: UnicodeDecodeError$"):
+    with pytest.raises(SystemExit, match=r'^The settings cannot be read: .*"redis_url".*found a directory'):
         load_settings()
 
 
-def test_elsewhere_a_missing_secret_is_random() -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [(".env", ".env is not valid UTF-8"), (".env.test", ".env or .env.test is not valid UTF-8")]
+)
+def test_env_file_with_invalid_utf8_is_reported(directory: Path, name: str, message: str) -> None:
+    (directory / ".env").write_text("ENVIRONMENT=test")
+    (directory / name).write_bytes(b"SECRET_KEY=hunter2\xff")
+
+    with pytest.raises(SystemExit) as caught:
+        load_settings()
+
+    assert str(caught.value) == message
+
+
+def test_default_secret_key_is_random_outside_production() -> None:
     first, second = load_settings(), load_settings()
 
-    assert first.auth.secret_key != second.auth.secret_key
-    assert len(first.auth.secret_key.get_secret_value()) >= 32
+    assert first.secret_key != second.secret_key
+    assert len(first.secret_key.get_secret_value()) >= 32
 
 
-def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repr_and_json_contain_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", SECRET_KEY)
     monkeypatch.setenv("DATABASE_URL", "postgresql://user:hunter2@db/x")
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@redis")
