@@ -41,6 +41,9 @@ ROOT = Path(__file__).parent.parent
 NO_LIMIT = "1000000/minute"
 SECRET_KEY = "a secret key for tests, of 32 bytes or more"
 
+# Importing the application has configured the log level, too. The `logs` fixture captures lines of every level.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug"))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # `kill` ends a run as Ctrl-C does, together with the processes and containers that it has started.
