@@ -1,4 +1,4 @@
-"""The limiter counts exactly, in Redis for all, and never stands in the way of a request when Redis does not answer."""
+"""The rate limiter counts exactly in Redis, for all workers, and in the process while Redis is unavailable."""
 
 import asyncio
 import re
@@ -9,74 +9,97 @@ from uuid import uuid4
 
 import pytest
 import structlog
-from pydantic import SecretStr
+from redis.asyncio import Redis
 
-from app.lifespan import create_limiter, create_redis
-from app.limiter import REDIS_SECONDS, RETRY_SECONDS, RateLimiter, Usage
-from app.settings import AuthSettings, HTTPSettings, RedisSettings, Settings
-from tests.conftest import SECRET_KEY, make_settings
-from tests.gate import Gate, State, gate_before
+from app.lifespan import create_redis
+from app.limiter import REDIS_SECONDS, RETRY_SECONDS, MemoryCounter, RateLimiter, Usage
+from app.settings import Settings
+from tests.conftest import make_settings
+from tests.tcp_proxy import ProxyState, TCPProxy, tcp_proxy
 
 
-def settings_with(redis_url: str | None) -> Settings:
-    """Their key is a new one, and so are all the names in Redis: nobody else counts the same."""
+def limited_settings(redis_url: str | None, *, rate_limit: str = "3/minute") -> Settings:
+    """Build settings with a new secret key, so that no other test uses the same keys in Redis."""
     return make_settings(
-        redis=RedisSettings(url=SecretStr(redis_url) if redis_url else None),
-        auth=AuthSettings(secret_key=SecretStr(uuid4().hex)),
-        http=HTTPSettings(rate_limit="3/minute", rate_limit_register="1/second"),
+        redis_url=redis_url,
+        secret_key=uuid4().hex,
+        rate_limit=rate_limit,
+        rate_limit_register="1/second",
     )
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return limited_settings(redis_url)
+
+
+@pytest.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    redis = create_redis(settings)
+    assert redis
+    yield redis
+    await redis.aclose()
 
 
 @pytest.fixture(params=["memory", "redis"])
 async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
     """A limiter of each kind that has counted nothing yet."""
-    settings = settings_with(request.getfixturevalue("redis_url") if request.param == "redis" else None)
-    redis = create_redis(settings.redis)
-    yield create_limiter(settings, redis)
+    settings = limited_settings(request.getfixturevalue("redis_url") if request.param == "redis" else None)
+    redis = create_redis(settings)
+    yield RateLimiter(settings, redis)
     if redis:
         await redis.aclose()
 
 
-async def test_it_counts_down_and_says_when_it_starts_anew(limiter: RateLimiter) -> None:
+@pytest.fixture
+async def proxy(redis_url: str) -> AsyncIterator[TCPProxy]:
+    """A proxy in front of Redis."""
+    url = urlsplit(redis_url)
+    async with tcp_proxy(url.hostname or "", url.port or 6379) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def proxied_redis(proxy: TCPProxy) -> AsyncIterator[Redis]:
+    redis = create_redis(limited_settings(f"redis://{proxy.address}"))
+    assert redis
+    yield redis
+    await redis.aclose()
+
+
+async def test_hits_are_counted_until_the_quota_is_exceeded(limiter: RateLimiter) -> None:
     usages = [await limiter.hit("default", "ann") for _ in range(4)]
 
-    assert [(usage.used, usage.is_exceeded) for usage in usages if usage] == [
-        (1, False),
-        (2, False),
-        (3, False),
-        (4, True),
-    ]
-    assert all(0 < usage.seconds_left <= 60 for usage in usages if usage)
+    assert [(usage.used, usage.is_exceeded) for usage in usages] == [(1, False), (2, False), (3, False), (4, True)]
+    assert all(0 < usage.seconds_left <= 60 for usage in usages)
 
 
-async def test_it_counts_each_client_and_each_limit_by_itself(limiter: RateLimiter) -> None:
+async def test_clients_and_limits_are_counted_separately(limiter: RateLimiter) -> None:
     usages = [await limiter.hit(*hit) for hit in (("default", "ann"), ("default", "bob"), ("login", "ann"))]
 
-    assert [usage.used for usage in usages if usage] == [1, 1, 1]
+    assert [usage.used for usage in usages] == [1, 1, 1]
 
 
-async def test_it_loses_no_count_to_concurrency(limiter: RateLimiter) -> None:
-    async def hits() -> list[Usage | None]:
+async def test_concurrent_hits_are_all_counted(limiter: RateLimiter) -> None:
+    async def hit_ten_times() -> list[Usage]:
         return [await limiter.hit("default", "ann") for _ in range(10)]
 
-    usages = [usage for several in await asyncio.gather(*(hits() for _ in range(5))) for usage in several]
+    usages = [usage for several in await asyncio.gather(*(hit_ten_times() for _ in range(5))) for usage in several]
 
-    assert sorted(usage.used for usage in usages if usage) == list(range(1, 51))
+    assert sorted(usage.used for usage in usages) == list(range(1, 51))
 
 
-async def test_a_new_window_begins_when_the_old_one_is_over(limiter: RateLimiter) -> None:
+async def test_count_restarts_after_the_window(limiter: RateLimiter) -> None:
     first = await limiter.hit("register", "ann")
 
     async with asyncio.timeout(60):
-        while (later := await limiter.hit("register", "ann")) and later.used > 1:  # noqa: ASYNC110  there is no event
+        while (later := await limiter.hit("register", "ann")).used > 1:  # noqa: ASYNC110  there is no event
             await asyncio.sleep(0.02)
 
-    assert first
-    assert later
     assert (first.used, later.used) == (1, 1)
 
 
-def test_the_headers_are_those_of_the_draft() -> None:
+def test_headers_follow_the_draft() -> None:
     usage = Usage("default", quota=600, window=60, used=1, seconds_left=60)
 
     assert usage.headers() == {"RateLimit-Policy": '"default";q=600;w=60', "RateLimit": '"default";r=599;t=60'}
@@ -87,118 +110,108 @@ def test_the_headers_are_those_of_the_draft() -> None:
     }
 
 
-async def test_memory_is_bounded_and_the_oldest_is_forgotten() -> None:
-    limiter = RateLimiter({"default": "3/minute"}, redis=None, secret_key=SECRET_KEY, memory_size=3)
+def test_full_memory_forgets_the_oldest_window() -> None:
+    counter = MemoryCounter(size=3)
 
-    usages = [await limiter.hit("default", who) for who in ("ann", "bob", "cyd", "dan", "ann", "dan")]
+    counts = [counter.hit(key, 60) for key in ("ann", "bob", "cyd", "dan", "ann", "dan")]
 
-    assert [usage.used for usage in usages if usage] == [1, 1, 1, 1, 1, 2]
+    assert [count.used for count in counts] == [1, 1, 1, 1, 1, 2]
 
 
-async def test_redis_holds_no_address_and_forgets(redis_url: str) -> None:
-    redis = create_redis(settings_with(redis_url).redis)
-    assert redis
-
-    async def names() -> set[str]:
+async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings) -> None:
+    async def account_keys() -> set[str]:
         return {
-            name.decode() if isinstance(name, bytes) else name  # decided by its settings, which its types do not know
-            for name in await redis.keys("{rate}:account:*")
+            key.decode() if isinstance(key, bytes) else key  # its settings decide, which its types do not know
+            for key in await redis.keys("{rate}:account:*")
         }
 
-    before = await names()
-    await create_limiter(settings_with(redis_url), redis).hit("account", "ann@example.com")
+    before = await account_keys()
+    await RateLimiter(settings, redis).hit("account", "ann@example.com")
 
-    new = await names() - before
-    milliseconds = [await redis.pttl(name) for name in new]
-    await redis.aclose()
+    new = await account_keys() - before
+    milliseconds = [await redis.pttl(key) for key in new]
 
     assert new
-    assert all(re.fullmatch(r"\{rate\}:account:[0-9a-f]{32}", name) for name in new)
+    assert all(re.fullmatch(r"\{rate\}:account:[0-9a-f]{32}", key) for key in new)
     assert all(0 < left <= 60_000 for left in milliseconds)
 
 
-async def test_nobody_is_told_to_come_back_in_no_time(redis_url: str) -> None:
-    """Redis has 0 milliseconds left at a window's very end and, which a test can bring about, -1 without an end."""
-    redis = create_redis(settings_with(redis_url).redis)
-    assert redis
-    name = uuid4().hex
-    limiter = RateLimiter({name: "3/minute"}, redis=redis, secret_key=SECRET_KEY)
-    await limiter.hit(name, "ann")
-    (key,) = await redis.keys(f"{{rate}}:{name}:*")
+async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
+    """At the end of a window Redis returns 0 ms. A test can only cause the -1 of a key that does not expire."""
+    limiter = RateLimiter(settings, redis)
+    before = set(await redis.keys("{rate}:default:*"))
+    await limiter.hit("default", "ann")
+    (key,) = set(await redis.keys("{rate}:default:*")) - before
     await redis.persist(key)
 
     try:
-        usage = await limiter.hit(name, "ann")
+        usage = await limiter.hit("default", "ann")
     finally:
         await redis.delete(key)
-        await redis.aclose()
 
-    assert usage
     assert usage.seconds_left == 1
 
 
-async def test_during_an_outage_one_request_at_a_time_asks_whether_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_request_at_a_time_retries_redis_during_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     now = monotonic()
     monkeypatch.setattr("app.limiter.monotonic", lambda: now)
-    asked: list[asyncio.StreamWriter] = []
+    attempts: list[asyncio.StreamWriter] = []
 
-    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(writer)
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(writer)
         writer.close()
 
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
-        settings = settings_with(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        redis = create_redis(settings.redis)
+    async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
+        settings = limited_settings(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        redis = create_redis(settings)
         assert redis
-        limiter = create_limiter(settings, redis)
+        limiter = RateLimiter(settings, redis)
 
         usages = [await limiter.hit("default", "ann") for _ in range(10)]
-        assert len(asked) == 1
+        assert len(attempts) == 1
 
         now += RETRY_SECONDS
         usages += await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(10)))
-        assert len(asked) == 2
+        assert len(attempts) == 2
         await redis.aclose()
 
-    assert set(usages) == {None}
+    assert sorted(usage.used for usage in usages) == list(range(1, 21))
 
 
 async def test_workers_share_one_count(redis_url: str) -> None:
-    settings = settings_with(redis_url)
-    clients = [create_redis(settings.redis) for _ in range(2)]
-    assert clients[0]
+    settings = limited_settings(redis_url)
+    clients = [create_redis(settings) for _ in range(2)]
 
-    usages = [await create_limiter(settings, client).hit("default", "ann") for client in clients]
+    usages = [await RateLimiter(settings, client).hit("default", "ann") for client in clients]
     for client in clients:
         assert client
         await client.aclose()
 
-    assert [usage.used for usage in usages if usage] == [1, 2]
+    assert [usage.used for usage in usages] == [1, 2]
 
 
-async def test_those_who_come_while_redis_is_asked_are_counted_by_one_command(redis_url: str) -> None:
-    redis = create_redis(settings_with(redis_url).redis)
-    assert redis
-    name = f"together-{uuid4().hex}"
-    limiter = RateLimiter({name: "100/minute"}, redis=redis, secret_key=SECRET_KEY)
-    await limiter.hit(name, "the first, who brings the script along")
+async def test_hits_during_a_command_are_counted_together_by_the_next(redis: Redis, settings: Settings) -> None:
+    limiter = RateLimiter(settings, redis)
+    await limiter.hit("default", "the first client, whose command loads the script")
+    end = uuid4().hex
 
     async with redis.monitor() as monitor:
-        usages = await asyncio.gather(*(limiter.hit(name, "ann") for _ in range(20)))
-        await redis.echo(f"{name} is over")
-        commands: list[str] = []
-        while not commands or "over" not in commands[-1]:
-            said = await monitor.next_command()
-            commands += [said["command"]] if name in said["command"] and said["client_type"] == "tcp" else []
-    await redis.aclose()
+        usages = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(20)))
+        await redis.echo(end)
+        seen = [await monitor.next_command()]
+        while end not in seen[-1]["command"]:
+            seen.append(await monitor.next_command())
+    port = seen[-1]["client_port"]  # of our connection: other tests may use the same server
+    verbs = [entry["command"].split()[0] for entry in seen if entry["client_port"] == port]
+    commands = [verb for verb in verbs if verb not in {"HELLO", "CLIENT"}]  # without the handshake
 
-    assert [usage.used for usage in usages if usage] == list(range(1, 21))
-    assert [command.split()[0] for command in commands] == ["EVALSHA", "ECHO"]
+    assert [usage.used for usage in usages] == list(range(1, 21))
+    assert commands == ["EVALSHA", "ECHO"]
 
 
-async def test_a_client_who_leaves_takes_no_other_along(limiter: RateLimiter) -> None:
+async def test_cancelled_hit_does_not_affect_others(limiter: RateLimiter) -> None:
     hits = [asyncio.create_task(limiter.hit("default", "ann")) for _ in range(3)]
-    await asyncio.sleep(0)  # they begin
+    await asyncio.sleep(0)  # they start
     hits[0].cancel()
 
     _, *usages = await asyncio.gather(*hits, return_exceptions=True)
@@ -206,64 +219,63 @@ async def test_a_client_who_leaves_takes_no_other_along(limiter: RateLimiter) ->
     assert [isinstance(usage, Usage) for usage in usages] == [True, True]
 
 
-@pytest.fixture
-async def gate(redis_url: str) -> AsyncIterator[Gate]:
-    """A gate before Redis."""
-    url = urlsplit(redis_url)
-    async with gate_before(url.hostname or "", url.port or 6379) as gate:
-        yield gate
-
-
-async def test_who_waits_behind_one_that_finds_redis_away_does_not_try_again(gate: Gate) -> None:
-    redis = create_redis(settings_with(f"redis://{gate.address}").redis)
-    assert redis
-    limiter = create_limiter(settings_with(None), redis)
+async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
+    proxy: TCPProxy, proxied_redis: Redis, settings: Settings
+) -> None:
+    limiter = RateLimiter(settings, proxied_redis)
     await limiter.hit("default", "ann")
-    gate.turn("held")
+    proxy.set_state("silent")
+    proxy.sent.clear()
 
     first = asyncio.create_task(limiter.hit("default", "ann"))
-    while not limiter._turn.locked():  # noqa: ASYNC110, SLF001  it is asked when nobody else can ask
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while not proxy.sent:  # noqa: ASYNC110  there is no event
+            await asyncio.sleep(0)
     second = asyncio.create_task(limiter.hit("default", "ann"))
-    assert await first is None
+    usages = [await first]
     done, _ = await asyncio.wait({second}, timeout=REDIS_SECONDS / 2)
-    await redis.aclose()
+    usages += [task.result() for task in done]
 
-    assert [task.result() for task in done] == [None]
+    assert [usage.used for usage in usages] == [1, 2]  # in this process
+    assert len(proxy.sent) == 1
 
 
-@pytest.mark.parametrize("outage", ["shut", "held", "slow"])
-async def test_without_redis_requests_pass_at_once_until_it_is_back(
-    gate: Gate, logs: list[structlog.typing.EventDict], outage: State
+@pytest.mark.parametrize("outage", ["closed", "silent", "slow"])
+async def test_requests_are_counted_in_the_process_while_redis_is_unavailable(
+    proxy: TCPProxy, proxied_redis: Redis, logs: list[structlog.typing.EventDict], outage: ProxyState
 ) -> None:
-    settings = settings_with(f"redis://{gate.address}")
-    redis = create_redis(settings.redis)
-    assert redis
-    limiter = create_limiter(settings, redis)
+    limiter = RateLimiter(limited_settings(None, rate_limit="3/hour"), proxied_redis)
 
+    async def hit(times: int) -> list[int]:
+        usages = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(times)))
+        return sorted(usage.used for usage in usages)
+
+    in_redis = in_process = 0
     for _ in range(2):
         logs.clear()
-        before = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(5)))
+        before = await hit(5)
 
-        gate.turn(outage)
+        proxy.set_state(outage)
         started_at = monotonic()
-        during = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(2)))
-        during += [await limiter.hit("default", "ann") for _ in range(1000)]
+        during = await hit(2)
+        for _ in range(1000):
+            during += await hit(1)
         seconds = monotonic() - started_at
 
-        gate.turn("open")
+        proxy.set_state("open")
+        recovering = []
         async with asyncio.timeout(60):
-            while not (after := await limiter.hit("default", "ann")):  # noqa: ASYNC110  there is no event
+            while len(logs) < 2:
+                recovering += await hit(1)
                 await asyncio.sleep(0.02)
-        again = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(5)))
+        after = await hit(5)
 
-        assert None not in before
-        assert set(during) == {None}
-        assert None not in again
+        assert before == list(range(in_redis + 1, in_redis + 6))
+        assert during == list(range(in_process + 1, in_process + 1003))
+        assert after == list(range(recovering[-1] + 1, recovering[-1] + 6))
         assert seconds < 30  # 250 if each had waited
-        assert after
         assert [(entry["log_level"], entry["event"]) for entry in logs] == [
-            ("warning", "Redis is away: requests are not limited"),
-            ("info", "Redis is back: requests are limited again"),
+            ("warning", "Redis does not answer: requests are counted in this process"),
+            ("info", "Redis answers again: requests are counted in Redis"),
         ]
-    await redis.aclose()
+        in_redis, in_process = after[-1], max(during + recovering)

@@ -1,4 +1,4 @@
-"""How much each request asks of the database and Redis: what makes a service slow before any clock shows it."""
+"""The number of round trips to the database and to Redis per request, which no measurement of time shows as clearly."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -6,38 +6,45 @@ import httpx
 import pytest
 from redis.asyncio.connection import parse_url
 from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
-from tests.conftest import serve
-from tests.gate import Gate, gate_before
+from tests.conftest import change, serve
 from tests.people import PASSWORD, Person, log_in, register, sign_up, sign_up_superuser
+from tests.tcp_proxy import TCPProxy, tcp_proxy
 
 
 @pytest.fixture
-async def database(postgresql_url: str, settings: Settings) -> AsyncIterator[tuple[Gate, Settings]]:
-    """A gate before the database, and settings that lead through it."""
+async def database_proxy(postgresql_url: str) -> AsyncIterator[TCPProxy]:
+    """A proxy in front of the database."""
     url = make_url(postgresql_url)
-    async with gate_before(url.host or "", url.port or 5432) as gate:
-        host, port = gate.address.split(":")
-        through = url.set(host=host, port=int(port)).render_as_string(hide_password=False)
-        yield gate, change(settings, database_url=through)
+    async with tcp_proxy(url.host or "", url.port or 5432) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied_settings(settings: Settings, database_proxy: TCPProxy, postgresql_url: str) -> Settings:
+    """Settings whose database URL leads through the proxy."""
+    host, port = database_proxy.address.split(":")
+    url = make_url(postgresql_url).set(host=host, port=int(port))
+    return change(settings, database_url=url.render_as_string(hide_password=False))
 
 
 Request = Callable[[httpx.AsyncClient, Person], Awaitable[httpx.Response]]
 
-READ_ONE, WRITE_ONE = 1, 3  # a write has BEGIN and COMMIT about it
+READ_ONE, WRITE_ONE = 1, 3  # a write runs between BEGIN and COMMIT
 REQUESTS: dict[str, tuple[int, Request]] = {
     "health/live": (0, lambda client, _: client.get("/health/live")),
     "health/ready": (READ_ONE, lambda client, _: client.get("/health/ready")),
-    "read yourself": (READ_ONE, lambda client, root: client.get("/users/me", headers=root.auth)),
-    "read a user": (2 * READ_ONE, lambda client, root: client.get("/users/2", headers=root.auth)),
+    "get the current user": (READ_ONE, lambda client, root: client.get("/users/me", headers=root.auth)),
+    "get a user": (2 * READ_ONE, lambda client, root: client.get("/users/2", headers=root.auth)),
     "list users": (2 * READ_ONE, lambda client, root: client.get("/users/", headers=root.auth)),
     "register": (WRITE_ONE, lambda client, _: register(client, "cyd@example.com")),
-    "change yourself": (
+    "update the current user": (
         READ_ONE + WRITE_ONE,
         lambda client, root: client.patch("/users/me", headers=root.auth, json={"full_name": "R"}),
     ),
-    # The user is read, then locked; the token is stored, dead ones are deleted.
+    # Reads the user, locks it, stores the token, and deletes expired tokens.
     "log in": (READ_ONE + WRITE_ONE + 2, lambda client, _: log_in(client, "root@example.com")),
     "refresh": (
         WRITE_ONE,
@@ -51,35 +58,35 @@ REQUESTS: dict[str, tuple[int, Request]] = {
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_each_request_runs_as_many_statements_as_it_must_each_in_one_round_trip(
-    database: tuple[Gate, Settings],
+async def test_requests_run_the_minimum_of_statements_in_one_round_trip_each(
+    database_proxy: TCPProxy, proxied_settings: Settings
 ) -> None:
-    gate, settings = database
-    counted = {}
-    async with serve(settings) as service:
+    counts = {}
+    async with serve(proxied_settings) as service:
         async with AsyncSession(service.state["engine"]) as session:
             root = await sign_up_superuser(service.client, session)
         ann = await sign_up(service.client)
-        # The first time each statement is prepared, a round trip more.
+        # A statement is prepared when it first runs, which takes another round trip.
         for _, request in REQUESTS.values():
             await request(service.client, ann)
             await request(service.client, root)
         await service.client.delete("/users/3", headers=root.auth)
 
         for name, (_, request) in REQUESTS.items():
-            root = await tokens_of(service.client, root)
-            gate.sent.clear()
+            root = await with_new_tokens(service.client, root)
+            database_proxy.sent.clear()
             response = await request(service.client, root)
-            counted[name] = len(gate.sent), sum(map(statements_in, gate.sent))
+            counts[name] = len(database_proxy.sent), sum(map(count_statements, database_proxy.sent))
             assert response.is_success, (name, response.text)
 
-    assert counted == {name: (number, number) for name, (number, _) in REQUESTS.items()}
+    assert counts == {name: (number, number) for name, (number, _) in REQUESTS.items()}
 
 
-def statements_in(sent: bytes) -> int:
-    """How many statements PostgreSQL is told to run, by `Query` and `Execute` messages.
+def count_statements(sent: bytes) -> int:
+    """Count the `Query` and `Execute` messages, each of which makes PostgreSQL run a statement.
 
-    https://www.postgresql.org/docs/current/protocol-message-formats.html: a letter, the length of the rest, the rest.
+    https://www.postgresql.org/docs/current/protocol-message-formats.html: each message is a letter, the length of the
+    rest, and the rest.
     """
     number = start = 0
     while start < len(sent):
@@ -88,25 +95,27 @@ def statements_in(sent: bytes) -> int:
     return number
 
 
-async def tokens_of(client: httpx.AsyncClient, person: Person) -> Person:
-    """The same person, newly logged in."""
+async def with_new_tokens(client: httpx.AsyncClient, person: Person) -> Person:
+    """Log a person in again."""
     tokens = (await log_in(client, person.email, PASSWORD)).json()
     return Person(person.id, person.email, tokens["access_token"], tokens["refresh_token"])
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_each_request_asks_redis_once_for_each_limit(redis_url: str, settings: Settings) -> None:
+async def test_requests_use_redis_once_per_rate_limit(redis_url: str, settings: Settings) -> None:
     address = parse_url(redis_url)
-    async with gate_before(address["host"], address.get("port", 6379)) as gate:
-        async with serve(change(settings, redis_url=f"redis://{gate.address}")) as service:
-            ann = await sign_up(service.client)
-            counted = {}
-            for path in ("/health/live", "/users/me"):
-                gate.sent.clear()
-                await service.client.get(path, headers=ann.auth)
-                counted[path] = len(gate.sent)
-            gate.sent.clear()
-            await log_in(service.client)
-            counted["/auth/login"] = len(gate.sent)
+    async with (
+        tcp_proxy(address["host"], address.get("port", 6379)) as proxy,
+        serve(change(settings, redis_url=f"redis://{proxy.address}")) as service,
+    ):
+        ann = await sign_up(service.client)
+        counts = {}
+        for path in ("/health/live", "/users/me"):
+            proxy.sent.clear()
+            await service.client.get(path, headers=ann.auth)
+            counts[path] = len(proxy.sent)
+        proxy.sent.clear()
+        await log_in(service.client)
+        counts["/auth/login"] = len(proxy.sent)
 
-    assert counted == {"/health/live": 0, "/users/me": 1, "/auth/login": 2}  # by address and by account
+    assert counts == {"/health/live": 0, "/users/me": 1, "/auth/login": 2}  # per address and per account
