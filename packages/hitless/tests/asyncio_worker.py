@@ -1,4 +1,4 @@
-"""The worker on Python's own event loop, as on machines without uvloop."""
+"""The worker on asyncio's own event loop, as on machines without uvloop."""
 
 from typing import Any, ClassVar
 

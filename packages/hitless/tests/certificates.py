@@ -1,4 +1,4 @@
-"""Certificates for tests, signed by an authority that exists only for as long."""
+"""TLS certificates for tests, signed by a certificate authority that exists only for the test run."""
 
 import ssl
 from pathlib import Path
@@ -8,7 +8,7 @@ import trustme
 
 
 class TLS(NamedTuple):
-    """What SSL_CERTFILE and SSL_KEYFILE may name, and a client's context that trusts it."""
+    """A certificate, its key, and the context of a client that trusts it."""
 
     certfile: Path
     keyfile: Path
@@ -16,7 +16,7 @@ class TLS(NamedTuple):
 
 
 def make_certificate(folder: Path) -> TLS:
-    """Writes a certificate for this machine and its key."""
+    """Write a certificate for localhost and its key."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1", "localhost")
     certificate.private_key_pem.write_to_path(folder / "key.pem")

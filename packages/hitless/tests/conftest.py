@@ -1,4 +1,4 @@
-"""Fixtures that run gunicorn with hitless and a small application."""
+"""Fixtures that run gunicorn with hitless and the example application."""
 
 import os
 from collections.abc import Iterator
@@ -21,28 +21,28 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def gunicorn(tmp_path: Path) -> Iterator[Start]:
-    """Starts gunicorn in an empty directory, on a free port, with the given arguments and environment variables."""
-    started = []
+    """Start gunicorn in an empty directory, on a free port, with the given arguments and environment variables."""
+    servers = []
 
     def start(*arguments: str, **variables: str) -> Gunicorn:
         environment = os.environ | {"PYTHONPATH": str(HERE)} | variables
-        started.append(Gunicorn(tmp_path, environment, free_port(), list(arguments)))
-        return started[-1]
+        servers.append(Gunicorn(tmp_path, environment, free_port(), list(arguments)))
+        return servers[-1]
 
     yield start
-    for server in started:
+    for server in servers:
         server.kill()
 
 
 @pytest.fixture
 def launch(gunicorn: Start) -> Start:
-    """Starts the example application on `hitless.Worker`, and returns at once."""
+    """Start the example application on `hitless.Worker`, and return at once."""
     return partial(gunicorn, "example_app:app", f"--config={HERE / 'example_conf.py'}")
 
 
 @pytest.fixture
 def start(launch: Start) -> Start:
-    """Starts the example application on `hitless.Worker`, and waits until it accepts requests."""
+    """Start the example application on `hitless.Worker`, and wait until it accepts requests."""
 
     def start(*arguments: str, **variables: str) -> Gunicorn:
         server = launch(*arguments, **variables)

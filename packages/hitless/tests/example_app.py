@@ -1,4 +1,4 @@
-"""A small application that does to a worker what applications do."""
+"""An ASGI application whose requests do what applications do to a worker: respond, wait, block it, fill its buffers."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ log = logging.getLogger("gunicorn.error")
 
 
 class Noisy:
-    """Says so when it is freed, as it would be when Python ends in its own way."""
+    """Write a line when freed, as Python does with every object when it exits by itself."""
 
     def __del__(self) -> None:
         os.write(2, b"freed\n")
@@ -24,40 +24,56 @@ noisy = Noisy()
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers each request with the worker's process id, or what its path asks for, in the way that it says."""
+    """Run the action that the path names, then respond with the worker's process id or the action's result."""
     if scope["type"] == "lifespan":
-        await live(receive, send)
+        await lifespan(receive, send)
         return
-    _, way, argument = scope["path"].split("/")
+    _, action, *arguments = scope["path"].split("/")
     body = str(os.getpid()).encode()
-    if way == "wait":
+    if action == "sleep":
         log.info("a request is waiting")
-        await asyncio.sleep(float(argument))
-    elif way == "block":
+        await asyncio.sleep(float(arguments[0]))
+    elif action == "block":
         log.info("the worker is blocked")
-        time.sleep(float(argument))  # noqa: ASYNC251  what a real mistake looks like
-    elif way == "counted":
+        time.sleep(float(arguments[0]))  # noqa: ASYNC251  the mistake under test
+    elif action == "connections":
         body = json.dumps([count - 1 for count in SLOTS if count]).encode()
-    elif way == "draining":
+    elif action == "draining":
         body = str(is_draining()).encode()
+    elif action == "headers":
+        body = repr(scope["headers"]).encode()
+    elif action == "read":
+        body = str(await count_body(receive)).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    if way == "large":
-        log.info("a large answer")
-        await send({"type": "http.response.body", "body": b"x" * int(argument), "more_body": True})
+    if action == "large":
+        log.info("sending a large response")
+        await send({"type": "http.response.body", "body": b"x" * int(arguments[0]), "more_body": True})
     await send({"type": "http.response.body", "body": body})
 
 
-async def live(receive: Receive, send: Send) -> None:
-    """Never starts or ends, or fails, where the environment says so, and leaves a trace of each orderly end."""
+async def count_body(receive: Receive) -> int:
+    """Read the request body, and return its length in bytes."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            log.info("the client has disconnected")
+            return length
+        length, more = length + len(message["body"]), message["more_body"]
+    return length
+
+
+async def lifespan(receive: Receive, send: Send) -> None:
+    """Hang or fail at startup or shutdown if the environment says so, and log an orderly shutdown."""
     await receive()
-    if os.environ.get("NEVER_STARTS"):
+    if os.environ.get("STARTUP_HANGS"):
         await asyncio.Event().wait()
-    if os.environ.get("FAILS_TO_START"):
-        await send({"type": "lifespan.startup.failed", "message": "the lifespan does not want to"})
+    if os.environ.get("STARTUP_FAILS"):
+        await send({"type": "lifespan.startup.failed", "message": "the startup has failed"})
         return
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    if os.environ.get("NEVER_ENDS"):
+    if os.environ.get("SHUTDOWN_HANGS"):
         await asyncio.Event().wait()
-    log.info("worker %d ended in order", os.getpid())
+    log.info("worker %d has shut down its lifespan", os.getpid())
     await send({"type": "lifespan.shutdown.complete"})

@@ -1,6 +1,7 @@
-"""The gunicorn.conf.py of the example application."""
+"""The gunicorn.conf.py of the example application. Environment variables vary it from test to test."""
 
 import atexit
+import logging
 import os
 import resource
 import time
@@ -10,18 +11,29 @@ import hitless
 
 worker_class = "hitless.Worker"
 control_socket_disable = True
-on_starting, when_ready, pre_fork, child_exit = hitless.hooks(drain_seconds=int(os.environ.get("DRAIN_SECONDS", "0")))
+on_starting, when_ready, pre_fork, child_exit = hitless.hooks(
+    drain_seconds=float(os.environ.get("DRAIN_SECONDS", "0")),
+    limits=hitless.Limits(
+        request_seconds=float(os.environ.get("REQUEST_SECONDS", "20")),
+        unread_seconds=float(os.environ.get("UNREAD_SECONDS", "30")),
+    ),
+)
+
+handler = logging.StreamHandler()
+handler.setFormatter(logging.Formatter("%(message)s: id %(request_id)s, status %(status)s, client %(client)s"))
+logging.getLogger("hitless").addHandler(handler)
+logging.getLogger("hitless").setLevel(logging.INFO)
 
 
 def post_fork(server: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Limit the worker's open files, and delay it before it sets its own signal handlers, if the environment says so."""
+    """Limit the worker's open files and delay the worker before it sets its own signal handlers."""
     server.log.info("forked")
-    atexit.register(server.log.info, "worker %d is at its end", worker.pid)
-    if files := int(os.environ.get("FILES", "0")):
+    atexit.register(server.log.info, "worker %d has run its atexit handlers", worker.pid)
+    if files := int(os.environ.get("MAX_FILES", "0")):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    time.sleep(float(os.environ.get("SLEEPS_AFTER_FORK", "0")))
+    time.sleep(float(os.environ.get("FORK_DELAY", "0")))
 
 
 def worker_exit(server: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Log that the hook was called."""
+    """Log that gunicorn has called the hook."""
     server.log.info("worker %d has exited", worker.pid)

@@ -1,4 +1,4 @@
-"""gunicorn as a process of its own, with its log."""
+"""gunicorn as a subprocess, with its log."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from processes import PATIENCE, until
 
 
 class Gunicorn:
-    """A running gunicorn, and what it has logged so far."""
+    """A running gunicorn and its log."""
 
     def __init__(self, folder: Path, environment: dict[str, str], port: int, arguments: list[str]) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Gunicorn:
         return self._log.read_text()
 
     def wait_for_log(self, text: str, times: int = 1) -> None:
-        """Wait until the log contains a text so often."""
+        """Wait until the log contains a text at least so many times."""
         until(lambda: self.log.count(text) >= times or self.process.poll() is not None, f"{text!r} in the log")
         assert self.log.count(text) >= times, self.log
 

@@ -1,4 +1,4 @@
-"""Helpers for tests of programs that run beside the tests."""
+"""Helpers for tests that start servers as processes."""
 
 import contextlib
 import secrets
@@ -12,7 +12,7 @@ import pytest
 
 T = TypeVar("T")
 
-# Seconds to wait for what should happen soon. Far longer than needed, so that no test depends on the machine's speed.
+# Seconds to wait for an event that should come soon. Far longer than needed, so that no test depends on speed.
 PATIENCE = 120
 
 

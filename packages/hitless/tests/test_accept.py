@@ -1,4 +1,4 @@
-"""How connections that come at once, and are kept, are shared among workers."""
+"""Connections opened all at once and kept open are shared evenly among the workers."""
 
 import os
 import signal
@@ -16,33 +16,33 @@ from gunicorn_process import Gunicorn, Start
 from hitless.server import LAST_REQUESTS_SECONDS
 from processes import PATIENCE, until
 
-# What each worker may have open.
-FILES = 300
+# Limit on the open files of a worker.
+MAX_FILES = 300
 
 
 @contextmanager
-def connected(server: Gunicorn, times: int) -> Iterator[list[socket.socket]]:
-    """Opens connections, one as soon as the other."""
+def connect(server: Gunicorn, number: int) -> Iterator[list[socket.socket]]:
+    """Open connections as fast as possible."""
     with ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(server.address, PATIENCE)) for _ in range(times)]
+        yield [stack.enter_context(socket.create_connection(server.address, PATIENCE)) for _ in range(number)]
 
 
 def send(client: socket.socket, path: str) -> None:
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
 
 
-def worker_of(client: socket.socket) -> bytes:
-    """The process that answers on a connection."""
-    answer = b""
-    while not answer.endswith(b"0\r\n\r\n"):
-        answer += (received := client.recv(1000))
-        assert received, "closed without an answer"
-    return answer.split(b"\r\n")[-4]
+def read_pid(client: socket.socket) -> bytes:
+    """Read a response, and return the process id in its body."""
+    response = b""
+    while not response.endswith(b"0\r\n\r\n"):
+        response += (received := client.recv(1000))
+        assert received, "closed without a response"
+    return response.split(b"\r\n")[-4]
 
 
-def counted(url: str, verify: SSLContext | bool = True) -> list[int]:
-    """The connections of each worker that accepts."""
-    counts: list[int] = httpx.get(f"{url}/counted/", verify=verify, timeout=PATIENCE).json()
+def connection_counts(url: str, verify: SSLContext | bool = True) -> list[int]:
+    """Return the number of connections of each worker that accepts."""
+    counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=PATIENCE).json()
     return counts
 
 
@@ -54,135 +54,134 @@ def worker_class(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def two_workers(worker_class: str, start: Start) -> Gunicorn:
     server = start(worker_class, WEB_CONCURRENCY="2")
-    until(lambda: len(counted(server.url)) == 2, "both accept")
+    until(lambda: len(connection_counts(server.url)) == 2, "both workers accept")
     return server
 
 
 @pytest.fixture
-def blocked(two_workers: Gunicorn) -> Iterator[bytes]:
-    """One of the two, which does nothing until the end."""
-    with connected(two_workers, 1) as (client,):
-        send(client, "/at/once")
-        worker = worker_of(client)
+def blocked_pid(two_workers: Gunicorn) -> Iterator[bytes]:
+    """Block the event loop of one of the two workers for the whole test, and return its process id."""
+    with connect(two_workers, 1) as (client,):
+        send(client, "/pid")
+        pid = read_pid(client)
         send(client, "/block/25")
         two_workers.wait_for_log("the worker is blocked")
-        yield worker
+        yield pid
 
 
-def test_each_worker_gets_its_part_of_them(two_workers: Gunicorn) -> None:
-    with connected(two_workers, 200) as clients:
+def test_connection_burst_is_shared_among_workers(two_workers: Gunicorn) -> None:
+    with connect(two_workers, 200) as clients:
         for client in clients:
-            send(client, "/at/once")
-        parts = Counter(worker_of(client) for client in clients)
+            send(client, "/pid")
+        connections = Counter(read_pid(client) for client in clients)
 
-    assert len(parts) == 2
-    assert min(parts.values()) >= 50
+    assert len(connections) == 2
+    assert min(connections.values()) >= 50
     two_workers.send(signal.SIGTERM)
     assert two_workers.wait() == 0
 
 
-def test_those_that_have_not_begun_with_tls_count(worker_class: str, start: Start, tls: TLS) -> None:
+def test_connections_in_tls_handshake_are_shared_among_workers(worker_class: str, start: Start, tls: TLS) -> None:
     server = start(worker_class, f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}", WEB_CONCURRENCY="2")
     url = server.url.replace("http", "https")
-    until(lambda: len(counted(url, tls.client)) == 2, "both accept")
-    with connected(server, 200):
-        until(lambda: sum(counted(url, tls.client)) >= 200, "all are accepted")
+    until(lambda: len(connection_counts(url, tls.client)) == 2, "both workers accept")
+    with connect(server, 200):
+        until(lambda: sum(connection_counts(url, tls.client)) >= 200, "all connections are accepted")
 
-        assert min(counted(url, tls.client)) >= 50
+        assert min(connection_counts(url, tls.client)) >= 50
 
 
-def test_what_is_no_tls_harms_nothing(worker_class: str, start: Start, tls: TLS) -> None:
+def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, start: Start, tls: TLS) -> None:
     server = start(worker_class, f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
-    with connected(server, 1) as (client,):
-        send(client, "/at/once")
-        assert client.recv(1000)[:2] in {b"", b"\x15\x03"}  # an alert, or nothing
+    with connect(server, 1) as (client,):
+        send(client, "/pid")
+        assert client.recv(1000)[:2] in {b"", b"\x15\x03"}  # closed, or a TLS alert
 
-    answer = httpx.get(f"{server.url.replace('http', 'https')}/at/once", verify=tls.client, timeout=PATIENCE)
+    response = httpx.get(f"{server.url.replace('http', 'https')}/pid", verify=tls.client, timeout=PATIENCE)
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
     assert "exception" not in server.log.lower()
 
 
-def test_connections_that_have_ended_count_no_more(two_workers: Gunicorn) -> None:
-    with httpx.Client(timeout=PATIENCE) as asking:  # on one connection: for another, one worker would count anew
+def test_closed_connections_are_not_counted(two_workers: Gunicorn) -> None:
+    with httpx.Client(timeout=PATIENCE) as observer:  # one connection; a second worker would count another one
 
         def total() -> int:
-            return sum(asking.get(f"{two_workers.url}/counted/").json())
+            return sum(observer.get(f"{two_workers.url}/connections").json())
 
-        with connected(two_workers, 100):
-            until(lambda: total() > 100, "all are counted")
+        with connect(two_workers, 100):
+            until(lambda: total() > 100, "all connections are counted")
 
-        until(lambda: total() <= 2, "none is counted but those who ask")
+        until(lambda: total() <= 2, "only the observer's connection is counted")
 
 
-def test_a_worker_that_is_blocked_leaves_all_to_the_other(two_workers: Gunicorn, blocked: bytes) -> None:
-    with connected(two_workers, 50) as clients:
+def test_blocked_worker_gets_no_new_connections(two_workers: Gunicorn, blocked_pid: bytes) -> None:
+    with connect(two_workers, 50) as clients:
         for client in clients:
-            send(client, "/at/once")
-        parts = Counter(worker_of(client) for client in clients)
+            send(client, "/pid")
+        connections = Counter(read_pid(client) for client in clients)
 
-    assert parts.total() == 50
-    assert blocked not in parts
+    assert connections.total() == 50
+    assert blocked_pid not in connections
 
 
-def test_a_worker_with_no_file_left_accepts_again_when_it_has(worker_class: str, start: Start) -> None:
-    server = start(worker_class, FILES=str(FILES))
-    with connected(server, FILES):
+def test_worker_out_of_file_descriptors_accepts_again_later(worker_class: str, start: Start) -> None:
+    server = start(worker_class, MAX_FILES=str(MAX_FILES))
+    with connect(server, MAX_FILES):
         server.wait_for_log("No connection is accepted for 1 s: [Errno 24] Too many open files")
 
-    assert server.get("/at/once").status_code == 200
-    assert server.log.count("No connection is accepted") < 5  # it has not tried all the time
+    assert server.get("/pid").status_code == 200
+    assert server.log.count("No connection is accepted") < 5  # it pauses between attempts
     server.send(signal.SIGTERM)
     assert server.wait() == 0
 
 
-def test_a_worker_that_is_killed_counts_no_more(two_workers: Gunicorn) -> None:
-    os.kill(int(two_workers.get("/at/once").text), signal.SIGKILL)
+def test_killed_worker_is_not_counted(two_workers: Gunicorn) -> None:
+    os.kill(int(two_workers.get("/pid").text), signal.SIGKILL)
     two_workers.wait_for_log("Application startup complete.", 3)
 
-    until(lambda: len(counted(two_workers.url)) == 2, "two workers count")
+    until(lambda: len(connection_counts(two_workers.url)) == 2, "two workers are counted")
 
 
-def test_a_worker_that_is_leaving_counts_no_more(start: Start) -> None:
+def test_worker_replaced_by_sighup_is_not_counted(start: Start) -> None:
     server = start()
-    with connected(server, 1) as (client,):
-        send(client, "/wait/3600")
+    with connect(server, 1) as (client,):
+        send(client, "/sleep/3600")
         server.wait_for_log("a request is waiting")
         server.send(signal.SIGHUP)
 
-        until(lambda: counted(server.url) == [1], "the new worker alone counts")
+        until(lambda: connection_counts(server.url) == [1], "only the new worker is counted")
 
         client.setblocking(False)
-        with pytest.raises(BlockingIOError):  # the old one is still there
+        with pytest.raises(BlockingIOError):  # the old worker still runs
             client.recv(1)
 
 
-def test_all_who_wait_to_be_accepted_are_answered_before_the_last_worker_ends(worker_class: str, start: Start) -> None:
+def test_sigterm_serves_every_connection_in_the_backlog(worker_class: str, start: Start) -> None:
     server = start(worker_class)
-    with connected(server, 1) as (blocked,), ExitStack() as stack:
+    with connect(server, 1) as (blocked,), ExitStack() as stack:
         send(blocked, "/block/2")
         server.wait_for_log("the worker is blocked")
-        clients = stack.enter_context(connected(server, 200))
+        clients = stack.enter_context(connect(server, 200))
         for client in clients:
-            send(client, "/block/0.01")  # longer altogether than the worker waits
+            send(client, "/block/0.01")  # together longer than a worker keeps accepting
 
         server.send(signal.SIGTERM)
 
-        assert len({worker_of(client) for client in clients}) == 1
+        assert len({read_pid(client) for client in clients}) == 1
         assert server.wait() == 0
 
 
-def test_who_has_not_begun_with_tls_is_answered_before_the_last_worker_ends(
-    worker_class: str, start: Start, tls: TLS
-) -> None:
+def test_sigterm_waits_for_tls_handshakes(worker_class: str, start: Start, tls: TLS) -> None:
     server = start(worker_class, f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
-    with connected(server, 1) as (client,):
-        until(lambda: sum(counted(server.url.replace("http", "https"), tls.client)) == 2, "it is accepted")
+    url = server.url.replace("http", "https")
+    with connect(server, 1) as (client,):
+        until(lambda: sum(connection_counts(url, tls.client)) == 2, "the connection is accepted")
         server.send(signal.SIGTERM)
-        time.sleep(3 * LAST_REQUESTS_SECONDS)  # more than all others get
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an open connection is served
 
         with tls.client.wrap_socket(client, server_hostname="localhost") as secure:
-            send(secure, "/at/once")
+            send(secure, "/pid")
 
-            assert worker_of(secure)
+            assert read_pid(secure)
     assert server.wait() == 0

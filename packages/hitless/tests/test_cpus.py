@@ -1,39 +1,53 @@
-"""How many CPUs a container may use, read from file trees like those the kernel shows."""
+"""The number of CPUs, read from file trees like those that the kernel shows in a container."""
 
 import os
 from pathlib import Path
 
 import pytest
-from hitless.cpus import available_cpus
+from hitless.cpus import CPUs, available_cpus
 
-MACHINE = len(os.sched_getaffinity(0))
+MACHINE = os.cpu_count() or 1
+AVAILABLE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else MACHINE
 
 
-def tree(root: Path, files: dict[str, str]) -> Path:
+def write_files(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
 
 
-def test_without_cgroups_the_affinity_or_the_machine_counts(tmp_path: Path) -> None:
+def test_without_cgroups_affinity_and_machine_count(tmp_path: Path) -> None:
     cpus = available_cpus(tmp_path)
 
-    assert cpus.number == MACHINE
+    assert cpus.number == AVAILABLE
     assert cpus.source in {"the machine", "the CPU affinity"}
 
 
-@pytest.mark.parametrize(("quota", "number"), [("100000", 1), ("10000", 1), ("150000", min(2, MACHINE))])
-def test_a_quota_of_cgroup_v2_counts_and_a_fraction_is_rounded_up(tmp_path: Path, quota: str, number: int) -> None:
-    root = tree(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})
+def test_affinity_smaller_than_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+
+    assert available_cpus(tmp_path) == CPUs(1, "the CPU affinity")
+
+
+def test_without_affinity_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+
+    assert available_cpus(tmp_path) == CPUs(MACHINE, "the machine")
+
+
+@pytest.mark.parametrize(("quota", "number"), [("100000", 1), ("10000", 1), ("150000", min(2, AVAILABLE))])
+def test_cgroup_v2_quota_counts_rounded_up(tmp_path: Path, quota: str, number: int) -> None:
+    root = write_files(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})
 
     cpus = available_cpus(root)
 
     assert cpus == (number, "the cgroup's CPU quota")
 
 
-def test_a_quota_of_cgroup_v1_counts(tmp_path: Path) -> None:
-    root = tree(
+def test_cgroup_v1_quota_counts(tmp_path: Path) -> None:
+    root = write_files(
         tmp_path,
         {
             "proc/self/cgroup": "5:cpu,cpuacct:/\n4:memory:/\n",
@@ -58,17 +72,17 @@ def test_a_quota_of_cgroup_v1_counts(tmp_path: Path) -> None:
         },
         {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "99900000 100000\n"},
     ],
-    ids=["v2 without a quota", "v1 without a quota", "a quota wider than the machine"],
+    ids=["v2 without a quota", "v1 without a quota", "a quota larger than the machine"],
 )
-def test_a_quota_that_limits_nothing_is_not_named(tmp_path: Path, files: dict[str, str]) -> None:
-    cpus = available_cpus(tree(tmp_path, files))
+def test_quota_that_limits_nothing_is_not_reported(tmp_path: Path, files: dict[str, str]) -> None:
+    cpus = available_cpus(write_files(tmp_path, files))
 
-    assert cpus.number == MACHINE
+    assert cpus.number == AVAILABLE
     assert cpus.source != "the cgroup's CPU quota"
 
 
-def test_the_quota_of_a_group_further_up_holds_too(tmp_path: Path) -> None:
-    root = tree(
+def test_quota_of_a_parent_cgroup_counts(tmp_path: Path) -> None:
+    root = write_files(
         tmp_path,
         {
             "proc/self/cgroup": "0::/system.slice/app.service\n",
@@ -82,8 +96,8 @@ def test_the_quota_of_a_group_further_up_holds_too(tmp_path: Path) -> None:
     assert cpus == (1, "the cgroup's CPU quota")
 
 
-def test_a_container_that_sees_the_hosts_path_finds_its_own_quota(tmp_path: Path) -> None:
-    root = tree(
+def test_quota_is_found_if_the_container_sees_the_path_of_the_host(tmp_path: Path) -> None:
+    root = write_files(
         tmp_path,
         {
             "proc/self/cgroup": "1:cpu:/docker/0123abcd\n",
