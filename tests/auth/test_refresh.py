@@ -1,4 +1,4 @@
-"""Each refresh token works once; a second use ends the login it belongs to."""
+"""Refresh tokens: each can be used once, and reuse ends the login it belongs to."""
 
 from datetime import timedelta
 
@@ -22,7 +22,7 @@ async def log_out(client: httpx.AsyncClient, token: str) -> httpx.Response:
     return await client.post("/auth/logout", json={"refresh_token": token})
 
 
-async def test_a_refresh_token_gives_a_new_pair(client: httpx.AsyncClient) -> None:
+async def test_refresh_returns_new_token_pair(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     response = await refresh(client, ann.refresh_token)
@@ -35,7 +35,7 @@ async def test_a_refresh_token_gives_a_new_pair(client: httpx.AsyncClient) -> No
     assert (await refresh(client, pair["refresh_token"])).status_code == 200
 
 
-async def test_a_second_use_ends_the_login_for_good(client: httpx.AsyncClient) -> None:
+async def test_reused_refresh_token_ends_login(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     other_login = (await log_in(client)).json()["refresh_token"]
     newest = (await refresh(client, ann.refresh_token)).json()["refresh_token"]
@@ -48,24 +48,24 @@ async def test_a_second_use_ends_the_login_for_good(client: httpx.AsyncClient) -
     assert (await refresh(client, other_login)).status_code == 200
 
 
-async def test_of_two_who_race_with_one_token_at_most_one_wins_and_the_login_ends(client: httpx.AsyncClient) -> None:
+async def test_concurrent_refreshes_issue_one_pair_and_end_login(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     responses: list[httpx.Response] = []
 
-    async def race() -> None:
+    async def refresh_once() -> None:
         responses.append(await refresh(client, ann.refresh_token))
 
     async with anyio.create_task_group() as group:
         for _ in range(5):
-            group.start_soon(race)
+            group.start_soon(refresh_once)
 
-    winners = [response for response in responses if response.status_code == 200]
-    assert len(winners) == 1
+    successful = [response for response in responses if response.status_code == 200]
+    assert len(successful) == 1
     assert {response.status_code for response in responses} == {200, 401}
-    assert (await refresh(client, winners[0].json()["refresh_token"])).status_code == 401
+    assert (await refresh(client, successful[0].json()["refresh_token"])).status_code == 401
 
 
-async def test_a_login_that_is_used_goes_on(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_refresh_extends_expiry(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann = await sign_up(client)
     soon = utc_now() + timedelta(minutes=1)
     await session.execute(update(RefreshToken).values(expires_at=soon))
@@ -78,7 +78,7 @@ async def test_a_login_that_is_used_goes_on(client: httpx.AsyncClient, session: 
     assert timedelta(days=29) < expires_at - soon < timedelta(days=31)
 
 
-async def test_an_inactive_user_gets_no_tokens(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_refresh_by_inactive_user_returns_401(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann = await sign_up(client)
     await session.execute(update(User).values(is_active=False))
     await session.commit()
@@ -86,7 +86,7 @@ async def test_an_inactive_user_gets_no_tokens(client: httpx.AsyncClient, sessio
     assert (await refresh(client, ann.refresh_token)).status_code == 401
 
 
-async def test_an_expired_token_is_refused(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_expired_refresh_token_returns_401(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann = await sign_up(client)
     await session.execute(update(RefreshToken).values(expires_at=utc_now()))
     await session.commit()
@@ -95,12 +95,12 @@ async def test_an_expired_token_is_refused(client: httpx.AsyncClient, session: A
 
 
 @pytest.mark.parametrize("token", ["", "x", "é", "A" * 64, "A" * 63, "\x00", "=" * 64])
-async def test_what_never_was_a_token_is_refused(client: httpx.AsyncClient, token: str) -> None:
+async def test_malformed_refresh_token_returns_401(client: httpx.AsyncClient, token: str) -> None:
     assert (await refresh(client, token)).status_code == 401
     assert (await log_out(client, token)).status_code == 204
 
 
-async def test_a_logout_ends_the_login(client: httpx.AsyncClient) -> None:
+async def test_logout_ends_login(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     response = await log_out(client, ann.refresh_token)
@@ -110,7 +110,7 @@ async def test_a_logout_ends_the_login(client: httpx.AsyncClient) -> None:
     assert (await log_out(client, ann.refresh_token)).status_code == 204
 
 
-async def test_a_logout_with_a_spent_token_ends_the_login_too(client: httpx.AsyncClient) -> None:
+async def test_logout_with_used_token_ends_login(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     newest = (await refresh(client, ann.refresh_token)).json()["refresh_token"]
 
@@ -119,7 +119,7 @@ async def test_a_logout_with_a_spent_token_ends_the_login_too(client: httpx.Asyn
     assert (await refresh(client, newest)).status_code == 401
 
 
-async def test_the_database_holds_no_token(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_database_stores_only_token_hash(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann = await sign_up(client)
 
     row = (await session.scalars(select(RefreshToken))).one()

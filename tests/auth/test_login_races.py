@@ -1,0 +1,99 @@
+"""Changes to an account while it is logging in."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from unittest import mock
+
+import httpx
+from pwdlib import PasswordHash
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.auth.models import RefreshToken
+from app.database import utc_now
+from app.security import Passwords
+from app.users.models import User
+from tests.conftest import make_settings, wait_for_blocked_statement
+from tests.people import PASSWORD, log_in, register, sign_up
+
+
+@asynccontextmanager
+async def login_in_progress(client: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+    """Start a login that verifies the password, then waits until the context ends."""
+    is_verified, may_continue = threading.Event(), threading.Event()
+    verify = PasswordHash.verify_and_update
+
+    def verify_and_wait(self: PasswordHash, password: str, password_hash: str) -> tuple[bool, str | None]:
+        result = verify(self, password, password_hash)
+        is_verified.set()
+        may_continue.wait(60)
+        return result
+
+    with mock.patch.object(PasswordHash, "verify_and_update", verify_and_wait):
+        login = asyncio.create_task(log_in(client))
+        assert await asyncio.to_thread(is_verified.wait, 60)
+    try:
+        yield login
+    finally:
+        may_continue.set()
+
+
+async def test_password_change_during_login_is_not_overwritten(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
+    """The login would otherwise store an upgraded hash of the old password."""
+    await register(client)
+    old_hash = await Passwords(make_settings(argon2_memory_kib=32)).hash(PASSWORD)
+    await session.execute(update(User).values(password_hash=old_hash))
+    await session.commit()
+
+    async with login_in_progress(client) as login:
+        await session.execute(update(User).values(password_hash="changed", credentials_version=2))
+        await session.commit()
+    await login
+
+    assert await session.scalar(select(User.password_hash)) == "changed"
+
+
+async def test_account_deletion_during_login_returns_401(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    await register(client)
+
+    async with login_in_progress(client) as login:
+        await session.execute(delete(User))
+        await session.commit()
+    response = await login
+
+    assert response.status_code == 401
+    assert response.json()["error"] == "Incorrect email or password"
+
+
+async def test_password_change_during_login_returns_401(client: httpx.AsyncClient) -> None:
+    ann = await sign_up(client)
+    body = {"current_password": PASSWORD, "new_password": "another password"}
+
+    async with login_in_progress(client) as login:
+        assert (await client.put("/users/me/password", headers=ann.auth, json=body)).status_code == 204
+        newer_login = await log_in(client, password="another password")
+    response = await login
+
+    assert response.status_code == 401
+    refresh_token = newer_login.json()["refresh_token"]
+    assert (await client.post("/auth/refresh", json={"refresh_token": refresh_token})).status_code == 200
+
+
+async def test_concurrent_login_and_account_deletion_do_not_deadlock(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str
+) -> None:
+    await sign_up(client)
+    await session.execute(update(RefreshToken).values(expires_at=utc_now()))
+    await session.commit()
+
+    await session.execute(select(User.id).with_for_update())  # the first lock that a deletion takes
+    login = asyncio.create_task(log_in(client))
+    await wait_for_blocked_statement(database_url)  # the login waits for that lock
+    await session.execute(delete(User))  # cascades to the expired token, which the login deletes too
+    await session.commit()
+
+    assert (await login).status_code == 401
