@@ -22,6 +22,7 @@ follow from a route's signature, such as 401 and 422, are added by `docs/openapi
 
 import re
 from http import HTTPStatus
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import structlog
@@ -30,7 +31,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
 
 from app.database import DATABASE_ERRORS, is_unavailable
@@ -45,8 +46,12 @@ _PHRASES = {
 }
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
-# The names of unknown fields that are repeated in an error. Any other name may be a secret in the wrong place.
+# The names of fields that are repeated in an error. Any other name may be a secret in the wrong place.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
+# Together they keep the body of a 422 under 8 KiB, whatever the request contained.
+MAX_DETAILS = 20
+MAX_FIELD_LENGTH = 128
+MAX_MESSAGE_LENGTH = 200
 
 
 class FieldError(BaseModel):
@@ -56,6 +61,9 @@ class FieldError(BaseModel):
     message: str
 
 
+Details = list[FieldError] | dict[str, JsonValue] | list[JsonValue] | None
+
+
 class ErrorResponse(BaseModel):
     """The body of every response of 400 and above."""
 
@@ -63,7 +71,7 @@ class ErrorResponse(BaseModel):
 
     error: str = Field(description="A sentence for people")
     type: str = Field(description="A stable identifier for programs")
-    details: list[FieldError] | None = Field(None, description="The invalid fields, if any")
+    details: Details = Field(None, description="The invalid fields, if any; some routes may return other details")
 
 
 class StartupError(Exception):
@@ -172,7 +180,7 @@ class ServiceUnavailable(AppError):
 
 
 def error_response(
-    error: AppError | type[AppError], *, details: list[FieldError] | None = None, headers: dict[str, str] | None = None
+    error: AppError | type[AppError], *, details: Details = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """Build the response for an error."""
     message = str(error) if isinstance(error, AppError) else error.message
@@ -230,11 +238,15 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> JSON
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
+    # FastAPI allows any JSON as the detail. A text replaces the message, anything else is added.
+    message, details = (error.detail, None) if isinstance(error.detail, str) else (None, error.detail)
     for known in AppError.__subclasses__():
         if known.status == error.status_code:
-            is_default = error.detail == known.status.phrase
-            return error_response(known if is_default else known(str(error.detail)), headers=headers)
-    body = ErrorResponse(error=str(error.detail), type=f"http_{error.status_code}")
+            is_default = message in {None, known.status.phrase}
+            return error_response(known if is_default else known(message), details=details, headers=headers)
+    body = ErrorResponse(
+        error=message or HTTPStatus(error.status_code).phrase, type=f"http_{error.status_code}", details=details
+    )
     return JSONResponse(body.model_dump(exclude_none=True), error.status_code, headers=headers)
 
 
@@ -251,21 +263,25 @@ def _allowed_methods(request: Request) -> str:
 async def _handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
     if isinstance(error.body, bytes):  # FastAPI parses a body only if its Content-Type is JSON
         return error_response(UnsupportedMediaType)
-    return error_response(InvalidRequest, details=[_field_error(fault) for fault in error.errors()])
+    problems = error.errors()
+    details = [_describe(problem) for problem in problems[:MAX_DETAILS]]
+    if len(problems) > MAX_DETAILS:
+        message = f"{InvalidRequest.message}; the first {MAX_DETAILS} of {len(problems)} errors are listed"
+        return error_response(InvalidRequest(message), details=details)
+    return error_response(InvalidRequest, details=details)
 
 
-def _field_error(fault: dict[str, Any]) -> FieldError:
-    """Describe one validation error without repeating anything that the client sent."""
-    location: tuple[str | int, ...] = fault["loc"]
-    if fault["type"] == "json_invalid":
+def _describe(problem: dict[str, Any]) -> FieldError:
+    """Describe one validation error without repeating anything that the client sent, except names of fields."""
+    source, *location = problem["loc"]
+    if problem["type"] == "json_invalid":
         return FieldError(field="body", message="Not valid JSON")
-    if fault["type"] == "extra_forbidden" and not _IDENTIFIER.fullmatch(str(location[-1])):
-        location = location[:-1]
-    path = ".".join(map(str, location[1:])) or str(location[0])
-    message = fault["msg"].removeprefix("Value error, ")
+    names = takewhile(_IDENTIFIER.fullmatch, map(str, location))
+    field = ".".join(names)[:MAX_FIELD_LENGTH] or str(source)
+    message = problem["msg"].removeprefix("Value error, ")
     if message.startswith("value is not a valid email address"):
         message = "Not a valid email address"  # the original message quotes the address
-    return FieldError(field=path, message=message)
+    return FieldError(field=field, message=message[:MAX_MESSAGE_LENGTH])
 
 
 def log_database_unavailable(error: Exception) -> None:

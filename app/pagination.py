@@ -2,7 +2,7 @@
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Annotated
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import Query, Request
 from pydantic import BeforeValidator, WithJsonSchema
@@ -30,10 +30,15 @@ def decode_cursor(cursor: str) -> int:
     return last_id
 
 
+def url_path(request: Request) -> str:
+    """Return the path of the request as clients see it, with the prefix of a proxy."""
+    return quote(request.scope["path"].removesuffix("\n"))  # which routes match as well
+
+
 def next_page_link(request: Request, cursor: str) -> str:
     """Return the `Link` header for the page at a cursor."""
     query = urlencode({**request.query_params, "cursor": cursor})
-    return f'<{request.scope["raw_path"].decode()}?{query}>; rel="next"'
+    return f'<{url_path(request)}?{query}>; rel="next"'
 
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items on the page")]

@@ -1,19 +1,72 @@
 """Types that the request bodies and parameters of several features share."""
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from app.errors import MAX_DETAILS
 
 MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 
 # An id in a path, such as `/users/{user_id}`.
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
-# A pattern for text in one line. PostgreSQL cannot store a NUL, and no name needs other control characters.
+# The pattern of every string in a request body without a pattern of its own. PostgreSQL cannot store a NUL.
+NO_NUL = r"^[^\x00]*$"
+# A pattern for text in one line, such as a name, which needs no control characters.
 SINGLE_LINE = r"^[^\x00-\x1f\x7f]*$"
 
 
-class Input(BaseModel):
-    """The base class of request bodies. Unknown fields and values of another type are errors: 1 is not true."""
+def _distinguish_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, or any part of one
+    """Make strings, numbers and booleans strict in a core schema, and make lists stop at their first invalid item.
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    `ConfigDict(strict=True)` would also reject dates, enums and sets, which FastAPI passes as strings and lists.
+    """
+    if isinstance(schema, dict):
+        if schema.get("type") in {"bool", "float", "int", "str"}:
+            schema["strict"] = True
+        if schema.get("type") == "str":
+            schema.setdefault("pattern", NO_NUL)
+        elif schema.get("type") in {"frozenset", "list", "set", "tuple"}:
+            schema["fail_fast"] = True
+        for key, part in schema.items():
+            if key != "keys_schema":  # in JSON, the keys of an object are always strings
+                _distinguish_json_types(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _distinguish_json_types(part)
+
+
+class Input(BaseModel):
+    """The base class of request bodies.
+
+    Unknown fields are errors. So are values of another JSON type: `"1"` is no integer, and `1` is no boolean. Whatever
+    JSON writes as a string, such as a date, a UUID or an enum, is parsed.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _distinguish_json_types(schema)
+        return schema
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _limit_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401  any JSON
+        """Replace a huge number of errors by one: to build them would block the event loop for seconds."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if error.error_count() <= MAX_DETAILS:
+                raise
+            raise PydanticCustomError("too_many_errors", "Too many errors to list") from None

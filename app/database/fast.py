@@ -16,6 +16,7 @@ import asyncpg
 from sqlalchemy import Boolean, Numeric, Select
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from app.database.engine import autocommit
 from app.database.errors import DatabaseUnreachable
@@ -36,7 +37,7 @@ class FastReader:
         self._engine = autocommit(engine)
         self._slots = asyncio.Semaphore(settings.database_pool_size)
         self._timeout = settings.database_pool_timeout
-        self._compiled: dict[Query, tuple[str, Sequence[str]] | None] = {}
+        self._compiled: dict[Query, SQLCompiler | None] = {}
 
     async def fetch_one(self, query: Query, **parameters: object) -> Row | None:
         """Return the first row, or None."""
@@ -44,15 +45,19 @@ class FastReader:
         return rows[0] if rows else None
 
     async def fetch_all(self, query: Query, **parameters: object) -> Sequence[Row]:
-        """Return all rows. Define the query once per module, with a `bindparam` for each parameter."""
+        """Return all rows. Define the query once per module, with a `bindparam` for each parameter.
+
+        Raises:
+            InvalidRequestError, StatementError: A parameter is missing.
+        """
         if query not in self._compiled:
             self._compiled[query] = self._compile(query)
         compiled = self._compiled[query]
         await self._acquire_slot()
         try:
             if compiled:
-                sql, names = compiled
-                return await self._fetch(sql, [parameters[name] for name in names])
+                values = compiled.construct_params(parameters)
+                return await self._fetch(str(compiled), [values[name] for name in compiled.positiontup or ()])
             async with self._engine.connect() as connection:
                 return (await connection.execute(query, parameters)).all()
         finally:
@@ -65,8 +70,8 @@ class FastReader:
         except TimeoutError as error:
             raise PoolTimeoutError(f"no connection was free for {self._timeout:g} s") from error
 
-    def _compile(self, query: Query) -> tuple[str, Sequence[str]] | None:
-        """Return the SQL and the order of its parameters, or None if only SQLAlchemy can run the query."""
+    def _compile(self, query: Query) -> SQLCompiler | None:
+        """Return the SQL and its parameters, or None if only SQLAlchemy can run the query."""
         dialect = self._engine.dialect
         if dialect.name != "postgresql":
             return None
@@ -78,7 +83,7 @@ class FastReader:
             converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
             if bind.expanding or bind.literal_execute or converts:
                 return None
-        return str(compiled), compiled.positiontup or ()
+        return compiled
 
     async def _fetch(self, sql: str, values: list[object]) -> Sequence[Row]:
         connection = await self._engine.raw_connection()

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from app.dependencies import FastReaderDep, PasswordsDep, ReadSession, WriteSession
 from app.errors import AuthenticationFailed, PermissionDenied, responses
-from app.pagination import Cursor, Limit, next_page_link
+from app.pagination import Cursor, Limit, next_page_link, url_path
 from app.schemas import Id
 from app.users import service
 from app.users.dependencies import CurrentSuperuser, CurrentUser
@@ -36,7 +36,7 @@ async def create_user(
     The email address must be unique, regardless of case. The password is never returned in a response.
     """
     user = await service.create_user(session, passwords, data)
-    response.headers["Location"] = f"{request.scope['raw_path'].decode()}{user.id}"
+    response.headers["Location"] = f"{url_path(request)}{user.id}"
     return user
 
 
