@@ -1,4 +1,4 @@
-"""What users can do with their own account."""
+"""The current user's own account."""
 
 import anyio
 import httpx
@@ -9,7 +9,7 @@ from app.database import utc_now
 from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
 
 
-async def test_users_read_themselves(client: httpx.AsyncClient) -> None:
+async def test_get_current_user(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     response = await client.get("/users/me", headers=ann.auth)
@@ -28,7 +28,7 @@ async def test_users_read_themselves(client: httpx.AsyncClient) -> None:
         {"Authorization": "Basic YW5uOnB3"},
     ],
 )
-async def test_nobody_is_not_let_in(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+async def test_missing_or_malformed_credentials_return_401(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     response = await client.get("/users/me", headers=headers)
 
     assert response.status_code == 401
@@ -36,13 +36,13 @@ async def test_nobody_is_not_let_in(client: httpx.AsyncClient, headers: dict[str
     assert response.json() == {"error": "Not authenticated", "type": "authentication_error"}
 
 
-async def test_credentials_are_asked_for_before_the_body_is_judged(client: httpx.AsyncClient) -> None:
-    response = await client.patch("/users/me", json={"email": "no address"})
+async def test_credentials_are_checked_before_body(client: httpx.AsyncClient) -> None:
+    response = await client.patch("/users/me", json={"email": "not an address"})
 
     assert response.status_code == 401
 
 
-async def test_users_change_themselves(client: httpx.AsyncClient) -> None:
+async def test_update_current_user(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     before = (await client.get("/users/me", headers=ann.auth)).json()
     now = utc_now().isoformat()
@@ -58,7 +58,7 @@ async def test_users_change_themselves(client: httpx.AsyncClient) -> None:
     assert after == before | {"email": "ann.smith@example.com", "full_name": "Ann Smith"}
 
 
-async def test_an_empty_change_changes_nothing(client: httpx.AsyncClient) -> None:
+async def test_empty_update_changes_nothing(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     before = (await client.get("/users/me", headers=ann.auth)).json()
 
@@ -68,7 +68,7 @@ async def test_an_empty_change_changes_nothing(client: httpx.AsyncClient) -> Non
     assert response.json() == before
 
 
-async def test_who_is_deleted_meanwhile_is_nobody(client: httpx.AsyncClient) -> None:
+async def test_concurrent_account_deletion_returns_401(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     statuses = []
 
@@ -83,7 +83,7 @@ async def test_who_is_deleted_meanwhile_is_nobody(client: httpx.AsyncClient) -> 
 
 
 @pytest.mark.parametrize("change", [{"is_superuser": True}, {"is_active": False}, {"email": None}, {"full_name": ""}])
-async def test_users_cannot_raise_themselves_nor_empty_their_fields(
+async def test_update_of_protected_or_empty_field_returns_422(
     client: httpx.AsyncClient, change: dict[str, object]
 ) -> None:
     ann = await sign_up(client)
@@ -94,7 +94,7 @@ async def test_users_cannot_raise_themselves_nor_empty_their_fields(
     assert [detail["field"] for detail in response.json()["details"]] == list(change)
 
 
-async def test_a_taken_address_is_refused(client: httpx.AsyncClient) -> None:
+async def test_update_to_taken_email_returns_400(client: httpx.AsyncClient) -> None:
     await register(client, "bob@example.com")
     ann = await sign_up(client)
 
@@ -104,7 +104,7 @@ async def test_a_taken_address_is_refused(client: httpx.AsyncClient) -> None:
     assert response.json() == {"error": "Email already registered", "type": "validation_error"}
 
 
-async def test_a_new_password_ends_every_login(client: httpx.AsyncClient) -> None:
+async def test_password_change_ends_every_login(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     response = await client.put(
@@ -119,7 +119,7 @@ async def test_a_new_password_ends_every_login(client: httpx.AsyncClient) -> Non
     assert (await log_in(client, password="another password")).status_code == 200
 
 
-async def test_a_wrong_current_password_changes_nothing(client: httpx.AsyncClient) -> None:
+async def test_wrong_current_password_returns_400(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     response = await client.put(
@@ -131,22 +131,22 @@ async def test_a_wrong_current_password_changes_nothing(client: httpx.AsyncClien
     assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 200
 
 
-async def test_of_two_password_changes_at_once_one_wins(client: httpx.AsyncClient) -> None:
+async def test_concurrent_password_changes_apply_one(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     statuses: list[int] = []
 
-    async def change(new: str) -> None:
+    async def change_password(new: str) -> None:
         body = {"current_password": PASSWORD, "new_password": new}
         statuses.append((await client.put("/users/me/password", headers=ann.auth, json=body)).status_code)
 
     async with anyio.create_task_group() as group:
         for number in range(4):
-            group.start_soon(change, f"new password {number}")
+            group.start_soon(change_password, f"new password {number}")
 
     assert sorted(statuses) == [204, 400, 400, 400]
 
 
-async def test_a_deleted_user_is_gone_at_once(client: httpx.AsyncClient) -> None:
+async def test_account_deletion_revokes_tokens(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     response = await client.delete("/users/me", headers=ann.auth)
@@ -157,7 +157,7 @@ async def test_a_deleted_user_is_gone_at_once(client: httpx.AsyncClient) -> None
     assert (await log_in(client)).status_code == 401
 
 
-async def test_a_deleted_users_token_is_not_the_next_users(client: httpx.AsyncClient) -> None:
+async def test_token_of_deleted_user_is_invalid_for_next_user(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     await client.delete("/users/me", headers=ann.auth)
 
@@ -167,7 +167,9 @@ async def test_a_deleted_users_token_is_not_the_next_users(client: httpx.AsyncCl
     assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
 
 
-async def test_the_last_superuser_cannot_leave(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_last_superuser_deleting_own_account_returns_409(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
     root = await sign_up_superuser(client, session)
 
     response = await client.delete("/users/me", headers=root.auth)

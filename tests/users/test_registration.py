@@ -1,4 +1,4 @@
-"""Anyone may register, once per address."""
+"""Registration: open to anyone, once per email address."""
 
 import anyio
 import httpx
@@ -7,7 +7,7 @@ import pytest
 from tests.people import PASSWORD, log_in, register
 
 
-async def test_a_new_user_is_answered_without_a_password(client: httpx.AsyncClient) -> None:
+async def test_registration_returns_user_without_password(client: httpx.AsyncClient) -> None:
     response = await register(client, "Ann@Example.com", fields={"full_name": "  Ann Smith "})
 
     assert response.status_code == 201
@@ -25,31 +25,31 @@ async def test_a_new_user_is_answered_without_a_password(client: httpx.AsyncClie
     }
 
 
-async def test_a_2xx_means_stored(client: httpx.AsyncClient) -> None:
+async def test_user_is_committed_before_response(client: httpx.AsyncClient) -> None:
     await register(client)
 
     assert (await log_in(client)).status_code == 200
 
 
-@pytest.mark.parametrize("again", ["ann@example.com", "ANN@example.COM"])
-async def test_an_address_is_unique_regardless_of_case(client: httpx.AsyncClient, again: str) -> None:
+@pytest.mark.parametrize("second_email", ["ann@example.com", "ANN@example.COM"])
+async def test_email_is_unique_regardless_of_case(client: httpx.AsyncClient, second_email: str) -> None:
     await register(client, "Ann@example.com")
 
-    response = await register(client, again)
+    response = await register(client, second_email)
 
     assert response.status_code == 400
     assert response.json() == {"error": "Email already registered", "type": "validation_error"}
 
 
-async def test_of_two_who_race_for_an_address_one_wins(client: httpx.AsyncClient) -> None:
+async def test_concurrent_registrations_of_one_email_create_one_user(client: httpx.AsyncClient) -> None:
     statuses: list[int] = []
 
-    async def race(email: str) -> None:
+    async def register_once(email: str) -> None:
         statuses.append((await register(client, email)).status_code)
 
     async with anyio.create_task_group() as group:
         for email in ["ann@example.com", "Ann@example.com"] * 4:
-            group.start_soon(race, email)
+            group.start_soon(register_once, email)
 
     assert sorted(statuses) == [201] + [400] * 7
 
@@ -57,7 +57,7 @@ async def test_of_two_who_race_for_an_address_one_wins(client: httpx.AsyncClient
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("email", "no address"),
+        ("email", "not an address"),
         ("email", "ann@"),
         ("email", f"{'a' * 250}@example.com"),
         ("email", "ann\x00@example.com"),
@@ -75,7 +75,7 @@ async def test_of_two_who_race_for_an_address_one_wins(client: httpx.AsyncClient
         ("id", 1),
     ],
 )
-async def test_what_does_not_fit_is_refused_by_name(client: httpx.AsyncClient, field: str, value: object) -> None:
+async def test_invalid_field_is_named_in_422(client: httpx.AsyncClient, field: str, value: object) -> None:
     response = await register(client, fields={field: value})
 
     assert response.status_code == 422
@@ -85,7 +85,7 @@ async def test_what_does_not_fit_is_refused_by_name(client: httpx.AsyncClient, f
     assert [detail["field"] for detail in body["details"]] == [field]
 
 
-async def test_an_error_does_not_repeat_what_was_sent(client: httpx.AsyncClient) -> None:
+async def test_validation_error_does_not_echo_input(client: httpx.AsyncClient) -> None:
     secret = "hunter2"
 
     response = await register(
@@ -94,13 +94,13 @@ async def test_an_error_does_not_repeat_what_was_sent(client: httpx.AsyncClient)
 
     assert response.status_code == 422
     details = response.json()["details"]
-    # A name that the client made up is repeated only where it is nothing but a name.
+    # The name of an unknown field is echoed only if it is an identifier.
     assert [detail["field"] for detail in details] == ["email", "password", "body", secret]
     assert not any(secret in detail["message"] for detail in details)
 
 
 @pytest.mark.parametrize("password", ["x" * 8, "ß" * 128, "   spaces   ", "nul\x00nul\x00"])
-async def test_a_password_is_taken_as_it_is(client: httpx.AsyncClient, password: str) -> None:
+async def test_password_is_stored_unchanged(client: httpx.AsyncClient, password: str) -> None:
     await register(client, fields={"password": password})
 
     assert (await log_in(client, password=password)).status_code == 200
