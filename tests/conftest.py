@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
 from app.database import Base
 from app.lifespan import State, lifespan
 from app.migrations import migrate
-from tests import servers
+from tests import image, servers
 from tests.availability import cannot_run, docker_problem
 from tests.conformance import check_conformance
 
@@ -50,11 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # once, not in each process of pytest-xdist
         servers.start()
+        image.start()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         servers.stop()
+        image.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""One name in front of several containers: the least that a load balancer does."""
+"""A minimal load balancer in front of several containers."""
 
 import asyncio
 import contextlib
@@ -10,38 +10,39 @@ import httpx
 from processes import until
 
 PORT = 8000
+PROBE_INTERVAL = 0.2  # seconds between two readiness checks of each backend
 
 
 class Balancer:
-    """Connects each client with the next backend that says it is ready; `backends` may change at any time."""
+    """Connects each client to the next backend that is ready. `backends` may change at any time."""
 
     def __init__(self) -> None:
         self.backends: list[str] = []
         self.port = 0
         self._ready: list[str] = []
 
-    def has(self, backend: str) -> None:
-        """Waits until a backend is given connections."""
+    def wait_until_ready(self, backend: str) -> None:
+        """Wait until the backend receives connections."""
         until(lambda: backend in self._ready, f"{backend} is ready")
 
     async def run(self, started: threading.Event, stop: threading.Event) -> None:
-        """Serves until it is told to stop."""
+        """Serve until `stop` is set."""
         async with await asyncio.start_server(self._connect, "127.0.0.1", 0) as server:
             self.port = server.sockets[0].getsockname()[1]
             started.set()
             async with httpx.AsyncClient(timeout=1) as client:
                 while not stop.is_set():
                     self._ready = [backend for backend in self.backends if await _is_ready(client, backend)]
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(PROBE_INTERVAL)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for backend in list(self._ready):
-            self._ready.append(self._ready.pop(0))  # each in turn
+            self._ready.append(self._ready.pop(0))  # round robin
             try:
                 from_backend, to_backend = await asyncio.open_connection(backend, PORT)
             except OSError:
-                continue  # nothing was sent yet, so the next one may as well have it
-            await asyncio.gather(_pipe(reader, to_backend), _pipe(from_backend, writer))
+                continue  # nothing was sent yet, so the next backend can serve the client
+            await asyncio.gather(_forward(reader, to_backend), _forward(from_backend, writer))
             return
         writer.close()
 
@@ -53,8 +54,8 @@ async def _is_ready(client: httpx.AsyncClient, backend: str) -> bool:
         return False
 
 
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Hands on what comes, its end too."""
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Forward data in one direction until the sender closes its connection."""
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
             writer.write(data)
@@ -63,8 +64,8 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @contextlib.contextmanager
-def balancing() -> Iterator[Balancer]:
-    """Runs a balancer beside the test."""
+def run_balancer() -> Iterator[Balancer]:
+    """Run a load balancer in a thread."""
     balancer, started, stop = Balancer(), threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(asyncio.run, balancer.run(started, stop))

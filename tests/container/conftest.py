@@ -1,4 +1,4 @@
-"""The image under test, built once from the tree as it is, and what the tests give to its containers."""
+"""Fixtures for tests of containers: the image, networks, databases and certificates."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,42 +8,39 @@ from uuid import uuid4
 import pytest
 from certificates import TLS, make_certificate
 
-from app import NAME
-from tests.conftest import ROOT
-from tests.container.engine import Container, cli, running
+from tests import image as tested_image
+from tests.container.engine import Container, run_container, run_docker
+
+POSTGRESQL = "postgres:18-alpine"
+POSTGRESQL_OPTIONS = [
+    "--env=POSTGRES_PASSWORD=password",
+    # Over TCP: on its Unix socket, the server accepts connections before it is initialized.
+    "--health-cmd=pg_isready --host=127.0.0.1",
+    "--health-start-period=1m",
+    "--health-start-interval=200ms",
+]
 
 
 @pytest.fixture(scope="session")
-def image(docker: None) -> Iterator[str]:  # noqa: ARG001  without an engine there is nothing to build
-    tag = f"{NAME}-test:{uuid4().hex}"
-    cli("build", "--quiet", "--tag", tag, ROOT)
-    yield tag
-    cli("rmi", tag)
+def image(docker: None) -> str:  # noqa: ARG001  skips the tests if there is no Docker engine
+    """The name of the image, built from the working tree."""
+    return tested_image.build()
 
 
 @pytest.fixture(scope="module")
 def network(docker: None) -> Iterator[str]:  # noqa: ARG001  as above
-    """A network in which containers find each other by name, as their addresses change when they are restarted."""
+    """A network in which containers find each other by name, because their addresses change in a restart."""
     name = f"test-{uuid4().hex}"
-    cli("network", "create", name)
+    run_docker("network", "create", name)
     yield name
-    cli("network", "rm", name)
-
-
-@pytest.fixture(scope="module")
-def service(image: str) -> Iterator[Container]:
-    """The README's `docker run`, but on a port that is free."""
-    with running(image, "--publish", "127.0.0.1::8000") as container:
-        yield container.is_healthy()
+    run_docker("network", "rm", name)
 
 
 @pytest.fixture(scope="session")
 def postgresql(docker: None) -> Iterator[Container]:  # noqa: ARG001  as above
-    """A database server that containers can reach, at its own address."""
-    options = ["--env", "POSTGRES_PASSWORD=password", "--tmpfs", "/var/lib/postgresql"]
-    ready = ["--health-cmd", "pg_isready --host=127.0.0.1", "--health-interval=1s"]
-    with running("postgres:18-alpine", *options, *ready) as server:
-        yield server.is_healthy()
+    """A PostgreSQL server that containers can reach at its own address."""
+    with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, "--tmpfs=/var/lib/postgresql") as server:
+        yield server.wait_until_healthy()
 
 
 class Database:
@@ -53,10 +50,12 @@ class Database:
         self.server = server
         self.name = f"test_{uuid4().hex}"
         self.url = f"postgresql://postgres:password@{server.ip}/{self.name}"
+        # A name keeps its meaning if the server gets another address, but only in the server's own network.
+        self.url_by_name = f"postgresql://postgres:password@{server.name}/{self.name}"
         server.execute("psql", "--username=postgres", f"--command=CREATE DATABASE {self.name}")
 
     def query(self, statement: str) -> str:
-        """Runs a statement and gives what psql prints."""
+        """Run a statement, and return the output of psql."""
         psql = ("psql", "--username=postgres", f"--dbname={self.name}", "--tuples-only", "--no-align")
         return self.server.execute(*psql, f"--command={statement}")
 
@@ -74,7 +73,7 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
-    """A certificate and key that the container's user may read."""
+    """A certificate and key that the container's user can read."""
     folder = tmp_path_factory.mktemp("tls")
     folder.chmod(0o755)
     return make_certificate(folder)
@@ -82,6 +81,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def readable_path(tmp_path: Path) -> Path:
-    """A folder that the container's user may read; pytest's own are for one user only."""
+    """An empty directory that the container's user can read. Those of pytest are for its own user only."""
     tmp_path.chmod(0o755)
     return tmp_path

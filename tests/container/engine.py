@@ -1,26 +1,29 @@
-"""Docker from its command line: containers and compose projects that clean up after themselves."""
+"""Run containers and Compose projects with the Docker CLI, and remove them afterwards."""
 
+import contextlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from processes import PATIENCE, until
+from processes import PATIENCE
+
+TIMEOUT = 600  # seconds for one command; a build without a cache takes minutes
 
 
-def cli(*arguments: str | Path, **environment: str) -> str:
-    """Runs a docker command and gives what it says on standard output; fails with all that it says."""
+def run_docker(*arguments: str | Path, **environment: str) -> str:
+    """Run a docker command and return its standard output. If it fails, fail the test with all of its output."""
     result = subprocess.run(
         ["docker", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=TIMEOUT,
         env=os.environ | environment,
     )
     if result.returncode:
@@ -28,86 +31,130 @@ def cli(*arguments: str | Path, **environment: str) -> str:
     return result.stdout.strip()
 
 
+@contextlib.contextmanager
+def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
+    """Run a docker command that does not end, and iterate over the lines of its output for at most PATIENCE seconds."""
+    command = ["docker", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        timer = threading.Timer(PATIENCE, process.kill)
+        timer.start()
+        try:
+            yield (line.rstrip("\n") for line in process.stdout)
+        finally:
+            timer.cancel()
+            process.kill()
+
+
 class Container:
-    """A container that was started, and may have ended since."""
+    """A container that was started, and may have exited since."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def inspect(self, template: str) -> str:
-        """What `docker inspect --format` says."""
-        return cli("inspect", "--format", template, self.name)
+        """Return the result of `docker inspect --format`."""
+        return run_docker("inspect", "--format", template, self.name)
+
+    @property
+    def exit_code(self) -> int:
+        return int(self.inspect("{{.State.ExitCode}}"))
 
     @property
     def url(self) -> str:
-        """Where port 8000 can be reached from here."""
-        return f"http://{cli('port', self.name, '8000/tcp').splitlines()[0]}"
+        """The URL at which port 8000 is published on this host."""
+        return f"http://{run_docker('port', self.name, '8000/tcp').splitlines()[0]}"
 
     @property
     def ip(self) -> str:
-        """Its own address. At a published port Docker's proxy accepts what the container itself would refuse."""
+        """The container's own address. At a published port, Docker's proxy accepts connections that it refuses."""
         return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 
     @property
     def log(self) -> str:
-        """All that it wrote, to either stream."""
+        """The output so far, standard output and standard error together."""
         command = ["docker", "logs", self.name]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
 
     @property
+    def log_lines(self) -> list[dict[str, Any]]:
+        """The log's lines, each of which must be a JSON object."""
+        return json_lines(self.log)
+
+    @property
+    def log_levels(self) -> set[str]:
+        return {line["level"] for line in self.log_lines}
+
+    def messages(self, level: str) -> list[str]:
+        """Return the messages that were logged at a level."""
+        return [line["event"] for line in self.log_lines if line["level"] == level]
+
+    @property
     def processes(self) -> list[str]:
-        """The processes as the host sees them: user and command."""
-        return cli("top", self.name, "-eo", "pid,uid,args").splitlines()[1:]
+        """The processes as seen from the host: process id, user id, command."""
+        return run_docker("top", self.name, "-eo", "pid,uid,args").splitlines()[1:]
 
-    def is_healthy(self) -> "Container":
-        """Waits until the engine says so."""
+    def wait_for_log(self, text: str, times: int = 1) -> None:
+        """Wait until the log contains a text so many times."""
+        found = 0
+        with follow_docker("logs", "--follow", self.name) as lines:
+            for line in lines:
+                found += line.count(text)
+                if found >= times:
+                    return
+        pytest.fail(f"{text!r} is {found} times in the log, not {times} times:\n{self.log}")
 
-        def health() -> bool:
-            state = json.loads(self.inspect("{{json .State}}"))
-            assert state["Running"], f"it has ended:\n{self.log}"
-            return bool(state["Health"]["Status"] == "healthy")
+    def wait_until_healthy(self) -> "Container":
+        """Wait until the container's health check succeeds."""
+        filters = [f"--filter={condition}" for condition in (f"container={self.name}", "event=health_status")]
+        started_at = self.inspect("{{.State.StartedAt}}")  # earlier events are of an earlier start
+        with follow_docker(
+            "events", f"--since={started_at}", *filters, "--filter=event=die", "--format={{.Action}}"
+        ) as events:
+            for event in events:
+                if event == "health_status: healthy":
+                    return self
+                if event == "die":
+                    break
+        pytest.fail(f"{self.name} does not become healthy:\n{self.log}")
 
-        until(health, f"{self.name} healthy")
-        return self
-
-    def signal(self, name: str) -> None:
-        """Signals gunicorn's master, which is process 1."""
-        cli("kill", "--signal", name, self.name)
+    def send_signal(self, name: str) -> None:
+        """Send a signal to process 1, which is gunicorn's master."""
+        run_docker("kill", "--signal", name, self.name)
 
     def stop(self, seconds: int = 10) -> None:
-        """`docker stop`: SIGTERM, and SIGKILL after 10 seconds."""
-        cli("stop", "--time", str(seconds), self.name)
+        """Send SIGTERM, wait for the end, and send SIGKILL after some seconds, by default as many as `docker stop`."""
+        run_docker("stop", "--time", str(seconds), self.name)
 
     def start(self) -> "Container":
-        """Starts it again, as it was."""
-        cli("start", self.name)
+        """Start the container again."""
+        run_docker("start", self.name)
         return self
 
-    def ends(self) -> int:
-        """Waits for the end and gives the exit code."""
-        return int(
-            subprocess.run(["docker", "wait", self.name], capture_output=True, check=True, timeout=PATIENCE).stdout
-        )
+    def wait_for_exit(self) -> int:
+        """Wait until the container exits, and return its exit code."""
+        command = ["docker", "wait", self.name]
+        return int(subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE).stdout)
 
     def execute(self, *command: str) -> str:
-        """Runs a command inside."""
-        return cli("exec", self.name, *command)
+        """Run a command in the container, and return its output."""
+        return run_docker("exec", self.name, *command)
 
 
-@contextmanager
-def running(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Runs a container as `docker run` does; afterwards shows its log, for a test that fails, and removes it."""
+@contextlib.contextmanager
+def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
+    """Run a container in the background. At the end, print its log for pytest to show, and remove it."""
     container = Container(f"test-{uuid4().hex}")
-    cli("run", "--detach", "--name", container.name, *options, image, *command)
+    run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:
         yield container
     finally:
-        print(f"--- log of {container.name}\n{container.log}")  # noqa: T201  pytest shows it where a test fails
-        cli("rm", "--force", "--volumes", container.name)
+        print(f"--- log of {container.name}\n{container.log}")  # noqa: T201  for pytest
+        run_docker("rm", "--force", "--volumes", container.name)
 
 
 class Compose:
-    """A compose project of a file, under a name of its own and with variables that give it ports of its own."""
+    """A Compose project with its own name, and with variables for its own ports."""
 
     def __init__(self, file: Path, variables: dict[str, str]) -> None:
         self.file = file
@@ -115,29 +162,30 @@ class Compose:
         self.name = f"test-{uuid4().hex}"
 
     def __call__(self, *arguments: str) -> str:
-        return cli("compose", "--project-name", self.name, "--file", self.file, *arguments, **self.variables)
+        """Run a docker compose command on the project."""
+        return run_docker("compose", "--project-name", self.name, "--file", self.file, *arguments, **self.variables)
 
     def container(self, service: str) -> Container:
-        """The one container of a service, which may have ended."""
+        """Return the only container of a service, which may have exited."""
         return Container(self("ps", "--all", "--quiet", service))
 
     @property
     def url(self) -> str:
-        """Where the web service can be reached from here."""
+        """The URL of the web service on this host."""
         return f"http://{self('port', 'web', '8000')}"
 
 
-@contextmanager
-def composed(file: Path, **variables: str) -> Iterator[Compose]:
-    """Gives a project; afterwards shows its logs, for a test that fails, and removes all that it made."""
+@contextlib.contextmanager
+def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
+    """Create a project, which the caller starts. At the end, print its logs, and remove everything it created."""
     compose = Compose(file, variables)
     try:
         yield compose
     finally:
-        print(f"--- logs of {compose.name}\n{compose('logs', '--no-color')}")  # noqa: T201  as above
+        print(f"--- logs of {compose.name}\n{compose('logs', '--no-color')}")  # noqa: T201  for pytest
         compose("down", "--volumes", "--remove-orphans", "--rmi", "local")
 
 
 def json_lines(log: str) -> list[dict[str, Any]]:
-    """The lines of a log, each of which must be a JSON object."""
+    """Parse a log each of whose lines must be a JSON object."""
     return [json.loads(line) for line in log.splitlines()]

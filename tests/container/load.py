@@ -1,10 +1,10 @@
-"""Steady load from plain sockets, which forgives nothing and counts everything.
+"""Constant load over plain sockets, by clients that retry nothing and count every failure.
 
-A request counts from the moment its connection is made: from then on anything but a whole 2xx answer is a failure, be
-it a reset, a short read, an error status or silence. A connection that cannot be made was never accepted, so no
-request was lost; it is counted apart, and is an error wherever a server should be there.
+Once a connection is established, anything but a complete 2xx response is a failure: a reset, a truncated response, an
+error status, a timeout. A connection that cannot be established carried no request. It is counted separately, and is
+an error in every test in which a server should be listening.
 
-Like any HTTP client this one does not send on a connection that the server has closed.
+Like any HTTP client, these clients do not send a request on a connection that the server has closed.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 from processes import until
 
-# Below saturation on two slow cores, and often enough on each connection that none is idle for long.
+# Below saturation on two slow CPUs, and enough for no connection to be idle for long.
 CLIENTS = 8
-REQUESTS_A_SECOND = 80
-SECONDS_FOR_A_CONNECTION = 5  # enough for two lost packets
-SECONDS_FOR_AN_ANSWER = 30
+REQUESTS_PER_SECOND = 80
+CONNECT_TIMEOUT = 5  # seconds; enough for two lost packets
+RESPONSE_TIMEOUT = 30
 
 
 class Target(NamedTuple):
-    """What is asked for: once over connections that are kept, once over a new connection for each request."""
+    """A request to repeat. Half of the clients keep their connection, the others open a new one for each request."""
 
     host: str
     port: int
@@ -38,8 +38,8 @@ class Target(NamedTuple):
     json: str = ""
     tls: SSLContext | None = None
 
-    def request(self, *, keep_alive: bool) -> bytes:
-        """The bytes to be sent."""
+    def encode(self, *, keep_alive: bool) -> bytes:
+        """Return the request in HTTP/1.1."""
         headers = {"Host": self.host, "Connection": "keep-alive" if keep_alive else "close", **self.headers}
         if self.json:
             headers |= {"Content-Type": "application/json", "Content-Length": str(len(self.json))}
@@ -47,10 +47,10 @@ class Target(NamedTuple):
         return "\r\n".join([*lines, "", self.json]).encode()
 
 
-class Answer(NamedTuple):
-    """A whole answer, and the moment at which it was asked for."""
+class ErrorResponse(NamedTuple):
+    """A complete response that is not 2xx, and the time at which its request was sent."""
 
-    asked_at: float
+    sent_at: float
     status: int
     headers: Mapping[str, str]
     body: str
@@ -58,37 +58,38 @@ class Answer(NamedTuple):
 
 @dataclass
 class Report:
-    """What has come of the requests so far."""
+    """The results so far."""
 
-    answers: int = 0
-    kept: int = 0  # of them, those whose connection could be used again
-    refused: int = 0
+    responses: int = 0  # 2xx
+    kept_alive: int = 0  # of these, the ones whose connection stays open
+    refused: int = 0  # connections that could not be established
     failures: list[str] = field(default_factory=list)
-    errors: list[Answer] = field(default_factory=list)  # those of the failures that are whole answers
-    slowest: float = 0.0
+    error_responses: list[ErrorResponse] = field(default_factory=list)  # the failures that are complete responses
+    slowest: float = 0.0  # seconds
 
 
-def goes_on(report: Report, seconds: float = 1) -> None:
-    """Lets the load go on for a while."""
-    answers = report.answers
+def continue_load(report: Report, seconds: float = 1) -> None:
+    """Let the load continue for some seconds, and then until the next response."""
+    responses = report.responses
     time.sleep(seconds)
-    until(lambda: report.answers > answers, "answers go on")
+    until(lambda: report.responses > responses, "responses continue")
 
 
-def nothing_is_lost(report: Report, *, refused: bool = False) -> None:
+def assert_no_request_lost(report: Report, *, may_refuse: bool = False) -> None:
+    """Assert that there was no failure, on kept connections and on new ones."""
     assert report.failures == []
-    assert refused or report.refused == 0
-    assert report.answers > report.kept > 0  # over connections that are kept, and over others
+    assert may_refuse or report.refused == 0
+    assert report.responses > report.kept_alive > 0
 
 
 @contextlib.contextmanager
 def load(*targets: Target) -> Iterator[Report]:
-    """Asks for all targets, in both ways, until the block ends; then for the last answers that are due."""
+    """Send requests to all targets until the block ends, and then wait for the last responses."""
     report, stop = Report(), threading.Event()
-    ways = itertools.cycle((target, target.request(keep_alive=keep)) for keep in (True, False) for target in targets)
+    requests = itertools.cycle((target, target.encode(keep_alive=keep)) for keep in (True, False) for target in targets)
     clients = [
-        _client(target, request, report, stop, start=number / REQUESTS_A_SECOND)
-        for number, (target, request) in zip(range(CLIENTS), ways, strict=False)
+        _run_client(target, request, report, stop, delay=number / REQUESTS_PER_SECOND)
+        for number, (target, request) in zip(range(CLIENTS), requests, strict=False)
     ]
 
     async def run() -> None:
@@ -103,10 +104,10 @@ def load(*targets: Target) -> Iterator[Report]:
         running.result()
 
 
-async def _client(target: Target, request: bytes, report: Report, stop: threading.Event, start: float) -> None:
-    """Sends at fixed times; a late answer delays its own client only."""
-    interval = CLIENTS / REQUESTS_A_SECOND
-    due = time.monotonic() + start
+async def _run_client(target: Target, request: bytes, report: Report, stop: threading.Event, delay: float) -> None:
+    """Send the request at a fixed rate. A late response delays only its own client."""
+    interval = CLIENTS / REQUESTS_PER_SECOND
+    due = time.monotonic() + delay
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     while not stop.is_set():
         await asyncio.sleep(due - time.monotonic())
@@ -116,29 +117,29 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
             connection = None
         if not connection:
             try:
-                async with asyncio.timeout(SECONDS_FOR_A_CONNECTION):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
                     connection = await asyncio.open_connection(target.host, target.port, ssl=target.tls)
-            except OSError:  # among them TimeoutError
+            except OSError:  # TimeoutError is one
                 report.refused += 1
                 continue
         reader, writer = connection
-        started_at = time.monotonic()
+        sent_at = time.monotonic()
         try:
             writer.write(request)
-            async with asyncio.timeout(SECONDS_FOR_AN_ANSWER):
-                status, headers, body = await _answer(reader)
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                status, headers, body = await _read_response(reader)
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             report.failures.append(f"{time.strftime('%X')} {target.method} {target.path}: {error!r}")
             keep_alive = False
         else:
             keep_alive = headers.get("connection") != "close"
             if 200 <= status < 300:
-                report.answers += 1
-                report.kept += keep_alive
+                report.responses += 1
+                report.kept_alive += keep_alive
             else:
                 report.failures.append(f"{time.strftime('%X')} {target.method} {target.path}: {status}")
-                report.errors.append(Answer(started_at, status, headers, body))
-        report.slowest = max(report.slowest, time.monotonic() - started_at)
+                report.error_responses.append(ErrorResponse(sent_at, status, headers, body))
+        report.slowest = max(report.slowest, time.monotonic() - sent_at)
         if not keep_alive:
             writer.transport.abort()
             connection = None
@@ -146,8 +147,8 @@ async def _client(target: Target, request: bytes, report: Report, stop: threadin
         connection[1].transport.abort()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], str]:
-    """Reads one answer to its end; gives its status, its headers in lower case, and its body."""
+async def _read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], str]:
+    """Read one response to its end, and return its status, its headers in lower case, and its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     status, headers = int(head.split()[1]), dict(line.split(": ", 1) for line in head.splitlines()[1:-1])
     return status, headers, (await reader.readexactly(int(headers["content-length"]))).decode()

@@ -1,12 +1,14 @@
-"""The service in a container as most tests run it, and what they ask of it."""
+"""The service in a container, with the settings of most tests, and requests to it."""
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from processes import PATIENCE, until
+from processes import PATIENCE
 
-from tests.container.engine import Container, json_lines
+from tests.container.engine import Container, run_container
 from tests.container.load import Target
 
 PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
@@ -17,47 +19,65 @@ SETTINGS = {
     "RATE_LIMIT": "1000000/minute",
     "LOG_LEVEL": "info",
 }
-# What makes the migrations fail: a table of that name is there already.
-SPOIL = "CREATE TABLE users (id int)"
-SLOW = ["--volume", f"{Path(__file__).with_name('slow.py')}:/app/slow.py:ro"]
+# Makes the migrations fail, because the first of them creates a table of this name.
+CONFLICTING_TABLE = "CREATE TABLE users (id int)"
+# The option that mounts slow_app.py, for a container that runs `slow_command()`.
+SLOW_APP = f"--volume={Path(__file__).with_name('slow_app.py')}:/app/slow_app.py:ro"
 
 
 def options(**settings: str) -> list[str]:
-    """The `--env` options of `docker run`."""
+    """Return the settings of most tests and the given ones as options of `docker run`."""
     return [f"--env={name}={value}" for name, value in {**SETTINGS, **settings}.items()]
 
 
-def slow_service(*arguments: str) -> tuple[str, ...]:
-    """The command that serves the slow routes too, where the options have SLOW."""
-    return ("gunicorn", "slow:app", "-c", "gunicorn.conf.py", *arguments)
+def slow_command(*arguments: str) -> tuple[str, ...]:
+    """Return the command that serves the slow routes too."""
+    return ("gunicorn", "slow_app:app", "-c", "gunicorn.conf.py", *arguments)
 
 
-def get(container: Container, path: str) -> httpx.Response:
-    return httpx.get(f"http://{container.ip}:8000{path}", timeout=PATIENCE)
+@contextmanager
+def run_service(image: str, *docker_options: str, command: Sequence[str] = (), **settings: str) -> Iterator[Container]:
+    """Run the service, and wait until all of its workers accept requests."""
+    with run_container(image, *options(**settings), *docker_options, command=command) as container:
+        wait_for_workers(container, int({**SETTINGS, **settings}["WEB_CONCURRENCY"]))
+        yield container
 
 
-def ask(background: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
-    """Sends a request to a slow route, and returns when it has arrived there."""
-    answer = background.submit(get, container, path)
-    until(lambda: "slow request" in container.log, "the request has arrived")
-    return answer
+def wait_for_workers(container: Container, number: int) -> None:
+    """Wait until this many workers have started, including those that have exited since."""
+    container.wait_for_log("Application startup complete.", times=number)
 
 
-def targets(container: Container, host: str = "", port: int = 8000) -> list[Target]:
-    """A route that touches nothing and a route that asks the database, at a container or whatever is before it."""
-    url = f"http://{container.ip}:8000"
-    httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE)
-    tokens = httpx.post(f"{url}/auth/login", json=CREDENTIALS, timeout=PATIENCE).json()
-    auth = {"Authorization": f"Bearer {tokens['access_token']}"}
-    address = (host or container.ip, port)
-    return [Target(*address, "/health/live"), Target(*address, "/users/me", auth)]
-
-
-def workers(container: Container) -> int:
-    """How many have started so far."""
+def count_started_workers(container: Container) -> int:
     return container.log.count("Application startup complete.")
 
 
-def events(container: Container, level: str) -> list[str]:
-    """What the log says at a level."""
-    return [line["event"] for line in json_lines(container.log) if line["level"] == level]
+def get(container: Container, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    return httpx.get(f"http://{container.ip}:8000{path}", headers=headers, timeout=PATIENCE)
+
+
+def get_in_background(executor: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
+    """Send a request to a slow route, and return when the application has received it."""
+    response = executor.submit(get, container, path)
+    container.wait_for_log("slow request")
+    return response
+
+
+def log_in(url: str) -> dict[str, str]:
+    """Log in, and return the header that authenticates the user."""
+    response = httpx.post(f"{url}/auth/login", json=CREDENTIALS, timeout=PATIENCE)
+    return {"Authorization": f"Bearer {response.json()['access_token']}"}
+
+
+def make_targets(container: Container, host: str = "", port: int = 8000) -> list[Target]:
+    """Return one request that does not use the database and one that does.
+
+    Args:
+        container: Registers the user of the second request.
+        host: The host to send requests to, by default the container's address.
+        port: The port to send requests to.
+    """
+    url = f"http://{container.ip}:8000"
+    httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE)
+    address = (host or container.ip, port)
+    return [Target(*address, "/health/live"), Target(*address, "/users/me", log_in(url))]

@@ -1,4 +1,4 @@
-"""The service with mistakes in it, to see what the log makes of them; mounted into containers."""
+"""The service with bugs, to be mounted into containers, to test how each of them is logged."""
 
 import asyncio
 import ctypes
@@ -15,29 +15,29 @@ def fail() -> None:
     raise ValueError(f"cannot connect to {SECRET}")
 
 
-class Fails:
+class FailsWhenDeleted:
     def __del__(self) -> None:
         fail()
 
 
-@app.get("/mistakes/{kind}")
-async def mistakes(kind: str) -> None:
-    """Makes a mistake."""
+@app.get("/bugs/{kind}")
+async def bugs(kind: str) -> None:
+    """Behave like a program with a bug of this kind."""
     match kind:
-        case "an error in a route":
+        case "error in a route":
             fail()
-        case "an error in a task":
+        case "error in a task":
             task = asyncio.create_task(asyncio.to_thread(fail))
             await asyncio.wait([task])
-        case "an error in a thread":
+        case "error in a thread":
             thread = threading.Thread(target=fail)
             thread.start()
             thread.join()
-        case "an error in __del__":
-            Fails()
-        case "a warning":
-            warnings.warn(f"no longer use {SECRET}", DeprecationWarning, stacklevel=1)
-        case "a crash in C":
+        case "error in __del__":
+            FailsWhenDeleted()
+        case "warning":
+            warnings.warn(f"deprecated: {SECRET}", DeprecationWarning, stacklevel=1)
+        case "segmentation fault":
             ctypes.string_at(0)
-        case "an exit":
+        case "exit":
             os._exit(7)

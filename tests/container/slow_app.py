@@ -1,4 +1,4 @@
-"""The service with routes that no product should have; mounted into containers, as the image has none of them."""
+"""The service with slow routes, to be mounted into containers."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ log = structlog.stdlib.get_logger("slow")
 
 @app.get("/slow/{seconds}")
 async def slow(seconds: float) -> int:
-    """Takes its time, and lets others work meanwhile."""
+    """Wait without blocking the event loop, and return the worker's process id."""
     log.info("slow request")
     await asyncio.sleep(seconds)
     return os.getpid()
@@ -21,7 +21,7 @@ async def slow(seconds: float) -> int:
 
 @app.get("/stuck/{seconds}")
 async def stuck(seconds: float) -> int:
-    """Holds the event loop, as a real mistake does."""
+    """Block the event loop, as a bug may do."""
     log.info("slow request")
-    time.sleep(seconds)  # noqa: ASYNC251  the mistake
+    time.sleep(seconds)  # noqa: ASYNC251  on purpose
     return os.getpid()

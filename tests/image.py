@@ -1,0 +1,46 @@
+"""The image under test, built once for all processes of a test run, when the first of them needs it.
+
+Its name is passed on in TEST_IMAGE. If that is set, the image of that name is tested, and kept.
+"""
+
+import fcntl
+import os
+import subprocess
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from app import NAME
+from tests.availability import docker_problem
+
+VARIABLE = "TEST_IMAGE"
+DOCKERFILE = Path(__file__).parent.parent / "Dockerfile"
+_named_here = False
+
+
+def start() -> None:
+    """Choose a name that no other test run uses."""
+    global _named_here  # noqa: PLW0603  one per test run
+    if VARIABLE not in os.environ:
+        os.environ[VARIABLE] = f"{NAME}-test:{uuid4().hex}"
+        _named_here = True
+
+
+def stop() -> None:
+    """Remove the image."""
+    if _named_here and not docker_problem():
+        subprocess.run(["docker", "rmi", "--force", os.environ[VARIABLE]], capture_output=True, check=False)
+
+
+def build() -> str:
+    """Build the image unless another process has done so, and return its name."""
+    name = os.environ[VARIABLE]
+    with DOCKERFILE.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if subprocess.run(["docker", "image", "inspect", name], capture_output=True, check=False).returncode:
+            command = ["docker", "build", "--quiet", "--tag", name, str(DOCKERFILE.parent)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+            if result.returncode:
+                pytest.fail(result.stderr, pytrace=False)
+    return name
