@@ -1,0 +1,174 @@
+"""`ReadSession` reads without a transaction, and `WriteSession` is one transaction, committed before the response."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import httpx
+import pytest
+from fastapi import Depends
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.types import Message, Receive, Scope, Send
+
+from app.dependencies import ReadSession, WriteSession
+from app.errors import Conflict
+from app.lifespan import lifespan
+from app.main import create_app
+from app.settings import Settings
+from app.users.models import User
+from tests.conftest import Service, change, serve
+from tests.people import register, sign_up
+
+COUNT = select(func.count()).select_from(User)
+
+
+def make_user(email: str) -> User:
+    return User(email=email, full_name="Ann", password_hash="none")
+
+
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """The application with one database connection."""
+    async with serve(change(settings, database_pool_size=1, database_pool_timeout=60)) as service:
+        yield service
+
+
+async def test_write_is_committed_before_the_response_starts(settings: Settings) -> None:
+    app = create_app(settings)
+    stored: list[object] = []
+    async with lifespan(app) as state:
+
+        async def count_before_response(scope: Scope, receive: Receive, send: Send) -> None:
+            async def count_and_send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    stored.extend(await state["fast_reader"].fetch_one(COUNT) or [None])
+                await send(message)
+
+            await app({**scope, "state": {**state}}, receive, count_and_send)
+
+        transport = httpx.ASGITransport(count_before_response)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await register(client)
+            await register(client, "bob@example.com")
+
+    assert stored == [1, 2]
+
+
+async def test_failed_update_is_rolled_back(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    ann = await sign_up(client)
+    await register(client, "bob@example.com")
+
+    taken = await client.patch("/users/me", headers=ann.auth, json={"full_name": "A", "email": "bob@example.com"})
+
+    assert taken.status_code == 400
+    assert await session.scalar(select(User.full_name).where(User.id == ann.id)) == "Ann"
+
+
+@pytest.mark.parametrize(("error", "status"), [(Conflict(), 409), (RuntimeError("a bug"), 500)])
+async def test_exception_after_writes_rolls_all_of_them_back(service: Service, error: Exception, status: int) -> None:
+    @service.app.post("/test")
+    async def read_write_and_fail(read: ReadSession, write: WriteSession) -> None:
+        await read.scalar(COUNT)
+        for email in ("ann@example.com", "bob@example.com"):
+            write.add(make_user(email))
+            await write.flush()
+        raise error
+
+    response = await service.client.post("/test")
+
+    assert response.status_code == status
+    assert await service.state["fast_reader"].fetch_one(COUNT) == (0,)
+
+
+async def test_read_session_holds_no_lock_between_statements(settings: Settings) -> None:
+    """On SQLite a transaction begins with the write lock, so the other request would have to wait for this one."""
+    has_read, may_end = asyncio.Event(), asyncio.Event()
+    async with serve(change(settings, database_statement_timeout=1)) as service:
+
+        @service.app.get("/test")
+        async def read_twice(session: ReadSession) -> list[int | None]:
+            before = await session.scalar(COUNT)
+            has_read.set()
+            await may_end.wait()
+            return [before, await session.scalar(COUNT)]
+
+        reading = asyncio.create_task(service.client.get("/test"))
+        async with asyncio.timeout(60):
+            await has_read.wait()
+        registered = await register(service.client)
+        may_end.set()
+        read = await reading
+
+    assert registered.status_code == 201
+    assert read.json() == [0, 1]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_read_session_is_idle_but_not_in_a_transaction(service: Service) -> None:
+    @service.app.get("/test")
+    async def read_state(session: ReadSession) -> str | None:
+        pid = await session.scalar(text("SELECT pg_backend_pid()"))
+        async with service.state["probe_engine"].connect() as connection:
+            state = text("SELECT state FROM pg_stat_activity WHERE pid = :pid")
+            found: str | None = await connection.scalar(state, {"pid": pid})
+            return found
+
+    assert (await service.client.get("/test")).json() == "idle"
+
+
+async def read_first(session: ReadSession) -> int | None:
+    return await session.scalar(COUNT)
+
+
+async def test_request_with_both_sessions_needs_one_connection(service: Service) -> None:
+    """If each request held one connection and waited for another, all of them would end with 503."""
+
+    @service.app.post("/test/{number}")
+    async def read_and_write(
+        number: int, count: Annotated[int, Depends(read_first)], read: ReadSession, write: WriteSession
+    ) -> bool:
+        users = (await read.scalars(select(User))).all()
+        write.add(make_user(f"{number}@example.com"))
+        await write.flush()
+        return len(users) >= count and read is write
+
+    async with asyncio.timeout(60):
+        responses = await asyncio.gather(*(service.client.post(f"/test/{number}") for number in range(20)))
+
+    assert [(response.status_code, response.json()) for response in responses] == [(200, True)] * 20
+    assert await service.state["fast_reader"].fetch_one(COUNT) == (20,)
+
+
+async def test_concurrent_requests_of_every_kind_share_one_connection(service: Service) -> None:
+    """Among them are requests that read the current user with `FastReader` and then write."""
+    ann = await sign_up(service.client)
+
+    async with asyncio.timeout(60):
+        responses = await asyncio.gather(
+            *(
+                request
+                for number in range(10)
+                for request in (
+                    service.client.get("/users/me", headers=ann.auth),
+                    service.client.patch("/users/me", headers=ann.auth, json={"full_name": f"Ann {number}"}),
+                    register(service.client, f"{number}@example.com"),
+                )
+            )
+        )
+
+    assert [response.status_code for response in responses] == [200, 200, 201] * 10
+
+
+async def test_object_from_a_read_can_be_changed_and_returned(service: Service) -> None:
+    @service.app.post("/test")
+    async def rename(read: ReadSession, write: WriteSession) -> str:
+        user = (await read.scalars(select(User))).one()
+        user.full_name = "Anna"
+        await write.commit()
+        return user.full_name
+
+    await register(service.client)
+
+    assert (await service.client.post("/test")).json() == "Anna"
+    assert await service.state["fast_reader"].fetch_one(select(User.full_name)) == ("Anna",)
