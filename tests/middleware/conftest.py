@@ -1,4 +1,4 @@
-"""A real server around a small application, for what only shows on a connection."""
+"""A Uvicorn server for tests that need a real connection."""
 
 import asyncio
 import socket
@@ -26,5 +26,5 @@ async def _serve(app: ASGIApp) -> AsyncIterator[tuple[str, int]]:
 
 @pytest.fixture
 def uvicorn() -> Serve:
-    """Serves an application as an asynchronous context, which gives the address."""
+    """Return an asynchronous context manager that serves an application and yields its host and port."""
     return _serve

@@ -1,4 +1,4 @@
-"""No route sees a body over the limit, however it is sent."""
+"""MAX_BODY_SIZE: larger bodies are rejected before any route runs."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.people import PASSWORD, log_in
 
 LIMIT = 1000
 JSON = {"Content-Type": "application/json"}
-TOO_LARGE = {"error": "The body is too large", "type": "payload_too_large"}
+PAYLOAD_TOO_LARGE = {"error": "The body is too large", "type": "payload_too_large"}
 
 
 @pytest.fixture
@@ -27,52 +27,54 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 
 def registration(size: int) -> bytes:
-    """A registration that blanks bring to a size in bytes."""
+    """Return the body of a registration, padded with spaces to a size in bytes."""
     data = {"email": "ann@example.com", "password": PASSWORD, "full_name": "Ann"}
     return json.dumps(data).encode().ljust(size)
 
 
-async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), 100):
         yield body[start : start + 100]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_body_up_to_the_limit_is_taken(client: httpx.AsyncClient, streamed: bool) -> None:
+async def test_body_at_limit_is_accepted(client: httpx.AsyncClient, streamed: bool) -> None:
     body = registration(LIMIT)
 
-    response = await client.post("/users/", content=in_pieces(body) if streamed else body, headers=JSON)
+    response = await client.post("/users/", content=in_chunks(body) if streamed else body, headers=JSON)
 
     assert response.status_code == 201
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_one_byte_more_is_refused_and_nothing_is_done(client: httpx.AsyncClient, streamed: bool) -> None:
+async def test_body_over_limit_returns_413_and_has_no_effect(client: httpx.AsyncClient, streamed: bool) -> None:
     body = registration(LIMIT + 1)
 
-    response = await client.post("/users/", content=in_pieces(body) if streamed else body, headers=JSON)
+    response = await client.post("/users/", content=in_chunks(body) if streamed else body, headers=JSON)
 
-    assert (response.status_code, response.json()) == (413, TOO_LARGE)
+    assert (response.status_code, response.json()) == (413, PAYLOAD_TOO_LARGE)
     assert response.headers["connection"] == "close"
     assert (await log_in(client)).status_code == 401
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("path", ["/bodiless", "/docs", "/nowhere", "/users/me", "/health"])
-async def test_it_is_refused_where_no_route_would_read_it(service: Service, path: str, streamed: bool) -> None:
+async def test_body_over_limit_returns_413_on_routes_that_read_no_body(
+    service: Service, path: str, streamed: bool
+) -> None:
     @service.app.get("/bodiless")
     async def bodiless() -> None:
-        raise AssertionError("the route runs")
+        raise AssertionError("the route must not run")
 
     body = b" " * (LIMIT + 1)
 
-    response = await service.client.request("GET", path, content=in_pieces(body) if streamed else body)
+    response = await service.client.request("GET", path, content=in_chunks(body) if streamed else body)
 
-    assert (response.status_code, response.json()) == (413, TOO_LARGE)
+    assert (response.status_code, response.json()) == (413, PAYLOAD_TOO_LARGE)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with what comes in, and is not to be called with more than the limit."""
+    """Respond with the request's body. It must not be called with a body over the limit."""
     assert scope["type"] == "http"
     body, more = b"", True
     while more:
@@ -90,25 +92,23 @@ limited_echo = BodyLimitMiddleware(echo, max_size=LIMIT)
 @pytest.mark.parametrize(
     "head",
     [b"Content-Length: 10000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n989680\r\n"],
-    ids=["length", "chunk"],
+    ids=["content length", "chunked"],
 )
-async def test_a_client_that_goes_on_sending_gets_the_whole_answer_and_then_the_end(
-    uvicorn: Serve, head: bytes
-) -> None:
+async def test_client_still_sending_receives_complete_413(uvicorn: Serve, head: bytes) -> None:
     async with uvicorn(limited_echo) as address:
         reader, writer = await asyncio.open_connection(*address)
 
         writer.write(b"POST / HTTP/1.1\r\nHost: test\r\n" + head + b" " * 9_000_000)
         await writer.drain()
-        answer = await reader.read()
+        response = await reader.read()
         writer.close()
 
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"connection: close\r\n" in answer
-    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == TOO_LARGE
+    assert response.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close\r\n" in response
+    assert json.loads(response.partition(b"\r\n\r\n")[2]) == PAYLOAD_TOO_LARGE
 
 
-async def test_a_client_that_asks_first_is_not_invited_to_send(uvicorn: Serve) -> None:
+async def test_expect_100_continue_over_limit_returns_413_without_continue(uvicorn: Serve) -> None:
     async with uvicorn(limited_echo) as address:
         reader, writer = await asyncio.open_connection(*address)
 
@@ -123,32 +123,32 @@ async def test_a_client_that_asks_first_is_not_invited_to_send(uvicorn: Serve) -
     "length",
     ["abc", "-1", "+1", "1_0", "1 1", "", "99999999999999999999999", "1\r\nContent-Length: 2"],
 )
-async def test_the_server_refuses_a_length_that_is_none(uvicorn: Serve, length: str) -> None:
+async def test_server_rejects_invalid_content_length(uvicorn: Serve, length: str) -> None:
     async with uvicorn(limited_echo) as address:
         reader, writer = await asyncio.open_connection(*address)
 
         writer.write(f"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n".encode())
-        answer = await reader.read()
+        response = await reader.read()
         writer.close()
 
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert response.startswith(b"HTTP/1.1 400 ")
 
 
-async def test_a_connection_goes_on_after_a_streamed_body(uvicorn: Serve) -> None:
+async def test_connection_is_reused_after_chunked_body(uvicorn: Serve) -> None:
     async with (
         uvicorn(limited_echo) as address,
         httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}") as client,
     ):
-        answers = [await client.post("/", content=in_pieces(b"x" * size)) for size in (0, 1, LIMIT)]
+        responses = [await client.post("/", content=in_chunks(b"x" * size)) for size in (0, 1, LIMIT)]
 
-    assert [len(answer.content) for answer in answers] == [0, 1, LIMIT]
+    assert [len(response.content) for response in responses] == [0, 1, LIMIT]
 
 
-async def test_a_client_that_leaves_in_the_middle_is_noticed() -> None:
-    came: list[Message] = []
+async def test_application_sees_disconnect_during_chunked_body() -> None:
+    received: list[Message] = []
 
     async def app(_: Scope, receive: Receive, __: Send) -> None:
-        came.extend([await receive(), await receive()])
+        received.extend([await receive(), await receive()])
 
     messages: list[Message] = [
         {"type": "http.request", "body": b"half", "more_body": True},
@@ -160,9 +160,9 @@ async def test_a_client_that_leaves_in_the_middle_is_noticed() -> None:
         return messages.pop(0)
 
     async def send(_: Message) -> None:
-        raise AssertionError("nobody is there to be answered")
+        raise AssertionError("the client has disconnected")
 
     scope: Scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
     await BodyLimitMiddleware(app, max_size=LIMIT)(scope, receive, send)
 
-    assert [message["type"] for message in came] == ["http.disconnect", "http.disconnect"]
+    assert [message["type"] for message in received] == ["http.disconnect", "http.disconnect"]

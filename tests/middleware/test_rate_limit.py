@@ -1,7 +1,8 @@
-"""A client's address may make so many requests in a time, and is told in each response how many are left."""
+"""Rate limits per client IP address and per account, and their headers."""
 
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -14,7 +15,7 @@ from app.settings import Settings
 from tests.conftest import Service, change, serve
 from tests.people import log_in, register
 
-LIMITED = {"error": "Too many requests, try again later", "type": "rate_limited"}
+RATE_LIMITED = {"error": "Too many requests, try again later", "type": "rate_limited"}
 PROXY = "127.0.0.1"
 
 
@@ -25,6 +26,8 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 
 def with_state(service: Service) -> ASGIApp:
+    """Return the application with the lifespan's state in each request."""
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await service.app({**scope, "state": {**service.state}}, receive, send)
 
@@ -32,11 +35,22 @@ def with_state(service: Service) -> ASGIApp:
 
 
 def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
-    """Somebody who connects from an address."""
+    """Return a client that connects from an IP address."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url="http://test")
 
 
-async def test_what_is_left_is_said_until_nothing_is(client: httpx.AsyncClient) -> None:
+def client_behind_proxy(host: str, service: Service) -> httpx.AsyncClient:
+    """Return a client that connects from an IP address to a server that trusts the X-Forwarded-For of PROXY."""
+    app: Any = ProxyHeadersMiddleware(with_state(service), trusted_hosts=[PROXY])  # type: ignore[arg-type]  # Uvicorn has its own types for ASGI
+    return client_at(host, app)
+
+
+def remaining(response: httpx.Response) -> int:
+    """Return the remaining quota from the RateLimit header."""
+    return int(response.headers["ratelimit"].split(";")[1].removeprefix("r="))
+
+
+async def test_remaining_quota_is_in_headers_until_429(client: httpx.AsyncClient) -> None:
     responses = [await client.get(path) for path in ("/users/me", "/nowhere", "/auth/login", "/users/me")]
 
     assert [response.status_code for response in responses] == [401, 404, 405, 429]
@@ -44,7 +58,7 @@ async def test_what_is_left_is_said_until_nothing_is(client: httpx.AsyncClient) 
         assert response.headers["ratelimit-policy"] == '"default";q=3;w=60'
         assert re.fullmatch(rf'"default";r={left};t=([1-9]|[1-5]\d|60)', response.headers["ratelimit"])
     assert ["retry-after" in response.headers for response in responses] == [False, False, False, True]
-    assert responses[-1].json() == LIMITED
+    assert responses[-1].json() == RATE_LIMITED
     assert responses[-1].headers["ratelimit"].endswith(f";t={responses[-1].headers['retry-after']}")
     assert responses[-1].headers["x-request-id"]
 
@@ -52,7 +66,7 @@ async def test_what_is_left_is_said_until_nothing_is(client: httpx.AsyncClient) 
 @pytest.mark.parametrize(
     "path", ["/health", "/health/live", "/health/ready", "/docs", "/docs/swagger-ui.css", "/redoc"]
 )
-async def test_probes_and_documentation_are_not_counted(client: httpx.AsyncClient, path: str) -> None:
+async def test_health_checks_and_docs_are_exempt(client: httpx.AsyncClient, path: str) -> None:
     responses = [await client.get(path) for _ in range(4)]
 
     for response in responses:
@@ -61,20 +75,20 @@ async def test_probes_and_documentation_are_not_counted(client: httpx.AsyncClien
     assert (await client.get("/healthy")).headers["ratelimit"]
 
 
-async def test_nothing_of_the_body_is_read_before_the_refusal(client: httpx.AsyncClient) -> None:
-    was_read = []
+async def test_429_is_sent_before_body_is_read(client: httpx.AsyncClient) -> None:
+    reads = []
 
     async def body() -> AsyncIterator[bytes]:
-        was_read.append(True)
+        reads.append(True)
         yield b"{}"
 
     responses = [await client.patch("/users/me", content=body()) for _ in range(4)]
 
     assert [response.status_code for response in responses] == [401, 401, 401, 429]
-    assert len(was_read) == 3
+    assert len(reads) == 3
 
 
-async def test_logins_from_one_address_have_a_tighter_limit(settings: Settings) -> None:
+async def test_logins_per_address_have_own_limit(settings: Settings) -> None:
     async with serve(change(settings, rate_limit_login="2/minute")) as service:
         responses = [await log_in(service.client, email) for email in ("a@x.org", "b@x.org", "c@x.org")]
         other = await service.client.get("/users/me")
@@ -84,8 +98,8 @@ async def test_logins_from_one_address_have_a_tighter_limit(settings: Settings) 
     assert other.headers["ratelimit-policy"].startswith('"default"')
 
 
-async def test_a_path_that_is_taken_for_another_has_its_limit(settings: Settings) -> None:
-    """The router takes a line feed at the end of a path for nothing."""
+async def test_path_with_trailing_line_feed_has_same_limit(settings: Settings) -> None:
+    """Starlette's routes also match a path that ends with a line feed."""
     async with serve(change(settings, rate_limit_login="1/minute", rate_limit_register="1/minute")) as service:
         responses = [await service.client.post(path) for path in ("/auth/login", "/auth/login%0A")]
         responses += [await service.client.post(path) for path in ("/users/", "/users/%0A")]
@@ -93,7 +107,7 @@ async def test_a_path_that_is_taken_for_another_has_its_limit(settings: Settings
     assert [response.status_code for response in responses] == [422, 429, 422, 429]
 
 
-async def test_registrations_from_one_address_have_a_tighter_limit(settings: Settings) -> None:
+async def test_registrations_per_address_have_own_limit(settings: Settings) -> None:
     async with serve(change(settings, rate_limit_register="1/minute")) as service:
         responses = [await register(service.client, email) for email in ("a@x.org", "b@x.org")]
 
@@ -101,10 +115,10 @@ async def test_registrations_from_one_address_have_a_tighter_limit(settings: Set
     assert responses[0].headers["ratelimit-policy"] == '"register";q=1;w=60'
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_one_account_may_be_tried_only_so_often_from_wherever(settings: Settings, known: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False], ids=["existing account", "unknown account"])
+async def test_logins_to_one_account_from_many_addresses_are_limited(settings: Settings, exists: bool) -> None:
     async with serve(change(settings, rate_limit_login="2/minute")) as service:
-        if known:
+        if exists:
             await register(service.client)
         responses = []
         for number, email in enumerate(["ann@example.com", "Ann@Example.com", "ANN@example.com"]):
@@ -114,7 +128,7 @@ async def test_one_account_may_be_tried_only_so_often_from_wherever(settings: Se
             other_account = await log_in(client, "bob@example.com")
 
     assert [response.status_code for response in responses] == [401, 401, 429]
-    assert responses[2].json() == LIMITED
+    assert responses[2].json() == RATE_LIMITED
     assert responses[2].headers["ratelimit-policy"] == '"account";q=2;w=60'
     assert responses[2].headers["ratelimit"].startswith('"account";r=0;t=')
     assert responses[2].headers["retry-after"]
@@ -122,7 +136,7 @@ async def test_one_account_may_be_tried_only_so_often_from_wherever(settings: Se
 
 
 @pytest.mark.parametrize(
-    ("host", "other", "same"),
+    ("first", "second", "is_same"),
     [
         ("192.0.2.1", "192.0.2.1", True),
         ("192.0.2.1", "192.0.2.2", False),
@@ -135,15 +149,17 @@ async def test_one_account_may_be_tried_only_so_often_from_wherever(settings: Se
         ("no:address", "no:other", False),
     ],
 )
-async def test_who_is_one_client(service: Service, host: str, other: str, same: bool) -> None:
+async def test_client_is_identified_by_ipv4_address_or_ipv6_network(
+    service: Service, first: str, second: str, is_same: bool
+) -> None:
     app = with_state(service)
-    async with client_at(host, app) as one, client_at(other, app) as two:
+    async with client_at(first, app) as one, client_at(second, app) as two:
         responses = [await one.get("/users/me"), await two.get("/users/me")]
 
-    assert [response.headers["ratelimit"].split(";")[1] for response in responses] == ["r=2", "r=1" if same else "r=2"]
+    assert [remaining(response) for response in responses] == [2, 1 if is_same else 2]
 
 
-async def test_a_server_on_a_unix_socket_knows_no_address(service: Service) -> None:
+async def test_clients_without_address_share_a_limit(service: Service) -> None:
     async def without_client(scope: Scope, receive: Receive, send: Send) -> None:
         await with_state(service)({**scope, "client": None}, receive, send)
 
@@ -154,45 +170,49 @@ async def test_a_server_on_a_unix_socket_knows_no_address(service: Service) -> N
 
 
 @pytest.mark.parametrize("host", [PROXY, "192.0.2.66"])
-async def test_nobody_gets_a_count_of_their_own_by_lying_about_their_address(service: Service, host: str) -> None:
-    """Uvicorn believes the proxy for the last address that is none of a proxy, and others not at all."""
-    behind_proxy = ProxyHeadersMiddleware(with_state(service), trusted_hosts=[PROXY])  # type: ignore[arg-type]  # one ASGI, two typings
-    async with client_at(host, behind_proxy) as client:  # type: ignore[arg-type]
-        for lie in ("198.51.100.1", "198.51.100.2"):
-            response = await client.get("/users/me", headers={"X-Forwarded-For": f"{lie}, 203.0.113.7"})
+async def test_forged_x_forwarded_for_does_not_evade_limit(service: Service, host: str) -> None:
+    """Uvicorn takes the last address that is not a trusted proxy, and only from a trusted proxy."""
+    async with client_behind_proxy(host, service) as client:
+        for forged in ("198.51.100.1", "198.51.100.2"):
+            response = await client.get("/users/me", headers={"X-Forwarded-For": f"{forged}, 203.0.113.7"})
 
-    assert response.headers["ratelimit"].split(";")[1] == "r=1"
+    assert remaining(response) == 1
 
 
-async def test_clients_behind_a_trusted_proxy_are_told_apart(service: Service) -> None:
-    behind_proxy = ProxyHeadersMiddleware(with_state(service), trusted_hosts=[PROXY])  # type: ignore[arg-type]
-    async with client_at(PROXY, behind_proxy) as client:  # type: ignore[arg-type]
+async def test_clients_behind_trusted_proxy_have_separate_limits(service: Service) -> None:
+    async with client_behind_proxy(PROXY, service) as client:
         for address in ("198.51.100.1", "198.51.100.2"):
             response = await client.get("/users/me", headers={"X-Forwarded-For": address})
 
-    assert response.headers["ratelimit"].split(";")[1] == "r=2"
+    assert remaining(response) == 2
 
 
-async def test_redis_counts_where_it_is_configured(settings: Settings, redis_url: str) -> None:
+async def test_redis_counts_for_all_processes(settings: Settings, redis_url: str) -> None:
     with_redis = change(settings, rate_limit="3/minute", redis_url=redis_url, secret_key=uuid4().hex)
     async with serve(with_redis) as one, serve(with_redis) as two:
         responses = [await service.client.get("/users/me") for service in (one, two)]
 
-    assert [response.headers["ratelimit"].split(";")[1] for response in responses] == ["r=2", "r=1"]
+    assert [remaining(response) for response in responses] == [2, 1]
 
 
-async def test_redis_unavailable_requests_are_counted_in_the_process(settings: Settings) -> None:
-    async with serve(change(settings, rate_limit="1/minute", redis_url="redis://127.0.0.1:1")) as service:
+async def test_redis_unavailable_counts_in_process(settings: Settings) -> None:
+    limits = {"rate_limit": "1/minute", "rate_limit_login": "1/minute"}
+    async with serve(change(settings, **limits, redis_url="redis://127.0.0.1:1")) as service:
         responses = [await service.client.get("/users/me") for _ in range(2)]
+        responses.append(await log_in(service.client))
+        async with client_at("10.0.0.1", with_state(service)) as other_address:
+            responses.append(await log_in(other_address))
 
-    assert [response.status_code for response in responses] == [401, 429]
+    assert [response.status_code for response in responses] == [401, 429, 401, 429]
+    policies = [response.headers["ratelimit-policy"].partition(";")[0] for response in responses]
+    assert policies == ['"default"', '"default"', '"login"', '"account"']
 
 
-async def test_a_preflight_is_not_counted_and_a_page_may_read_a_refusal(settings: Settings) -> None:
+async def test_preflights_are_exempt_and_429_has_cors_headers(settings: Settings) -> None:
     origin = "https://app.example"
     async with serve(change(settings, cors_origins=[origin], rate_limit="1/minute")) as service:
-        asking = {"Origin": origin, "Access-Control-Request-Method": "GET"}
-        preflights = [await service.client.options("/users/me", headers=asking) for _ in range(2)]
+        preflight = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+        preflights = [await service.client.options("/users/me", headers=preflight) for _ in range(2)]
         responses = [await service.client.get("/users/me", headers={"Origin": origin}) for _ in range(2)]
 
     assert [response.status_code for response in (*preflights, *responses)] == [200, 200, 401, 429]
@@ -201,7 +221,7 @@ async def test_a_preflight_is_not_counted_and_a_page_may_read_a_refusal(settings
     assert {"RateLimit", "RateLimit-Policy", "Retry-After"} <= set(exposed)
 
 
-async def test_what_has_a_limit_of_its_own_exists(service: Service) -> None:
+async def test_routes_with_own_limit_exist(service: Service) -> None:
     operations = {(method, path) for path, methods in service.app.openapi()["paths"].items() for method in methods}
 
     assert {(method.lower(), path) for method, path in LIMITS} <= operations

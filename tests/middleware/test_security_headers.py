@@ -1,4 +1,4 @@
-"""Every response tells browsers what not to do with it."""
+"""Security headers on every response."""
 
 import re
 from base64 import b64encode
@@ -12,7 +12,7 @@ from app.settings import Settings
 from tests.conftest import Service, change, serve
 from tests.people import log_in, sign_up
 
-STRICT = {
+STRICT_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -21,17 +21,17 @@ STRICT = {
 }
 
 
-async def test_what_is_personal_or_secret_is_stored_nowhere(client: httpx.AsyncClient) -> None:
+async def test_responses_have_strict_headers(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     responses = [await log_in(client), await client.get("/users/me", headers=ann.auth)]
 
     for response in responses:
         assert response.status_code == 200
-        assert response.headers.items() >= STRICT.items()
+        assert response.headers.items() >= STRICT_HEADERS.items()
 
 
-async def test_errors_of_every_layer_have_the_headers(settings: Settings) -> None:
+async def test_errors_of_every_layer_have_strict_headers(settings: Settings) -> None:
     async with serve(change(settings, max_body_size=10)) as service:
 
         @service.app.get("/crash")
@@ -45,11 +45,11 @@ async def test_errors_of_every_layer_have_the_headers(settings: Settings) -> Non
     assert {path: response.status_code for path, response in responses.items()} == requests
     assert too_large.status_code == 413
     for response in (*responses.values(), too_large):
-        assert response.headers.items() >= STRICT.items()
+        assert response.headers.items() >= STRICT_HEADERS.items()
         assert "server" not in response.headers
 
 
-async def test_a_route_may_say_that_its_responses_can_be_kept(service: Service) -> None:
+async def test_route_can_set_cache_control(service: Service) -> None:
     @service.app.get("/news")
     async def news(response: Response) -> None:
         response.headers["Cache-Control"] = "max-age=60"
@@ -62,18 +62,18 @@ async def test_a_route_may_say_that_its_responses_can_be_kept(service: Service) 
 @pytest.mark.parametrize("environment", ["production", "test"])
 @pytest.mark.parametrize("scheme", ["https", "http"])
 @pytest.mark.parametrize("path", ["/health", "/docs"])
-async def test_only_in_production_https_is_for_good(
+async def test_hsts_is_sent_only_in_production_over_https(
     settings: Settings, environment: str, scheme: str, path: str
 ) -> None:
     async with serve(settings.model_copy(update={"environment": environment})) as service:
         response = await service.client.get(f"{scheme}://test{path}")
 
-    told = response.headers.get("strict-transport-security")
-    assert told == ("max-age=63072000" if (environment, scheme) == ("production", "https") else None)
+    hsts = response.headers.get("strict-transport-security")
+    assert hsts == ("max-age=63072000" if (environment, scheme) == ("production", "https") else None)
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-async def test_a_docs_page_may_run_its_own_scripts_and_no_other(client: httpx.AsyncClient, path: str) -> None:
+async def test_docs_policy_allows_only_own_scripts(client: httpx.AsyncClient, path: str) -> None:
     page = await client.get(path)
 
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
@@ -88,14 +88,14 @@ async def test_a_docs_page_may_run_its_own_scripts_and_no_other(client: httpx.As
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/docs/swagger-ui.css"])
-async def test_the_docs_may_be_cached(client: httpx.AsyncClient, path: str) -> None:
+async def test_docs_are_cacheable(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
 
     assert response.status_code == 200
     assert "cache-control" not in response.headers
 
 
-async def test_the_rules_hold_under_a_prefix(service: Service) -> None:
+async def test_docs_policy_applies_under_root_path(service: Service) -> None:
     transport = httpx.ASGITransport(service.app, root_path="/api")
     async with httpx.AsyncClient(transport=transport, base_url="http://test/api") as client:
         page = await client.get("/docs")

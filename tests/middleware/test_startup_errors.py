@@ -1,4 +1,4 @@
-"""A start that fails for a reason is reported by that reason, and any other by its traceback."""
+"""Failed startups: a StartupError is reported in one line, any other exception by its traceback."""
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -7,7 +7,7 @@ from app.errors import StartupError
 from app.middleware.startup_errors import StartupErrorMiddleware
 
 
-class Fails:
+class FailingLifespan:
     """An application whose lifespan fails as Starlette's does."""
 
     def __init__(self, error: Exception, *, reports: bool) -> None:
@@ -21,29 +21,31 @@ class Fails:
 
 
 async def receive() -> Message:
-    raise AssertionError("nothing is read")
+    raise AssertionError("no message may be read")
 
 
-async def test_a_reason_takes_the_place_of_the_traceback() -> None:
+async def test_startup_error_replaces_traceback() -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = StartupErrorMiddleware(Fails(StartupError("No database"), reports=True))
+    app = StartupErrorMiddleware(FailingLifespan(StartupError("No database"), reports=True))
     await app({"type": "lifespan"}, receive, send)
 
     assert sent == [{"type": "lifespan.startup.failed", "message": "No database"}]
 
 
 @pytest.mark.parametrize("reports", [True, False])
-async def test_any_other_failure_is_left_as_it_is(reports: bool) -> None:
+async def test_other_exception_is_passed_through(reports: bool) -> None:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     with pytest.raises(RuntimeError, match="boom"):
-        await StartupErrorMiddleware(Fails(RuntimeError("boom"), reports=reports))({"type": "lifespan"}, receive, send)
+        await StartupErrorMiddleware(FailingLifespan(RuntimeError("boom"), reports=reports))(
+            {"type": "lifespan"}, receive, send
+        )
 
     assert sent == ([{"type": "lifespan.startup.failed", "message": "Traceback …"}] if reports else [])

@@ -1,4 +1,4 @@
-"""What nobody foresaw is logged, and answered if that is still possible."""
+"""Unhandled exceptions and cancelled requests."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,8 +12,8 @@ from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from tests.conftest import Service
 
 
-async def test_a_failure_in_the_middle_of_a_response_ends_it(logs: list[structlog.typing.EventDict]) -> None:
-    async def half(_: Scope, __: Receive, send: Send) -> None:
+async def test_exception_during_response_is_logged_and_truncates_it(logs: list[structlog.typing.EventDict]) -> None:
+    async def respond_half(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise RuntimeError("boom")
@@ -24,26 +24,26 @@ async def test_a_failure_in_the_middle_of_a_response_ends_it(logs: list[structlo
         sent.append(message)
 
     async def receive() -> Message:
-        raise AssertionError("nothing is read")
+        raise AssertionError("no message may be read")
 
-    await UnhandledErrorMiddleware(half)({"type": "http"}, receive, send)
+    await UnhandledErrorMiddleware(respond_half)({"type": "http"}, receive, send)
 
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert [entry["event"] for entry in logs] == ["unhandled exception"]
 
 
-async def test_a_request_that_the_ending_server_cancels_is_answered(
+async def test_request_cancelled_at_shutdown_returns_503(
     service: Service, logs: list[structlog.typing.EventDict]
 ) -> None:
-    has_begun = asyncio.Event()
+    has_started = asyncio.Event()
 
     @service.app.get("/forever")
     async def forever() -> None:
-        has_begun.set()
+        has_started.set()
         await asyncio.Event().wait()
 
     request = asyncio.create_task(service.client.get("/forever"))
-    await has_begun.wait()
+    await has_started.wait()
     request.cancel()
     response = await request
 
@@ -53,14 +53,14 @@ async def test_a_request_that_the_ending_server_cancels_is_answered(
     assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 503)]
 
 
-async def test_a_response_that_the_ending_server_cancels_stays_unfinished(
+async def test_response_cancelled_at_shutdown_is_truncated(
     service: Service, logs: list[structlog.typing.EventDict]
 ) -> None:
-    has_begun = asyncio.Event()
+    has_started = asyncio.Event()
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b"half"
-        has_begun.set()
+        has_started.set()
         await asyncio.Event().wait()
 
     @service.app.get("/forever")
@@ -68,9 +68,9 @@ async def test_a_response_that_the_ending_server_cancels_stays_unfinished(
         return StreamingResponse(chunks())
 
     request = asyncio.create_task(service.client.get("/forever"))
-    await has_begun.wait()
+    await has_started.wait()
     request.cancel()
-    with pytest.raises(AssertionError):  # of httpx's transport, about the missing end
+    with pytest.raises(AssertionError):  # from httpx's transport, because the response is incomplete
         await request
 
     assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 200)]
