@@ -9,50 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
-from redis.asyncio.connection import parse_url
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+
+from app.urls import check_redis_url, parse_database_url
 
 # RFC 7518, section 3.2: a key for HS256 is at least as long as its output, 32 bytes.
 SECRET_KEY_BYTES = 32
 # The value in .env.example and docker-compose.yml; refused in production.
 EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
-# asyncpg gets the URL of PostgreSQL itself, and SQLAlchemy that of SQLite.
-DATABASE_SCHEMES = {
-    "postgres": "postgresql",
-    "postgresql": "postgresql",
-    "postgresql+asyncpg": "postgresql",
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
-}
-
-
-def _parse_database_url(value: SecretStr) -> SecretStr:
-    """Accept the forms in which hosting providers write a URL."""
-    try:
-        url = make_url(value.get_secret_value())
-    except (ArgumentError, ValueError):
-        raise ValueError("is not a database URL") from None
-    if url.drivername not in DATABASE_SCHEMES:
-        raise ValueError("must begin with postgresql:// or sqlite://")
-    url = url.set(drivername=DATABASE_SCHEMES[url.drivername])
-    if url.drivername == "sqlite+aiosqlite" and url.database in {None, "", ":memory:"}:
-        raise ValueError(
-            "must name a file, such as sqlite:///app.db"
-        )  # in memory, each connection has its own database
-    # asyncpg does not know these two parameters of libpq. It negotiates the first, the second is a setting of its own.
-    url = url.difference_update_query(["channel_binding", "connect_timeout"])
-    if url.query.keys() - {"host", "port", "sslmode"}:
-        raise ValueError("takes only sslmode, host and port after the ?")
-    return SecretStr(url.render_as_string(hide_password=False))
-
-
-def _check_redis_url(value: SecretStr) -> SecretStr:
-    try:
-        parse_url(value.get_secret_value())
-    except ValueError:  # its message quotes the URL
-        raise ValueError("must be like redis://host:6379, rediss:// for TLS, or unix:///path") from None
-    return value
 
 
 def _check_secret_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
@@ -95,8 +58,8 @@ def _lower(value: object) -> object:
 
 
 CommaSeparated = (NoDecode, BeforeValidator(_split))
-DatabaseURL = Annotated[SecretStr, AfterValidator(_parse_database_url)]
-RedisURL = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+DatabaseURL = Annotated[SecretStr, AfterValidator(parse_database_url)]
+RedisURL = Annotated[SecretStr, AfterValidator(check_redis_url)]
 SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
 Network = Annotated[str, AfterValidator(_check_network)]
 Host = Annotated[

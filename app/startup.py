@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from alembic.util import CommandError as MigrationError
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from app.database import DATABASE_ERRORS, create_engine, database_name
 from app.errors import StartupError
@@ -49,7 +49,7 @@ def create_sqlite_file(settings: Settings) -> None:
     Raises:
         StartupError: They cannot be created.
     """
-    file = Path(make_url(settings.database_url.get_secret_value()).database or "")
+    file = Path(database_name(settings))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         sqlite3.connect(file).close()

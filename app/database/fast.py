@@ -20,7 +20,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from app.database.engine import autocommit
 from app.database.errors import DatabaseUnreachable
+from app.database.postgresql import needs_cancel
 from app.settings import Settings
+
+# Seconds that a pooler may take to cancel a statement.
+CANCEL_SECONDS = 1.0
 
 Query = Select[*tuple[Any, ...]]
 Row = Iterable[Any]
@@ -95,6 +99,8 @@ class FastReader:
         except BaseException as error:
             is_lost = driver_connection.is_closed() or isinstance(error, OSError)
             # The statement may still run, so the connection cannot be used again.
+            if needs_cancel(connection, error):
+                await driver_connection.close(timeout=CANCEL_SECONDS)
             driver_connection.terminate()
             connection.invalidate(error)
             if is_lost and isinstance(error, Exception):
