@@ -4,12 +4,12 @@ import os
 import sqlite3
 from pathlib import Path
 
-from alembic.util import CommandError as MigrationError
+from alembic.util import CommandError
 from sqlalchemy import text
 
 from app.database import DATABASE_ERRORS, create_engine, database_name
 from app.errors import StartupError
-from app.migrations import is_migration_pending, migrate
+from app.migrations import MigrationFailed, is_migration_pending, migrate
 from app.settings import Settings
 
 # The connections that are left for ordinary users. `reserved_connections` exists since PostgreSQL 16.
@@ -36,7 +36,9 @@ async def prepare_database(settings: Settings) -> None:
             await migrate(settings)
         elif await is_migration_pending(engine):
             raise StartupError("The database's schema is not up to date: run `python -m app migrate`")
-    except (*DATABASE_ERRORS, MigrationError) as error:
+    except MigrationFailed as error:
+        raise StartupError(str(error)) from error
+    except (*DATABASE_ERRORS, CommandError) as error:
         reason = getattr(error, "orig", None) or error
         raise StartupError(f"The database at {database_name(settings)} cannot be used: {reason}") from error
     finally:

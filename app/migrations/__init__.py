@@ -1,5 +1,7 @@
 """The migrations of the schema, and the functions that run them."""
 
+import asyncio
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import DateTime, event, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import create_engine
@@ -21,7 +24,36 @@ log = structlog.stdlib.get_logger("app.migrations")
 
 # A migration may take longer than any request, and may wait for another process that migrates.
 MIGRATION_SECONDS = 3600.0
+# Seconds that a statement of a migration waits for a lock, and the number of attempts.
+LOCK_SECONDS = 4
+LOCK_ATTEMPTS = 5
+LOCK_NOT_AVAILABLE = "55P03"
 ADVISORY_LOCK = 0x6661737461706900  # any number that nothing else in the database uses
+
+
+_LOCK_HOLDERS = text("""
+    SELECT DISTINCT activity.pid, activity.usename, activity.application_name, activity.xact_start
+    FROM pg_stat_activity AS activity
+    JOIN pg_locks AS locks ON locks.pid = activity.pid AND locks.granted AND locks.database = (
+        SELECT oid FROM pg_database WHERE datname = current_database()
+    )
+    JOIN pg_class AS tables ON tables.oid = locks.relation AND tables.relkind IN ('r', 'p')
+    WHERE tables.relnamespace = current_schema()::regnamespace
+        AND activity.pid <> pg_backend_pid() AND activity.xact_start < now() - make_interval(secs => :seconds)
+    ORDER BY activity.xact_start
+""")
+
+
+class MigrationFailed(Exception):
+    """A migration failed, and changed nothing. The message is one line."""
+
+
+class LockTimeout(Exception):
+    """A statement of a migration waited too long for a lock."""
+
+    def __init__(self, statement: str) -> None:
+        super().__init__(statement)
+        self.statement = statement
 
 
 def alembic_config() -> Config:
@@ -51,13 +83,37 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
     """Migrate the database to a revision. If several processes do so at once, the others wait for the first.
 
     The schema of a later release is not changed, so that a release can be rolled back.
+
+    Raises:
+        MigrationFailed: A statement failed, or a lock was not available. Nothing was changed.
     """
     engine = create_migration_engine(settings)
     try:
-        async with engine.begin() as connection:
-            await connection.run_sync(_migrate, revision)
+        for attempt in range(1, LOCK_ATTEMPTS + 1):
+            try:
+                async with engine.begin() as connection:
+                    await connection.run_sync(_migrate, revision)
+            except LockTimeout as error:
+                holders = await _find_lock_holders(engine)
+                log.warning("a migration waits for a lock", attempt=attempt, held_by=holders, statement=error.statement)
+            else:
+                return
+            await asyncio.sleep(random.uniform(1, 3))  # noqa: S311  jitter
+        raise MigrationFailed(
+            f"A migration could not lock a table within {LOCK_SECONDS} s, {LOCK_ATTEMPTS} times. Nothing was changed. "
+            f"The lock is held by {holders or 'nobody now'}"
+        )
     finally:
         await engine.dispose()
+
+
+async def _find_lock_holders(engine: AsyncEngine) -> str:
+    """Describe the sessions that have held locks on tables of the schema for longer than a migration waits."""
+    async with engine.connect() as connection:
+        rows = await connection.execute(_LOCK_HOLDERS, {"seconds": LOCK_SECONDS})
+        return ", ".join(
+            f"pid {pid} ({application or user}) since {since:%H:%M:%S} UTC" for pid, user, application, since in rows
+        )
 
 
 def exists_on(dialect: str) -> Callable[..., bool]:
@@ -74,22 +130,41 @@ def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 
-def lock(connection: Connection) -> None:
-    """Prevent other processes from migrating until the transaction ends."""
+def lock_migrations(connection: Connection) -> None:
+    """Prevent other processes from migrating until the transaction ends, and bound the wait for any other lock.
+
+    Every request for a table waits behind a migration that waits for its lock.
+    """
     if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
 
 
 def _migrate(connection: Connection, revision: str) -> None:
     config = alembic_config()
     config.attributes["connection"] = connection
-    lock(connection)
+    lock_migrations(connection)
     if revision != "head":
         command.downgrade(config, revision)
-    elif (current := _current_revision(connection)) in (None, *_known_revisions()):
-        command.upgrade(config, revision)
-    else:
+        return
+    current, known = _current_revision(connection), _known_revisions()
+    if current not in (None, *known):
         log.warning("unknown revision, probably of a later release: the schema is not changed", revision=current)
+        return
+    config.attributes["revision"] = current
+    try:
+        command.upgrade(config, revision)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+            raise LockTimeout(_shorten(error.statement)) from error
+        applied = config.attributes["revision"]  # the last one, see env.py
+        failed = known[known.index(applied) - 1] if applied else known[-1]
+        message = f"Migration {failed} failed at `{_shorten(error.statement)}`: {error.orig}. Nothing was changed"
+        raise MigrationFailed(message) from error
+
+
+def _shorten(statement: str | None) -> str:
+    return " ".join((statement or "").split())[:200]
 
 
 async def is_migration_pending(engine: AsyncEngine) -> bool:

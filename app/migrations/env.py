@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  importing the features registers their models
 from app.database import Base
-from app.migrations import create_migration_engine, exists_on, lock, render_item
+from app.migrations import create_migration_engine, exists_on, lock_migrations, render_item
 from app.settings import load_settings
 from app.startup import create_sqlite_file
 
@@ -18,6 +18,7 @@ log = structlog.stdlib.get_logger("app.migrations")
 
 def report(*, step: MigrationInfo, **_: object) -> None:
     """Log a migration, in one line instead of Alembic's several."""
+    context.config.attributes["revision"] = step.up_revision_id
     log.info("migration", direction="up" if step.is_upgrade else "down", revision=step.up_revision_id)
 
 
@@ -43,7 +44,7 @@ async def connect_and_run() -> None:
         create_sqlite_file(settings)
     engine = create_migration_engine(settings)
     async with engine.begin() as connection:
-        await connection.run_sync(lock)
+        await connection.run_sync(lock_migrations)
         await connection.run_sync(run)
     await engine.dispose()
 
