@@ -7,12 +7,14 @@ from hitless.cpus import CPUs, available_cpus
 from hitless.drain import is_draining
 from hitless.hooks import Hooks, hooks
 from hitless.limits import Limits
+from hitless.memory import Memory, available_memory
 from hitless.refusals import Refusal, RefusalResponse, RenderRefusal, plain_text
 
 __all__ = [
     "CPUs",
     "Hooks",
     "Limits",
+    "Memory",
     "Refusal",
     "RefusalResponse",
     "RenderRefusal",
@@ -20,6 +22,7 @@ __all__ = [
     "Worker",
     "abort_startup",
     "available_cpus",
+    "available_memory",
     "hooks",
     "is_draining",
     "plain_text",

@@ -1,0 +1,42 @@
+"""The memory that this process and its children may use: the container's limit counts, not only the machine."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from hitless.cgroups import read_limits
+
+
+class Memory(NamedTuple):
+    """A number of bytes and, for the log, what limits it."""
+
+    size: int
+    source: str
+
+
+def available_memory(root: Path = Path("/")) -> Memory:
+    """Return the smallest of the cgroup's memory limit and the machine's memory.
+
+    Args:
+        root: The directory that contains `proc` and `sys`.
+    """
+    limits = [
+        Memory(limit, "the cgroup's memory limit") for limit in read_limits(root, "memory", v1=_read_v1, v2=_read_v2)
+    ]
+    machine = Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine")
+    # `min` returns the first of equals. Version 1 writes no limit as a number larger than any machine's memory.
+    return min([machine, *limits], key=lambda memory: memory.size)
+
+
+def _read_v2(directory: Path) -> int | None:
+    """Read `memory.max`, such as `max` or `536870912`."""
+    file = directory / "memory.max"
+    if not file.is_file():
+        return None
+    limit = file.read_text().strip()
+    return None if limit == "max" else int(limit)
+
+
+def _read_v1(directory: Path) -> int | None:
+    file = directory / "memory.limit_in_bytes"
+    return int(file.read_text()) if file.is_file() else None
