@@ -1,13 +1,15 @@
-"""gunicorn.conf.py with less patience, for tests that do not wait as long as a service should."""
+"""gunicorn.conf.py with short limits, for tests that wait until a limit is exceeded."""
 
 import runpy
+from pathlib import Path
 
-from app.server import protocol as limits  # `protocol` would be a setting of gunicorn
+import hitless
 
-from tests.conftest import ROOT
+conf = runpy.run_path(str(Path(__file__).parents[2] / "gunicorn.conf.py"))
+globals().update(conf)
 
-# The workers are forked, and have what is set here.
-limits.REQUEST_SECONDS = 2
-limits.UNREAD_SECONDS = 2
-
-globals().update(runpy.run_path(f"{ROOT}/gunicorn.conf.py"))
+hooks = hitless.hooks(
+    limits=hitless.Limits(request_seconds=2, unread_seconds=2),
+    render_refusal=conf["render_refusal"](hsts=conf["settings"].in_production and conf["certfile"] is not None),
+)
+pre_fork = hooks.pre_fork

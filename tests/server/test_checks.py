@@ -1,53 +1,11 @@
 """What is found out before a worker starts."""
 
-import socket
-from pathlib import Path
-
 import pytest
-from app.server.checks import check_address, check_certificate, check_connections
-from certificates import TLS
+from app.server.checks import check_connections
 from pydantic import SecretStr
 
 from app.errors import StartupError
 from app.settings import DatabaseSettings
-
-HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_free_port_is_free_and_stays_so(host: str, port: int) -> None:
-    check_address(host, port)
-    check_address(host, port)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_taken_port_is_said_to_be_in_use(host: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-
-        with pytest.raises(StartupError, match=rf"^Cannot listen on {host}:{port}: Address already in use$"):
-            check_address(host, port)
-
-
-def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
-    with pytest.raises(StartupError, match=r"^Cannot listen on 2001:db8::1:8000: "):
-        check_address("2001:db8::1", 8000)
-
-
-def test_a_certificate_and_its_key_are_in_order(tls: TLS) -> None:
-    check_certificate(tls.certfile, tls.keyfile)
-
-
-def test_a_missing_file_is_named(tls: TLS, tmp_path: Path) -> None:
-    missing = tmp_path / "nothing.pem"
-
-    with pytest.raises(StartupError, match=rf"^SSL_KEYFILE: {missing} cannot be read: No such file or directory$"):
-        check_certificate(tls.certfile, missing)
-
-
-def test_files_that_are_not_a_pair_are_said_not_to_be(tls: TLS) -> None:
-    with pytest.raises(StartupError, match=r"^SSL_CERTFILE and SSL_KEYFILE do not hold a certificate and"):
-        check_certificate(tls.certfile, tls.certfile)
 
 
 async def test_as_many_connections_as_the_database_allows_are_nothing_to_speak_of(postgresql_url: str) -> None:

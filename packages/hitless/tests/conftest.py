@@ -1,17 +1,16 @@
 """Fixtures that run gunicorn with hitless and the example application."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 from certificates import TLS, make_certificate
+from example_server import ENVIRONMENT, EXAMPLE
 from gunicorn_process import Gunicorn, Start
 from processes import free_port
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -19,37 +18,52 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture
-def gunicorn(tmp_path: Path) -> Iterator[Start]:
-    """Start gunicorn in an empty directory, on a free port, with the given arguments and environment variables."""
+@contextmanager
+def start_in(folder: Path) -> Iterator[Start]:
+    """Start gunicorn in a directory, on a free port, with the given arguments and environment variables."""
     servers = []
 
     def start(*arguments: str, **variables: str) -> Gunicorn:
-        environment = os.environ | {"PYTHONPATH": str(HERE)} | variables
-        servers.append(Gunicorn(tmp_path, environment, free_port(), list(arguments)))
+        servers.append(Gunicorn(folder, ENVIRONMENT | variables, free_port(), list(arguments)))
         return servers[-1]
 
-    yield start
-    for server in servers:
-        server.kill()
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def start_and_wait(launch: Start, *arguments: str, **variables: str) -> Gunicorn:
+    server = launch(*arguments, **variables)
+    server.wait_for_log("Application startup complete.")
+    return server
+
+
+@pytest.fixture
+def gunicorn(tmp_path: Path) -> Iterator[Start]:
+    """Start gunicorn in an empty directory."""
+    with start_in(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture
 def launch(gunicorn: Start) -> Start:
     """Start the example application on `hitless.Worker`, and return at once."""
-    return partial(gunicorn, "example_app:app", f"--config={HERE / 'example_conf.py'}")
+    return partial(gunicorn, *EXAMPLE)
 
 
 @pytest.fixture
 def start(launch: Start) -> Start:
     """Start the example application on `hitless.Worker`, and wait until it accepts requests."""
+    return partial(start_and_wait, launch)
 
-    def start(*arguments: str, **variables: str) -> Gunicorn:
-        server = launch(*arguments, **variables)
-        server.wait_for_log("Application startup complete.")
-        return server
 
-    return start
+@pytest.fixture(scope="module")
+def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Do the same as `start`, for all tests of a module."""
+    with start_in(tmp_path_factory.mktemp("server")) as start:
+        yield partial(start_and_wait, partial(start, *EXAMPLE))
 
 
 @pytest.fixture

@@ -1,15 +1,21 @@
 """The shutdown of the whole server, from SIGTERM to the exit of the last worker."""
 
+import contextlib
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
+from example_server import ENVIRONMENT, EXAMPLE
 from gunicorn_process import Gunicorn, Start
 from hitless.drain import POLL_INTERVAL, is_draining, refuse_connections
-from processes import until
+from processes import PATIENCE, until
 
 
 def server_is_draining(server: Gunicorn) -> bool:
@@ -112,3 +118,43 @@ def test_sigterm_after_sigusr2_leaves_the_new_master_serving(start: Start) -> No
 
     assert server.wait() == 0
     assert not server_is_draining(server)
+
+
+def test_sigterm_leaves_a_socket_of_systemd_open(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, (tmp_path / "log").open("w") as log:
+        host, port = listener.getsockname()
+        # systemd passes sockets from file descriptor 3 on.
+        script = f'exec 3<&{listener.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+        command = [Path(sys.executable).with_name("gunicorn"), *EXAMPLE]
+        server = subprocess.Popen(
+            ["sh", "-c", script, "sh", *command],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
+        try:
+            assert httpx.get(f"http://{host}:{port}/pid", timeout=PATIENCE).status_code == 200
+
+            server.terminate()
+
+            assert server.wait(PATIENCE) == 0
+            socket.create_connection((host, port)).close()  # systemd starts the service again for it
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def test_unix_socket_is_served_until_the_server_stops(start: Start, tmp_path: Path) -> None:
+    server = start("--bind=unix:socket")
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "socket"))
+        client.sendall(b"GET /pid HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "Traceback" not in server.log

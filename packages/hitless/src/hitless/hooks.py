@@ -26,7 +26,7 @@ class Hooks(NamedTuple):
 def hooks(
     *,
     drain_seconds: float = 0,
-    limits: Limits = Limits(),
+    limits: Limits = Limits(),  # noqa: B008  immutable
     render_refusal: RenderRefusal = plain_text,
 ) -> Hooks:
     """Make the hooks for gunicorn.conf.py, which must assign each of them to its name.
@@ -50,6 +50,7 @@ def hooks(
         drain_on_sigterm(arbiter, drain_seconds)
 
     def pre_fork(_: Arbiter, worker: Worker) -> None:
+        worker.has_hooks = True
         worker.limits = limits
         worker.render_refusal = render_refusal
 

@@ -1,6 +1,16 @@
-"""The limits of one HTTP connection."""
+"""The limits of one HTTP connection, as far as they do not depend on the parser that reads it."""
 
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+# linux/tcp.h; in Python's socket module on Linux only.
+TCP_USER_TIMEOUT = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +30,47 @@ class Limits:
     request_seconds: float = 20.0
     bytes_per_second: int = 500
     unread_seconds: float = 30.0
+
+
+class Deadline:
+    """A timer for one request at a time, which moves with the bytes that arrive.
+
+    Attributes:
+        received: The number of bytes of the request so far.
+    """
+
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, flow: FlowControl) -> None:
+        self.received = 0
+        self._limits = limits
+        self._loop = loop
+        self._flow = flow
+        self._started_at = 0.0
+        self._timer: asyncio.TimerHandle
+
+    def start(self, on_timeout: Callable[[], None]) -> None:
+        """Call a function once if the request does not arrive in time."""
+        # Only the timer holds the function, so that a closed connection is freed without the garbage collector.
+        self._started_at = time.monotonic()
+        self._timer = self._loop.call_later(self._limits.request_seconds, self._check, on_timeout)
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        self._timer.cancel()
+
+    def _check(self, on_timeout: Callable[[], None]) -> None:
+        if self._flow.read_paused:  # the application is slow, not the client
+            self.start(on_timeout)
+            return
+        allowed = self._limits.request_seconds + self.received / self._limits.bytes_per_second
+        remaining = self._started_at + allowed - time.monotonic()
+        if remaining > 0:
+            self._timer = self._loop.call_later(remaining, self._check, on_timeout)
+        else:
+            on_timeout()
+
+
+def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
+    """Have the kernel close each accepted connection whose client reads nothing of its response for so long."""
+    for listener in listeners:
+        with contextlib.suppress(OSError):  # not available on other systems, nor on Unix sockets
+            listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, round(seconds * 1000))

@@ -1,34 +1,30 @@
 """Uvicorn's HTTP/1.1 protocol with limits on what a client may send and how long it may take.
 
 Uvicorn by itself buffers a head of any size and any number of pipelined requests, waits for a request forever, and
-takes trailers for headers. It answers malformed requests in plain text.
+takes trailers for headers.
+
+The callbacks of the parser, httptools, are the only part of hitless that a change of the parser would touch. See
+INTERNALS.md for what Uvicorn's newest protocol, zttp, would need.
 """
 
 import asyncio
-import contextlib
 import logging
-import socket
-from collections.abc import Iterable
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
 from uvicorn import Config
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from hitless.limits import Limits
-from hitless.refusals import HEAD_TOO_LARGE, MALFORMED, TOO_SLOW, Refusal, RenderRefusal, plain_text
+from hitless.limits import Deadline, Limits
+from hitless.refusals import HEAD_TOO_LARGE, MALFORMED, TOO_SLOW, Refusal, RenderRefusal, plain_text, serialize
 
 log = logging.getLogger("hitless")
 
 # Seconds that a connection stays open after a refusal. If it were closed with unread data in its buffer, it would be
 # reset, and the client might never see the response.
 LINGER_SECONDS = 1.0
-
-# linux/tcp.h; in Python's socket module on Linux only.
-TCP_USER_TIMEOUT = 18
 
 _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 
@@ -49,24 +45,27 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.limits = limits
         self.render_refusal = render_refusal
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
-        super().connection_made(transport)
         self.in_head = self.is_incomplete = True  # nothing has arrived, and a request is expected
         self.is_refused = False
         self.running: RequestResponseCycle | None = None
         self.reason = MALFORMED
-        self.size = self.unparsed = 0
-        self._start_timer()
+        self.unparsed = 0
+
+    # Connection ------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
+        super().connection_made(transport)
+        self.deadline = Deadline(self.limits, self.loop, self.flow)
+        self.deadline.start(self._refuse_slow_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.timer.cancel()
+        self.deadline.cancel()
         if self.running:  # Uvicorn notifies the latest request, which may still be in the pipeline
             self.running.disconnected = True
             self.running.message_event.set()
         super().connection_lost(exc)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
         self.running = cycle
         super()._start_asgi_task(cycle, app)
 
@@ -76,8 +75,8 @@ class LimitedProtocol(HttpToolsProtocol):
         is_new = not self.is_incomplete
         if is_new:  # any byte after a complete request starts the next one, even a blank line
             self.in_head = self.is_incomplete = True
-            self.size = self.unparsed = 0
-        self.size += len(data)
+            self.deadline.received = self.unparsed = 0
+        self.deadline.received += len(data)
         self.unparsed += len(data)
         super().data_received(data)
         self._check_limits(is_new=is_new)
@@ -87,11 +86,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_refused:
             return
         if not self.is_incomplete:
-            self.timer.cancel()
+            self.deadline.cancel()
         elif self.unparsed > self.limits.head_size:  # an endless head, or endless data after a chunked body
             self._refuse(HEAD_TOO_LARGE)
         elif is_new:
-            self._start_timer()
+            self.deadline.start(self._refuse_slow_request)
+
+    # Callbacks of the parser -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -103,26 +104,19 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self.size > self.limits.head_size and self._head_size() > self.limits.head_size:
+        if self.deadline.received > self.limits.head_size and self._head_size() > self.limits.head_size:
             self.reason = HEAD_TOO_LARGE
             raise ValueError  # the parser reports it as a malformed request
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
         # The parser stops after a head with `Upgrade`, and would take a body for the next request.
-        may_upgrade = self.parser.should_upgrade()
-        if may_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
+        has_upgrade = self.parser.should_upgrade()
+        if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError
         super().on_headers_complete()
         self.in_head = False
-        if may_upgrade:
+        if has_upgrade and not self._should_upgrade():
             self.cycle.keep_alive = False
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: otherwise clients could fill the log with Uvicorn's advice to install a package."""
-
-    def _head_size(self) -> int:
-        # Four bytes more for each header: a colon, a space and the end of the line.
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -132,27 +126,24 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self.is_incomplete = False
 
+    def _head_size(self) -> int:
+        # Four bytes more for each header: a colon, a space and the end of the line.
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Log nothing: otherwise clients could fill the log with Uvicorn's advice to install a package."""
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text
         self._refuse(self.reason)
 
-    def _start_timer(self) -> None:
-        self.started_at = self.loop.time()
-        self.timer = self.loop.call_later(self.limits.request_seconds, self._check_progress)
+    # Refusals --------------------------------------------------------------------------------------------------------
 
-    def _check_progress(self) -> None:
-        if self.flow.read_paused:  # the application is slow, not the client
-            self._start_timer()
-            return
-        allowed = self.limits.request_seconds + self.size / self.limits.bytes_per_second
-        remaining = self.started_at + allowed - self.loop.time()
-        if remaining > 0:
-            self.timer = self.loop.call_later(remaining, self._check_progress)
-        else:
-            self._refuse(TOO_SLOW)
+    def _refuse_slow_request(self) -> None:
+        self._refuse(TOO_SLOW)
 
     def _refuse(self, refusal: Refusal) -> None:
         self.is_refused = True
-        self.timer.cancel()
+        self.deadline.cancel()
         if self._follows_unanswered_requests():
             # The earlier requests are answered. A refusal now would be taken for the response to one of them.
             if not self.in_head:
@@ -165,7 +156,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.in_head:  # the application must not wait for the rest of the body
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _follows_unanswered_requests(self) -> bool:
         if self.in_head:
@@ -182,20 +173,6 @@ class LimitedProtocol(HttpToolsProtocol):
         extra = {"request_id": request_id, "status": refusal.status, "client": client}
         log.info("request refused", extra=extra)
         headers = [*self.server_state.default_headers, (b"x-request-id", request_id.encode())]
-        self.transport.write(_build_response(refusal, self.render_refusal, headers))
+        self.transport.write(serialize(refusal.status, headers, self.render_refusal(refusal)))
         if self.transport.can_write_eof():  # not with TLS
             self.transport.write_eof()
-
-
-def _build_response(refusal: Refusal, render: RenderRefusal, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    own_headers, body = render(refusal)
-    framing = {b"content-length": b"%d" % len(body), b"connection": b"close"}
-    lines = (name + b": " + value + b"\r\n" for name, value in (dict(headers) | dict(own_headers) | framing).items())
-    return b"".join([STATUS_LINE[HTTPStatus(refusal.status)], *lines, b"\r\n", body])
-
-
-def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
-    """Have the kernel close each accepted connection whose client reads nothing of its response for so long."""
-    for listener in listeners:
-        with contextlib.suppress(OSError):  # not available on other systems, nor on Unix sockets
-            listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, round(seconds * 1000))

@@ -11,7 +11,7 @@ class Refusal(NamedTuple):
     Attributes:
         status: The status of the response.
         type: A stable identifier, such as `malformed_request`.
-        message: One sentence for a person.
+        message: One sentence for a person, without a period.
     """
 
     status: HTTPStatus
@@ -22,7 +22,7 @@ class Refusal(NamedTuple):
 class RefusalResponse(NamedTuple):
     """The headers and the body of the response to a rejected request.
 
-    The server adds `Content-Length`, `Connection: close` and `Date` itself.
+    The server adds `Date`, `X-Request-ID`, `Content-Length` and `Connection: close`.
     """
 
     headers: Iterable[tuple[bytes, bytes]]
@@ -31,7 +31,7 @@ class RefusalResponse(NamedTuple):
 
 RenderRefusal = Callable[[Refusal], RefusalResponse]
 
-MALFORMED = Refusal(HTTPStatus.BAD_REQUEST, "malformed_request", "Not a valid HTTP request")
+MALFORMED = Refusal(HTTPStatus.BAD_REQUEST, "malformed_request", "Invalid HTTP request received")  # Uvicorn's words
 TOO_SLOW = Refusal(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive")
 HEAD_TOO_LARGE = Refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "The request line and headers are too large"
@@ -40,4 +40,18 @@ HEAD_TOO_LARGE = Refusal(
 
 def plain_text(refusal: Refusal) -> RefusalResponse:
     """Render a refusal as plain text, as Uvicorn does."""
-    return RefusalResponse([(b"content-type", b"text/plain; charset=utf-8")], refusal.message.encode())
+    return RefusalResponse([(b"content-type", b"text/plain; charset=utf-8")], f"{refusal.message}.".encode())
+
+
+def serialize(status: HTTPStatus, headers: Iterable[tuple[bytes, bytes]], response: RefusalResponse) -> bytes:
+    """Return the bytes of a response, which is the last one on its connection.
+
+    Args:
+        status: The status.
+        headers: The server's headers, such as `Date`. A header of the response replaces one of the same name.
+        response: The rendered refusal.
+    """
+    framing = {b"content-length": b"%d" % len(response.body), b"connection": b"close"}
+    lines = [b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())]
+    lines += [b"%s: %s\r\n" % header for header in (dict(headers) | dict(response.headers) | framing).items()]
+    return b"".join([*lines, b"\r\n", response.body])

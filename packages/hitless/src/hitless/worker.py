@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 from uvicorn.lifespan import off, on  # noqa: F401  imported by Uvicorn on demand; once here, not in each worker
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no type hints
 
-from hitless.limits import Limits
-from hitless.protocol import LimitedProtocol, enable_send_timeout
+from hitless.limits import Limits, enable_send_timeout
+from hitless.protocol import LimitedProtocol
 from hitless.refusals import RenderRefusal, plain_text
 from hitless.server import LIFESPAN_SECONDS, GracefulServer, WorkerState
 
@@ -39,6 +39,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
     }
 
     # Set by the `pre_fork` hook.
+    has_hooks = False
     limits = Limits()
     render_refusal: RenderRefusal = staticmethod(plain_text)
 
@@ -51,6 +52,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     def run(self) -> None:
         """Serve until the worker is told to stop."""
+        if not self.has_hooks:
+            self.log.warning("gunicorn.conf.py does not assign hitless.hooks(): requests are lost when gunicorn stops")
         super().run()
         atexit.register(_exit_without_freeing)
 

@@ -1,0 +1,68 @@
+"""Problems that are found before the first worker starts, and reported in one line."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from certificates import TLS
+from gunicorn_process import Start
+from hitless.checks import StartupError, check_address, check_certificate
+from processes import free_port
+
+HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_free_port_passes_and_stays_free(host: str) -> None:
+    port = free_port()
+
+    check_address(host, port)
+    check_address(host, port)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_port_in_use_is_reported(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        with pytest.raises(StartupError, match=rf"^Cannot listen on {host}:{port}: Address already in use$"):
+            check_address(host, port)
+
+
+def test_address_of_another_machine_is_reported() -> None:
+    with pytest.raises(StartupError, match=r"^Cannot listen on 2001:db8::1:8000: "):
+        check_address("2001:db8::1", 8000)
+
+
+def test_certificate_and_its_key_pass(tls: TLS) -> None:
+    check_certificate(tls.certfile, tls.keyfile)
+
+
+def test_missing_file_is_reported(tls: TLS, tmp_path: Path) -> None:
+    missing = tmp_path / "nothing.pem"
+
+    with pytest.raises(StartupError, match=rf"^{missing} cannot be read: No such file or directory$"):
+        check_certificate(tls.certfile, missing)
+
+
+def test_certificate_in_the_place_of_the_key_is_reported(tls: TLS) -> None:
+    with pytest.raises(
+        StartupError, match=rf"^{tls.certfile} and {tls.certfile} are not a certificate and its unencrypted key$"
+    ):
+        check_certificate(tls.certfile, tls.certfile)
+
+
+def test_startup_problem_is_logged_in_one_line_and_leaves_no_pidfile(launch: Start, tls: TLS) -> None:
+    server = launch(f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
+
+    assert server.wait() == 1
+    assert server.log.count("\n") == 2  # the first is gunicorn's "Starting gunicorn"
+    assert "are not a certificate and its unencrypted key" in server.log
+    assert not (server.folder / "pid").exists()
+
+
+def test_startup_problem_without_a_pidfile_exits(launch: Start, tls: TLS) -> None:
+    server = launch("--pid=", f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
+
+    assert server.wait() == 1
+    assert "are not a certificate and its unencrypted key" in server.log

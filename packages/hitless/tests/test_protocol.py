@@ -1,0 +1,338 @@
+"""Requests that are malformed, too large or too slow are rejected before they reach the application."""
+
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from certificates import TLS
+from gunicorn_process import Gunicorn, Start
+from hitless import Limits
+from processes import PATIENCE, until
+
+GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n"
+POST = b"POST /read HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+SMUGGLED = b"0\r\n\r\nDELETE /pid HTTP/1.1\r\nHost: test\r\n\r\n"
+SLEEP = b"GET /sleep/4 HTTP/1.1\r\nHost: test\r\n\r\n"  # twice as long as a request may take to arrive
+
+SHORT_LIMITS = {"REQUEST_SECONDS": "2", "UNREAD_SECONDS": "2"}
+HEAD_SIZE = Limits().head_size
+PIPELINED_REQUESTS = Limits().pipelined_requests
+
+
+@pytest.fixture(scope="module")
+def server(start_for_module: Start) -> Iterator[Gunicorn]:
+    server = start_for_module("--access-logfile=-", **SHORT_LIMITS)
+    yield server
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "Traceback" not in server.log
+    assert "[ERROR]" not in server.log
+
+
+@contextmanager
+def connect(server: Gunicorn, data: bytes = b"") -> Iterator[socket.socket]:
+    """Open a connection, and send data on it."""
+    with socket.create_connection(server.address, PATIENCE) as client:
+        client.sendall(data)
+        yield client
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    data = b""
+    while part := client.recv(65536):
+        data += part
+    return data
+
+
+def statuses(responses: bytes) -> list[int]:
+    return [int(part[:3]) for part in responses.split(b"HTTP/1.1 ")[1:]]
+
+
+# Malformed requests --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"GET /pid HTTP/3.7\r\nHost: test\r\n\r\n", id="version"),
+        pytest.param(b"get /pid HTTP/1.1\r\nHost: test\r\n\r\n", id="method in lower case"),
+        pytest.param(b"HACK /pid HTTP/1.1\r\nHost: test\r\n\r\n", id="method"),
+        pytest.param(b"CONNECT example.com:443 HTTP/1.1\r\nHost: test\r\n\r\n", id="tunnel"),
+        pytest.param(b"GET http://example.com HTTP/1.1\r\nHost: test\r\n\r\n", id="no path"),
+        pytest.param(b"GET /\xff HTTP/1.1\r\nHost: test\r\n\r\n", id="path not in ASCII"),
+        pytest.param(b"GET /pid HTTP/1.1\nHost: test\n\n", id="bare line feeds"),
+        pytest.param(GET + b"Folded: a\r\n b\r\n\r\n", id="folded header"),
+        pytest.param(GET + b"Nul: \x00\r\n\r\n", id="NUL"),
+        pytest.param(GET + b"No colon\r\n\r\n", id="no colon"),
+        pytest.param(GET + b"Blank : a\r\n\r\n", id="blank before the colon"),
+        pytest.param(POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n" + SMUGGLED, id="CL.TE"),
+        pytest.param(POST + b"Transfer-Encoding: chunked\r\nContent-Length: 60\r\n\r\n" + SMUGGLED, id="TE.CL"),
+        pytest.param(POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n" + SMUGGLED, id="TE.TE"),
+        pytest.param(POST + b"Transfer-Encoding: chunked, identity\r\n\r\n" + SMUGGLED, id="chunked not last"),
+        pytest.param(POST + b"Transfer-Encoding: xchunked\r\n\r\n" + SMUGGLED, id="unknown encoding"),
+        pytest.param(POST + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde", id="two lengths"),
+        pytest.param(POST + b"Content-Length: 4, 4\r\n\r\nabcd", id="list of lengths"),
+        pytest.param(POST + b"Content-Length: -4\r\n\r\nabcd", id="negative length"),
+        pytest.param(POST + b"Content-Length: 99999999999999999999\r\n\r\n", id="length of many digits"),
+        pytest.param(CHUNKED + b"x\r\n", id="chunk size"),
+        pytest.param(CHUNKED + b"fffffffffffffffff\r\n", id="chunk size of many digits"),
+        pytest.param(CHUNKED + b"2\n{}\n0\n\n", id="chunk with bare line feeds"),
+    ],
+)
+def test_malformed_request_returns_400_and_closes_the_connection(server: Gunicorn, request_: bytes) -> None:
+    with connect(server, request_) as client:
+        response = read_all(client)
+
+    head, _, body = response.partition(b"\r\n\r\n")
+    headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+    assert statuses(response) == [400]
+    assert body == b"Invalid HTTP request received."
+    assert headers["content-type"] == "text/plain; charset=utf-8"
+    assert headers["connection"] == "close"
+    assert headers["date"]
+    assert f"request refused: id {headers['x-request-id']}, status 400, client 127.0.0.1" in server.log
+    assert "server" not in headers
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(b"GET /" + b"a" * HEAD_SIZE + b" HTTP/1.1\r\nHost: test\r\n\r\n", id="request line"),
+        pytest.param(b"GET /" + b"a" * 9_000_000, id="endless request line"),
+        pytest.param(GET + b"A: " + b"a" * HEAD_SIZE + b"\r\n\r\n", id="header"),
+        pytest.param(GET + b"A: " + b"a" * 9_000_000, id="endless header"),
+        pytest.param(GET + b"A: b\r\n" * (HEAD_SIZE // 6) + b"\r\n", id="headers"),
+        pytest.param(GET + b"A: b\r\n" * 1_000_000, id="endless headers"),
+        pytest.param(CHUNKED + b"2\r\n{}\r\n0\r\nA: " + b"a" * 9_000_000, id="endless trailer"),
+    ],
+)
+def test_head_too_large_returns_431(server: Gunicorn, request_: bytes) -> None:
+    with connect(server, request_) as client:
+        response = read_all(client)
+
+    assert statuses(response) == [431]
+    assert response.endswith(b"The request line and headers are too large.")
+
+
+def test_head_of_the_maximum_size_is_accepted(server: Gunicorn) -> None:
+    head = GET + b"Connection: close\r\nA: "
+    head += b"a" * (HEAD_SIZE - len(head) - len(b"\r\n\r\n"))
+
+    with connect(server, head) as client:
+        client.sendall(b"\r\n\r\n")
+        response = read_all(client)
+
+    assert statuses(response) == [200]
+
+
+def test_size_of_a_body_does_not_count_for_the_next_head(server: Gunicorn) -> None:
+    body = b" " * 100_000
+    with connect(server, POST + b"Content-Length: %d\r\n\r\n" % len(body) + body + GET) as client:
+        client.sendall(b"Connection: close\r\n\r\n")
+        responses = read_all(client)
+
+    assert statuses(responses) == [200, 200]
+    assert b"100000" in responses
+
+
+def test_pipelined_requests_beyond_the_limit_are_not_answered(server: Gunicorn) -> None:
+    """Each queued request takes a hundred times its size in memory."""
+    with connect(server, (GET + b"\r\n") * 5000) as client:
+        responses = read_all(client)
+
+    assert statuses(responses) == [200] * (PIPELINED_REQUESTS + 1)
+
+
+def test_trailers_are_dropped(server: Gunicorn) -> None:
+    request = b"POST /headers HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    trailers = b"0\r\nX-Trailer: from-a-trailer\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"
+    with connect(server, request + b"2\r\n{}\r\n" + trailers + GET) as client:
+        client.sendall(b"Connection: close\r\n\r\n")
+        responses = read_all(client)
+
+    assert statuses(responses) == [200, 200]
+    assert b"from-a-trailer" not in responses
+    assert "192.0.2.1" not in server.log
+
+
+def test_garbage_after_a_request_does_not_replace_its_response(server: Gunicorn) -> None:
+    with connect(server, GET + b"\r\ngarbage\r\n\r\n") as client:
+        responses = read_all(client)
+
+    assert statuses(responses) == [200]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        pytest.param(b"garbage\r\n\r\n", id="head"),
+        pytest.param(CHUNKED + b"garbage\r\n", id="body"),
+        pytest.param(CHUNKED + b"1\r\n{\r\n" + b"x" * 9, id="rest of a body"),
+    ],
+)
+def test_malformed_request_in_the_pipeline_leaves_earlier_responses_alone(server: Gunicorn, garbage: bytes) -> None:
+    with connect(server, SLEEP + POST + b"Content-Length: 22\r\n\r\n" + b'{"refresh_token": "x"}' + garbage) as client:
+        responses = read_all(client)
+
+    assert statuses(responses) == [200, 200]
+
+
+def test_disconnect_with_pipelined_requests_logs_no_error(server: Gunicorn) -> None:
+    with connect(server, SLEEP + SLEEP):
+        pass
+    with connect(server, SLEEP + GET + b"Connection: close\r\n\r\n") as client:  # ends after the other connection
+        responses = read_all(client)
+
+    assert statuses(responses) == [200, 200]
+
+
+# Upgrades ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("framing", [b"Content-Length: 34", b"Transfer-Encoding: chunked"])
+def test_upgrade_request_with_a_body_returns_400(server: Gunicorn, protocol: bytes, framing: bytes) -> None:
+    upgrade = POST + b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + framing + b"\r\n\r\n"
+    with connect(server, upgrade) as client:
+        client.sendall(b"GET /pid HTTP/1.1\r\nHost: smuggled\r\n\r\n")
+        response = read_all(client)
+
+    assert statuses(response) == [400]
+
+
+def test_upgrade_to_websocket_is_ignored(server: Gunicorn) -> None:
+    upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    with connect(server, GET + upgrade) as client:
+        response = read_all(client)
+
+    assert statuses(response) == [200]
+    assert "uvicorn[standard]" not in server.log
+
+
+# Slow clients --------------------------------------------------------------------------------------------------------
+
+SLOW_REQUESTS = {
+    "nothing": b"",
+    "head": GET,
+    "body": POST + b"Content-Length: 100\r\n\r\n{",
+    "chunked body": CHUNKED + b"1\r\n{\r\n",
+    "body that the application does not read": GET + b"Content-Length: 100\r\n\r\n{",
+    "second head": GET + b"\r\n",
+    "blank lines": GET + b"\r\n",
+}
+
+
+def trickle(server: Gunicorn, data: bytes, rest: bytes) -> list[int]:
+    """Send data at once and the rest byte by byte until the server closes the connection; return the statuses."""
+    responses, deadline = b"", time.monotonic() + PATIENCE
+    with connect(server, data) as client:
+        client.settimeout(0.2)
+        while True:
+            assert time.monotonic() < deadline
+            try:
+                if not (part := client.recv(65536)):
+                    return statuses(responses)
+                responses += part
+            except TimeoutError:
+                client.sendall(rest[:1])
+                rest = rest[1:]
+
+
+def test_request_sent_byte_by_byte_is_timed_out(server: Gunicorn, background: ThreadPoolExecutor) -> None:
+    rests = {"nothing": b"", "second head": GET, "blank lines": b"\r\n" * 100}
+    clients = {
+        kind: background.submit(trickle, server, data, rests.get(kind, b"a" * 200))
+        for kind, data in SLOW_REQUESTS.items()
+    }
+
+    responses = {kind: client.result() for kind, client in clients.items()}
+
+    assert responses == {
+        "nothing": [],
+        "head": [408],
+        "body": [408],
+        "chunked body": [408],
+        "body that the application does not read": [200],
+        "second head": [200, 408],
+        "blank lines": [200, 408],
+    }
+
+
+def test_request_timeout_disconnects_the_application_that_reads_the_body(server: Gunicorn) -> None:
+    disconnects = server.log.count("the client has disconnected")
+    with connect(server, SLOW_REQUESTS["body"]) as client:
+        response = read_all(client)
+
+    assert statuses(response) == [408]
+    server.wait_for_log("the client has disconnected", disconnects + 1)
+
+
+def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
+    """The client sends at twice the minimum rate, for longer than a request may take that sends almost nothing."""
+    body = b"x" * 2400
+    with connect(server, POST + b"Connection: close\r\nContent-Length: 2400\r\n\r\n") as client:
+        for start in range(0, len(body), 400):
+            client.sendall(body[start : start + 400])
+            time.sleep(0.4)
+        response = read_all(client)
+
+    assert statuses(response) == [200]
+
+
+def test_pipelined_request_is_not_timed_out_while_it_waits_for_an_earlier_response(server: Gunicorn) -> None:
+    with connect(server, SLEEP + POST + b"Connection: close\r\nContent-Length: 22\r\n\r\n{") as client:
+        responses = client.recv(65536)
+        client.sendall(b'"refresh_token": "x"}')
+        responses += read_all(client)
+
+    assert statuses(responses) == [200, 200]
+
+
+@pytest.mark.parametrize(("data", "status"), [(GET, 408), (b"garbage\r\n\r\n", 400)], ids=["slow", "malformed"])
+def test_request_over_tls_is_rejected(start: Start, tls: TLS, data: bytes, status: int) -> None:
+    server = start(f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}", **SHORT_LIMITS)
+
+    with connect(server) as plain, tls.client.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+        client.sendall(data)
+        response = read_all(client)
+
+    assert statuses(response) == [status]
+
+
+def open_files(server: Gunicorn) -> int:
+    """Return the number of files and connections that the only worker has open."""
+    (worker,) = re.findall(r"Started server process \[(\d+)\]", server.log)
+    return len(list(Path(f"/proc/{worker}/fd").iterdir()))
+
+
+NUMBER_OF_SLOW_CLIENTS = 100
+
+
+def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> None:
+    server = start("--access-logfile=-", **SHORT_LIMITS)
+    large = b"GET /large/10000000 HTTP/1.1\r\nHost: test\r\n\r\n"  # no buffer holds the response, which nobody reads
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client, ExitStack() as stack:
+        client.get("/pid")
+        before = open_files(server)
+
+        for data in [*SLOW_REQUESTS.values(), large]:
+            for _ in range(NUMBER_OF_SLOW_CLIENTS):
+                stack.enter_context(connect(server, data))
+        responses = [client.get("/pid") for _ in range(50)]
+
+        assert [response.status_code for response in responses] == [200] * 50
+        until(lambda: open_files(server) <= before, "all slow clients are disconnected")
+        assert server.log.count("status 408") == 3 * NUMBER_OF_SLOW_CLIENTS
+        assert client.get("/pid").status_code == 200
+    assert "Traceback" not in server.log
