@@ -35,8 +35,10 @@ RUN uv sync --frozen --no-dev --no-install-workspace
 
 # The packages of this repository are installed like any other, not linked to their sources.
 COPY packages ./packages
-# uv's lock file is writable for everyone.
-RUN uv sync --frozen --no-dev --no-editable && rm -rf /opt/venv/.lock packages
+# uv's lock file is writable for everyone, and uv_cache.json contains the time of the build.
+RUN uv sync --frozen --no-dev --no-editable \
+    && find /opt/venv -name uv_cache.json -delete -o -name RECORD -exec sed -i '/uv_cache\.json/d' {} + \
+    && rm -rf /opt/venv/.lock packages
 
 COPY gunicorn.conf.py ./
 COPY app ./app

@@ -1,6 +1,7 @@
-"""What happens under the strictest options of `docker run`, and what is in the image: only what runs."""
+"""The strictest options of `docker run`, and the files in the image: only what runs, and nothing writable."""
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -18,42 +19,43 @@ from processes import PATIENCE
 
 from app import NAME
 from tests.conftest import ROOT
-from tests.container.engine import cli, json_lines, running
+from tests.container.engine import run_container, run_docker
 from tests.container.service import options
 
 STRICT = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp"]
-WAYS = {
-    "strictest": STRICT,
-    "as a user that the image does not know": ["--user=12345:0"],
-    "strictest, as a user that the image does not know": [*STRICT, "--user=12345:0"],
-    "behind an init": ["--init"],
-    "strictest, with no /tmp": STRICT[:-1],
-    "strictest, behind an init": [*STRICT, "--init"],
+DOCKER_OPTIONS = {
+    "strict": STRICT,
+    "unknown user": ["--user=12345:0"],
+    "strict, unknown user": [*STRICT, "--user=12345:0"],
+    "init": ["--init"],
+    "strict, without /tmp": STRICT[:-1],
+    "strict, init": [*STRICT, "--init"],
 }
-OURS = ("app", "opt/venv")
-# Names that have no place in the image, as patterns for whole parts of a path.
+PROGRAM = ("app", "opt/venv")
+# File and directory names that do not belong in the image, as patterns.
 UNWANTED = [".git", ".env*", "uv", "uvx", "pip", ".cache", "gcc*", "cc", "make", "curl", "wget", "*.db", "*.key"]
 
 Files = dict[str, tarfile.TarInfo]
+Build = Callable[..., tuple[str, str]]
 
 
 @contextlib.contextmanager
 def export(image: str) -> Iterator[tarfile.TarFile]:
-    """Every file of an image, as a container begins with it."""
-    with running(image, "--entrypoint=true") as container, TemporaryFile() as archive:
+    """Open an archive of every file in an image."""
+    with run_container(image, "--entrypoint=true") as container, TemporaryFile() as archive:
         subprocess.run(["docker", "export", container.name], stdout=archive, check=True)
         archive.seek(0)
         with tarfile.open(fileobj=archive) as tar:
             yield tar
 
 
-def files_of(image: str) -> Files:
+def list_files(image: str) -> Files:
     with export(image) as tar:
         return {file.name: file for file in tar}
 
 
-def all_but_times(image: str) -> dict[str, tuple[object, ...]]:
-    """What is to be said of each file, except when it was made."""
+def describe_files(image: str) -> dict[str, tuple[object, ...]]:
+    """Return the metadata of each file, without its times, and a hash of its content."""
     with export(image) as tar:
         return {
             file.name: (
@@ -64,45 +66,46 @@ def all_but_times(image: str) -> dict[str, tuple[object, ...]]:
         }
 
 
-def is_ours(name: str) -> bool:
-    """Whether it is not from the base image."""
-    return name.startswith(tuple(f"{folder}/" for folder in OURS))
+def is_program(name: str) -> bool:
+    """Return whether a file belongs to the program, and not to the base image."""
+    return name.startswith(tuple(f"{folder}/" for folder in PROGRAM))
 
 
 @pytest.fixture(scope="module")
 def files(image: str) -> Files:
-    return files_of(image)
+    return list_files(image)
 
 
 @pytest.fixture(scope="module")
 def base_files() -> Files:
     (base,) = re.findall("^ARG PYTHON_IMAGE=(.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    return files_of(base)
+    return list_files(base)
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """What the builder is given, in a folder that a test may change."""
+    """A copy of the build context that a test may change."""
     for name in ("pyproject.toml", "uv.lock", "gunicorn.conf.py", "Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "app", tmp_path / "app")
+    for name in ("app", "packages"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_it_is_healthy_and_has_nothing_to_complain_about(image: str, way: str) -> None:
-    with running(image, *WAYS[way], *options(), "--publish=127.0.0.1::8000") as container:
-        container.is_healthy()
+@pytest.mark.parametrize("case", DOCKER_OPTIONS)
+def test_container_is_healthy_and_logs_no_warning(image: str, case: str) -> None:
+    with run_container(image, *DOCKER_OPTIONS[case], *options(), "--publish=127.0.0.1::8000") as container:
+        container.wait_until_healthy()
 
-        answer = httpx.get(f"{container.url}/health/ready", timeout=PATIENCE)
-        assert answer.status_code == 200
-        assert {line["level"] for line in json_lines(container.log)} == {"info"}
+        response = httpx.get(f"{container.url}/health/ready", timeout=PATIENCE)
+        assert response.status_code == 200
+        assert container.log_levels == {"info"}
         container.stop()
-        assert container.inspect("{{.State.ExitCode}}") == "0"
-        assert {line["level"] for line in json_lines(container.log)} == {"info"}
+        assert container.exit_code == 0
+        assert container.log_levels == {"info"}
 
 
-def test_the_image_has_only_what_runs(files: Files, base_files: Files) -> None:
+def test_image_contains_only_what_runs(files: Files, base_files: Files) -> None:
     added = files.keys() - base_files.keys()
 
     assert [
@@ -116,24 +119,24 @@ def test_the_image_has_only_what_runs(files: Files, base_files: Files) -> None:
     }
 
 
-def test_nobody_but_root_may_write_the_program(files: Files) -> None:
-    program = [file for name, file in files.items() if is_ours(name) or name in OURS]
+def test_only_root_can_write_the_program(files: Files) -> None:
+    program = [file for name, file in files.items() if is_program(name) or name in PROGRAM]
 
     assert len(program) > 1000
     assert [file.name for file in program if (file.uid, file.gid) != (0, 0)] == []
     assert [file.name for file in program if file.mode & 0o022 and not file.issym()] == []
 
 
-def test_no_file_gives_its_caller_rights_that_the_base_image_did_not_give(files: Files, base_files: Files) -> None:
-    def set_id(found: Files) -> set[str]:
+def test_image_adds_no_setuid_or_setgid_file(files: Files, base_files: Files) -> None:
+    def privileged(found: Files) -> set[str]:
         return {name for name, file in found.items() if file.isfile() and file.mode & 0o6000}
 
-    assert set_id(files) <= set_id(base_files)
+    assert privileged(files) <= privileged(base_files)
 
 
 @pytest.fixture
-def build(copy: Path) -> Iterator[Callable[..., tuple[str, str]]]:
-    """Builds the copy; gives the image and what the builder said."""
+def build(copy: Path) -> Iterator[Build]:
+    """Builds the copy, and returns the image's name and the output of the build."""
     tags = []
 
     def build(*options: str) -> tuple[str, str]:
@@ -144,62 +147,84 @@ def build(copy: Path) -> Iterator[Callable[..., tuple[str, str]]]:
 
     yield build
     for tag in tags:
-        cli("rmi", tag)
+        run_docker("rmi", tag)
 
 
-def test_built_twice_it_has_the_same_files(image: str, build: Callable[..., tuple[str, str]]) -> None:
-    again, _ = build("--no-cache")
+def test_two_builds_contain_the_same_files(copy: Path, build: Build) -> None:
+    image, _ = build()
+    for path in copy.rglob("*"):
+        os.utime(path, (0, 0))  # the times of files differ between checkouts
+    other_image, _ = build("--no-cache")
 
-    first, second = all_but_times(image), all_but_times(again)
+    first, second = describe_files(image), describe_files(other_image)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
-    # Here the day of the build would be, which was the same.
-    user = cli("run", "--rm", "--user=0", image, "grep", "^appuser:", "/etc/shadow")
+    # The third field is the date of the last password change. Two builds on one day would not differ in it.
+    user = run_docker("run", "--rm", "--user=0", image, "grep", "^appuser:", "/etc/shadow")
     assert user.split(":")[2] == ""
 
 
-def test_a_change_of_the_code_does_not_install_the_dependencies_again(
-    image: str,  # noqa: ARG001  warms the cache
-    copy: Path,
-    build: Callable[..., tuple[str, str]],
+def executed_instructions(output: str) -> list[str]:
+    """Return the instructions of the builder stage that were not cached."""
+    steps = re.findall(r"^(#\d+) \[builder +\d+/\d+\] (?!FROM)(.*)", output, re.MULTILINE)
+    return [instruction for step, instruction in steps if f"{step} CACHED" not in output]
+
+
+COMPILE = "RUN python -m compileall"
+
+
+@pytest.mark.usefixtures("image")  # fills the cache
+@pytest.mark.parametrize(
+    ("changed", "executed"),
+    [
+        ("app/main.py", ["COPY app", COMPILE]),
+        (
+            "packages/hitless/src/hitless/server.py",
+            ["COPY packages ./packages", "RUN uv sync", "COPY gunicorn.conf.py", "COPY app", COMPILE],
+        ),
+    ],
+    ids=["app", "packages"],
+)
+def test_changed_code_does_not_reinstall_dependencies(
+    copy: Path, build: Build, changed: str, executed: list[str]
 ) -> None:
-    with (copy / "app" / "main.py").open("a") as main:
-        main.write(f"# {uuid4().hex}\n")  # never seen before, whatever earlier runs left in the engine's cache
+    with (copy / changed).open("a") as module:
+        module.write(f"# {uuid4().hex}\n")  # in no cache of an earlier run
 
-    _, said = build()
+    _, output = build()
 
-    (step,) = re.findall(r"^(#\d+) \[builder .*uv sync", said, re.MULTILINE)
-    assert f"{step} CACHED" in said
-    (step,) = re.findall(r"^(#\d+) \[builder .*COPY app", said, re.MULTILINE)
-    assert f"{step} CACHED" not in said
+    instructions = executed_instructions(output)
+    assert [instruction[: len(start)] for instruction, start in zip(instructions, executed, strict=True)] == executed
+    assert "--no-install-workspace" in output  # the instruction that installs the dependencies, from the cache
 
 
-def test_no_layer_holds_a_secret_that_lies_beside_the_code(
-    copy: Path, build: Callable[..., tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+def test_no_layer_contains_a_secret_from_the_working_tree(
+    copy: Path, build: Build, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     secret = uuid4().hex
-    for place in (".env", ".env.production", "app/.env", "secret.key", "data/app.db", ".git/config"):
+    in_packages = ("packages/.env", "packages/hitless/.env", "packages/hitless/tests/secret.py")
+    for place in (".env", ".env.production", "app/.env", *in_packages, "secret.key", "data/app.db", ".git/config"):
         (copy / place).parent.mkdir(exist_ok=True)
         (copy / place).write_text(secret)
 
     image, _ = build()
 
     archive = tmp_path_factory.mktemp("image") / "image.tar"
-    cli("save", "--output", archive, image)
+    run_docker("save", "--output", archive, image)
     with tarfile.open(archive) as layers:
-        assert [name for layer in layers for name in holders(layers, layer, secret.encode())] == []
-    assert "SECRET_KEY" not in cli("inspect", image)
+        assert [name for layer in layers for name in files_containing(secret.encode(), layers, layer)] == []
+    assert "SECRET_KEY" not in run_docker("inspect", image)
 
 
-def holders(archive: tarfile.TarFile, layer: tarfile.TarInfo, secret: bytes) -> Iterator[str]:
-    """The files of a layer that hold a secret."""
+def files_containing(secret: bytes, archive: tarfile.TarFile, layer: tarfile.TarInfo) -> Iterator[str]:
+    """Yield the names of the files in a layer that contain a secret."""
     content = archive.extractfile(layer)
     if content is None:
         return
-    if secret in content.read():  # its configuration, or a layer that is stored as it is
+    if secret in content.read():  # the image's configuration, or an uncompressed layer
         yield layer.name
     content.seek(0)
-    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=content) as files:  # not everything is a layer
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=content) as files:  # not every member is a layer
         for file in files:
             inner = files.extractfile(file) if file.isreg() else None
             if inner and secret in inner.read():

@@ -1,7 +1,8 @@
-"""What anybody sees who runs the image: it builds, and `docker run -p 8000:8000 app` serves."""
+"""The image with its defaults: `docker run -p 8000:8000` serves, and a failed start says why."""
 
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -9,128 +10,132 @@ import pytest
 from processes import PATIENCE
 
 from app import NAME
-from tests.container.engine import Container, json_lines, running
-from tests.container.service import CREDENTIALS, PERSON
+from tests.container.engine import Container, run_container
+from tests.container.service import PERSON, log_in
 
 
-def test_health_answers_200(service: Container) -> None:
-    answer = httpx.get(f"{service.url}/health", timeout=PATIENCE)
-
-    assert answer.status_code == 200
-    assert answer.json() == {"status": "alive"}
-
-
-def test_it_is_ready_on_a_database_of_its_own(service: Container) -> None:
-    answer = httpx.get(f"{service.url}/health/ready", timeout=PATIENCE)
-
-    assert answer.json() == {"status": "ready", "database": "connected"}
+@pytest.fixture(scope="module")
+def service(image: str) -> Iterator[Container]:
+    """The README's `docker run`, on a free port."""
+    with run_container(image, "--publish", "127.0.0.1::8000") as container:
+        yield container.wait_until_healthy()
 
 
-def test_several_workers_are_in_the_process_list_under_their_name(service: Container) -> None:
+def test_health_returns_200(service: Container) -> None:
+    response = httpx.get(f"{service.url}/health", timeout=PATIENCE)
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "alive"}
+
+
+def test_default_database_is_ready(service: Container) -> None:
+    response = httpx.get(f"{service.url}/health/ready", timeout=PATIENCE)
+
+    assert response.json() == {"status": "ready", "database": "connected"}
+
+
+def test_process_list_shows_the_names_of_master_and_workers(service: Container) -> None:
     processes = [line.split(maxsplit=2)[2] for line in service.processes]
 
     assert processes.count(f"gunicorn: master [{NAME}]") == 1
     assert processes.count(f"gunicorn: worker [{NAME}]") >= 3
 
 
-def test_no_process_is_root(service: Container) -> None:
+def test_no_process_runs_as_root(service: Container) -> None:
     users = {line.split()[1] for line in service.processes}
 
     assert users == {"10001"}
-    assert service.inspect("{{.Config.User}}") == "10001:10001"  # a number, which Kubernetes can tell from root
+    assert service.inspect("{{.Config.User}}") == "10001:10001"  # Kubernetes can tell a number from root, but no name
 
 
-def test_the_engine_reports_it_healthy(service: Container) -> None:
+def test_healthcheck_reports_healthy(service: Container) -> None:
     assert service.inspect("{{.State.Health.Status}}") == "healthy"
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
-def test_the_docs_render_from_the_container_alone(service: Container, page: str) -> None:
+def test_docs_pages_load_all_assets_from_the_service(service: Container, page: str) -> None:
     with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
         html = client.get(page)
         assets = re.findall(r'(?:src|href)="([^"]+)"', html.text)
-        answers = [client.get(asset) for asset in assets]
+        responses = [client.get(asset) for asset in assets]
 
     assert html.status_code == 200
     assert html.headers["content-type"].startswith("text/html")
     assert any(asset.endswith(".js") for asset in assets)
     assert all(asset.startswith(("/", "data:")) for asset in assets)
-    assert {answer.status_code for answer in answers} == {200}
+    assert {response.status_code for response in responses} == {200}
 
 
-def test_it_registers_users_logs_them_in_and_knows_them(service: Container) -> None:
-    with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
-        registered = client.post("/users/", json=PERSON)
-        tokens = client.post("/auth/login", json=CREDENTIALS).json()
-        me = client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
+def test_user_registers_logs_in_and_gets_the_current_user(service: Container) -> None:
+    registered = httpx.post(f"{service.url}/users/", json=PERSON, timeout=PATIENCE)
+    me = httpx.get(f"{service.url}/users/me", headers=log_in(service.url), timeout=PATIENCE)
 
     assert registered.status_code == 201
     assert me.json() == registered.json()
 
 
-def test_each_line_of_its_log_is_one_json_object(service: Container) -> None:
-    lines = json_lines(service.log)
+def test_each_log_line_is_one_json_object(service: Container) -> None:
+    lines = service.log_lines
 
     assert any(line["event"].startswith("Starting gunicorn") for line in lines)
     assert all(list(line)[:4] == ["timestamp", "level", "logger", "event"] for line in lines)
 
 
-def test_docker_stop_ends_it_in_order(image: str) -> None:
-    with running(image) as container:
-        container.is_healthy()
+def test_docker_stop_exits_with_0_and_without_errors(image: str) -> None:
+    with run_container(image) as container:
+        container.wait_until_healthy()
 
         container.stop()
 
-        assert container.inspect("{{.State.ExitCode}}") == "0"
-        lines = json_lines(container.log)
-        assert lines[-1]["event"] == "Shutting down: Master"
-        assert "error" not in {line["level"] for line in lines}
+        assert container.exit_code == 0
+        assert container.log_lines[-1]["event"] == "Shutting down: Master"
+        assert "error" not in container.log_levels
 
 
-def test_another_port_is_served_and_asked_for_health(image: str) -> None:
-    with running(image, "--env", "PORT=9000") as container:
-        container.is_healthy()
+def test_port_applies_to_the_server_and_the_healthcheck(image: str) -> None:
+    with run_container(image, "--env", "PORT=9000") as container:
+        container.wait_until_healthy()
 
         assert "Listening at: http://0.0.0.0:9000" in container.log
 
 
-NO_START = {
-    "bad settings": (["--env", "LOG_LEVEL=loud"], "The settings are not valid:\n  LOG_LEVEL: "),
-    "no production without its settings": (["--env", "ENVIRONMENT=production"], "\n  SECRET_KEY: must be set"),
-    "an unreachable database": (
+STARTUP_FAILURES = {
+    "invalid setting": (["--env", "LOG_LEVEL=loud"], "The settings are not valid:\n  LOG_LEVEL: "),
+    "production without its settings": (["--env", "ENVIRONMENT=production"], "\n  SECRET_KEY: must have"),
+    "unreachable database": (
         ["--env", "DATABASE_URL=postgresql://user:hunter2@127.0.0.1:1/x"],
         "The database at 127.0.0.1:1/x cannot be used",
     ),
-    "a data folder that cannot be written": (
+    "data directory without write permission": (
         ["--user", "4242:4242"],
         "The SQLite database at /data/app.db cannot be opened by user 4242",
     ),
-    "a file of settings that only its owner may read": (
+    "settings file without read permission": (
         ["--volume", "{folder}/.env:/app/.env:ro"],
-        ".env cannot be read by user 10001: PermissionError",
+        "The settings cannot be read: [Errno 13] Permission denied: '.env'",
     ),
 }
 
 
-@pytest.mark.parametrize("case", NO_START)
-def test_what_keeps_it_from_starting_is_said_in_one_line(image: str, tmp_path: Path, case: str) -> None:
-    options, complaint = NO_START[case]
+@pytest.mark.parametrize("case", STARTUP_FAILURES)
+def test_startup_failure_prints_one_line(image: str, tmp_path: Path, case: str) -> None:
+    options, message = STARTUP_FAILURES[case]
     (tmp_path / ".env").touch(mode=0o600)
-    with running(image, *(option.format(folder=tmp_path) for option in options)) as container:
-        assert container.ends() == 1
+    with run_container(image, *(option.format(folder=tmp_path) for option in options)) as container:
+        assert container.wait_for_exit() == 1
 
-        (line,) = [line for line in json_lines(container.log) if line["level"] == "critical"]
-        assert complaint in line["event"]
+        (line,) = [line for line in container.log_lines if line["level"] == "critical"]
+        assert message in line["event"]
         assert "Traceback" not in container.log
         assert "hunter2" not in container.log
         assert "Booting worker" not in container.log
 
 
-def test_a_taken_port_is_said_in_one_line(image: str) -> None:
+def test_port_in_use_prints_one_line(image: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with running(image, "--network", "host", "--env", f"PORT={port}") as container:
-            assert container.ends() == 1
+        with run_container(image, "--network", "host", "--env", f"PORT={port}") as container:
+            assert container.wait_for_exit() == 1
 
             assert container.log.count("in use") == 1
             assert f"Cannot listen on 0.0.0.0:{port}: Address already in use" in container.log
