@@ -120,14 +120,21 @@ def test_sigterm_after_sigusr2_leaves_the_new_master_serving(start: Start) -> No
     assert not server_is_draining(server)
 
 
+# systemd passes sockets from file descriptor 3 on, and the number of them.
+SOCKET_ACTIVATION = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def test_sigterm_leaves_a_socket_of_systemd_open(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, (tmp_path / "log").open("w") as log:
         host, port = listener.getsockname()
-        # systemd passes sockets from file descriptor 3 on.
-        script = f'exec 3<&{listener.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
-        command = [Path(sys.executable).with_name("gunicorn"), *EXAMPLE]
+        command = [str(Path(sys.executable).with_name("gunicorn")), *EXAMPLE]
         server = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command],
+            [sys.executable, "-c", SOCKET_ACTIVATION, str(listener.fileno()), *command],
             cwd=tmp_path,
             env=ENVIRONMENT,
             stdout=log,
