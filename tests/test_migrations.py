@@ -1,4 +1,4 @@
-"""The schema's history runs up, down and up again on both databases, and ends where the models are."""
+"""The migrations run up and down on both databases, and result in the schema of the models."""
 
 import asyncio
 import shutil
@@ -20,43 +20,44 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.auth.models import RefreshToken
 from app.database import Base, create_engine
 from app.errors import StartupError
-from app.migrations import _migrate, exists_on, is_migration_pending, migrate, render_item
+from app.migrations import exists_on, is_migration_pending, lock_migrations, migrate, render_item
 from app.settings import Settings
 from app.startup import prepare_database
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
+TIMEOUT = 600  # seconds for a command, on a machine that runs many tests at once
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Settings]:
-    """A database that is up to date, and in the end is so again: the server's is that of other tests, too."""
+    """A migrated database. It is migrated again at the end, because other tests use the one on PostgreSQL too."""
     database = make_settings(database_url=database_url)
     yield database
     asyncio.run(migrate(database))
 
 
-async def tables(engine: AsyncEngine) -> set[str]:
+async def table_names(engine: AsyncEngine) -> set[str]:
     async with engine.connect() as connection:
         return set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
 
 
-async def test_up_down_and_up_again(database: Settings) -> None:
+async def test_migrations_run_up_down_and_up_again(database: Settings) -> None:
     engine = create_engine(database)
-    assert await tables(engine) == TABLES.keys() | {"alembic_version"}
+    assert await table_names(engine) == TABLES.keys() | {"alembic_version"}
     assert not await is_migration_pending(engine)
 
     await migrate(database, "base")
-    assert await tables(engine) == {"alembic_version"}
+    assert await table_names(engine) == {"alembic_version"}
     assert await is_migration_pending(engine)
 
     await migrate(database)
-    assert await tables(engine) == TABLES.keys() | {"alembic_version"}
+    assert await table_names(engine) == TABLES.keys() | {"alembic_version"}
     assert not await is_migration_pending(engine)
     await engine.dispose()
 
 
-async def test_the_models_and_the_schema_do_not_drift(database: Settings) -> None:
+async def test_migrated_schema_equals_the_models(database: Settings) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "include_object": exists_on(connection.dialect.name)}
@@ -72,8 +73,8 @@ async def test_the_models_and_the_schema_do_not_drift(database: Settings) -> Non
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_sqlite_gives_no_id_to_a_second_user(database: Settings) -> None:
-    """A migration that alters such a table gives `batch_alter_table` `table_kwargs={"sqlite_autoincrement": True}`."""
+async def test_sqlite_never_reuses_an_id(database: Settings) -> None:
+    """A migration that alters such a table must call batch_alter_table with sqlite_autoincrement in `table_kwargs`."""
     engine = create_engine(database)
     async with engine.connect() as connection:
         result = await connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
@@ -83,8 +84,8 @@ async def test_sqlite_gives_no_id_to_a_second_user(database: Settings) -> None:
     assert found == {name for name, table in TABLES.items() if table.dialect_options["sqlite"]["autoincrement"]}
 
 
-async def test_every_constraint_has_the_name_that_the_models_give_it(database: Settings) -> None:
-    def names(connection: Connection) -> set[str | None]:
+async def test_constraints_have_the_names_from_the_models(database: Settings) -> None:
+    def constraint_names(connection: Connection) -> set[str | None]:
         inspector = inspect(connection)
         return {
             constraint["name"]
@@ -100,18 +101,18 @@ async def test_every_constraint_has_the_name_that_the_models_give_it(database: S
 
     engine = create_engine(database)
     async with engine.connect() as connection:
-        found = await connection.run_sync(names)
+        found = await connection.run_sync(constraint_names)
     await engine.dispose()
 
     keys = {table.primary_key.name for table in TABLES.values()}
     named = {constraint.name for table in TABLES.values() for constraint in table.constraints}
     named |= {index.name for table in TABLES.values() for index in table.indexes}
     assert {"uq_users_email", "ck_users_email_lower_case"} <= named
-    found.discard(None)  # SQLite: a key that AUTOINCREMENT makes takes no name
+    found.discard(None)  # on SQLite, the primary key of a table with AUTOINCREMENT has no name
     assert found | keys | {"ix_users_search"} == named  # SQLite has no such index
 
 
-async def test_a_database_that_is_not_migrated_is_refused_with_the_remedy(
+async def test_pending_migration_at_startup_is_reported_with_the_command(
     settings: Settings, database: Settings
 ) -> None:
     await migrate(database, "base")
@@ -124,7 +125,7 @@ async def test_a_database_that_is_not_migrated_is_refused_with_the_remedy(
 
 
 @pytest.mark.parametrize("migrates", [False, True])
-async def test_a_database_of_a_later_release_is_left_as_it_is(
+async def test_schema_of_a_later_release_is_not_changed(
     settings: Settings, database: Settings, logs: list[structlog.typing.EventDict], *, migrates: bool
 ) -> None:
     engine = create_engine(database)
@@ -136,15 +137,15 @@ async def test_a_database_of_a_later_release_is_left_as_it_is(
         await prepare_database(change(settings, database_migrate=migrates))
     finally:
         async with engine.begin() as connection:
-            left = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+            stored = await connection.scalar(text("SELECT version_num FROM alembic_version"))
             await connection.execute(text("UPDATE alembic_version SET version_num = :newest"), {"newest": newest})
         await engine.dispose()
 
-    assert left == "9999"
+    assert stored == "9999"
     assert [entry["log_level"] for entry in logs if entry.get("revision") == "9999"] == ["warning"] * migrates
 
 
-async def test_five_processes_that_migrate_at_once_are_one_migration(
+async def test_concurrent_processes_migrate_once(
     database: Settings, clean_environment: dict[str, str], tmp_path: Path
 ) -> None:
     await migrate(database, "base")
@@ -152,25 +153,23 @@ async def test_five_processes_that_migrate_at_once_are_one_migration(
     command = [sys.executable, "-m", "app", "migrate"]
 
     processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)  # noqa: ASYNC220  they run while we wait
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)  # noqa: ASYNC220  they run at the same time
         for _ in range(5)
     ]
-    outputs = [process.communicate(timeout=60)[1] for process in processes]
+    outputs = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
 
     assert [process.returncode for process in processes] == [0] * 5, outputs
     assert sum("app.migrations" in output for output in outputs) == 1
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_migration_waits_for_another_longer_than_a_statement_may_take(
-    database: Settings, database_url: str
-) -> None:
+async def test_migration_waits_for_another_beyond_the_statement_timeout(database: Settings, database_url: str) -> None:
     engine = create_engine(change(database, database_statement_timeout=60))
     async with engine.begin() as connection:
-        await connection.run_sync(_migrate, "head")  # and is not committed yet
+        await connection.run_sync(lock_migrations)  # as a migration does
         other = asyncio.create_task(migrate(change(database, database_statement_timeout=0.1)))
         await wait_for_blocked_statement(database_url)
-        await asyncio.sleep(0.5)  # which is longer than its statements may take
+        await asyncio.sleep(0.5)  # longer than its statement timeout
         is_waiting = not other.done()
     await other
     await engine.dispose()
@@ -179,37 +178,41 @@ async def test_a_migration_waits_for_another_longer_than_a_statement_may_take(
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["current"]])
-def test_alembics_own_command_line_works(
+def test_alembic_command_line_works(
     database: Settings, clean_environment: dict[str, str], tmp_path: Path, arguments: list[str]
 ) -> None:
     environment = clean_environment | {"DATABASE_URL": database.database_url.get_secret_value()}
     command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "pyproject.toml"), *arguments]
 
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=TIMEOUT)
 
 
-def test_a_moment_is_written_without_its_variant_for_sqlite() -> None:
+def test_datetime_column_is_rendered_without_its_sqlite_variant() -> None:
     assert render_item("type", RefreshToken.__table__.c.created_at.type, None) == "sa.DateTime(timezone=True)"
     assert render_item("type", RefreshToken.__table__.c.user_id.type, None) is False
 
 
-def test_a_new_migration_can_be_generated(clean_environment: dict[str, str], tmp_path: Path) -> None:
-    """In a copy, from which the models' changes would be read."""
+def test_migration_can_be_generated_from_changed_models(clean_environment: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(ROOT / "app", tmp_path / "app")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     models = tmp_path / "app/users/models.py"
     columns = "    nickname: Mapped[str | None] = mapped_column(String(50))\n    seen_at: Mapped[datetime | None]\n"
-    longer = models.read_text().replace("mapped_column(String(100))", "mapped_column(String(200))")
-    models.write_text(longer + columns)
+    with_longer_name = models.read_text().replace("mapped_column(String(100))", "mapped_column(String(200))")
+    models.write_text(with_longer_name + columns)
     environment = clean_environment | {"DATABASE_URL": "sqlite:///app.db", "PYTHONPATH": str(tmp_path)}
 
     generate = ("app migrate", "alembic revision --autogenerate -m nickname")
-    check = ("app migrate", "alembic check", "ruff check --no-cache .", "ruff format --no-cache --check .")
+    check = (
+        "app migrate",
+        "alembic check",
+        "ruff check --no-cache app/migrations",
+        "ruff format --no-cache --check app/migrations",
+    )
 
     def run(*commands: str) -> None:
         for command in commands:
             subprocess.run(
-                [sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, check=True, timeout=60
+                [sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, check=True, timeout=TIMEOUT
             )
 
     run(*generate)
@@ -224,4 +227,6 @@ def test_a_new_migration_can_be_generated(clean_environment: dict[str, str], tmp
     assert 'batch_op.alter_column(\n            "full_name"' in migration.read_text()
     with closing(sqlite3.connect(tmp_path / "app.db")) as database:
         assert database.execute("SELECT id, nickname FROM users").fetchall() == [(1, None)]
-        assert database.execute("SELECT family FROM refresh_tokens").fetchall() == [("f",)]  # they go with their user
+        assert database.execute("SELECT family FROM refresh_tokens").fetchall() == [
+            ("f",)
+        ]  # not deleted with the old table of users
