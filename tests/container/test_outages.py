@@ -1,6 +1,6 @@
-"""What happens when PostgreSQL is away, deaf, slow, full or read-only: 503, soon; and then all is as it was.
+"""PostgreSQL is stopped, paused, unreachable, slow, full or read-only: 503 within seconds, and recovery by itself.
 
-One container goes through all of it, under a load that reads and writes, and nobody restarts it.
+One container goes through all of these outages under a load of reads and writes, without a restart.
 """
 
 import asyncio
@@ -15,41 +15,40 @@ import httpx
 import pytest
 from processes import PATIENCE, until
 
-from tests.container.conftest import Database
-from tests.container.engine import Container, cli, json_lines, running
-from tests.container.load import Report, Target, goes_on, load
-from tests.container.service import options, targets, workers
+from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
+from tests.container.engine import Container, json_lines, run_container, run_docker
+from tests.container.load import Report, Target, continue_load, load
+from tests.container.service import count_started_workers, make_targets, run_service
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
-# Within which readiness follows the database, both ways.
-SOON = 2
-# The longest that a request waits, 2 seconds for a connection and 6 for an answer, on a machine that has a lot to do.
+# Seconds within which readiness shows that the database has become unavailable or available.
+READINESS_DELAY = 2
+# The longest response time: 2 seconds for a connection and 6 for an answer, with a margin for a busy machine.
 LONGEST = 10
-# What the two workers may open: two connections for requests, and one for readiness.
+# What the two workers may open: two connections each for requests, and one for readiness.
 CONNECTIONS = 6
-# What the database takes, from everybody.
+# What the database allows, for all clients together.
 MAX_CONNECTIONS = 20
-# A name server that does not answer. Docker asks it for each name that it does not know, such as that of a database
-# which is away.
-SILENT = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); time.sleep(900)"
-LOOKUP = """
+# A name server that never answers. Docker forwards queries for unknown names to it, such as the name of a container
+# that was disconnected or stopped.
+SILENT_NAME_SERVER = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); time.sleep(900)"
+TIME_LOOKUP = """
 import contextlib, socket, time
-begun_at = time.monotonic()
+started_at = time.monotonic()
 with contextlib.suppress(OSError):
     socket.gethostbyname("nobody.invalid")
-print(time.monotonic() - begun_at)
+print(time.monotonic() - started_at)
 """
-# How long an outage must be for statements, new connections and the pool all to be waited for.
-LONG = 10
+# Seconds of an outage in which the timeouts of statements, new connections and the pool all expire.
+LONG_OUTAGE = 10
 
 
 @pytest.fixture(scope="module")
 def server(network: str) -> Iterator[Container]:
-    """A PostgreSQL that a test may stop."""
-    settings = ["--env=POSTGRES_PASSWORD=password", "--health-cmd=pg_isready --host=127.0.0.1", "--health-interval=1s"]
+    """A PostgreSQL server that a test may stop."""
     command = ("postgres", "-c", f"max_connections={MAX_CONNECTIONS}")
-    with running("postgres:18-alpine", f"--network={network}", *settings, command=command) as container:
-        yield container.is_healthy()
+    with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS, command=command) as container:
+        yield container.wait_until_healthy()
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +58,24 @@ def database(server: Container) -> Database:
 
 @pytest.fixture(scope="module")
 def service(image: str, network: str, database: Database) -> Iterator[Container]:
-    """The service with fewer connections than the load has clients, and a name server that does not answer."""
-    url = database.url.replace(database.server.ip, database.server.name)
-    settings = options(DATABASE_URL=url, DATABASE_MIGRATE="true", DATABASE_POOL_SIZE="2", MAX_REQUESTS="0")
+    """The service with fewer connections than the load has clients, and with a name server that does not answer."""
+    settings = {
+        "DATABASE_URL": database.url_by_name,
+        "DATABASE_MIGRATE": "true",
+        "DATABASE_POOL_SIZE": "2",
+        "MAX_REQUESTS": "0",
+    }
+    on_network = f"--network={network}"
     with (
-        running(image, f"--network={network}", command=("python", "-c", SILENT)) as name_server,
-        running(image, f"--network={network}", f"--dns={name_server.ip}", *settings) as container,
+        run_container(image, on_network, command=("python", "-c", SILENT_NAME_SERVER)) as name_server,
+        run_service(image, on_network, f"--dns={name_server.ip}", **settings) as container,
     ):
-        until(lambda: float(container.execute("python", "-c", LOOKUP)) > 1, "nobody answers for names")
-        yield container.is_healthy()
+        until(lambda: float(container.execute("python", "-c", TIME_LOOKUP)) > 1, "lookups time out")
+        yield container
 
 
 class Outage:
-    """Something that happens to the database of a service under load."""
+    """A time in which the database of a service under load is unavailable."""
 
     def __init__(self, service: Container, database: Database, report: Report, read: Target, write: Target) -> None:
         self.url = f"http://{service.ip}:8000"
@@ -79,49 +83,49 @@ class Outage:
         self.report = report
         self.read = read
         self.write = write
-        self.back_at = 0.0
-        # A new connection for each request, so that each may come to another worker.
+        self.recovered_at = 0.0
+        # A new connection for each request, so that they reach different workers.
         self.client = httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0))
 
-    def ask(self, target: Target) -> int:
-        """Asks for something besides the load, and gives the status."""
+    def request(self, target: Target) -> int:
+        """Send a request beside the load, and return the status."""
         content = target.json or None
         headers = {**target.headers, "Content-Type": "application/json"}
         return self.client.request(target.method, self.url + target.path, headers=headers, content=content).status_code
 
-    def readiness(self) -> set[int]:
-        """What readiness says when it is asked several times at once: that of the workers who take the connections."""
-        with ThreadPoolExecutor(4) as crowd:
-            return set(crowd.map(self.ask, [self.read._replace(path="/health/ready")] * 4))
+    def check_readiness(self) -> set[int]:
+        """Return the statuses of several readiness checks at once, which reach the workers that accept connections."""
+        with ThreadPoolExecutor(4) as executor:
+            return set(executor.map(self.request, [self.read._replace(path="/health/ready")] * 4))
 
-    def shows_in_readiness(self) -> None:
-        """Sees that readiness says no: the database has just gone."""
-        gone_at = time.monotonic()
-        until(lambda: self.readiness() == {503}, "readiness says no")
-        print(f"-- not ready after {time.monotonic() - gone_at:.2f} s")  # noqa: T201  as below
-        assert time.monotonic() - gone_at < SOON
+    def assert_readiness_fails(self) -> None:
+        """Assert that readiness fails within READINESS_DELAY. Call it when the database has just become unavailable."""
+        started_at = time.monotonic()
+        until(lambda: self.check_readiness() == {503}, "readiness fails")
+        print(f"-- not ready after {time.monotonic() - started_at:.2f} s")  # noqa: T201  shown by pytest -rP
+        assert time.monotonic() - started_at < READINESS_DELAY
 
-    def is_over(self) -> None:
-        """Waits until the database is back, and sees that readiness says so. From then on, nothing may fail.
+    def assert_recovery(self) -> None:
+        """Wait for the database, and assert that readiness follows. No request after it may fail.
 
-        It is back when it answers others, on as many connections as the service may open.
+        The database has recovered when it answers other clients on as many connections as the service may open.
         """
         host = self.database.server.ip
-        until(lambda: asyncio.run(answers(host)), "the database answers")
-        self.back_at = time.monotonic()
-        until(lambda: self.readiness() == {200}, "readiness says yes")
-        print(f"-- ready after {time.monotonic() - self.back_at:.2f} s")  # noqa: T201  as below
-        assert time.monotonic() - self.back_at < SOON
+        until(lambda: asyncio.run(answers_on_all_connections(host)), "the database answers")
+        self.recovered_at = time.monotonic()
+        until(lambda: self.check_readiness() == {200}, "readiness succeeds")
+        print(f"-- ready after {time.monotonic() - self.recovered_at:.2f} s")  # noqa: T201  shown by pytest -rP
+        assert time.monotonic() - self.recovered_at < READINESS_DELAY
 
 
 async def connect(host: str) -> "asyncpg.Connection[asyncpg.Record]":
     return await asyncpg.connect(f"postgresql://postgres:password@{host}/postgres")
 
 
-async def answers(host: str) -> bool:
-    """Whether a PostgreSQL takes all the connections at once, and answers on each."""
+async def answers_on_all_connections(host: str) -> bool:
+    """Return whether a PostgreSQL server accepts all of the connections at once, and answers on each."""
 
-    async def ask() -> None:
+    async def query() -> None:
         async with asyncio.timeout(1):
             connection = await connect(host)
             try:
@@ -129,152 +133,153 @@ async def answers(host: str) -> bool:
             finally:
                 connection.terminate()
 
-    results = await asyncio.gather(*(ask() for _ in range(CONNECTIONS)), return_exceptions=True)
+    results = await asyncio.gather(*(query() for _ in range(CONNECTIONS)), return_exceptions=True)
     return results == [None] * CONNECTIONS
 
 
 @contextmanager
 def outage(service: Container, database: Database) -> Iterator[Outage]:
-    """Puts the service under load while the block is executed, and then judges what clients have seen of it."""
-    _, read = targets(service)
+    """Put the service under load while the block runs, and then assert what the clients observed."""
+    _, read = make_targets(service)
     write = read._replace(method="PATCH", json='{"full_name": "Ann"}')
-    log = len(service.log)
+    log_before = len(service.log)
     with load(read, write) as report:
-        goes_on(report)
+        continue_load(report)
         assert report.failures == []
 
         outage = Outage(service, database, report, read, write)
         with outage.client:
             yield outage
-        goes_on(report, 2)
+        continue_load(report, 2)
 
-    late = [error for error in report.errors if error.asked_at > outage.back_at]
-    print(f"-- {len(report.errors)} errors, {report.answers} answers, slowest {report.slowest:.1f} s")  # noqa: T201  pytest -rP shows it
-    assert [(error.asked_at - outage.back_at, error.body) for error in late] == []
-    assert {(error.status, error.headers.get("retry-after")) for error in report.errors} <= {(503, "1")}
-    assert [error for error in report.errors if json.loads(error.body) != UNAVAILABLE] == []
-    # No broken connection, and nobody is left without an answer.
-    assert (len(report.failures), report.refused) == (len(report.errors), 0)
+    errors = report.error_responses
+    late = [error for error in errors if error.sent_at > outage.recovered_at]
+    print(f"-- {len(errors)} errors, {report.responses} responses, slowest {report.slowest:.1f} s")  # noqa: T201  as above
+    assert [(error.sent_at - outage.recovered_at, error.body) for error in late] == []
+    assert {(error.status, error.headers.get("retry-after")) for error in errors} <= {(503, "1")}
+    assert [error for error in errors if json.loads(error.body) != UNAVAILABLE] == []
+    # Every failure is a complete response: no connection was reset, refused or left without a response.
+    assert (len(report.failures), report.refused) == (len(errors), 0)
     assert report.slowest < LONGEST
-    assert {line["level"] for line in json_lines(service.log[log:])} <= {"info", "warning"}
-    assert workers(service) == 2
+    assert {line["level"] for line in json_lines(service.log[log_before:])} <= {"info", "warning"}
+    assert count_started_workers(service) == 2
 
 
-def test_a_stopped_database_is_503_until_it_is_started(service: Container, database: Database) -> None:
+def test_stopped_database_returns_503_until_it_is_started(service: Container, database: Database) -> None:
     with outage(service, database) as it:
         database.server.stop()
         try:
-            it.shows_in_readiness()
+            it.assert_readiness_fails()
             time.sleep(3)
         finally:
             database.server.start()
-        it.is_over()
+        it.assert_recovery()
 
-    assert it.report.errors
+    assert it.report.error_responses
 
 
-def test_a_restarted_database_is_used_again_at_once(service: Container, database: Database) -> None:
+def test_restarted_database_is_used_again_at_once(service: Container, database: Database) -> None:
     with outage(service, database) as it:
-        cli("restart", database.server.name)
-        it.is_over()
+        run_docker("restart", database.server.name)
+        it.assert_recovery()
 
 
-def test_a_paused_database_is_503_until_it_goes_on(service: Container, database: Database) -> None:
-    """The hardest case: connections are accepted, whatever is sent is taken, and nobody answers."""
+def test_paused_database_returns_503_until_it_is_resumed(service: Container, database: Database) -> None:
+    """The hardest case: the kernel accepts connections and data, but nothing answers."""
     with outage(service, database) as it:
-        cli("pause", database.server.name)
+        run_docker("pause", database.server.name)
         try:
-            it.shows_in_readiness()
-            time.sleep(LONG)
+            it.assert_readiness_fails()
+            time.sleep(LONG_OUTAGE)
         finally:
-            cli("unpause", database.server.name)
-        it.is_over()
+            run_docker("unpause", database.server.name)
+        it.assert_recovery()
 
-    assert it.report.errors
+    assert it.report.error_responses
 
 
-def test_a_database_that_cannot_be_reached_is_503_until_it_can_even_at_another_address(
+def test_disconnected_database_returns_503_until_it_is_connected_even_at_another_address(
     service: Container, database: Database, network: str
 ) -> None:
     with outage(service, database) as it:
-        cli("network", "disconnect", network, database.server.name)
+        run_docker("network", "disconnect", network, database.server.name)
         try:
-            it.shows_in_readiness()
-            time.sleep(LONG)
+            it.assert_readiness_fails()
+            time.sleep(LONG_OUTAGE)
         finally:
-            cli("network", "connect", network, database.server.name)
-        it.is_over()
+            run_docker("network", "connect", network, database.server.name)
+        it.assert_recovery()
 
-    assert it.report.errors
+    assert it.report.error_responses
 
 
 @contextmanager
-def crowd(database: Database) -> Iterator[None]:
-    """Takes all the connections that a PostgreSQL has, those of the service included, and keeps them."""
-    taken: list[asyncpg.Connection[asyncpg.Record]] = []
+def take_all_connections(database: Database) -> Iterator[None]:
+    """Hold all connections that the server allows, including those that the service had."""
+    connections: list[asyncpg.Connection[asyncpg.Record]] = []
 
-    async def come() -> None:
+    async def take() -> None:
         async with asyncio.timeout(PATIENCE):
-            taken.append(await connect(database.server.ip))
-            while len(taken) < MAX_CONNECTIONS:
+            connections.append(await connect(database.server.ip))
+            while len(connections) < MAX_CONNECTIONS:
                 try:
-                    taken.append(await connect(database.server.ip))
+                    connections.append(await connect(database.server.ip))
                 except asyncpg.TooManyConnectionsError:
-                    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1"
-                    await taken[0].execute(others, database.name)
+                    terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1"
+                    await connections[0].execute(terminate, database.name)
 
-    async def leave() -> None:
-        for connection in taken:
+    async def release() -> None:
+        for connection in connections:
             connection.terminate()
 
     with asyncio.Runner() as runner:
         try:
-            runner.run(come())
+            runner.run(take())
             yield
         finally:
-            runner.run(leave())
+            runner.run(release())
 
 
-def test_when_others_take_all_connections_it_is_503_until_they_leave(service: Container, database: Database) -> None:
-    with outage(service, database) as it:
-        with crowd(database):
-            it.shows_in_readiness()
-            time.sleep(3)
-        it.is_over()
-
-    assert it.report.errors
-
-
-def test_when_statements_take_too_long_they_are_503_and_it_stays_ready(
-    service: Container, database: Database, background: ThreadPoolExecutor
-) -> None:
-    """Each request waits for the lock of somebody else, until no connection is left to wait with."""
-    with outage(service, database) as it:
-        lock = background.submit(database.query, f"BEGIN; LOCK users; SELECT pg_sleep({LONG})")
-        until(lambda: it.report.errors, "requests have waited too long")
-        while not lock.done():
-            assert it.readiness() == {200}
-        it.is_over()
-
-    assert it.report.errors
-
-
-def test_a_read_only_database_is_read_from_and_written_to_again_when_it_may_be(
+def test_database_without_free_connections_returns_503_until_there_are_some(
     service: Container, database: Database
 ) -> None:
-    def alter(change: str) -> None:
+    with outage(service, database) as it:
+        with take_all_connections(database):
+            it.assert_readiness_fails()
+            time.sleep(3)
+        it.assert_recovery()
+
+    assert it.report.error_responses
+
+
+def test_statement_timeouts_return_503_while_readiness_succeeds(
+    service: Container, database: Database, background: ThreadPoolExecutor
+) -> None:
+    """Every request waits for a lock, until no connection is left in the pool."""
+    with outage(service, database) as it:
+        lock = background.submit(database.query, f"BEGIN; LOCK users; SELECT pg_sleep({LONG_OUTAGE})")
+        until(lambda: it.report.error_responses, "statements time out")
+        while not lock.done():
+            assert it.check_readiness() == {200}
+        it.assert_recovery()
+
+    assert it.report.error_responses
+
+
+def test_read_only_database_serves_reads_and_returns_503_for_writes(service: Container, database: Database) -> None:
+    def alter_system(change: str) -> None:
         database.query(f"ALTER SYSTEM {change}")
         database.query("SELECT pg_reload_conf()")
 
     with outage(service, database) as it:
-        alter("SET default_transaction_read_only = on")
+        alter_system("SET default_transaction_read_only = on")
         try:
-            until(lambda: it.ask(it.write) == 503, "writing is refused")
-            assert it.ask(it.read) == 200
-            assert it.readiness() == {200}
+            until(lambda: it.request(it.write) == 503, "writes fail")
+            assert it.request(it.read) == 200
+            assert it.check_readiness() == {200}
         finally:
-            alter("RESET default_transaction_read_only")
-        until(lambda: database.query("SHOW default_transaction_read_only") == "off", "new connections may write")
-        it.is_over()
+            alter_system("RESET default_transaction_read_only")
+        until(lambda: database.query("SHOW default_transaction_read_only") == "off", "new connections can write")
+        it.assert_recovery()
 
-    assert it.report.errors
+    assert it.report.error_responses
