@@ -1,4 +1,4 @@
-"""The commands of `python -m app`, run as a person runs them."""
+"""The commands of `python -m app`, run in processes of their own, on a terminal and without one."""
 
 import fcntl
 import json
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.docs.openapi import build_openapi
@@ -23,40 +24,87 @@ from tests.conftest import Service
 from tests.people import PASSWORD, log_in, register
 
 
-class Command:
-    """Runs `python -m app …` in an empty folder on a test's database."""
+class CommandLine:
+    """Runs `python -m app` in a directory, with an environment."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        self.directory = directory
         self.environment = environment
 
-    def __call__(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "app", *arguments],
-            cwd=self.folder,
+            cwd=self.directory,
             env=self.environment,
             input=stdin,
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
+    def run_on_terminal(self, *arguments: str, answers: dict[str, str]) -> tuple[int, str]:
+        """Run a command on a pseudo-terminal, and type each answer when its prompt appears.
+
+        Returns:
+            The exit status, and what the terminal shows.
+        """
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            preexec_fn=_take_terminal,  # noqa: PLW1509  there are no threads
+        )
+        os.close(terminal)
+        last_answer = list(answers.values())[-1]
+        shown, deadline, prompts = "", time.monotonic() + PATIENCE, list(answers)
+        retry_at = time.monotonic() + PATIENCE / 2
+        while time.monotonic() < deadline:
+            # A control key is rarely lost between the prompt and the read. A line never is.
+            if not prompts and not last_answer.isprintable() and time.monotonic() > retry_at:
+                os.write(controller, f"{last_answer}\n".encode())
+                retry_at = deadline
+            if select.select([controller], [], [], 0.1)[0]:
+                try:
+                    chunk = os.read(controller, 4096)
+                except OSError:  # the other end is closed: the process has exited
+                    break
+                shown += chunk.decode()
+            if prompts and prompts[0] in shown:
+                os.write(controller, f"{answers[prompts.pop(0)]}\n".encode())
+        try:
+            return process.wait(timeout=PATIENCE), shown
+        finally:
+            os.close(controller)  # not earlier: it would send SIGHUP to the process
+
+
+def _take_terminal() -> None:
+    """Let Ctrl-C send SIGINT. A shell makes the commands that it runs in the background ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 @pytest.fixture
-def command(tmp_path: Path, clean_environment: dict[str, str], database_url: str) -> Command:
-    return Command(tmp_path, clean_environment | {"DATABASE_URL": database_url})
+def command_line(tmp_path: Path, clean_environment: dict[str, str], database_url: str) -> CommandLine:
+    """Commands on a test's database."""
+    return CommandLine(tmp_path, clean_environment | {"DATABASE_URL": database_url})
 
 
 @pytest.fixture
-def command_without_database(tmp_path: Path, clean_environment: dict[str, str]) -> Command:
-    return Command(tmp_path, clean_environment)
+def default_command_line(tmp_path: Path, clean_environment: dict[str, str]) -> CommandLine:
+    """Commands with the default settings."""
+    return CommandLine(tmp_path, clean_environment)
 
 
-async def test_a_superuser_is_created_with_the_password_from_standard_input(
-    command: Command, service: Service, session: AsyncSession
+async def test_create_superuser_reads_the_password_from_standard_input(
+    command_line: CommandLine, service: Service, session: AsyncSession
 ) -> None:
-    result = command(
+    result = command_line.run(
         "create-superuser", "--email", "Root@example.com", "--full-name", "Root", stdin=f"{PASSWORD}\nrest"
     )
 
@@ -64,94 +112,55 @@ async def test_a_superuser_is_created_with_the_password_from_standard_input(
     assert PASSWORD not in result.stdout + result.stderr
     user = await session.get_one(User, 1)
     assert (user.email, user.full_name, user.is_superuser, user.is_active) == ("root@example.com", "Root", True, True)
-    await session.rollback()  # or the login would wait for SQLite's one lock
+    await session.rollback()  # otherwise the login would wait for SQLite's write lock
     assert (await log_in(service.client, "root@example.com")).status_code == 200
 
 
-async def test_an_account_that_is_there_is_not_promoted(
-    command: Command, service: Service, session: AsyncSession
+async def test_create_superuser_does_not_promote_an_existing_user(
+    command_line: CommandLine, service: Service, session: AsyncSession
 ) -> None:
     await register(service.client, "ann@example.com")
 
-    result = command("create-superuser", "--email", "ANN@example.com", "--full-name", "Ann", stdin="another password\n")
+    result = command_line.run(
+        "create-superuser", "--email", "ANN@example.com", "--full-name", "Ann", stdin="another password\n"
+    )
 
     assert result.returncode == 1
-    assert "has an account already" in result.stderr
+    assert "A user with this address exists already" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (await session.get_one(User, 1)).is_superuser
-    await session.rollback()  # or the login would wait for SQLite's one lock
+    await session.rollback()  # otherwise the login would wait for SQLite's write lock
     assert (await log_in(service.client)).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "complaint"),
+    ("arguments", "stdin", "message"),
     [
-        ([], "", "Without a terminal, give --email and --full-name"),
+        ([], "", "Without a terminal, pass --email, --full-name"),
         (["--email", "root@example.com", "--full-name", "Root"], "short\n", "password: "),
         (["--email", "root@example.com", "--full-name", "Root"], "", "and the password on standard input"),
         (["--email", "nonsense", "--full-name", "Root"], f"{PASSWORD}\n", "email: "),
         (["--password", PASSWORD], "", "unrecognized arguments"),
     ],
 )
-def test_what_is_missing_or_wrong_is_said(
-    command_without_database: Command, arguments: list[str], stdin: str, complaint: str
+def test_invalid_arguments_are_reported_without_a_traceback(
+    default_command_line: CommandLine, arguments: list[str], stdin: str, message: str
 ) -> None:
-    result = command_without_database("create-superuser", *arguments, stdin=stdin)
+    result = default_command_line.run("create-superuser", *arguments, stdin=stdin)
 
     assert result.returncode in (1, 2)
-    assert complaint in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def _begin_on_terminal() -> None:
-    """Makes Ctrl-C a signal, one that is not ignored, as it is in what a shell starts in the background."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def on_a_terminal(command: Command, *arguments: str, answers: dict[str, str]) -> tuple[int, str]:
-    """Runs a command on a pseudo-terminal and types each answer when its question appears."""
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", *arguments],
-        cwd=command.folder,
-        env=command.environment,
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        preexec_fn=_begin_on_terminal,  # noqa: PLW1509  there are no threads
-    )
-    os.close(terminal)
-    shown, deadline, questions = "", time.monotonic() + 60, list(answers)
-    again_at = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not questions and time.monotonic() > again_at:  # a key that came too early is lost
-            os.write(controller, f"{answers[list(answers)[-1]]}\n".encode())
-            again_at += 10
-        if select.select([controller], [], [], 0.1)[0]:
-            try:
-                chunk = os.read(controller, 4096)
-            except OSError:  # the other end is closed: the process has ended
-                break
-            shown += chunk.decode()
-        if questions and questions[0] in shown:
-            os.write(controller, f"{answers[questions.pop(0)]}\n".encode())
-    try:
-        return process.wait(timeout=60), shown
-    finally:
-        os.close(controller)  # not before: it hangs up on a process that is still about to end
-
-
-async def test_on_a_terminal_it_asks_for_what_it_is_not_given(command: Command, service: Service) -> None:
-    status, shown = on_a_terminal(
-        command,
+async def test_create_superuser_prompts_on_a_terminal(command_line: CommandLine, service: Service) -> None:
+    status, shown = command_line.run_on_terminal(
         "create-superuser",
         answers={
             "Email: ": "root@example.com",
             "Full name: ": "Root",
             "Password: ": PASSWORD,
-            "Password, once more: ": PASSWORD,
+            "Repeat the password: ": PASSWORD,
         },
     )
 
@@ -160,47 +169,44 @@ async def test_on_a_terminal_it_asks_for_what_it_is_not_given(command: Command, 
     assert (await log_in(service.client, "root@example.com")).status_code == 200
 
 
-def test_on_a_terminal_the_password_is_asked_for_twice(command_without_database: Command) -> None:
-    status, shown = on_a_terminal(
-        command_without_database,
+def test_passwords_that_do_not_match_are_rejected(default_command_line: CommandLine) -> None:
+    status, shown = default_command_line.run_on_terminal(
         "create-superuser",
         "--email",
         "root@example.com",
         "--full-name",
         "Root",
-        answers={"Password: ": PASSWORD, "Password, once more: ": "another"},
+        answers={"Password: ": PASSWORD, "Repeat the password: ": "another"},
     )
 
     assert status == 1
-    assert "The passwords differ." in shown
+    assert "The passwords do not match." in shown
 
 
 @pytest.mark.parametrize("key", [pytest.param("\x03", id="Ctrl-C"), pytest.param("\x04", id="Ctrl-D")])
-def test_who_leaves_at_a_question_has_left(command_without_database: Command, key: str) -> None:
-    status, shown = on_a_terminal(command_without_database, "create-superuser", answers={"Email: ": key})
+def test_interrupted_prompt_exits_with_130(default_command_line: CommandLine, key: str) -> None:
+    status, shown = default_command_line.run_on_terminal("create-superuser", answers={"Email: ": key})
 
     assert status == 130
     assert "Traceback" not in shown
 
 
-def test_the_openapi_document_is_printed_and_nothing_else(
-    command_without_database: Command, settings: Settings
-) -> None:
-    result = command_without_database("openapi")
+def test_openapi_prints_only_the_document(default_command_line: CommandLine, settings: Settings) -> None:
+    result = default_command_line.run("openapi")
 
     assert result.returncode == 0
     assert json.loads(result.stdout) == build_openapi(create_app(settings))
 
 
-def test_a_migration_makes_the_embedded_database(command_without_database: Command) -> None:
-    result = command_without_database("migrate")
+def test_migrate_creates_the_default_database(default_command_line: CommandLine) -> None:
+    result = default_command_line.run("migrate")
 
     assert result.returncode == 0, result.stderr
-    assert (command_without_database.folder / "data" / "app.db").is_file()
+    assert (default_command_line.directory / "data" / "app.db").is_file()
 
 
 @pytest.mark.parametrize(
-    ("variables", "complaint"),
+    ("variables", "message"),
     [
         ({"DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/x"}, "The database at 127.0.0.1:1/x cannot be used"),
         ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, "The SQLite database at /proc/none/app.db cannot be opened"),
@@ -208,14 +214,14 @@ def test_a_migration_makes_the_embedded_database(command_without_database: Comma
         ({"PORT": "x"}, "The settings are not valid:\n  PORT: "),
     ],
 )
-def test_what_stands_in_the_way_is_said_in_a_line(
-    command_without_database: Command, variables: dict[str, str], complaint: str
+def test_startup_failure_prints_one_line(
+    default_command_line: CommandLine, variables: dict[str, str], message: str
 ) -> None:
-    command_without_database.environment = command_without_database.environment | variables
+    default_command_line.environment = default_command_line.environment | variables
 
-    result = command_without_database("migrate")
+    result = default_command_line.run("migrate")
 
     assert result.returncode == 1
-    assert complaint in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert "hunter2" not in result.stderr
