@@ -1,10 +1,13 @@
 """Problems that are found before the first worker starts, and reported in one line."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from certificates import TLS
+from example_server import ENVIRONMENT, EXAMPLE
 from gunicorn_process import Start
 from hitless.checks import StartupError, check_address, check_certificate
 from processes import free_port
@@ -61,8 +64,14 @@ def test_startup_problem_is_logged_in_one_line_and_leaves_no_pidfile(launch: Sta
     assert not (server.folder / "pid").exists()
 
 
-def test_startup_problem_without_a_pidfile_exits(launch: Start, tls: TLS) -> None:
-    server = launch("--pid=", f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
+def test_startup_problem_without_a_pidfile_is_logged_in_one_line(tmp_path: Path, tls: TLS) -> None:
+    arguments = [f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}"]
+    gunicorn = Path(sys.executable).with_name("gunicorn")
 
-    assert server.wait() == 1
-    assert "are not a certificate and its unencrypted key" in server.log
+    server = subprocess.run(
+        [gunicorn, *EXAMPLE, *arguments], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+    assert server.returncode == 1
+    assert server.stderr.count("\n") == 2
+    assert "are not a certificate and its unencrypted key" in server.stderr

@@ -308,6 +308,8 @@ def test_request_over_tls_is_rejected(start: Start, tls: TLS, data: bytes, statu
         response = read_all(client)
 
     assert statuses(response) == [status]
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
 
 
 def open_files(server: Gunicorn) -> int:

@@ -191,3 +191,13 @@ def test_lifespan_shutdown_that_hangs_is_killed(start: Start) -> None:
 
     server.wait_for_log("WORKER TIMEOUT")
     server.wait_for_log("Application startup complete.", times=2)
+
+
+def test_worker_without_the_hooks_logs_a_warning_and_serves(gunicorn: Start) -> None:
+    server = gunicorn("example_app:app", "--worker-class=hitless.Worker")
+    server.wait_for_log("Application startup complete.")
+
+    assert server.log.count("gunicorn.conf.py does not assign hitless.hooks()") == 1
+    assert server.get("/pid").status_code == 200
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0

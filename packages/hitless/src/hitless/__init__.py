@@ -28,5 +28,6 @@ __all__ = [
     "plain_text",
 ]
 
-if sys.platform != "win32":  # gunicorn cannot be imported on Windows; an application that imports hitless still can
+# gunicorn cannot be imported on Windows. An application that imports hitless still can.
+if sys.platform != "win32":  # pragma: no branch
     from hitless.worker import Worker
