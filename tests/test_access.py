@@ -1,155 +1,225 @@
-"""Who may do what: every route, by everybody who may come along with whatever they hold."""
+"""Access control: every route, called with every kind of credentials."""
 
-import re
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
 
 import httpx
 import jwt
 import pytest
 from fastapi.routing import iter_route_contexts
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import NAME
+from app.database import Base
 from app.users.models import User
 from tests.conftest import SECRET_KEY, Service
-from tests.people import PASSWORD, Person, sign_up, sign_up_superuser
+from tests.people import PASSWORD, Person, sign_up
 
-# What each is answered: who holds no valid token, the user whom it is about, another user, a superuser.
-ACCESS = {
-    "GET /health": (200, 200, 200, 200),
-    "GET /health/live": (200, 200, 200, 200),
-    "GET /health/ready": (200, 200, 200, 200),
-    "GET /docs": (200, 200, 200, 200),
-    "GET /redoc": (200, 200, 200, 200),
-    "GET /openapi.json": (200, 200, 200, 200),
-    "POST /auth/login": (200, 200, 200, 200),
-    "POST /auth/refresh": (200, 200, 200, 200),
-    "POST /auth/logout": (204, 204, 204, 204),
-    "POST /users/": (201, 201, 201, 201),
-    "GET /users/": (401, 403, 403, 200),
-    "GET /users/me": (401, 200, 200, 200),
-    "PATCH /users/me": (401, 200, 200, 200),
-    "PUT /users/me/password": (401, 204, 204, 204),
-    "DELETE /users/me": (401, 204, 204, 204),
-    "GET /users/{user_id}": (401, 200, 403, 200),
-    "PATCH /users/{user_id}": (401, 403, 403, 200),
-    "DELETE /users/{user_id}": (401, 403, 403, 204),
-}
+# Roles and routes ----------------------------------------------------------------------------------------------------
 
 
-class Cast(NamedTuple):
-    """Who there is. Each route is tried on Ann."""
+class Role(Enum):
+    """A kind of caller. To add a role, add a line: its description, and the columns that give it to a user."""
 
-    ann: Person
-    bob: Person
-    root: Person
-    gone: Person
+    UNAUTHENTICATED = "a caller without valid credentials"
+    SELF = "the user that the request is about"
+    OTHER_USER = "another user"
+    SUPERUSER = "a superuser", {"is_superuser": True}
+
+    def __init__(self, _: str, columns: dict[str, object] | None = None) -> None:
+        self.columns = columns or {}
+
+
+EVERYONE = frozenset(Role)
+USERS = EVERYONE - {Role.UNAUTHENTICATED}
+SELF_OR_SUPERUSER = frozenset({Role.SELF, Role.SUPERUSER})
+SUPERUSERS = frozenset({Role.SUPERUSER})
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route, the roles that may call it, and a request that succeeds for them.
+
+    Any other role receives 401 if it is unauthenticated, else 403.
+    """
+
+    name: str
+    allowed: frozenset[Role]
+    _: KW_ONLY
+    path: Mapping[str, object] = field(default_factory=dict)
+    query: Mapping[str, str | int | bool] = field(default_factory=dict)
+    body: Mapping[str, object] | None = None
+    success: int = 200
+
+
+def routes(user: Person) -> list[Route]:
+    """Return every route of the application. `user` is the user that the requests are about.
+
+    To add a route, add a line.
+    """
+    login = {"email": user.email, "password": PASSWORD}
+    token = {"refresh_token": user.refresh_token}
+    new_user = {"email": "new@example.com", "password": PASSWORD, "full_name": "New"}
+    new_password = {"current_password": PASSWORD, "new_password": "another password"}
+    promotion = {"full_name": "New", "is_superuser": True}
+    return [
+        Route("GET /health", EVERYONE),
+        Route("GET /health/live", EVERYONE),
+        Route("GET /health/ready", EVERYONE),
+        Route("GET /docs", EVERYONE),
+        Route("GET /redoc", EVERYONE),
+        Route("GET /openapi.json", EVERYONE),
+        Route("POST /auth/login", EVERYONE, body=login),
+        Route("POST /auth/refresh", EVERYONE, body=token),
+        Route("POST /auth/logout", EVERYONE, body=token, success=204),
+        Route("POST /users/", EVERYONE, body=new_user, success=201),
+        Route("GET /users/", SUPERUSERS, query={"limit": 10}),
+        Route("GET /users/me", USERS),
+        Route("PATCH /users/me", USERS, body={"full_name": "New"}),
+        Route("PUT /users/me/password", USERS, body=new_password, success=204),
+        Route("DELETE /users/me", USERS, success=204),
+        Route("GET /users/{user_id}", SELF_OR_SUPERUSER, path={"user_id": user.id}),
+        Route("PATCH /users/{user_id}", SUPERUSERS, path={"user_id": user.id}, body=promotion),
+        Route("DELETE /users/{user_id}", SUPERUSERS, path={"user_id": user.id}, success=204),
+    ]
+
+
+# Credentials ---------------------------------------------------------------------------------------------------------
+
+
+class People(NamedTuple):
+    """A user of each role, and two former superusers."""
+
+    of_role: dict[Role, Person]
+    deleted: Person
     inactive: Person
 
 
-def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -> Callable[[Cast], str]:
-    """A token that would be the superuser's, but for one thing."""
+Token = Callable[[People], str]
 
-    def forge(cast: Cast) -> str:
+
+def access_token_of(role: Role) -> Token:
+    """Return the access token of the user of a role."""
+    return lambda people: people.of_role[role].access_token
+
+
+def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -> Token:
+    """Return a token for the superuser that is valid except for the changes."""
+
+    def encode(people: People) -> str:
         now = int(time.time())
-        claims = {"sub": str(cast.root.id), "iss": NAME, "aud": NAME, "iat": now, "exp": now + 60}
+        superuser = people.of_role[Role.SUPERUSER]
+        claims = {"sub": str(superuser.id), "iss": NAME, "aud": NAME, "iat": now, "exp": now + 60}
         return jwt.encode(claims | changes, key, algorithm)
 
-    return forge
+    return encode
 
 
-def with_another_payload(cast: Cast) -> str:
-    """Ann's own, with the superuser's payload."""
-    (head, _, signature), (_, payload, _) = cast.ann.access_token.split("."), cast.root.access_token.split(".")
-    return f"{head}.{payload}.{signature}"
+def with_other_payload(people: People) -> str:
+    """Return a user's token with the payload of the superuser's token."""
+    header, _, signature = people.of_role[Role.SELF].access_token.split(".")
+    _, payload, _ = people.of_role[Role.SUPERUSER].access_token.split(".")
+    return f"{header}.{payload}.{signature}"
 
 
-NOBODY, ANN, BOB, ROOT = range(4)  # the columns of ACCESS
-CALLERS: dict[str, tuple[int, Callable[[Cast], str]]] = {
-    "nobody": (NOBODY, lambda _: ""),
-    "expired": (NOBODY, forged(iat=1, exp=2)),
-    "no algorithm": (NOBODY, forged(key="", algorithm="none")),
-    "other algorithm": (NOBODY, forged(key=SECRET_KEY * 2, algorithm="HS512")),
-    "other key": (NOBODY, forged(key="another key of 32 bytes or even more")),
-    "other audience": (NOBODY, forged(aud="another")),
-    "other issuer": (NOBODY, forged(iss="another")),
-    "other payload": (NOBODY, with_another_payload),
-    "refresh token": (NOBODY, lambda cast: cast.root.refresh_token),
-    "deleted": (NOBODY, lambda cast: cast.gone.access_token),
-    "inactive": (NOBODY, lambda cast: cast.inactive.access_token),
-    "user": (ANN, lambda cast: cast.ann.access_token),
-    "other user": (BOB, lambda cast: cast.bob.access_token),
-    "superuser": (ROOT, lambda cast: cast.root.access_token),
-    "forged into a valid one": (ROOT, forged()),  # so that the others fail for the one thing
+CALLERS: dict[str, tuple[Role, Token | None]] = {
+    **{role.name: (role, access_token_of(role)) for role in Role if role in USERS},
+    # Shows that each of the forged tokens below is rejected for its one fault.
+    "forged without a fault": (Role.SUPERUSER, forged()),
+    "no token": (Role.UNAUTHENTICATED, None),
+    "expired": (Role.UNAUTHENTICATED, forged(iat=1, exp=2)),
+    "no signature": (Role.UNAUTHENTICATED, forged(key="", algorithm="none")),
+    "other algorithm": (Role.UNAUTHENTICATED, forged(key=SECRET_KEY * 2, algorithm="HS512")),
+    "other key": (Role.UNAUTHENTICATED, forged(key="another key of 32 bytes or even more")),
+    "other audience": (Role.UNAUTHENTICATED, forged(aud="another")),
+    "other issuer": (Role.UNAUTHENTICATED, forged(iss="another")),
+    "other payload": (Role.UNAUTHENTICATED, with_other_payload),
+    "refresh token": (Role.UNAUTHENTICATED, lambda people: people.of_role[Role.SUPERUSER].refresh_token),
+    "deleted user": (Role.UNAUTHENTICATED, lambda people: people.deleted.access_token),
+    "inactive user": (Role.UNAUTHENTICATED, lambda people: people.inactive.access_token),
 }
 
 
-async def assemble(client: httpx.AsyncClient, session: AsyncSession) -> Cast:
-    await session.execute(delete(User))
+async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> People:
+    """Sign up a user of each role, and those who are no longer allowed anything."""
+
+    async def create(name: str, **columns: object) -> Person:
+        person = await sign_up(client, f"{name}@example.com")
+        if columns:
+            await session.execute(update(User).where(User.id == person.id).values(columns))
+            await session.commit()
+        return person
+
+    of_role = {role: await create(role.name.lower(), **role.columns) for role in Role if role in USERS}
+    await create("second-superuser", is_superuser=True)  # because the last one cannot be deleted
+    deleted = await create("deleted", is_superuser=True)
+    inactive = await create("inactive", is_superuser=True, is_active=False)
+    await session.execute(delete(User).where(User.id == deleted.id))
     await session.commit()
-    ann, bob, gone, inactive = [await sign_up(client, f"{name}@example.com") for name in ("ann", "bob", "gone", "out")]
-    roots = [await sign_up_superuser(client, session, f"root{number}@example.com") for number in range(2)]
-    superusers = update(User).where(User.id.in_([gone.id, inactive.id]))
-    await session.execute(superusers.values(is_superuser=True))
-    await session.execute(update(User).where(User.id == inactive.id).values(is_active=False))
-    await session.execute(delete(User).where(User.id == gone.id))
-    await session.commit()
-    return Cast(ann, bob, roots[0], gone, inactive)
+    return People(of_role, deleted, inactive)
 
 
-def body(route: str, ann: Person) -> dict[str, object] | None:
-    """What the route takes, if it takes any."""
-    bodies: dict[str, dict[str, object]] = {
-        "POST /auth/login": {"email": ann.email, "password": PASSWORD},
-        "POST /auth/refresh": {"refresh_token": ann.refresh_token},
-        "POST /auth/logout": {"refresh_token": ann.refresh_token},
-        "POST /users/": {"email": "new@example.com", "password": PASSWORD, "full_name": "New"},
-        "PATCH /users/me": {"full_name": "Changed"},
-        "PUT /users/me/password": {"current_password": PASSWORD, "new_password": "another password"},
-        "PATCH /users/{user_id}": {"full_name": "Changed", "is_superuser": True},
-    }
-    return bodies.get(route)
+# Database ------------------------------------------------------------------------------------------------------------
+
+Rows = dict[str, list[dict[str, Any]]]
 
 
-async def users(session: AsyncSession) -> Sequence[Row[int, str, str, bool, bool, int]]:
-    columns = (User.id, User.full_name, User.password_hash, User.is_active, User.is_superuser, User.credentials_version)
-    rows = (await session.execute(select(*columns).order_by(User.id))).all()
+async def read_database(session: AsyncSession) -> Rows:
+    """Return all rows of all tables."""
+    rows = {}
+    for table in Base.metadata.sorted_tables:
+        result = await session.execute(select(table).order_by(*table.primary_key))
+        rows[table.name] = [dict(row) for row in result.mappings()]
     await session.rollback()
     return rows
 
 
+async def restore_database(session: AsyncSession, rows: Rows) -> None:
+    """Replace all rows of all tables."""
+    for table in reversed(Base.metadata.sorted_tables):
+        await session.execute(delete(table))
+    for table in Base.metadata.sorted_tables:
+        if rows[table.name]:
+            await session.execute(insert(table), rows[table.name])
+    await session.commit()
+
+
+# Tests ---------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("caller", CALLERS)
-async def test_everybody_may_do_what_the_table_says(
-    client: httpx.AsyncClient, session: AsyncSession, caller: str
-) -> None:
-    column, hold = CALLERS[caller]
-    cast: Cast | None = None
+async def test_route_serves_only_allowed_roles(client: httpx.AsyncClient, session: AsyncSession, caller: str) -> None:
+    role, token = CALLERS[caller]
+    people = await create_people(client, session)
+    headers = {"Authorization": f"Bearer {token(people)}"} if token else {}
+    before = await read_database(session)
 
-    for route, expected in ACCESS.items():
-        cast = cast or await assemble(client, session)
-        before = await users(session)
-        headers = {"Authorization": f"Bearer {hold(cast)}"} if caller != "nobody" else {}
-        method, path = re.sub(r"{\w+}", str(cast.ann.id), route).split()
+    for route in routes(people.of_role[Role.SELF]):
+        method, path = route.name.format(**route.path).split()
 
-        response = await client.request(method, path, headers=headers, json=body(route, cast.ann))
+        response = await client.request(method, path, params=route.query, headers=headers, json=route.body)
 
-        assert response.status_code == expected[column], route
-        if response.is_error:
-            kind = {401: "authentication_error", 403: "permission_error", 404: "not_found"}[response.status_code]
-            assert response.json()["type"] == kind, route
-            assert await users(session) == before, route
-        elif method != "GET":
-            cast = None  # something has changed
+        if role in route.allowed:
+            assert response.status_code == route.success, route.name
+            await restore_database(session, before)
+        else:
+            status, error = (401, "authentication") if role is Role.UNAUTHENTICATED else (403, "permission")
+            assert response.status_code == status, route.name
+            assert response.json()["type"] == f"{error}_error", route.name
+            assert await read_database(session) == before, route.name
 
 
-async def test_every_route_is_in_the_table(service: Service) -> None:
-    routes = {
+async def test_every_route_is_tested(service: Service) -> None:
+    user = await sign_up(service.client)
+
+    names = {
         f"{method} {route.path}"
         for route in iter_route_contexts(service.app.routes)
         for method in (route.methods or set()) - {"HEAD"}
     }
 
-    assert routes == ACCESS.keys()
+    assert names == {route.name for route in routes(user)}

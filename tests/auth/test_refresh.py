@@ -94,10 +94,15 @@ async def test_expired_refresh_token_returns_401(client: httpx.AsyncClient, sess
     assert (await refresh(client, ann.refresh_token)).status_code == 401
 
 
-@pytest.mark.parametrize("token", ["", "x", "é", "A" * 64, "A" * 63, "\x00", "=" * 64])
+@pytest.mark.parametrize("token", ["", "x", "é", "A" * 64, "A" * 63, "=" * 64])
 async def test_malformed_refresh_token_returns_401(client: httpx.AsyncClient, token: str) -> None:
     assert (await refresh(client, token)).status_code == 401
     assert (await log_out(client, token)).status_code == 204
+
+
+async def test_refresh_token_with_nul_returns_422(client: httpx.AsyncClient) -> None:
+    assert (await refresh(client, "\x00")).status_code == 422
+    assert (await log_out(client, "\x00")).status_code == 422
 
 
 async def test_logout_ends_login(client: httpx.AsyncClient) -> None:

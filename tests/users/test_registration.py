@@ -65,6 +65,7 @@ async def test_concurrent_registrations_of_one_email_create_one_user(client: htt
         ("email", 7),
         ("password", "1234567"),
         ("password", "x" * 129),
+        ("password", "nul\x00nul\x00"),
         ("full_name", ""),
         ("full_name", "   "),
         ("full_name", "x" * 101),
@@ -99,7 +100,7 @@ async def test_validation_error_does_not_echo_input(client: httpx.AsyncClient) -
     assert not any(secret in detail["message"] for detail in details)
 
 
-@pytest.mark.parametrize("password", ["x" * 8, "ß" * 128, "   spaces   ", "nul\x00nul\x00"])
+@pytest.mark.parametrize("password", ["x" * 8, "ß" * 128, "   spaces   "])
 async def test_password_is_stored_unchanged(client: httpx.AsyncClient, password: str) -> None:
     await register(client, fields={"password": password})
 
