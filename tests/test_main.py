@@ -1,4 +1,4 @@
-"""What a person sees who starts the service, well or badly set."""
+"""`uvicorn app.main:app` serves, exits cleanly, and reports a startup failure in one line."""
 
 import signal
 import socket
@@ -7,28 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import free_port, get_or_none, until
+from processes import PATIENCE, free_port, get_or_none, until
 
 from tests.conftest import SECRET_KEY
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
 
 
 class Uvicorn:
     """Starts `uvicorn app.main:app`."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], port: int) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        self.directory = directory
         self.environment = environment
-        self.port = port
+        self.port = free_port()
 
-    def __call__(self, **variables: str) -> subprocess.Popen[str]:
+    def start(self, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "app.main:app", "--port", str(self.port)],
-            cwd=self.folder,
+            cwd=self.directory,
             env=self.environment | variables,
             stderr=subprocess.PIPE,
             text=True,
@@ -36,17 +31,17 @@ class Uvicorn:
 
 
 @pytest.fixture
-def uvicorn(tmp_path: Path, clean_environment: dict[str, str], port: int) -> Uvicorn:
-    return Uvicorn(tmp_path, clean_environment, port)
+def uvicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Uvicorn:
+    return Uvicorn(tmp_path, clean_environment)
 
 
 @pytest.mark.parametrize("secret", ["", SECRET_KEY])
-def test_it_serves_and_ends_cleanly(uvicorn: Uvicorn, secret: str) -> None:
-    process = uvicorn(SECRET_KEY=secret, LOG_FORMAT="json")
-    ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}/health/ready"), "it answers")
+def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -> None:
+    process = uvicorn.start(SECRET_KEY=secret, LOG_FORMAT="json")
+    ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}/health/ready"), "a response")
 
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=30)
+    _, log = process.communicate(timeout=PATIENCE)
 
     assert ready.json() == {"status": "ready", "database": "connected"}
     assert "Application shutdown complete." in log
@@ -64,14 +59,12 @@ def test_it_serves_and_ends_cleanly(uvicorn: Uvicorn, secret: str) -> None:
             "The SQLite database at /proc/none/app.db cannot be opened",
         ),
         ({"LOG_LEVEL": "loud", "PORT": "x"}, 1, "  LOG_LEVEL: "),
-        ({"ENVIRONMENT": "production"}, 1, "  SECRET_KEY: must be set in production"),
+        ({"ENVIRONMENT": "production"}, 1, "  SECRET_KEY: must have at least 32 bytes"),
     ],
 )
-def test_what_stands_in_the_way_is_said_in_a_line(
-    uvicorn: Uvicorn, variables: dict[str, str], status: int, line: str
-) -> None:
-    process = uvicorn(**variables)
-    _, log = process.communicate(timeout=30)
+def test_startup_failure_prints_one_line(uvicorn: Uvicorn, variables: dict[str, str], status: int, line: str) -> None:
+    process = uvicorn.start(**variables)
+    _, log = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == status
     assert log.count(line) == 1
@@ -79,10 +72,10 @@ def test_what_stands_in_the_way_is_said_in_a_line(
     assert "hunter2" not in log
 
 
-def test_a_taken_port_is_said_in_a_line(uvicorn: Uvicorn) -> None:
+def test_port_in_use_prints_one_line(uvicorn: Uvicorn) -> None:
     with socket.create_server(("127.0.0.1", uvicorn.port)):
-        process = uvicorn()
-        _, log = process.communicate(timeout=30)
+        process = uvicorn.start()
+        _, log = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 3
     assert log.count("address already in use") == 1

@@ -1,9 +1,10 @@
-"""Behind a proxy that serves the application below a path, and takes that off."""
+"""Behind a proxy that strips a path prefix, links contain the prefix and rules about paths apply without it."""
 
 import re
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
 from tests.conftest import Service, serve
@@ -16,9 +17,8 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
         yield service
 
 
-async def test_headers_lead_to_where_the_proxy_serves(service: Service) -> None:
-    async with service.state["write_sessions"]() as session:
-        root = await sign_up_superuser(service.client, session)
+async def test_link_headers_contain_the_prefix(service: Service, session: AsyncSession) -> None:
+    root = await sign_up_superuser(service.client, session)
 
     registered = await register(service.client)
     page = await service.client.get("/users/", params={"limit": 1}, headers=root.auth)
@@ -27,7 +27,7 @@ async def test_headers_lead_to_where_the_proxy_serves(service: Service) -> None:
     assert page.headers["link"] == f'</api/users/?limit=1&cursor={page.json()["next_cursor"]}>; rel="next"'
 
 
-async def test_the_documentation_knows_where_it_is(service: Service) -> None:
+async def test_documentation_contains_the_prefix(service: Service) -> None:
     document = await service.client.get("/openapi.json")
 
     assert document.json()["servers"] == [{"url": "/api"}]
@@ -41,8 +41,8 @@ async def test_the_documentation_knows_where_it_is(service: Service) -> None:
             assert (await service.client.get(asset.removeprefix("/api"))).status_code == 200
 
 
-async def test_rules_about_paths_hold_all_the_same(service: Service, settings: Settings) -> None:
-    policy = settings.rate_limit_login.partition("/")[0]
+async def test_rules_about_paths_ignore_the_prefix(service: Service, settings: Settings) -> None:
+    quota = settings.rate_limit_login.partition("/")[0]
 
     page = await service.client.get("/docs")
     wrong_methods = [await service.client.patch(path) for path in ("/auth/login", "/docs/swagger-ui.css")]
@@ -50,4 +50,4 @@ async def test_rules_about_paths_hold_all_the_same(service: Service, settings: S
 
     assert "script-src 'self' 'sha256-" in page.headers["content-security-policy"]
     assert [response.headers["allow"] for response in wrong_methods] == ["POST", "GET, HEAD"]
-    assert login.headers["ratelimit-policy"] == f'"login";q={policy};w=60'
+    assert login.headers["ratelimit-policy"] == f'"login";q={quota};w=60'
