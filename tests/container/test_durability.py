@@ -1,4 +1,4 @@
-"""What happens to what was answered with 2xx when workers, containers and PostgreSQL are killed: it stays."""
+"""No acknowledged write is lost when workers, containers and PostgreSQL are killed."""
 
 import asyncio
 import itertools
@@ -12,20 +12,29 @@ import httpx
 import pytest
 from processes import PATIENCE, until
 
-from tests.container.conftest import Database
-from tests.container.engine import Container, cli, running
-from tests.container.service import options
+from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
+from tests.container.engine import Container, run_container, run_docker
+from tests.container.service import run_service
 from tests.people import PASSWORD
 
 CLIENTS = 8
-# What each client waits between two requests, so that the machine is busy but not at its limit.
+# Seconds that each client waits before a request, so that the machine is busy but not saturated.
 PAUSE = 0.03
 NO_LIMIT = "1000000/minute"
-FAST = {"ARGON2_MEMORY_KIB": "64", "ARGON2_TIME_COST": "1", "ARGON2_PARALLELISM": "1"}
+SETTINGS = {
+    "DATABASE_MIGRATE": "true",
+    "RATE_LIMIT_LOGIN": NO_LIMIT,
+    "RATE_LIMIT_REGISTER": NO_LIMIT,
+    # Cheap password hashes
+    "ARGON2_MEMORY_KIB": "64",
+    "ARGON2_TIME_COST": "1",
+    "ARGON2_PARALLELISM": "1",
+}
+# Run in the container: kills the children of process 1.
 KILL_WORKERS = """
 import contextlib, os, pathlib
 for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # health checks come and go
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # processes of health checks end at any time
         if stat.read_text().rpartition(")")[2].split()[1] == "1":
             os.kill(int(stat.parent.name), 9)
 """
@@ -33,191 +42,203 @@ for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
 
 @pytest.fixture
 def database(network: str) -> Iterator[Database]:
-    """A database on a disk, on a server that is as careful as it comes."""
-    settings = ["--env=POSTGRES_PASSWORD=password", "--health-cmd=pg_isready --host=127.0.0.1", "--health-interval=1s"]
-    with running("postgres:18-alpine", f"--network={network}", *settings) as container:
-        yield Database(container.is_healthy())
+    """A database on disk, on a server with its default settings, which sync every commit."""
+    with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS) as container:
+        yield Database(container.wait_until_healthy())
 
 
 @pytest.fixture
 def service(image: str, network: str, database: Database) -> Iterator[Container]:
-    url = database.url.replace(database.server.ip, database.server.name)
-    limits = {"RATE_LIMIT_LOGIN": NO_LIMIT, "RATE_LIMIT_REGISTER": NO_LIMIT}
-    settings = options(DATABASE_URL=url, DATABASE_MIGRATE="true", **limits, **FAST)
-    with running(image, f"--network={network}", *settings) as container:
-        yield container.is_healthy()
+    with run_service(image, f"--network={network}", DATABASE_URL=database.url_by_name, **SETTINGS) as container:
+        yield container
 
 
 @dataclass
-class Person:
-    """Somebody, and what the service has promised them. Of what is unsure, nobody knows whether it was done."""
+class Account:
+    """A user, and what the service has acknowledged. Unacknowledged writes may or may not be stored."""
 
     email: str
-    name: str = "none yet"
-    unsure_names: list[str] = field(default_factory=list)
+    name: str = "first name"
+    unacknowledged_names: list[str] = field(default_factory=list)
     access_token: str = ""
     refresh_token: str = ""
-    spent_tokens: list[str] = field(default_factory=list)
+    used_tokens: list[str] = field(default_factory=list)
 
 
-class BrokenPromise(Exception):
-    """An answer that should not be."""
+class UnexpectedResponse(Exception):
+    """A response that contradicts what was acknowledged."""
 
 
 class Clients:
-    """People who register, change their names and refresh their tokens without end, and write down each promise."""
+    """Register users, change their names and refresh their tokens until stopped, and record what is acknowledged."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.people: list[Person] = []
-        self.promises = 0
-        self.unsure = 0
-        self.wrong: list[str] = []
+        self.accounts: list[Account] = []
+        self.acknowledged = 0
+        self.unacknowledged = 0
+        self.unexpected: list[str] = []
 
     async def run(self, stop: threading.Event) -> None:
-        """Lives until it is told to stop."""
+        """Run all clients until `stop` is set."""
         async with httpx.AsyncClient(timeout=PATIENCE) as self.http:
-            await asyncio.gather(*(self.live(number, stop) for number in range(CLIENTS)))
+            await asyncio.gather(*(self.run_client(number, stop) for number in range(CLIENTS)))
 
-    async def live(self, number: int, stop: threading.Event) -> None:
-        """Is one person after the other."""
+    async def run_client(self, number: int, stop: threading.Event) -> None:
+        """Use one account after the other."""
         for generation in itertools.count():
             if stop.is_set():
                 return
-            person = Person(f"person-{number}-{generation}@example.com")
-            with suppress(BrokenPromise):
-                await self.register(person)
-                self.people.append(person)
+            account = Account(f"user-{number}-{generation}@example.com")
+            with suppress(UnexpectedResponse):
+                await self.register(account)
+                self.accounts.append(account)
                 for times in range(6):
                     if stop.is_set():
                         return
-                    await self.rename(person, f"name {times}")
-                    await self.refresh(person)
-                await self.refresh_twice_at_once(person)
+                    await self.rename(account, f"name {times}")
+                    await self.refresh(account)
+                await self.refresh_twice_at_once(account)
 
-    async def ask(self, method: str, path: str, person: Person, expected: set[int], **fields: str) -> httpx.Response:
-        """Asks; where there is no answer, or one that promises nothing, gives a 503."""
+    async def request(
+        self, method: str, path: str, account: Account, expected: set[int], **fields: str
+    ) -> httpx.Response:
+        """Send a request. Return a 503 if the connection fails, because then the result is as unknown as after a 503.
+
+        Raises:
+            UnexpectedResponse: The status is neither expected nor 503.
+        """
         await asyncio.sleep(PAUSE)
-        headers = {"Authorization": f"Bearer {person.access_token}"} if person.access_token else {}
+        headers = {"Authorization": f"Bearer {account.access_token}"} if account.access_token else {}
         try:
-            answer = await self.http.request(method, self.url + path, json=fields, headers=headers)
+            response = await self.http.request(method, self.url + path, json=fields, headers=headers)
         except httpx.TransportError:
-            answer = httpx.Response(503)
-        if answer.status_code not in expected | {503}:
-            self.wrong.append(f"{method} {path} of {person.email}: {answer.status_code} {answer.text}")
-            raise BrokenPromise
-        self.promises += answer.is_success
-        self.unsure += answer.status_code == 503
-        return answer
+            response = httpx.Response(503)
+        if response.status_code not in expected | {503}:
+            self.unexpected.append(f"{method} {path} of {account.email}: {response.status_code} {response.text}")
+            raise UnexpectedResponse
+        self.acknowledged += response.is_success
+        self.unacknowledged += response.status_code == 503
+        return response
 
     async def post(
-        self, path: str, person: Person, status: int, *, in_doubt: int | None = None, **fields: str
+        self, path: str, account: Account, status: int, *, repeated: int | None = None, **fields: str
     ) -> httpx.Response:
-        """Posts until there is an answer, which may be another after an attempt that had none but was successful."""
+        """Retry a POST until the response is not 503.
+
+        Args:
+            path: The path.
+            account: Whose request it is.
+            status: The expected status.
+            repeated: The status that is expected too if an earlier attempt succeeded without an acknowledgement.
+            fields: The request's body.
+        """
         expected = {status}
         async with asyncio.timeout(PATIENCE):
-            while (answer := await self.ask("POST", path, person, expected, **fields)).status_code == 503:
-                expected = {status, in_doubt or status}
-        return answer
+            while (response := await self.request("POST", path, account, expected, **fields)).status_code == 503:
+                expected = {status, repeated or status}
+        return response
 
-    async def register(self, person: Person) -> None:
-        """Registers."""
-        await self.post(
-            "/users/", person, 201, in_doubt=400, email=person.email, password=PASSWORD, full_name=person.name
-        )
+    async def register(self, account: Account) -> None:
+        """Register the account."""
+        fields = {"email": account.email, "password": PASSWORD, "full_name": account.name}
+        await self.post("/users/", account, 201, repeated=400, **fields)
 
-    async def log_in(self, person: Person) -> None:
-        """Logs in."""
-        tokens = (await self.post("/auth/login", person, 200, email=person.email, password=PASSWORD)).json()
-        person.access_token, person.refresh_token = tokens["access_token"], tokens["refresh_token"]
+    async def log_in(self, account: Account) -> None:
+        """Get new tokens."""
+        tokens = (await self.post("/auth/login", account, 200, email=account.email, password=PASSWORD)).json()
+        account.access_token, account.refresh_token = tokens["access_token"], tokens["refresh_token"]
 
-    async def rename(self, person: Person, name: str) -> None:
-        """Changes the name, once."""
-        if not person.access_token:
-            await self.log_in(person)
-        answer = await self.ask("PATCH", "/users/me", person, {200}, full_name=name)
-        if answer.is_success:
-            person.name, person.unsure_names = name, []
+    async def rename(self, account: Account, name: str) -> None:
+        """Change the name, without a retry."""
+        if not account.access_token:
+            await self.log_in(account)
+        response = await self.request("PATCH", "/users/me", account, {200}, full_name=name)
+        if response.is_success:
+            account.name, account.unacknowledged_names = name, []
         else:
-            person.unsure_names.append(name)
+            account.unacknowledged_names.append(name)
 
-    async def refresh(self, person: Person) -> None:
-        """Exchanges the refresh token. Where an attempt without an answer has spent it, its family has ended."""
-        answer = await self.post("/auth/refresh", person, 200, in_doubt=401, refresh_token=person.refresh_token)
-        if answer.is_success:
-            person.spent_tokens.append(person.refresh_token)
-            person.refresh_token = answer.json()["refresh_token"]
+    async def refresh(self, account: Account) -> None:
+        """Exchange the refresh token. If an unacknowledged attempt has used it, the retry revokes its family."""
+        response = await self.post("/auth/refresh", account, 200, repeated=401, refresh_token=account.refresh_token)
+        if response.is_success:
+            account.used_tokens.append(account.refresh_token)
+            account.refresh_token = response.json()["refresh_token"]
         else:
-            await self.log_in(person)
-            person.spent_tokens.clear()  # of a family that has ended, nothing could work
+            await self.log_in(account)
+            account.used_tokens.clear()  # of the revoked family
 
-    async def refresh_twice_at_once(self, person: Person) -> None:
-        """Exchanges one token two times at the same time, as a thief and the owner would."""
-        token = person.refresh_token
-        answers = await asyncio.gather(
-            *(self.ask("POST", "/auth/refresh", person, {200, 401}, refresh_token=token) for _ in range(2))
+    async def refresh_twice_at_once(self, account: Account) -> None:
+        """Exchange one token in two concurrent requests, as its owner and a thief might."""
+        token = account.refresh_token
+        responses = await asyncio.gather(
+            *(self.request("POST", "/auth/refresh", account, {200, 401}, refresh_token=token) for _ in range(2))
         )
-        if all(answer.is_success for answer in answers):
-            self.wrong.append(f"a token of {person.email} worked twice")
-        person.refresh_token = ""
-        if any(answer.is_success for answer in answers):
-            person.spent_tokens.append(token)
+        if all(response.is_success for response in responses):
+            self.unexpected.append(f"a refresh token of {account.email} was accepted twice")
+        account.refresh_token = ""
+        if any(response.is_success for response in responses):
+            account.used_tokens.append(token)
 
 
 @contextmanager
-def living(clients: Clients) -> Iterator[None]:
-    """Lets the clients live while the block is executed."""
+def run_clients(clients: Clients) -> Iterator[None]:
+    """Run the clients in a thread while the block is executed."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as executor:
-        life = executor.submit(asyncio.run, clients.run(stop))
+        running = executor.submit(asyncio.run, clients.run(stop))
         try:
             yield
         finally:
             stop.set()
-        life.result()
+        running.result()
 
 
-def test_what_was_acknowledged_is_there_after_ten_kills(service: Container, database: Database) -> None:
+def test_ten_kills_lose_no_acknowledged_write(service: Container, database: Database) -> None:
     def kill_workers() -> None:
         service.execute("python", "-c", KILL_WORKERS)
 
     def kill_container() -> None:
-        cli("kill", service.name)
-        clients.url = f"http://{service.start().is_healthy().ip}:8000"
+        run_docker("kill", service.name)
+        clients.url = f"http://{service.start().wait_until_healthy().ip}:8000"
 
     def kill_database() -> None:
-        cli("kill", database.server.name)
-        database.server.start().is_healthy()
+        run_docker("kill", database.server.name)
+        database.server.start().wait_until_healthy()
 
     clients = Clients(f"http://{service.ip}:8000")
     kills: list[Callable[[], None]] = [kill_workers, kill_container, kill_database]
-    with living(clients):
+    with run_clients(clients):
         for kill in itertools.islice(itertools.cycle(kills), 10):
-            promises = clients.promises
-            until(lambda promises=promises: clients.promises > promises + 100 or clients.wrong, "promises are made")  # type: ignore[misc]
-            assert clients.wrong == []
+            enough = clients.acknowledged + 100
+            until(lambda enough=enough: clients.acknowledged > enough or clients.unexpected, "writes succeed")  # type: ignore[misc]
+            assert clients.unexpected == []
             kill()
-    print(f"-- {clients.promises} promises to {len(clients.people)} people, {clients.unsure} unsure")  # noqa: T201
-    assert clients.wrong == []
+    counts = f"{clients.acknowledged} acknowledged, {clients.unacknowledged} not"
+    print(f"-- {len(clients.accounts)} accounts, {counts}")  # noqa: T201  shown by pytest -rP
+    assert clients.unexpected == []
     rows = [line.split("|") for line in database.query("SELECT email, full_name FROM users").splitlines()]
     names = dict(rows)
     assert len(names) == len(rows)
     assert [
-        person for person in clients.people if names.get(person.email) not in {person.name, *person.unsure_names}
+        account
+        for account in clients.accounts
+        if names.get(account.email) not in {account.name, *account.unacknowledged_names}
     ] == []
-    asyncio.run(each_token_works_once(clients))
-    assert clients.wrong == []
+    asyncio.run(refresh_all_tokens(clients))
+    assert clients.unexpected == []
 
 
-async def each_token_works_once(clients: Clients) -> None:
-    """Tries everybody's live token, and then a spent one."""
+async def refresh_all_tokens(clients: Clients) -> None:
+    """Check that each account's current refresh token is accepted, and then that a used one is not."""
 
-    async def try_tokens(person: Person) -> None:
-        with suppress(BrokenPromise):  # it stands in clients.wrong
-            if token := person.refresh_token:
-                await clients.post("/auth/refresh", person, 200, in_doubt=401, refresh_token=token)
-            for token in person.spent_tokens[-1:]:
-                await clients.post("/auth/refresh", person, 401, refresh_token=token)
+    async def refresh_tokens(account: Account) -> None:
+        with suppress(UnexpectedResponse):  # it is recorded in clients.unexpected
+            if token := account.refresh_token:
+                await clients.post("/auth/refresh", account, 200, repeated=401, refresh_token=token)
+            for token in account.used_tokens[-1:]:
+                await clients.post("/auth/refresh", account, 401, refresh_token=token)
 
     async with httpx.AsyncClient(timeout=PATIENCE) as clients.http:
-        await asyncio.gather(*map(try_tokens, clients.people))
+        await asyncio.gather(*map(refresh_tokens, clients.accounts))
