@@ -1,4 +1,4 @@
-"""Every error, from whatever layer, has the one form."""
+"""Errors from every layer have the same format."""
 
 import json
 
@@ -13,14 +13,14 @@ from tests.people import PASSWORD, register, sign_up
 JSON = {"Content-Type": "application/json"}
 
 
-async def test_no_such_route(client: httpx.AsyncClient) -> None:
+async def test_unknown_path_returns_404(client: httpx.AsyncClient) -> None:
     response = await client.get("/nowhere")
 
     assert response.status_code == 404
     assert response.json() == {"error": "Not found", "type": "not_found"}
 
 
-async def test_a_path_is_taken_as_it_is(client: httpx.AsyncClient) -> None:
+async def test_trailing_slash_is_significant(client: httpx.AsyncClient) -> None:
     assert (await client.get("/users")).status_code == 404
     assert (await client.get("/health/live/")).status_code == 404
 
@@ -28,15 +28,15 @@ async def test_a_path_is_taken_as_it_is(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/users/", "GET, POST"),
-        ("POST", "/users/1", "DELETE, GET, PATCH"),
-        ("POST", "/users/me", "DELETE, GET, PATCH"),
+        ("DELETE", "/users/", "GET, HEAD, POST"),
+        ("POST", "/users/1", "DELETE, GET, HEAD, PATCH"),
+        ("POST", "/users/me", "DELETE, GET, HEAD, PATCH"),
         ("GET", "/auth/login", "POST"),
-        ("TRACE", "/health/live", "GET"),
+        ("TRACE", "/health/live", "GET, HEAD"),
         ("POST", "/docs/swagger-ui.css", "GET, HEAD"),
     ],
 )
-async def test_a_method_that_is_not_allowed_names_those_that_are(
+async def test_wrong_method_returns_405_with_the_allowed_methods(
     client: httpx.AsyncClient, method: str, path: str, allowed: str
 ) -> None:
     response = await client.request(method, path)
@@ -47,7 +47,7 @@ async def test_a_method_that_is_not_allowed_names_those_that_are(
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
-async def test_a_body_that_is_not_called_json(client: httpx.AsyncClient, content_type: str | None) -> None:
+async def test_body_with_another_content_type_returns_415(client: httpx.AsyncClient, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
 
     response = await client.post("/auth/login", content=b'{"email": "ann@example.com"}', headers=headers)
@@ -59,7 +59,7 @@ async def test_a_body_that_is_not_called_json(client: httpx.AsyncClient, content
 @pytest.mark.parametrize(
     "body", [b"{", b"hunter2", b'"\xff"', b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 100_000, b"NaN hunter2"]
 )
-async def test_a_body_that_is_called_json_and_is_not(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_malformed_json_returns_422(client: httpx.AsyncClient, body: bytes) -> None:
     response = await client.post("/auth/login", content=body, headers=JSON)
 
     assert response.status_code == 422
@@ -71,7 +71,7 @@ async def test_a_body_that_is_called_json_and_is_not(client: httpx.AsyncClient, 
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"1", b'"text"', b"{}"])
-async def test_a_body_of_another_shape(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_unexpected_json_type_returns_422(client: httpx.AsyncClient, body: bytes) -> None:
     response = await client.post("/auth/login", content=body, headers=JSON)
 
     assert response.status_code == 422
@@ -80,16 +80,16 @@ async def test_a_body_of_another_shape(client: httpx.AsyncClient, body: bytes) -
 
 
 @pytest.fixture
-def crashing(service: Service) -> FastAPI:
-    """The application with routes that fail in every way that nobody foresaw."""
+def failing_routes(service: Service) -> FastAPI:
+    """The application with routes that raise unexpected exceptions."""
 
     @service.app.get("/crash")
     async def crash(secret: str = "") -> None:
-        password = PASSWORD + secret  # a local variable that no log may show
+        password = PASSWORD + secret  # a local variable, which must not be logged
         raise RuntimeError("boom") if password else AssertionError
 
     @service.app.get("/other/{service}")
-    async def wait_for_other_service(service: str) -> None:
+    async def call_other_service(service: str) -> None:
         raise TimeoutError if service == "slow" else ConnectionRefusedError
 
     @service.app.get("/raise/{status}")
@@ -99,8 +99,8 @@ def crashing(service: Service) -> FastAPI:
     return service.app
 
 
-@pytest.mark.usefixtures("crashing")
-async def test_a_bug_is_answered_without_a_word_about_it_and_logged_once(
+@pytest.mark.usefixtures("failing_routes")
+async def test_unexpected_exception_returns_500_and_is_logged_once(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
 ) -> None:
     response = await client.get("/crash", headers={"X-Request-ID": "my-request"})
@@ -108,15 +108,15 @@ async def test_a_bug_is_answered_without_a_word_about_it_and_logged_once(
     assert response.status_code == 500
     assert response.json() == {"error": "Internal server error", "type": "internal_error"}
     assert response.headers["x-request-id"] == "my-request"
-    assert {"ratelimit", "ratelimit-policy"} <= response.headers.keys()  # it was counted like any other
+    assert {"ratelimit", "ratelimit-policy"} <= response.headers.keys()  # it is counted like any other request
     errors = [entry for entry in logs if entry["log_level"] == "error"]
     assert [(entry["event"], entry["request_id"]) for entry in errors] == [("unhandled exception", "my-request")]
     assert errors[0]["exc_info"]  # the traceback
 
 
-@pytest.mark.usefixtures("crashing")
-@pytest.mark.parametrize("other", ["slow", "away"])
-async def test_another_service_that_is_away_is_not_taken_for_the_database(
+@pytest.mark.usefixtures("failing_routes")
+@pytest.mark.parametrize("other", ["slow", "unreachable"])
+async def test_outage_of_another_service_is_not_a_database_outage(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict], other: str
 ) -> None:
     response = await client.get(f"/other/{other}")
@@ -127,7 +127,7 @@ async def test_another_service_that_is_away_is_not_taken_for_the_database(
     assert [(entry["log_level"], entry["event"]) for entry in errors] == [("error", "unhandled exception")]
 
 
-@pytest.mark.usefixtures("crashing")
+@pytest.mark.usefixtures("failing_routes")
 @pytest.mark.parametrize(
     ("status", "type_", "header"),
     [
@@ -140,7 +140,7 @@ async def test_another_service_that_is_away_is_not_taken_for_the_database(
         (503, "service_unavailable", "retry-after"),
     ],
 )
-async def test_an_http_exception_of_any_kind_has_the_one_form(
+async def test_http_exception_has_the_format_of_other_errors(
     client: httpx.AsyncClient, status: int, type_: str, header: str
 ) -> None:
     response = await client.get(f"/raise/{status}")
@@ -151,7 +151,7 @@ async def test_an_http_exception_of_any_kind_has_the_one_form(
     assert response.json() == {"error": "Short and stout", "type": type_}
 
 
-async def test_details_name_nested_fields_by_a_dotted_path(client: httpx.AsyncClient) -> None:
+async def test_details_name_the_invalid_field(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     response = await register(client, fields={"full_name": {"first": ["Ann"]}})
@@ -160,7 +160,7 @@ async def test_details_name_nested_fields_by_a_dotted_path(client: httpx.AsyncCl
     assert (await client.get("/users/1x", headers=ann.auth)).json()["details"][0]["field"] == "user_id"
 
 
-async def test_the_body_is_json_to_the_letter(client: httpx.AsyncClient) -> None:
+async def test_content_type_is_json_without_a_charset(client: httpx.AsyncClient) -> None:
     response = await client.get("/nowhere")
 
     assert response.headers["content-type"] == "application/json"
