@@ -1,4 +1,4 @@
-"""The OpenAPI document is valid, complete, true, and changes only on purpose."""
+"""The OpenAPI document is valid, complete and correct, and changes only on purpose."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from app.settings import Settings
 from tests.conftest import ROOT, change, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
-# What takes no access token: what gives one, and what is for everybody.
+# The operations without an access token. Those that check other credentials can also return 401.
 LOGINS = {"POST /auth/login", "POST /auth/refresh"}
 PUBLIC = LOGINS | {"POST /auth/logout", "POST /users/", "GET /health", "GET /health/live", "GET /health/ready"}
 
@@ -35,17 +35,17 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
             yield f"{method.upper()} {path}", operation
 
 
-def test_it_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
+def test_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(document).validate()
 
 
-def test_it_is_what_was_committed(document: dict[str, Any]) -> None:
-    """Where the change is meant, `python -m app openapi > tests/openapi.json` shows it in review."""
+def test_document_equals_the_committed_one(document: dict[str, Any]) -> None:
+    """After an intended change, run `python -m app openapi > tests/openapi.json`. The review then shows it."""
     assert json.loads(SNAPSHOT.read_text()) == document
 
 
-def test_it_says_what_the_service_is(document: dict[str, Any]) -> None:
+def test_info_describes_the_service(document: dict[str, Any]) -> None:
     info = document["info"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -64,7 +64,7 @@ def test_it_says_what_the_service_is(document: dict[str, Any]) -> None:
     )
 
 
-def test_every_operation_is_described_and_named_after_its_function(document: dict[str, Any]) -> None:
+def test_operations_have_a_summary_a_description_and_an_id(document: dict[str, Any]) -> None:
     names = []
     for name, operation in operations(document):
         assert operation["summary"], name
@@ -76,7 +76,7 @@ def test_every_operation_is_described_and_named_after_its_function(document: dic
     assert len(set(names)) == len(names)
 
 
-def test_every_request_and_response_has_an_example_that_fits_its_schema(document: dict[str, Any]) -> None:
+def test_request_and_response_examples_match_their_schemas(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         bodies = [operation["requestBody"]] if "requestBody" in operation else []
         for described in (*bodies, *operation["responses"].values()):
@@ -89,7 +89,7 @@ def test_every_request_and_response_has_an_example_that_fits_its_schema(document
                     Draft202012Validator(schema).validate(example)
 
 
-def test_what_needs_a_login_says_so_and_nothing_else_does(document: dict[str, Any]) -> None:
+def test_operations_declare_whether_they_require_authentication(document: dict[str, Any]) -> None:
     public = {name for name, operation in operations(document) if not operation.get("security")}
 
     assert public == PUBLIC
@@ -97,13 +97,13 @@ def test_what_needs_a_login_says_so_and_nothing_else_does(document: dict[str, An
         assert ("401" in operation["responses"]) == (name not in public or name in LOGINS)
 
 
-def test_limits_are_documented_where_they_hold(document: dict[str, Any]) -> None:
+def test_operations_declare_their_limits(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         assert ("429" in operation["responses"]) == ("/health" not in name), name
         assert ("413" in operation["responses"]) or "requestBody" not in operation, name
 
 
-def test_every_error_has_the_one_form(document: dict[str, Any]) -> None:
+def test_errors_share_one_schema(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         for status, response in operation["responses"].items():
             if int(status) >= 400:
@@ -113,7 +113,7 @@ def test_every_error_has_the_one_form(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-async def test_the_docs_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
+async def test_docs_pages_load_all_assets_from_here(client: httpx.AsyncClient, path: str) -> None:
     page = await client.get(path)
 
     assert page.status_code == 200
@@ -126,9 +126,8 @@ async def test_the_docs_pages_load_nothing_from_elsewhere(client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/docs/swagger-ui.css"])
-async def test_the_docs_can_be_switched_off(settings: Settings, path: str) -> None:
-    off = change(settings, docs=False)
-    async with serve(off) as service:
+async def test_disabled_docs_return_404(settings: Settings, path: str) -> None:
+    async with serve(change(settings, docs=False)) as service:
         response = await service.client.get(path)
 
     assert response.status_code == 404
@@ -138,11 +137,11 @@ async def test_the_docs_can_be_switched_off(settings: Settings, path: str) -> No
     assert "ratelimit" in response.headers
 
 
-async def test_there_is_no_page_for_a_kind_of_login_that_is_not_offered(client: httpx.AsyncClient) -> None:
+async def test_docs_have_no_oauth2_redirect_page(client: httpx.AsyncClient) -> None:
     assert (await client.get("/docs/oauth2-redirect")).status_code == 404
 
 
-async def test_the_document_is_served(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+async def test_document_is_served(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
     for _ in range(2):
         response = await client.get("/openapi.json")
 

@@ -32,6 +32,8 @@ class ShuttingDown(ServiceUnavailable):
 class Alive(BaseModel):
     """The process responds."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "alive"}]})
+
     status: Literal["alive"] = "alive"
 
 
