@@ -42,7 +42,7 @@ SUPERUSERS = frozenset({Role.SUPERUSER})
 
 @dataclass(frozen=True)
 class Route:
-    """A route, the roles that may call it, and a request that succeeds for them.
+    """A route, the roles that may call it, and a request with the status that it returns to them.
 
     Any other role receives 401 if it is unauthenticated, else 403.
     """
@@ -53,7 +53,7 @@ class Route:
     path: Mapping[str, object] = field(default_factory=dict)
     query: Mapping[str, str | int | bool] = field(default_factory=dict)
     body: Mapping[str, object] | None = None
-    success: int = 200
+    status: int = 200
 
 
 def routes(user: Person) -> list[Route]:
@@ -75,16 +75,16 @@ def routes(user: Person) -> list[Route]:
         Route("GET /openapi.json", EVERYONE),
         Route("POST /auth/login", EVERYONE, body=login),
         Route("POST /auth/refresh", EVERYONE, body=token),
-        Route("POST /auth/logout", EVERYONE, body=token, success=204),
-        Route("POST /users/", EVERYONE, body=new_user, success=201),
+        Route("POST /auth/logout", EVERYONE, body=token, status=204),
+        Route("POST /users/", EVERYONE, body=new_user, status=201),
         Route("GET /users/", SUPERUSERS, query={"limit": 10}),
         Route("GET /users/me", USERS),
         Route("PATCH /users/me", USERS, body={"full_name": "New"}),
-        Route("PUT /users/me/password", USERS, body=new_password, success=204),
-        Route("DELETE /users/me", USERS, success=204),
+        Route("PUT /users/me/password", USERS, body=new_password, status=204),
+        Route("DELETE /users/me", USERS, status=204),
         Route("GET /users/{user_id}", SELF_OR_SUPERUSER, path={"user_id": user.id}),
         Route("PATCH /users/{user_id}", SUPERUSERS, path={"user_id": user.id}, body=promotion),
-        Route("DELETE /users/{user_id}", SUPERUSERS, path={"user_id": user.id}, success=204),
+        Route("DELETE /users/{user_id}", SUPERUSERS, path={"user_id": user.id}, status=204),
     ]
 
 
@@ -191,6 +191,10 @@ async def restore_database(session: AsyncSession, rows: Rows) -> None:
 # Tests ---------------------------------------------------------------------------------------------------------------
 
 
+UNAUTHORIZED = 401, "authentication_error"
+FORBIDDEN = 403, "permission_error"
+
+
 @pytest.mark.parametrize("caller", CALLERS)
 async def test_route_serves_only_allowed_roles(client: httpx.AsyncClient, session: AsyncSession, caller: str) -> None:
     role, token = CALLERS[caller]
@@ -204,12 +208,12 @@ async def test_route_serves_only_allowed_roles(client: httpx.AsyncClient, sessio
         response = await client.request(method, path, params=route.query, headers=headers, json=route.body)
 
         if role in route.allowed:
-            assert response.status_code == route.success, route.name
+            assert response.status_code == route.status, route.name
             await restore_database(session, before)
         else:
-            status, error = (401, "authentication") if role is Role.UNAUTHENTICATED else (403, "permission")
+            status, error = UNAUTHORIZED if role is Role.UNAUTHENTICATED else FORBIDDEN
             assert response.status_code == status, route.name
-            assert response.json()["type"] == f"{error}_error", route.name
+            assert response.json()["type"] == error, route.name
             assert await read_database(session) == before, route.name
 
 
