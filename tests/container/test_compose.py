@@ -1,4 +1,4 @@
-"""The development set-up: `docker compose up --build` on PostgreSQL and Redis, reloading on change."""
+"""`docker compose up --build`, for development: PostgreSQL, Redis, and a reload when the code changes."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from processes import PATIENCE, get_or_none, until
 
 from tests.conftest import ROOT
-from tests.container.engine import Compose, composed
+from tests.container.engine import Compose, compose_project
 from tests.container.service import PERSON
 
 NEW_ROUTE = """
@@ -19,41 +19,41 @@ async def news() -> str:
 
 
 @pytest.fixture(scope="module")
-def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:  # noqa: ARG001  warms the cache
-    """The project, up, in a copy of the repository that a test may change."""
+def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:  # noqa: ARG001  fills the cache
+    """The running project, in a copy of the repository that a test may change."""
     folder = tmp_path_factory.mktemp("compose") / "repository"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"))
     shutil.copy(ROOT / ".dockerignore", folder)
     ports = {"WEB_PORT": "0", "DB_PORT": "0", "REDIS_PORT": "0"}
-    with composed(folder / "docker-compose.yml", **ports) as project:
+    with compose_project(folder / "docker-compose.yml", **ports) as project:
         project("up", "--build", "--detach", "--wait")
         yield project
 
 
-def emails(compose: Compose) -> list[str]:
-    """The registered users, as psql shows them."""
+def stored_emails(compose: Compose) -> list[str]:
+    """Return the addresses of the users in PostgreSQL."""
     psql = ["psql", "--username=user", "--dbname=fastapi_db", "--tuples-only", "--no-align"]
     return compose("exec", "-T", "db", *psql, "--command=SELECT email FROM users").splitlines()
 
 
-def test_it_is_ready_with_postgresql_and_redis(compose: Compose) -> None:
+def test_service_is_ready_with_postgresql_and_redis(compose: Compose) -> None:
     ready = httpx.get(f"{compose.url}/health/ready", timeout=PATIENCE)
 
     assert ready.json() == {"status": "ready", "database": "connected", "redis": "connected"}
 
 
-def test_a_user_is_a_row_in_postgresql_and_is_kept_over_down_and_up(compose: Compose) -> None:
+def test_users_are_stored_in_postgresql_and_kept_after_down_and_up(compose: Compose) -> None:
     registered = httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE)
     assert registered.status_code == 201
-    assert emails(compose) == ["ann@example.com"]
+    assert stored_emails(compose) == ["ann@example.com"]
 
     compose("down")
     compose("up", "--detach", "--wait")
 
-    assert emails(compose) == ["ann@example.com"]
+    assert stored_emails(compose) == ["ann@example.com"]
 
 
-def test_a_changed_file_is_served_without_a_restart(compose: Compose) -> None:
+def test_changed_file_is_reloaded(compose: Compose) -> None:
     assert httpx.get(f"{compose.url}/news", timeout=PATIENCE).status_code == 404
 
     with (compose.file.with_name("app") / "main.py").open("a") as main:
@@ -62,12 +62,12 @@ def test_a_changed_file_is_served_without_a_restart(compose: Compose) -> None:
     until(lambda: (news := get_or_none(f"{compose.url}/news")) and news.text == '"reloaded"', "the new route is served")
 
 
-def test_nothing_of_it_is_open_to_other_machines(compose: Compose) -> None:
+def test_ports_are_published_only_to_this_machine(compose: Compose) -> None:
     for service, port in ("web", "8000"), ("db", "5432"), ("redis", "6379"):
         assert compose("port", service, port).startswith("127.0.0.1:")
 
 
-def test_without_variables_the_ports_are_the_usual_ones() -> None:
+def test_default_ports_are_the_usual_ones() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
 
     for port in ("${WEB_PORT:-8000}:8000", "${DB_PORT:-5432}:5432", "${REDIS_PORT:-6379}:6379"):
