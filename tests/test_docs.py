@@ -1,4 +1,4 @@
-"""What the README and .env.example say is so: about the settings, the tests, the dependencies; and where links lead."""
+"""The README, .env.example and SECURITY.md agree with the settings, the code, the tests and the dependencies."""
 
 import re
 import tomllib
@@ -15,8 +15,8 @@ from tests.readme import section
 
 
 def default(info: FieldInfo) -> str:
-    """A setting's default as it would be written in the environment; empty where it is not set or random."""
-    value = None if info.default_factory else info.get_default()
+    """Return a setting's default as it would be written in the environment. It is empty if there is none."""
+    value = info.get_default()
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, bool):
@@ -27,39 +27,37 @@ def default(info: FieldInfo) -> str:
 
 
 def settings_table() -> str:
-    """The README's table."""
+    """Return the README's table of settings."""
     rows = [
-        f"| `{variable}` | {f'`{default(info)}`' if default(info) else ''} | {info.description} |"
-        for variable, info in Settings.model_fields.items()
+        f"| `{name.upper()}` | {f'`{default(info)}`' if default(info) else ''} | {info.description} |"
+        for name, info in Settings.model_fields.items()
     ]
     return "\n".join(["| variable | default | |", "|---|---|---|", *rows])
 
 
 def env_example() -> str:
-    """The file .env.example."""
-    lines = ["# Copy this file to .env. What is commented out is the default.", ""]
-    for variable, info in Settings.model_fields.items():
-        value = EXAMPLE_SECRET_KEY if variable == "SECRET_KEY" else default(info)
-        assignment = f"{variable}={value}" if variable == "SECRET_KEY" else f"# {variable}={value}"
-        lines += [f"# {info.description}", assignment, ""]
+    """Return the contents of .env.example."""
+    lines = ["# Copy this file to .env. Lines that are commented out show the defaults.", ""]
+    for name, info in Settings.model_fields.items():
+        is_secret_key = name == "secret_key"
+        assignment = f"{name.upper()}={EXAMPLE_SECRET_KEY if is_secret_key else default(info)}"
+        lines += [f"# {info.description}", assignment if is_secret_key else f"# {assignment}", ""]
     return "\n".join(lines)
 
 
-def test_every_setting_is_described() -> None:
+def test_settings_have_descriptions() -> None:
     assert all(info.description for info in Settings.model_fields.values())
 
 
-def test_the_readme_has_the_table_of_settings() -> None:
+def test_readme_contains_the_table_of_settings() -> None:
     assert settings_table() in section("Settings"), f"README.md should say:\n{settings_table()}"
 
 
-def test_the_example_file_lists_every_setting() -> None:
+def test_example_file_lists_every_setting() -> None:
     assert (ROOT / ".env.example").read_text() == env_example(), f".env.example should say:\n{env_example()}"
 
 
-def test_the_example_file_is_a_start_for_development(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in SETTINGS_VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
+def test_example_file_is_valid_in_development(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
     monkeypatch.chdir(tmp_path)
 
@@ -72,35 +70,35 @@ def test_the_example_file_is_a_start_for_development(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("file", "heading"), [("docker-compose.yml", "Run it"), ("docker-compose.production.yml", "Deploy it")]
 )
-def test_each_variable_that_compose_takes_is_named(file: str, heading: str) -> None:
+def test_readme_names_the_variables_of_compose_files(file: str, heading: str) -> None:
     variables = dict(re.findall(r"\$\{(\w+):-([^}]+)\}", (ROOT / file).read_text()))
 
     assert variables
     for variable, value in variables.items():
-        assert f"`{variable}` ({value})" in section(heading), f"{file} takes {variable}"
+        assert f"`{variable}` ({value})" in section(heading), f"{file} uses {variable}"
 
 
-def test_the_tour_leaves_nothing_out() -> None:
+def test_tour_mentions_every_part_of_the_application() -> None:
     parts = {path.name for path in (ROOT / "app").iterdir() if not path.name.startswith("__")}
-    features = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}  # which need not be named each
+    features = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}  # optional
 
-    toured = set(re.findall(r"\]\(app/([\w.]+)\)", section("Read it")))
+    mentioned = set(re.findall(r"\]\(app/([\w.]+)\)", section("Read it")))
 
-    assert toured | features == parts
+    assert mentioned | features == parts
 
 
-def test_the_diagram_has_the_middleware_in_its_order() -> None:
-    http = HTTPSettings(cors_origins=["https://example.com"], allowed_hosts=["example.com"])
-    modules = [middleware.cls.__module__ for middleware in create_app(make_settings(http=http)).user_middleware]
+def test_diagram_shows_the_middleware_in_order() -> None:
+    settings = make_settings(cors_origins=["https://example.com"], allowed_hosts=["example.com"])
+    modules = [middleware.cls.__module__ for middleware in create_app(settings).user_middleware]
     names = [module.rpartition(".")[2].replace("_", " ") for module in modules]
 
     (note,) = re.findall(r"Note over middleware: (.+)", section("Read it"))
 
-    # What ends a failed start sees no request.
+    # The middleware for startup errors handles no requests.
     assert ["startup errors", *re.split(r",(?: |<br>)", note)] == names
 
 
-def test_each_answer_to_what_happens_when_is_the_name_of_a_test() -> None:
+def test_what_happens_when_links_are_names_of_tests() -> None:
     answers = re.findall(r"\| \[(.+?)\]\((tests/.+?)\) \|", section("What happens when…"))
 
     assert len(answers) == section("What happens when…").count("\n| ") - 1
@@ -109,7 +107,7 @@ def test_each_answer_to_what_happens_when_is_the_name_of_a_test() -> None:
         assert f"def test_{name}(" in (ROOT / path).read_text(), f"{path} has no test_{name}"
 
 
-def test_every_dependency_is_given_a_reason() -> None:
+def test_dependencies_have_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"].values()
     dependencies = {
@@ -124,15 +122,15 @@ def test_every_dependency_is_given_a_reason() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page, as GitHub links to them."""
+    """Return the anchors of a page's headings on GitHub."""
     headings = re.findall(r"^#+ (.+)", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", ["README.md", "SECURITY.md", ".github/CONTRIBUTING.md"])
-def test_every_link_leads_somewhere(name: str) -> None:
+def test_links_lead_to_existing_files_and_headings(name: str) -> None:
     page = ROOT / name
-    # From here a repository's own pages on GitHub are that far up, beside its files.
+    # On GitHub, a repository's own pages are this many levels above its files.
     up = "../" * (1 + len(Path(name).parts))
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
@@ -148,7 +146,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
         assert not anchor or anchor in anchors(target), f"{name}: {link}"
 
 
-def test_what_the_security_policy_names_as_proof_exists() -> None:
+def test_security_policy_names_existing_tests() -> None:
     proofs = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
 
     assert len(proofs) > 20
