@@ -1,4 +1,4 @@
-"""The probe that the image's HEALTHCHECK runs."""
+"""The command of the image's HEALTHCHECK exits with 0 only if /health responds 200."""
 
 import http.server
 import ssl
@@ -8,16 +8,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
-from certificates import TLS
+from certificates import TLS, make_certificate
+from processes import free_port
 
 from app import healthcheck
 
 
 @contextmanager
-def answering(status: HTTPStatus, tls: TLS | None = None) -> Iterator[int]:
-    """Serves one answer at /health, and 404 elsewhere, on the port that it gives."""
+def serve_health(status: HTTPStatus, tls: TLS | None = None) -> Iterator[int]:
+    """Respond to /health with a status, and 404 elsewhere. Yield the port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -25,7 +27,7 @@ def answering(status: HTTPStatus, tls: TLS | None = None) -> Iterator[int]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Keeps quiet."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         if tls:
@@ -39,38 +41,33 @@ def answering(status: HTTPStatus, tls: TLS | None = None) -> Iterator[int]:
         thread.join()
 
 
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PORT", raising=False)
-    monkeypatch.delenv("SSL_CERTFILE", raising=False)
-
-
-def test_an_answer_of_200_is_healthy(clean_environment: dict[str, str]) -> None:
-    with answering(HTTPStatus.OK) as port:
+def test_status_200_is_healthy(clean_environment: dict[str, str]) -> None:
+    with serve_health(HTTPStatus.OK) as port:
         command = [sys.executable, "-m", "app.healthcheck"]
         result = subprocess.run(command, env=clean_environment | {"PORT": str(port)}, check=False)
 
     assert result.returncode == 0
 
 
-def test_with_a_certificate_it_asks_in_https(monkeypatch: pytest.MonkeyPatch, tls: TLS) -> None:
-    with answering(HTTPStatus.OK, tls) as port:
+def test_https_is_used_with_a_certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tls = make_certificate(tmp_path)
+    with serve_health(HTTPStatus.OK, tls) as port:
         monkeypatch.setenv("PORT", str(port))
         monkeypatch.setenv("SSL_CERTFILE", str(tls.certfile))
 
         healthcheck.main()
 
 
-def test_any_other_answer_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(HTTPStatus.SERVICE_UNAVAILABLE) as port:
+def test_other_status_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_health(HTTPStatus.SERVICE_UNAVAILABLE) as port:
         monkeypatch.setenv("PORT", str(port))
 
-        with pytest.raises(SystemExit, match=r"^/health answers 503$"):
+        with pytest.raises(SystemExit, match=r"^/health responds 503$"):
             healthcheck.main()
 
 
-def test_no_answer_is_not_healthy(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    monkeypatch.setenv("PORT", str(port))
+def test_no_response_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", str(free_port()))
 
-    with pytest.raises(SystemExit, match=r"^/health does not answer: .*Connection refused"):
+    with pytest.raises(SystemExit, match=r"^/health does not respond: .*Connection refused"):
         healthcheck.main()
