@@ -1,4 +1,4 @@
-"""What gunicorn does with gunicorn.conf.py, the application and no container."""
+"""gunicorn runs the application with gunicorn.conf.py, without a container."""
 
 import json
 import os
@@ -6,39 +6,36 @@ import re
 import signal
 import socket
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import hitless
 import httpx
 import pytest
-from app.server.balance import CONNECTIONS
-from app.server.cpus import available_cpus
 from certificates import TLS
-from processes import PATIENCE
+from gunicorn_process import Gunicorn, Start
+from hitless.accept import SLOTS
+from processes import PATIENCE, free_port
 
 from app import NAME
-from tests.conftest import ROOT
-from tests.server.conftest import Conf, Gunicorn
-
-Start = Callable[..., Gunicorn]
+from tests.server.conftest import GUNICORN_CONF, LoadConf
 
 
 @pytest.fixture
 def start(gunicorn: Start) -> Start:
-    """Runs the whole service as in production, but on SQLite in an empty folder."""
+    """Start the service as in production, but on SQLite in an empty directory. Do not wait."""
 
-    def start(*arguments: str, **variables: str) -> Gunicorn:
-        return gunicorn("app.main:app", f"--config={ROOT}/gunicorn.conf.py", *arguments, **variables)
+    def start(**variables: str) -> Gunicorn:
+        return gunicorn("app.main:app", f"--config={GUNICORN_CONF}", **variables)
 
     return start
 
 
-def test_the_settings_have_the_usual_values(conf: Conf) -> None:
-    settings = conf()
+def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
+    settings = load_conf()
 
     assert settings["bind"] == "0.0.0.0:8000"
-    assert settings["workers"] == available_cpus().number * 2 + 1
+    assert settings["workers"] == hitless.available_cpus().number * 2 + 1
     expected = {
         "backlog": 2048,
         "worker_connections": 1000,
@@ -54,7 +51,7 @@ def test_the_settings_have_the_usual_values(conf: Conf) -> None:
         "proc_name": NAME,
         "preload_app": True,
         "daemon": False,
-        "pidfile": "/tmp/gunicorn.pid",  # noqa: S108  a container's own
+        "pidfile": "/tmp/gunicorn.pid",  # noqa: S108  in a container, nobody else uses it
         "tmp_upload_dir": None,
         "keyfile": None,
         "certfile": None,
@@ -76,123 +73,127 @@ def test_the_settings_have_the_usual_values(conf: Conf) -> None:
         ({"SSL_KEYFILE": "key.pem", "SSL_CERTFILE": "cert.pem"}, "certfile", "cert.pem"),
     ],
 )
-def test_a_variable_reaches_its_setting(conf: Conf, variables: dict[str, str], setting: str, value: object) -> None:
-    settings = conf(**variables)
+def test_environment_variable_sets_gunicorn_setting(
+    load_conf: LoadConf, variables: dict[str, str], setting: str, value: object
+) -> None:
+    settings = load_conf(**variables)
 
     assert settings[setting] == value
 
 
-def test_a_worker_that_has_ended_is_forgotten(conf: Conf) -> None:
-    number = len(CONNECTIONS) - 1
-    CONNECTIONS[number] = 9
+def test_exited_worker_is_removed_from_the_balancing(load_conf: LoadConf) -> None:
+    slot = len(SLOTS) - 1
+    SLOTS[slot] = 9
 
-    conf()["child_exit"](None, SimpleNamespace(age=number))
+    load_conf()["child_exit"](None, SimpleNamespace(age=slot))
 
-    assert CONNECTIONS[number] == 0
+    assert SLOTS[slot] == 0
 
 
-def test_the_service_serves_on_a_database_that_it_has_migrated_itself(start: Start, tmp_path: Path) -> None:
+def test_service_migrates_and_uses_the_default_database(start: Start, tmp_path: Path) -> None:
     server = start(WEB_CONCURRENCY="2")
-    server.says("Application startup complete.", times=2)
+    server.wait_for_log("Application startup complete.", times=2)
 
-    answer = httpx.post(
+    response = httpx.post(
         f"{server.url}/users/",
         json={"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"},
         timeout=PATIENCE,
     )
 
-    assert answer.status_code == 201
-    assert "server" not in answer.headers
+    assert response.status_code == 201
+    assert "server" not in response.headers
     with sqlite3.connect(tmp_path / "data" / "app.db") as database:
         assert database.execute("SELECT email FROM users").fetchall() == [("ann@example.com",)]
 
 
-def test_from_start_to_end_each_line_of_the_log_is_one_json_object(start: Start) -> None:
+def test_every_log_line_from_start_to_stop_is_one_json_object(start: Start) -> None:
     server = start(WEB_CONCURRENCY="2", SECRET_KEY="0123456789abcdef0123456789abcdef")
-    server.says("Application startup complete.", times=2)
-    httpx.get(f"{server.url}/users/me", timeout=PATIENCE)
+    server.wait_for_log("Application startup complete.", times=2)
+    server.get("/users/me")
 
     server.send(signal.SIGTERM)
 
-    assert server.ends() == 0
+    assert server.wait() == 0
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"gunicorn.error", "uvicorn.error", "app.access"} <= {line["logger"] for line in lines}
     assert {line["level"] for line in lines} == {"info"}
     assert lines[-1]["event"] == "Shutting down: Master"
 
 
+CPUS = hitless.available_cpus().number
+
+
 @pytest.mark.parametrize(
-    ("variables", "decision"),
+    ("variables", "line"),
     [
         ({"WEB_CONCURRENCY": "2", "DATABASE_POOL_SIZE": "3"}, "2 workers (WEB_CONCURRENCY), at most 12 database"),
-        ({}, f"{available_cpus().number * 2 + 1} workers (2 x {available_cpus().number} CPUs + 1, by the "),
+        ({}, f"{CPUS * 2 + 1} workers (2 x {CPUS} CPUs + 1, by the "),
     ],
 )
-def test_it_says_how_many_workers_it_runs_and_why(start: Start, variables: dict[str, str], decision: str) -> None:
+def test_number_of_workers_and_its_source_are_logged(start: Start, variables: dict[str, str], line: str) -> None:
     server = start(**variables)
 
-    server.says(decision)
+    server.wait_for_log(line)
 
 
-def test_a_certificate_turns_on_https(start: Start, tls: TLS) -> None:
+def test_certificate_enables_https(start: Start, tls: TLS) -> None:
     server = start(WEB_CONCURRENCY="1", SSL_CERTFILE=str(tls.certfile), SSL_KEYFILE=str(tls.keyfile))
-    server.says("Application startup complete.")
+    server.wait_for_log("Application startup complete.")
 
-    answer = httpx.get(f"{server.url.replace('http', 'https')}/health", verify=tls.client, timeout=PATIENCE)
+    response = httpx.get(f"{server.url.replace('http', 'https')}/health", verify=tls.client, timeout=PATIENCE)
 
-    assert answer.json() == {"status": "alive"}
+    assert response.json() == {"status": "alive"}
     assert "Warning" not in server.log
 
 
-def test_it_knows_the_path_that_a_proxy_takes_off(start: Start) -> None:
+def test_root_path_is_passed_to_the_application(start: Start) -> None:
     server = start(WEB_CONCURRENCY="1", ROOT_PATH="/api")
-    server.says("Application startup complete.")
+    server.wait_for_log("Application startup complete.")
 
-    answer = httpx.get(f"{server.url}/openapi.json", timeout=PATIENCE)
-
-    assert answer.json()["servers"] == [{"url": "/api"}]
+    assert server.get("/openapi.json").json()["servers"] == [{"url": "/api"}]
 
 
 @pytest.mark.parametrize(
-    ("variables", "complaint"),
+    ("variables", "message"),
     [
         ({"LOG_LEVEL": "loud", "WEB_CONCURRENCY": "0"}, "The settings are not valid:\n  LOG_LEVEL: "),
         ({"DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/x"}, "The database at 127.0.0.1:1/x cannot be used"),
         ({"DATABASE_URL": "sqlite:////proc/none/app.db"}, "The SQLite database at /proc/none/app.db cannot be opened"),
-        ({"SSL_CERTFILE": "/none", "SSL_KEYFILE": "/none"}, "SSL_CERTFILE: /none cannot be read"),
+        ({"SSL_CERTFILE": "/none", "SSL_KEYFILE": "/none"}, "/none cannot be read"),
     ],
-    ids=["settings", "database", "folder", "certificate"],
+    ids=["settings", "database", "directory", "certificate"],
 )
-def test_what_stands_in_the_way_is_said_once(start: Start, variables: dict[str, str], complaint: str) -> None:
+def test_startup_failure_is_logged_in_one_line(start: Start, variables: dict[str, str], message: str) -> None:
     server = start(**variables)
 
-    assert server.ends() == 1
+    assert server.wait() == 1
     (line,) = [line for line in map(json.loads, server.log.splitlines()) if line["level"] == "critical"]
-    assert complaint in line["event"]
+    assert message in line["event"]
     assert "Traceback" not in server.log
     assert "Booting worker" not in server.log
     assert "hunter2" not in server.log
     assert not (server.folder / "pid").exists()
 
 
-def test_a_taken_port_is_said_once(start: Start, port: int) -> None:
+def test_port_in_use_is_logged_in_one_line(gunicorn: Start) -> None:
+    port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        server = start()
+        server = gunicorn("app.main:app", f"--config={GUNICORN_CONF}", port=port)
 
-        assert server.ends() == 1
+        assert server.wait() == 1
 
     assert server.log.count(f"Cannot listen on 127.0.0.1:{port}: Address already in use") == 1
     assert server.log.count("in use") == 1
     assert "Traceback" not in server.log
 
 
-def test_a_worker_that_comes_back_during_an_outage_does_not_end_the_server(start: Start, tmp_path: Path) -> None:
+def test_worker_restarted_during_a_database_outage_does_not_stop_the_server(start: Start, tmp_path: Path) -> None:
     server = start(WEB_CONCURRENCY="1")
-    server.says("Application startup complete.")
+    server.wait_for_log("Application startup complete.")
     (tmp_path / "data").rename(tmp_path / "away")
     (worker,) = re.findall(r"Booting worker with pid: (\d+)", server.log)
 
     os.kill(int(worker), signal.SIGKILL)
 
-    server.says("Application startup complete.", times=2)
-    assert httpx.get(f"{server.url}/health/ready", timeout=PATIENCE).status_code == 503
+    server.wait_for_log("Application startup complete.", times=2)
+    assert server.get("/health/ready").status_code == 503
