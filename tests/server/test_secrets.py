@@ -1,9 +1,10 @@
-"""Passwords, tokens and keys are seen nowhere: not in the log, an error, a repr, or the database."""
+"""Passwords, tokens and keys appear in no log line, error, repr or database row."""
 
 from base64 import urlsafe_b64decode
 
 import httpx
 import pytest
+from gunicorn_process import Start
 from processes import PATIENCE
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,21 +15,25 @@ from app.settings import Settings
 from app.users.schemas import PasswordChange, UserCreate
 from tests.conftest import SECRET_KEY, Service, change
 from tests.people import log_in, register
-from tests.server.conftest import Start
 
+# Part of every secret of the test.
 MARK = "hunter2"
 KEY = f"a key of 32 bytes or more, {MARK}"
 PASSWORD, NEW_PASSWORD = f"the password {MARK}", f"the new password {MARK}"
 JSON = {"Content-Type": "application/json"}
 
 
-async def live(client: httpx.AsyncClient) -> tuple[list[str], list[httpx.Response]]:
-    """A user's whole life with a marked password; gives all of their tokens, and how their mistakes were answered."""
+async def use_every_secret(client: httpx.AsyncClient) -> tuple[list[str], list[httpx.Response]]:
+    """Register, log in, refresh and change the password, and send invalid requests that contain secrets.
+
+    Returns:
+        All tokens, and the responses to the invalid requests.
+    """
     await register(client, fields={"password": PASSWORD})
     pair = (await log_in(client, password=PASSWORD)).json()
-    newer = (await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]})).json()
+    refreshed = (await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]})).json()
     auth = {"Authorization": f"Bearer {pair['access_token']}"}
-    mistakes = [
+    errors = [
         await register(client, fields={"password": PASSWORD}),
         await register(client, "b@example.com", fields={"password": MARK}),
         await register(client, "b@example.com", fields={"password": {MARK: MARK}, f"a {MARK}": MARK}),
@@ -38,18 +43,18 @@ async def live(client: httpx.AsyncClient) -> tuple[list[str], list[httpx.Respons
         await log_in(client, password=f"{MARK}, but another"),
         await log_in(client, password=PASSWORD * 10),
         await client.get("/users/me", headers={"Authorization": auth["Authorization"] + "x"}),
-        await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]}),
         await client.put(
             "/users/me/password", headers=auth, json={"current_password": MARK, "new_password": NEW_PASSWORD}
         ),
         await client.post("/crash", headers=auth, json={"email": "ann@example.com", "password": PASSWORD}),
         await client.get(f"/users/?q={MARK}&cursor={MARK}", headers=auth),
     ]
-    change = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
-    assert (await client.put("/users/me/password", headers=auth, json=change)).status_code == 204
+    passwords = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    assert (await client.put("/users/me/password", headers=auth, json=passwords)).status_code == 204
+    errors.append(await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]}))
     last = (await log_in(client, password=NEW_PASSWORD)).json()
-    tokens = [token for found in (pair, newer, last) for token in (found["access_token"], found["refresh_token"])]
-    return tokens, mistakes
+    tokens = [token for found in (pair, refreshed, last) for token in (found["access_token"], found["refresh_token"])]
+    return tokens, errors
 
 
 async def rename_column(session: AsyncSession, old: str, new: str) -> None:
@@ -58,27 +63,29 @@ async def rename_column(session: AsyncSession, old: str, new: str) -> None:
     await session.commit()
 
 
-async def what_is_stored(session: AsyncSession) -> list[object]:
+async def read_all_values(session: AsyncSession) -> list[object]:
+    """Return every value in the database."""
     tables = Base.metadata.tables.values()
     values = [value for table in tables for row in await session.execute(select(table)) for value in row]
     await session.rollback()
     return values
 
 
-@pytest.mark.parametrize("form", ["json", "console"])
-async def test_no_secret_is_logged_answered_or_stored(
-    form: str, impatient: Start, database_url: str, session: AsyncSession
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_no_secret_is_logged_returned_or_stored(
+    log_format: str, start_service: Start, database_url: str, session: AsyncSession
 ) -> None:
-    talkative = {"LOG_LEVEL": "debug", "LOG_FORMAT": form}
+    verbose = {"LOG_LEVEL": "debug", "LOG_FORMAT": log_format}
     cheap = {"ARGON2_MEMORY_KIB": "64", "ARGON2_TIME_COST": "1", "ARGON2_PARALLELISM": "1"}
-    server = impatient("tests.server.with_worse:app", DATABASE_URL=database_url, SECRET_KEY=KEY, **talkative, **cheap)
+    app = "tests.server.app_with_faulty_route:app"
+    server = start_service(app, DATABASE_URL=database_url, SECRET_KEY=KEY, **verbose, **cheap)
 
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
-        tokens, mistakes = await live(client)
-        stored = await what_is_stored(session)
+        tokens, errors = await use_every_secret(client)
+        stored = await read_all_values(session)
         await rename_column(session, "password_hash", "elsewhere")
         try:
-            mistakes += [
+            errors += [
                 await register(client, "c@example.com", fields={"password": PASSWORD}),
                 await log_in(client, password=NEW_PASSWORD),
             ]
@@ -86,23 +93,23 @@ async def test_no_secret_is_logged_answered_or_stored(
             await rename_column(session, "elsewhere", "password_hash")
 
     secrets = [MARK, *tokens, *(token.rpartition(".")[2] for token in tokens)]
-    assert [answer.status_code for answer in mistakes if answer.is_server_error] == [500, 500, 500]
-    assert "cannot cope with email='ann@example.com'" in server.log
-    assert "elsewhere" in server.log or "password_hash" in server.log  # of the statements that failed
+    assert [error.status_code for error in errors if error.is_server_error] == [500, 500, 500]
+    assert "cannot handle email='ann@example.com'" in server.log
+    assert "elsewhere" in server.log or "password_hash" in server.log  # the statements that failed
     assert "$argon2id$" not in server.log
     for secret in secrets:
         assert secret not in server.log
-        assert not any(secret in answer.text for answer in mistakes)
+        assert [error.text for error in errors if secret in error.text] == []
     assert "ann@example.com" in stored
-    halves = [urlsafe_b64decode(token)[16:] for token in tokens if "." not in token]
+    token_secrets = [urlsafe_b64decode(token)[16:] for token in tokens if "." not in token]
     for value in stored:
         assert not any(secret in str(value) for secret in secrets)
-        assert value not in halves
+        assert value not in token_secrets
 
 
-async def test_no_secret_is_in_a_repr(service: Service, settings: Settings) -> None:
+async def test_repr_contains_no_secret(service: Service, settings: Settings) -> None:
     with_urls = change(settings, database_url=f"postgresql://user:{MARK}@db/app", redis_url=f"redis://:{MARK}@redis")
-    things = [
+    objects = [
         with_urls,
         Credentials(email="ann@example.com", password=MARK),
         UserCreate(email="ann@example.com", password=PASSWORD, full_name="Ann"),
@@ -113,5 +120,5 @@ async def test_no_secret_is_in_a_repr(service: Service, settings: Settings) -> N
         vars(service.app.state),
     ]
 
-    for thing in things:
-        assert not any(secret in f"{thing} {thing!r}" for secret in (MARK, SECRET_KEY)), type(thing)
+    for shown in objects:
+        assert not any(secret in f"{shown} {shown!r}" for secret in (MARK, SECRET_KEY)), type(shown)
