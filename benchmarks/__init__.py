@@ -1,1 +1,7 @@
-"""How fast the service is, and how close that is to the limit; `python -m benchmarks` says so in one table."""
+"""Measurements of the service. `python -m benchmarks` compares its speed with the fastest possible one."""
+
+import sys
+from pathlib import Path
+
+# Some of them use helpers of the tests, which pytest finds by its `pythonpath` setting.
+sys.path.append(str(Path(__file__).parent.parent / "packages/hitless/tests"))

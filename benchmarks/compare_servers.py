@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app import NAME
-from tests.container.engine import Container, running
+from tests.container.engine import Container, run_container
 from tests.container.load import load
-from tests.container.service import options, targets
+from tests.container.service import make_targets, options
 
 HEADS = [
     "server",
@@ -59,7 +59,9 @@ def start(stack: ExitStack, image: str, command: list[str]) -> Container:
     """Starts a server, and waits until it answers."""
     settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
     # In another folder gunicorn does not find our gunicorn.conf.py unless it is told to.
-    return stack.enter_context(running(image, *settings, "--workdir=/tmp", command=tuple(command))).is_healthy()
+    return stack.enter_context(
+        run_container(image, *settings, "--workdir=/tmp", command=tuple(command))
+    ).wait_until_healthy()
 
 
 class Speed(NamedTuple):
@@ -96,10 +98,10 @@ def losses(container: Container) -> list[str]:
     """
     reports = []
     for step in (_recycle, _reload, _stop):
-        with load(*targets(container)) as report:
+        with load(*make_targets(container)) as report:
             step(container)
         reports.append(report)
-    lost = [f"{len(report.failures)} of {len(report.failures) + report.answers}" for report in reports]
+    lost = [f"{len(report.failures)} of {len(report.failures) + report.responses}" for report in reports]
     return [*lost, f"{max(report.slowest for report in reports):.1f} s"]
 
 
@@ -109,7 +111,7 @@ def _recycle(_: Container) -> None:
 
 def _reload(container: Container) -> None:
     for _ in range(2):
-        container.signal("HUP")
+        container.send_signal("HUP")
         time.sleep(RELOADING_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Password hashing alone: what a login cannot do without."""
+"""Password hashing alone, which is the lower bound for the time of a login."""
 
 import multiprocessing
 import time
@@ -6,27 +6,28 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 from argon2 import PasswordHasher
 
-from app.security import CONCURRENT_HASHES
-from app.settings import AuthSettings
+from app.settings import Settings
 from benchmarks.servers import WORKERS
 
 PASSWORD = "correct horse battery staple"  # noqa: S105  of users who do not exist
+# The threads in which a worker hashes passwords, see app/security.py.
+CONCURRENT_HASHES = 2
 
 
 def argon2() -> PasswordHasher:
-    """The hasher with the parameters that the service has by default."""
-    settings = AuthSettings()
-    return PasswordHasher(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism)
+    """Return a hasher with the service's default parameters."""
+    defaults = Settings.model_construct()
+    return PasswordHasher(defaults.argon2_time_cost, defaults.argon2_memory_kib, defaults.argon2_parallelism)
 
 
 def hashes_per_second(seconds: float) -> float:
-    """Verifies passwords and does nothing else, in as many processes and threads as the service."""
-    # Spawned on every version of Python and every system. What is spawned cannot find a function of `__main__`.
+    """Measure how many passwords per second can be verified in as many processes and threads as the service has."""
+    # `spawn` on every version of Python and every system. A spawned process cannot find a function of `__main__`.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return sum(executor.map(_verify, [seconds] * WORKERS)) / seconds
+        return sum(executor.map(_count_verifications, [seconds] * WORKERS)) / seconds
 
 
-def _verify(seconds: float) -> int:
+def _count_verifications(seconds: float) -> int:
     hasher = argon2()
     password_hash = hasher.hash(PASSWORD)
     deadline = time.monotonic() + seconds

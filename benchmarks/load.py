@@ -1,4 +1,4 @@
-"""Load from `wrk`, and what it reports."""
+"""Run `wrk`, and parse its results."""
 
 import re
 import subprocess
@@ -9,29 +9,29 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-_UNITS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}
+_MILLISECONDS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}
 
 
 class Load(NamedTuple):
-    """Requests per second, and the milliseconds within which 50 and 99 of 100 were answered."""
+    """Requests per second, and the 50th and 99th percentile of the response times in milliseconds."""
 
     rate: float
     p50: float
     p99: float
 
 
-def typical(loads: Iterable[Load]) -> Load:
-    """The median of each figure."""
+def median_load(loads: Iterable[Load]) -> Load:
+    """Return the median of each figure."""
     return Load(*map(median, zip(*loads, strict=True)))
 
 
 def get(url: str, token: str, *, seconds: int, connections: int = 32) -> Load:
-    """Asks for one URL as fast as it is answered."""
+    """Send GET requests as fast as they are answered."""
     return _wrk(url, seconds, connections, ["--header", f"Authorization: Bearer {token}"])
 
 
 def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
-    """Sends one JSON body again and again."""
+    """Send POST requests with a JSON body as fast as they are answered."""
     with TemporaryDirectory() as folder:
         script = Path(folder, "post.lua")
         script.write_text(
@@ -42,11 +42,11 @@ def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
 
 def _wrk(url: str, seconds: int, connections: int, options: list[str]) -> Load:
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout=60s", "--latency", *options, url]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  our own
-    if "Non-2xx" in said or "Socket errors" in said:
-        sys.exit(f"{' '.join(command)}\n{said}")
-    (rate,) = re.findall(r"Requests/sec: +([0-9.]+)", said)
-    # In the part on the distribution, whose lines hold nothing else.
-    (p50,) = re.findall(r"^ +50% +([0-9.]+)([a-z]+) *$", said, re.MULTILINE)
-    (p99,) = re.findall(r"^ +99% +([0-9.]+)([a-z]+) *$", said, re.MULTILINE)
-    return Load(float(rate), *(float(number) * _UNITS[unit] for number, unit in (p50, p99)))
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  our own
+    if "Non-2xx" in output or "Socket errors" in output:
+        sys.exit(f"{' '.join(command)}\n{output}")
+    (rate,) = re.findall(r"Requests/sec: +([0-9.]+)", output)
+    # The lines of the latency distribution contain nothing else.
+    (p50,) = re.findall(r"^ +50% +([0-9.]+)([a-z]+) *$", output, re.MULTILINE)
+    (p99,) = re.findall(r"^ +99% +([0-9.]+)([a-z]+) *$", output, re.MULTILINE)
+    return Load(float(rate), *(float(number) * _MILLISECONDS[unit] for number, unit in (p50, p99)))

@@ -1,4 +1,4 @@
-"""What is measured, and what it stands on: servers that are started, and end with the block that needs them."""
+"""Start the servers that are measured and the databases that they use. Each runs until its block ends."""
 
 import contextlib
 import os
@@ -18,17 +18,17 @@ import httpx
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-SECRET_KEY = "a key that signs the benchmark's own tokens"  # noqa: S105  nobody else's
+SECRET_KEY = "a key that signs the benchmark's own tokens"  # noqa: S105  of no other service
 WORKERS = 2
-# High enough for nobody to reach it: what is measured is the counting.
+# Never reached, because the cost of counting is measured and not the limit.
 NO_LIMIT = "999999999/minute"
-PATIENCE = 60
+PATIENCE = 60  # seconds
 
-_INHERITED = {name: value for name, value in os.environ.items() if name.upper() not in SETTINGS_VARIABLES}
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
 
 
 class Server(NamedTuple):
-    """A web server that answers, which it did so many seconds after its start, and its process group."""
+    """A running server: its URL, the seconds from its start to its first response, and its process group."""
 
     url: str
     start_seconds: float
@@ -37,9 +37,9 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def container(image: str, port: int, *options: str) -> Iterator[str]:
-    """Runs a server in a container, and gives its address.
+    """Run a container, and return its address.
 
-    On Linux that is the container's own. A published port would be Docker's proxy, a process more in every round trip.
+    On Linux this is the container's own address. A published port would add Docker's proxy to every round trip.
     """
     name = f"benchmark-{uuid4().hex}"
     _docker("run", "--detach", "--rm", "--name", name, "--publish", f"127.0.0.1::{port}", *options, image)
@@ -59,22 +59,23 @@ def _docker(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def limit(database_url: str) -> Iterator[Server]:
-    """Runs the bare ASGI function."""
+    """Run the ASGI function of benchmarks/limit.py."""
     command = ["uvicorn", "benchmarks.limit:app", "--port={port}", f"--workers={WORKERS}", "--no-access-log"]
-    with _serving(command, {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY}) as server:
+    with _run(command, {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY}) as server:
         yield server
 
 
 @contextlib.contextmanager
 def service(database_url: str, **variables: str) -> Iterator[Server]:
-    """Runs the service as it is shipped, with its log in a file.
+    """Run the service with its production settings, and its log in a file.
 
-    Its workers are not replaced, unless the variables say so: what that costs is a measurement of its own.
+    By default its workers are not recycled, because the cost of recycling is a measurement of its own.
     """
     environment = {
         "ENVIRONMENT": "production",
         "DATABASE_URL": database_url,
         "SECRET_KEY": SECRET_KEY,
+        "ACCESS_TOKEN_MINUTES": "1440",
         "ALLOWED_HOSTS": "127.0.0.1",
         "WEB_CONCURRENCY": str(WORKERS),
         "MAX_REQUESTS": "0",
@@ -82,30 +83,30 @@ def service(database_url: str, **variables: str) -> Iterator[Server]:
         "RATE_LIMIT_LOGIN": NO_LIMIT,
     }
     command = ["gunicorn", "app.main:app", "--config=gunicorn.conf.py", "--bind=127.0.0.1:{port}", "--pid={folder}/pid"]
-    with _serving(command, environment | variables) as server:
+    with _run(command, environment | variables) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _serving(command: list[str], environment: Mapping[str, str]) -> Iterator[Server]:
-    """Starts a program of this Python's, on a free port and with a folder of its own, and waits until it answers."""
+def _run(command: list[str], environment: Mapping[str, str]) -> Iterator[Server]:
+    """Run a program of this virtual environment on a free port, and wait until it responds."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     program = Path(sys.executable).with_name(command[0])
     with TemporaryDirectory() as folder, Path(folder, "log").open("w+b") as log:
-        process = subprocess.Popen(  # noqa: S603  programs of our own
+        process = subprocess.Popen(  # noqa: S603  our own commands
             [program, *(argument.format(port=port, folder=folder) for argument in command[1:])],
             cwd=ROOT,
-            env={**_INHERITED, **environment},
+            env={**_ENVIRONMENT, **environment},
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
         url, started_at = f"http://127.0.0.1:{port}", time.monotonic()
         try:
-            while not _answers(url):
+            while not _responds(url):
                 if process.poll() is not None or time.monotonic() > started_at + PATIENCE:
-                    sys.exit(f"A server does not start:\n{Path(folder, 'log').read_text()}")
+                    sys.exit(f"{command[0]} does not start:\n{Path(folder, 'log').read_text()}")
                 time.sleep(0.01)
             yield Server(url, time.monotonic() - started_at, process.pid)
         finally:
@@ -115,7 +116,7 @@ def _serving(command: list[str], environment: Mapping[str, str]) -> Iterator[Ser
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health/live").is_success
     except httpx.TransportError:
