@@ -58,10 +58,10 @@ def measure(image: str) -> dict[str, float]:
         "Image over its base, MB": (image_size - base_size) / MEGABYTE,
         "`docker run … python -c 'import app.main'`, s": import_seconds,
         "`docker run …` to the first 200, s": response_seconds,
-        "The latter by the former": response_seconds / import_seconds,
+        "Ratio of these two times": response_seconds / import_seconds,
         "Memory of the master, PSS, MB": master / MEGABYTE,
         f"Memory of each of {WORKERS} workers, PSS, MB": pss / MEGABYTE,
-        "Memory that a worker shares with nobody, MB": private / MEGABYTE,
+        "Memory of a worker that is not shared, MB": private / MEGABYTE,
     }
 
 

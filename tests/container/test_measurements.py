@@ -1,0 +1,29 @@
+"""The size, memory and times of the container in the README, measured again with a tolerance for other machines."""
+
+import re
+
+from benchmarks.container import measure
+from tests.readme import section
+
+# Factors by which a measurement may differ from the README.
+SIZE_TOLERANCE, MEMORY_TOLERANCE, RATIO_TOLERANCE = 1.1, 1.5, 3
+
+
+def tolerance(name: str) -> float | None:
+    """Return how much a figure may differ, or None for times, which depend on the machine too much to compare."""
+    if "Image" in name:
+        return SIZE_TOLERANCE
+    if "Memory" in name:
+        return MEMORY_TOLERANCE
+    return RATIO_TOLERANCE if "Ratio" in name else None
+
+
+def test_container_takes_what_the_readme_says(image: str) -> None:
+    documented = dict(re.findall(r"^\| (.+) \| ([\d.]+) \|$", section("Production"), re.MULTILINE))
+
+    figures = measure(image)
+
+    for name, figure in figures.items():
+        factor = tolerance(name)
+        described = f"{name}: {figure}, not {documented[name]}"
+        assert factor is None or 1 / factor < figure / float(documented[name]) < factor, described
