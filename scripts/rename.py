@@ -1,6 +1,7 @@
-"""Gives your copy of this repository a name of its own, wherever the name stands: `uv run scripts/rename.py`.
+"""Give a copy of this repository a name of its own: `uv run scripts/rename.py`.
 
-When it is done it removes itself, its test, and what is said of it.
+The script replaces the name in every file, and then removes itself, its test, and the documentation about it. `hitless`
+in packages/ is a package of its own, and keeps its name and its licence.
 """  # noqa: INP001  a script
 
 import re
@@ -10,43 +11,63 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE, NAME, DATABASE = "FastAPI Application", "fastapi-app", "fastapi_db"
-# Not the repository's own, or not yours to commit.
-SKIPPED = {".git", ".venv", ".uv", "data", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+# Not versioned, or not to be renamed.
+SKIPPED = {
+    *(".git", ".venv", ".uv", "data", "node_modules", "packages"),
+    *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
+}
+# The parts of the README about renaming: the section with the command, and phrases elsewhere.
+SECTION = r"^### (?:(?!^##).)*?uv run scripts/rename\.py.*?(?=^##)"
+PHRASES = (r"\[give it a name\]\(#fork-it\), ", r"were renamed, or (?=had)")
 
 
 def main() -> None:
-    """Asks for the title, from which the other spellings follow."""
-    title = input("What is your service called, as in Acme Billing? ").strip()
+    """Ask for the title, and derive the other spellings from it."""
+    title = input("What is the name of your service, such as Acme Billing? ").strip()
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*([ -][A-Za-z0-9]+)*", title):
-        sys.exit("A name has letters from A to Z, digits, and single spaces or hyphens, and begins with a letter.")
+        sys.exit(
+            "A name consists of letters from A to Z, digits, and single spaces or hyphens, and begins with a letter."
+        )
     name = title.lower().replace(" ", "-")
+    if is_dependency(name):
+        sys.exit(f"{name} is a package that this service depends on.")
     spellings = {TITLE: title, NAME: name, DATABASE: name.replace("-", "_")}
-    # The new spellings too, and the longest first: where one contains another, a second run changes nothing.
-    either = re.compile("|".join(sorted({*spellings, *spellings.values()}, key=len, reverse=True)))
-    left_out = re.compile(r' --ignore tests/test_rename\.py|, "test_rename\.py"')
+    # The pattern matches the new spellings too, and the longest first, so that a second run changes nothing if the new
+    # name contains the old one.
+    pattern = re.compile("|".join(sorted({*spellings, *spellings.values()}, key=len, reverse=True)))
+    ignored_test = re.compile(r' --ignore tests/test_rename\.py|, "test_rename\.py"')
+
+    def replace_names(text: str) -> str:
+        return ignored_test.sub("", pattern.sub(lambda match: spellings.get(match[0], match[0]), text))
 
     for path in sorted(ROOT.rglob("*")):
         if path.is_file() and not SKIPPED & {*path.relative_to(ROOT).parts}:
-            edit(path, lambda text: left_out.sub("", either.sub(lambda match: spellings.get(match[0], match[0]), text)))
-    naming = re.compile(
-        r"^### Name it\n.*?(?=^##)|\[give it a name\]\(#fork-it\), |were renamed, or (?=had)", re.DOTALL | re.MULTILINE
-    )
-    edit(ROOT / "README.md", lambda text: naming.sub("", text))
+            edit(path, replace_names)
+    about_renaming = re.compile("|".join([SECTION, *PHRASES]), re.DOTALL | re.MULTILINE)
+    edit(ROOT / "README.md", lambda text: about_renaming.sub("", text))
     edit(ROOT / "tests/test_readme.py", lambda text: re.sub(r"^.*scripts/rename\.py.*\n", "", text, flags=re.MULTILINE))
     (ROOT / "tests/test_rename.py").unlink(missing_ok=True)
     Path(__file__).unlink()
     Path(__file__).parent.rmdir()
-    sys.stdout.write(f"It is called {title} now, and {name} by machines. `git diff` shows where.\n")
-    sys.stdout.write("Yours to say: the contact in app/factory.py, the description in pyproject.toml and Dockerfile, ")
-    sys.stdout.write("the holder in LICENSE, who reviews what in .github/CODEOWNERS, and what README.md claims.\n")
+    sys.stdout.write(
+        f"The service is now named {title}, and {name} in identifiers. `git diff` shows the changes.\n"
+        "Edit the rest yourself: the contact in app/main.py, the description in pyproject.toml and Dockerfile,\n"
+        "the copyright holder in LICENSE, the reviewers in .github/CODEOWNERS, and what README.md claims.\n"
+    )
+
+
+def is_dependency(name: str) -> bool:
+    """Return whether the lock file contains another package of this name."""
+    line = f'name = "{name}"\n'
+    return line in (ROOT / "uv.lock").read_text() and line not in (ROOT / "pyproject.toml").read_text()
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:
-    """Changes a file, where it is text that the change applies to."""
+    """Change a file if it is text."""
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return  # a picture
+    except UnicodeDecodeError:  # an image
+        return
     if (changed := change(text)) != text:
         path.write_text(changed, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Copies of the repository, to be changed, and what runs in them."""
+"""Copies of the repository that tests change, and commands that run in them."""
 
 import os
 import shlex
@@ -13,22 +13,22 @@ from tests.conftest import ROOT
 _UNVERSIONED = shutil.ignore_patterns(
     ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__", "node_modules"
 )
-# In a copy the whole suite runs, but for what drives containers or a browser, or makes further copies.
-_LEFT_OUT = ["browser", "container", "test_rename.py"]
+# Tests that need containers or a browser, or make copies of the copy.
+_IGNORED = ["browser", "container", "test_rename.py"]
 
 CHECKS = "ruff check . && ruff format --check . && mypy && pytest"
 
 
 def copy_repository(folder: Path) -> Path:
-    """Makes what a clone would hold."""
+    """Copy what a clone would contain."""
     shutil.copytree(ROOT, folder, ignore=_UNVERSIONED)
-    if (cache := ROOT / ".mypy_cache").exists():  # which saves half a minute
+    if (cache := ROOT / ".mypy_cache").exists():  # saves half a minute
         shutil.copytree(cache, folder / cache.name)
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a commit of it would hold, by path."""
+    """Return the files that a commit of the copy would contain, by path."""
     copied = shutil.copytree(folder, folder.with_name(f"{folder.name}-committed"), ignore=_UNVERSIONED)
     found = {str(path.relative_to(copied)): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     shutil.rmtree(copied)
@@ -36,22 +36,28 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
-    """Runs a command of the README in a copy, with the packages that are installed here instead of its own.
+    """Run a command of the README in a copy, with the packages that are installed here, and return its output.
 
-    Tests find no Docker, and so run on SQLite. All of them run where everything must, which takes minutes; elsewhere
-    those that `tests` names, as `pytest -k` takes it.
+    Tests find no Docker, and therefore run on SQLite. If REQUIRE_ALL_TESTS is set, all of them run, for some minutes.
+
+    Args:
+        folder: The copy.
+        command: The command, in which `uv run` is ignored.
+        stdin: The standard input.
+        tests: The tests to run if not all must run, as an expression for `pytest -k`.
     """
-    options = ["-n4", "-q", *[f"--ignore=tests/{name}" for name in _LEFT_OUT]]
+    options = ["-n4", "-q", *[f"--ignore=tests/{name}" for name in _IGNORED]]
     if tests and not os.environ.get(REQUIRE_ALL):
         options += ["-k", tests]
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("COV", "PYTEST", "PYTHON", REQUIRE_ALL, "TEST_"))
     }
-    environment = kept | {
+    environment = inherited | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(folder),
+        # The copy's own packages, not those of this repository, which are installed here.
+        "PYTHONPATH": os.pathsep.join(map(str, [folder, *folder.glob("packages/*/src")])),
         "PYTEST_ADDOPTS": shlex.join(options),
         "DOCKER_HOST": f"unix://{folder}/no-docker",
     }

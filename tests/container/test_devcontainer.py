@@ -1,4 +1,4 @@
-"""The container that an editor opens is one in which the tests pass, on PostgreSQL and Redis too."""
+"""The development container: all tests that it can run pass in it, on PostgreSQL and Redis too."""
 
 import json
 from collections.abc import Iterator
@@ -9,32 +9,31 @@ import pytest
 
 from app import NAME
 from tests.conftest import ROOT
-from tests.container.engine import cli
+from tests.container.engine import run_docker
 from tests.copies import copy_repository
 
-# What starts Docker itself, takes a browser or minutes, or copies the repository once more. Of the rest, all runs on
-# SQLite, and on PostgreSQL what concerns users.
-LEFT_OUT = ["container", "browser", "server/test_schemathesis.py", "test_fork.py", "test_readme.py", "test_rename.py"]
+# Tests that need Docker or a browser, take minutes, or copy the repository again. Of the others, all run on SQLite, and
+# those of users on PostgreSQL too.
+IGNORED = ["container", "browser", "test_fork.py", "test_readme.py", "test_rename.py"]
 DEFINITION = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
 
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Iterator[list[str]]:
-    """The beginning of a command on a project of this test's own."""
+    """The start of a docker compose command on a project of this test."""
     folder = copy_repository(tmp_path / "copy") / ".devcontainer"
     files = [f"--file={folder / file}" for file in DEFINITION["dockerComposeFile"]]
     compose = ["compose", f"--project-name={NAME}-{uuid4().hex}", *files]
     yield compose
-    cli(*compose, "down", "--volumes", "--rmi", "local")
+    run_docker(*compose, "down", "--volumes", "--rmi", "local")
 
 
-def test_the_tests_pass_in_it(compose: list[str]) -> None:
-    cli(*compose, "up", "--build", "--detach", "--wait", *DEFINITION["runServices"])
+def test_tests_pass_in_the_development_container(compose: list[str]) -> None:
+    run_docker(*compose, "up", "--build", "--detach", "--wait", *DEFINITION["runServices"])
 
-    ignored = " ".join(f"--ignore=tests/{name}" for name in LEFT_OUT)
-    tests = f"REQUIRE_ALL_TESTS=1 uv run pytest -p no:cacheprovider -n2 -k 'not postgresql or users' {ignored}"
-    said = cli(
-        *compose, "exec", "-T", DEFINITION["service"], "sh", "-c", f"{DEFINITION['postCreateCommand']} && {tests}"
-    )
+    options = " ".join(["--ignore-glob=*/test_schemathesis.py", *(f"--ignore=tests/{name}" for name in IGNORED)])
+    pytest_command = f"uv run pytest -p no:cacheprovider -n2 -k 'not postgresql or users' {options}"
+    script = f"{DEFINITION['postCreateCommand']} && REQUIRE_ALL_TESTS=1 {pytest_command}"
+    output = run_docker(*compose, "exec", "-T", DEFINITION["service"], "sh", "-c", script)
 
-    assert " passed in " in said
+    assert " passed in " in output
