@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
 
 from app.database import DATABASE_ERRORS, is_unavailable
-from app.security import TooManyHashes
+from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
@@ -79,7 +79,10 @@ class StartupError(Exception):
 
 
 class AppError(Exception):
-    """An error that becomes a response. An instance may have its own message and headers."""
+    """An error that becomes a response. An instance may have its own message and headers.
+
+    Its `reason` is for the access log, and is not in the response.
+    """
 
     status: ClassVar[HTTPStatus]
     type: ClassVar[str]
@@ -88,9 +91,12 @@ class AppError(Exception):
     example_headers: ClassVar[dict[str, str]] = {}
     example_details: ClassVar[list[FieldError] | None] = None
 
-    def __init__(self, message: str | None = None, *, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str | None = None, *, headers: dict[str, str] | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(message or self.message)
         self.own_headers = headers or {}
+        self.reason = reason
 
 
 class RuleViolated(AppError):
@@ -224,10 +230,12 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_handle_validation_error)
     for exception in DATABASE_ERRORS:
         app.exception_handler(exception)(_handle_database_error)
-    app.exception_handler(TooManyHashes)(_handle_too_many_hashes)
+    app.exception_handler(HashingUnavailable)(_handle_hashing_unavailable)
 
 
 async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
+    if error.reason:
+        structlog.contextvars.bind_contextvars(reason=error.reason)
     return error_response(error, headers=error.own_headers)
 
 
@@ -296,6 +304,6 @@ async def _handle_database_error(_: Request, error: Exception) -> JSONResponse:
     return error_response(ServiceUnavailable)
 
 
-async def _handle_too_many_hashes(_: Request, __: Exception) -> JSONResponse:
-    log.warning("too many passwords are waiting to be hashed")
+async def _handle_hashing_unavailable(_: Request, error: Exception) -> JSONResponse:
+    log.warning("a password cannot be hashed", reason=str(error))
     return error_response(ServiceUnavailable, headers={"Retry-After": "10"})

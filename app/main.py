@@ -25,8 +25,6 @@ from app.settings import Settings, load_settings
 
 # The first segments of the paths that document the API.
 DOCS = frozenset({"docs", "redoc", "openapi.json"})
-# Routes with a limit of their own, stricter than the default.
-LIMITS = {("POST", "/auth/login"): "login", ("POST", "/users/"): "register"}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -59,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The middleware added last is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_size=settings.max_body_size)
     app.add_middleware(UnhandledErrorMiddleware)
-    app.add_middleware(RateLimitMiddleware, limits=LIMITS, default="default", exempt=docs | {"health"})
+    app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=docs | {"health"})
     if settings.allowed_hosts and "*" not in settings.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt={"health"})
     if settings.cors_origins:

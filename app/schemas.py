@@ -21,6 +21,8 @@ MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
 # The pattern of every string in a request body without a pattern of its own. PostgreSQL cannot store a NUL.
 NO_NUL = r"^[^\x00]*$"
+# A pattern for text that may contain any character, such as a password, which is never stored.
+ANY_TEXT = r"^"
 # A pattern for text in one line, such as a name, which needs no control characters.
 SINGLE_LINE = r"^[^\x00-\x1f\x7f]*$"
 
@@ -48,8 +50,8 @@ def _distinguish_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, or 
 class Input(BaseModel):
     """The base class of request bodies.
 
-    Unknown fields are errors. So are values of another JSON type: `"1"` is no integer, and `1` is no boolean. Whatever
-    JSON writes as a string, such as a date, a UUID or an enum, is parsed.
+    Unknown fields are errors. So are values of another JSON type, such as `"1"` for an integer or `1` for a boolean.
+    Types that JSON writes as strings, such as dates, UUIDs and enums, are parsed.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -1,52 +1,60 @@
-"""Passwords and access tokens."""
+"""Passwords, access tokens and the secrets of refresh tokens."""
 
+import hmac
 import secrets
+import time
 from base64 import b64encode
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar, TypeVarTuple
+from datetime import timedelta
+from hashlib import blake2b
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+from uuid import UUID
 
 import jwt
 from anyio import CapacityLimiter, to_thread
-from pwdlib import PasswordHash
-from pwdlib.hashers.argon2 import Argon2Hasher
+from argon2 import PasswordHasher, extract_parameters
+from argon2.exceptions import HashingError, InvalidHashError, VerificationError, VerifyMismatchError
 
 from app import NAME
 from app.settings import Settings
 
 ALGORITHM = "HS256"
+# Seconds by which the clocks of two machines may differ.
+LEEWAY = 5
 
-# A hash takes 64 MiB and a tenth of a second on several cores. With more at a time, each would only take longer, and
-# with anyio's default of 40 threads a burst of logins would take 2.5 GiB.
-CONCURRENT_HASHES = 2
+# With more hashes at a time, each would only take longer, and the memory that they need would not fit.
+MAX_CONCURRENT_HASHES = 2
 # Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last in the
-# queue waits 10 seconds if each worker has a CPU, and 25 if five workers share two, as by default.
+# queue waits for some seconds.
 WAITING_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 
 
-class TooManyHashes(Exception):
-    """The queue of passwords to hash is full."""
+class HashingUnavailable(Exception):
+    """A password cannot be hashed now: the queue is full, or the system has no memory or thread for it."""
 
 
 class Passwords:
     """Hashes and verifies passwords with Argon2id (RFC 9106), in threads, so that the event loop is not blocked."""
 
     def __init__(self, settings: Settings) -> None:
-        memory, time, lanes = settings.argon2_memory_kib, settings.argon2_time_cost, settings.argon2_parallelism
-        self._hasher = PasswordHash([Argon2Hasher(memory_cost=memory, time_cost=time, parallelism=lanes)])
-        self._limiter = CapacityLimiter(CONCURRENT_HASHES)
+        self._hasher = PasswordHasher(
+            memory_cost=settings.argon2_memory_kib,
+            time_cost=settings.argon2_time_cost,
+            parallelism=settings.argon2_parallelism,
+        )
+        self._concurrent = settings.argon2_concurrency or MAX_CONCURRENT_HASHES
+        self._limiter = CapacityLimiter(self._concurrent)
         self._pending = 0
-        salt, digest = (b64encode(secrets.token_bytes(size)).decode().rstrip("=") for size in (16, 32))
-        self._dummy_hash = f"$argon2id$v=19$m={memory},t={time},p={lanes}${salt}${digest}"
+        self._dummy_hash = self._make_dummy_hash()
 
     async def hash(self, password: str) -> str:
         """Hash a password with a random salt.
 
         Raises:
-            TooManyHashes: The queue is full.
+            HashingUnavailable: The hash cannot be computed now.
         """
         return await self._run_in_thread(self._hasher.hash, password)
 
@@ -58,61 +66,149 @@ class Passwords:
             store.
 
         Raises:
-            TooManyHashes: The queue is full.
+            HashingUnavailable: The hash cannot be computed now.
         """
-        return await self._run_in_thread(self._hasher.verify_and_update, password, password_hash or self._dummy_hash)
+        return await self._run_in_thread(self._verify, password, password_hash or self._dummy_hash)
+
+    def _verify(self, password: str, password_hash: str) -> tuple[bool, str | None]:
+        try:
+            is_outdated = self._hasher.check_needs_rehash(password_hash)
+        except InvalidHashError:  # of another algorithm
+            password_hash, is_outdated = self._dummy_hash, False
+        try:
+            self._hasher.verify(password_hash, password)
+        except VerifyMismatchError:
+            if is_outdated:
+                self._spend_difference(password, password_hash)
+            return False, None
+        return True, self._hasher.hash(password) if is_outdated else None
+
+    def _spend_difference(self, password: str, password_hash: str) -> None:
+        """Take as long as for a hash with today's parameters, so that the time does not tell which accounts exist."""
+        old = extract_parameters(password_hash)
+        passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
+        if passes > 0:
+            memory, lanes = self._hasher.memory_cost, self._hasher.parallelism
+            PasswordHasher(time_cost=passes, memory_cost=memory, parallelism=lanes).hash(password)
+
+    def _make_dummy_hash(self) -> str:
+        salt, digest = (b64encode(secrets.token_bytes(size)).decode().rstrip("=") for size in (16, 32))
+        parameters = f"m={self._hasher.memory_cost},t={self._hasher.time_cost},p={self._hasher.parallelism}"
+        return f"$argon2id$v=19${parameters}${salt}${digest}"
 
     async def _run_in_thread(self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
-        if self._pending >= CONCURRENT_HASHES + WAITING_HASHES:
-            raise TooManyHashes
+        if self._pending >= self._concurrent + WAITING_HASHES:
+            raise HashingUnavailable("the queue is full")
         self._pending += 1
         try:
             return await to_thread.run_sync(function, *arguments, limiter=self._limiter)
+        except (HashingError, VerificationError, MemoryError) as error:
+            raise HashingUnavailable(str(error)) from error
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            raise HashingUnavailable(str(error)) from error
         finally:
             self._pending -= 1
 
 
 class InvalidTokenError(Exception):
-    """An access token that is forged, expired or malformed."""
+    """An access token that is forged, expired or malformed. The message is for the log."""
+
+
+class AccessToken(NamedTuple):
+    """What an access token says.
+
+    Attributes:
+        user_id: The user.
+        security_stamp: The user's security stamp when the token was issued. If it has changed, the token is not valid.
+        login_id: The login that the token belongs to.
+    """
+
+    user_id: int
+    security_stamp: UUID
+    login_id: UUID
 
 
 class Tokens:
-    """Issues and verifies access tokens (JWT, RFC 7519)."""
+    """Issues and verifies access tokens (JWT, RFC 7519), and derives the secrets of refresh tokens.
+
+    Everything is also accepted with the previous key, so that a new key ends no login.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.access_lifetime = timedelta(minutes=settings.access_token_minutes)
+        self.access_seconds = settings.access_token_minutes * 60
         self.refresh_lifetime = timedelta(days=settings.refresh_token_days)
-        self._key = settings.secret_key.get_secret_value()
+        self.refresh_overlap = timedelta(seconds=settings.refresh_overlap_seconds)
+        self._keys = [
+            key.get_secret_value() for key in (settings.secret_key, settings.secret_key_previous) if key is not None
+        ]
+        self._refresh_keys = [blake2b(key.encode(), person=b"refresh tokens").digest() for key in self._keys]
         self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
 
-    def issue(self, user_id: int) -> str:
-        """Issue an access token for a user."""
-        now = datetime.now(UTC)
-        claims = {
-            "sub": str(user_id),
-            "iss": NAME,
-            "aud": NAME,
-            "iat": now,
-            "exp": now + self.access_lifetime,
-        }
-        return self._jwt.encode(claims, self._key, ALGORITHM)
+    def issue(self, token: AccessToken) -> str:
+        """Issue an access token."""
+        now = int(time.time())
+        return self._jwt.encode(_claims(token, now, now + self.access_seconds), self._keys[0], ALGORITHM)
 
-    def verify(self, token: str) -> int:
-        """Return the user id in an access token.
+    def verify(self, encoded: str) -> AccessToken:
+        """Decode an access token.
 
         Raises:
             InvalidTokenError: The token was not issued here, or has expired.
         """
+        claims = self._decode(encoded)
         try:
-            claims = self._jwt.decode(
-                token,
-                self._key,
-                algorithms=[ALGORITHM],
-                audience=NAME,
-                issuer=NAME,
-                # Tokens from a machine whose clock is slightly ahead are valid.
-                options={"require": ["sub", "iss", "aud", "iat", "exp"], "verify_iat": False},
-            )
-            return int(claims["sub"])
-        except (jwt.InvalidTokenError, ValueError) as error:
-            raise InvalidTokenError from error
+            token = AccessToken(int(claims["sub"]), UUID(claims["stamp"]), UUID(claims["sid"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InvalidTokenError("malformed token") from error
+        # Each claim has one form, so that no two tokens mean the same.
+        is_canonical = claims == _claims(token, claims["iat"], claims["exp"]) and token.user_id < 2**63
+        if not is_canonical or type(claims["iat"]) is not int or type(claims["exp"]) is not int:
+            raise InvalidTokenError("malformed token")
+        return token
+
+    def _decode(self, encoded: str) -> dict[str, Any]:
+        error: jwt.InvalidTokenError
+        for key in self._keys:
+            try:
+                return self._jwt.decode(
+                    encoded,
+                    key,
+                    algorithms=[ALGORITHM],
+                    audience=NAME,
+                    issuer=NAME,
+                    leeway=LEEWAY,
+                    options={"require": ["sub", "iss", "aud", "iat", "exp"]},
+                )
+            except jwt.InvalidSignatureError as invalid:
+                error = invalid
+            except jwt.InvalidTokenError as invalid:
+                error = invalid
+                break
+        raise InvalidTokenError(_REASONS.get(type(error), "malformed token")) from error
+
+    def derive_next_secrets(self, secret: bytes) -> list[bytes]:
+        """Return the secret of the refresh token that follows one with this secret, for each key."""
+        return [hmac.digest(key, secret, "sha256") for key in self._refresh_keys]
+
+
+_REASONS: dict[type[jwt.InvalidTokenError], str] = {
+    jwt.ExpiredSignatureError: "expired token",
+    jwt.ImmatureSignatureError: "token from the future",
+    jwt.InvalidAudienceError: "token for another audience",
+    jwt.InvalidIssuerError: "token of another issuer",
+    jwt.InvalidSignatureError: "invalid signature",
+}
+
+
+def _claims(token: AccessToken, issued_at: int, expires_at: int) -> dict[str, Any]:
+    return {
+        "sub": str(token.user_id),
+        "sid": token.login_id.hex,
+        "stamp": token.security_stamp.hex,
+        "iss": NAME,
+        "aud": NAME,
+        "iat": issued_at,
+        "exp": expires_at,
+    }

@@ -156,11 +156,21 @@ class Settings(Sources):
         SecretStr(""),
         description="Signs access tokens; at least 32 bytes; required in production, elsewhere random at each start",
     )
+    secret_key_previous: Annotated[SecretStr, AfterValidator(_check_secret_key)] | None = Field(
+        None, description="The SECRET_KEY before the last change, which is still accepted"
+    )
     access_token_minutes: int = Field(15, ge=1, le=525_600, description="Lifetime of an access token in minutes")
     refresh_token_days: int = Field(30, ge=1, le=3650, description="Lifetime of an unused refresh token in days")
-    argon2_time_cost: int = Field(3, ge=1, description="Argon2id iterations")
-    argon2_parallelism: int = Field(4, ge=1, description="Argon2id lanes")
-    argon2_memory_kib: int = Field(65536, description="Argon2id memory per hash in KiB")
+    refresh_overlap_seconds: int = Field(
+        10, ge=0, le=300, description="Seconds in which a used refresh token returns the same next token again"
+    )
+    # The first choice of https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
+    argon2_time_cost: int = Field(2, ge=1, description="Argon2id iterations")
+    argon2_parallelism: int = Field(1, ge=1, description="Argon2id lanes")
+    argon2_memory_kib: int = Field(19_456, description="Argon2id memory per hash in KiB")
+    argon2_concurrency: int | None = Field(
+        None, ge=1, description="Hashes that a worker computes at a time; by default as many as fit into the memory"
+    )
 
     # HTTP
     max_body_size: int = Field(1_048_576, ge=0, description="Maximum size of a request body in bytes")

@@ -13,7 +13,6 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import NAME
 from app.database import Base
 from app.users.models import User
 from tests.conftest import SECRET_KEY, Service
@@ -113,8 +112,8 @@ def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -
     def encode(people: People) -> str:
         now = int(time.time())
         superuser = people.of_role[Role.SUPERUSER]
-        claims = {"sub": str(superuser.id), "iss": NAME, "aud": NAME, "iat": now, "exp": now + 60}
-        return jwt.encode(claims | changes, key, algorithm)
+        valid = jwt.decode(superuser.access_token, options={"verify_signature": False})
+        return jwt.encode(valid | {"iat": now, "exp": now + 60} | changes, key, algorithm)
 
     return encode
 

@@ -20,7 +20,9 @@ class RefreshToken(Base):
 
     family: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    credentials_version: Mapped[int]
+    security_stamp: Mapped[UUID | None]  # the user's when the login began; None if it had changed before
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    previous_secret_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    rotated_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     expires_at: Mapped[datetime]

@@ -9,11 +9,13 @@ from app.auth.errors import InvalidRefreshToken, LoginFailed
 from app.auth.schemas import Credentials, RefreshRequest, TokenPair
 from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, TokensDep, WriteSession
 from app.errors import responses
+from app.limiter import rate_limit
 
 router = APIRouter(prefix="/auth", tags=["auth"])
 
 
 @router.post("/login", responses=responses(LoginFailed), response_description="A pair of tokens", summary="Log in")
+@rate_limit("login")
 async def login(  # noqa: PLR0913  each is needed
     *,
     credentials: Credentials,
@@ -42,7 +44,8 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    Each refresh token can be used once. Using it a second time ends the login, because somebody has a copy of it.
+    Each refresh token can be used once. For ten seconds, using it again returns the same new refresh token, because a
+    response may get lost. Later, using it again ends the login, because somebody has a copy of it.
     """
     return await service.refresh(data.refresh_token, session=session, tokens=tokens)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.schemas import Input
-from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, AnyPassword, Email
+from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, UncheckedPassword
 
 _ACCESS_TOKEN = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.LIPvVfUvi3mqJy8SMtpHZhtgqeGQ3sM2aP9WZZDHH5k"  # noqa: S105  an example
 _REFRESH_TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  an example
@@ -17,7 +17,7 @@ class Credentials(Input):
     model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL, "password": EXAMPLE_PASSWORD}]})
 
     email: Email
-    password: AnyPassword
+    password: UncheckedPassword
 
 
 class RefreshRequest(Input):

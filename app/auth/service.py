@@ -3,18 +3,18 @@
 import hashlib
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import and_, case, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.errors import InvalidRefreshToken, LoginFailed
 from app.auth.models import RefreshToken
 from app.auth.schemas import Credentials, TokenPair
 from app.database import FastReader, utc_now
-from app.errors import RateLimited
 from app.limiter import RateLimiter
-from app.security import Passwords, Tokens
+from app.security import LEEWAY, AccessToken, Passwords, Tokens
 from app.users.models import User
 from app.users.service import find_user_by_email
 
@@ -37,14 +37,14 @@ async def login(  # noqa: PLR0913  all that a login takes
         RateLimited: Too many attempts for this account, from any address, whether or not the account exists.
         LoginFailed: Unknown address, wrong password or inactive user. Each takes the same time.
     """
-    usage = await limiter.hit("account", credentials.email)
-    if usage.is_exceeded:
-        raise RateLimited(headers=usage.headers())
+    await limiter.enforce("account", credentials.email)
     user = await find_user_by_email(reader, credentials.email)
     # Hashing takes a tenth of a second, during which no connection is held: the session has not connected yet.
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
-    if user is None or not matches or not user.is_active:
-        raise LoginFailed
+    if user is None:
+        raise LoginFailed(reason="unknown address")
+    if not matches or not user.is_active:
+        raise LoginFailed(reason="inactive user" if matches else "wrong password")
     if new_hash:
         await session.execute(
             update(User)
@@ -56,61 +56,79 @@ async def login(  # noqa: PLR0913  all that a login takes
     family, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
     # During the hashing the password may have been changed, or the user deactivated or deleted. From here on that waits
     # for this lock. It comes before the locks of the tokens, in the same order as when a user is deleted.
-    still_valid = User.id == user.id, User.is_active, User.credentials_version == user.credentials_version
-    if await session.scalar(select(User.id).where(*still_valid).with_for_update(key_share=True)) is None:
-        raise LoginFailed
+    is_unchanged = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
+    if await session.scalar(select(User.id).where(*is_unchanged).with_for_update(key_share=True)) is None:
+        raise LoginFailed(reason="account changed during the login")
     session.add(
         RefreshToken(
             family=family,
             user_id=user.id,
-            credentials_version=user.credentials_version,
+            security_stamp=user.security_stamp,
             secret_hash=_hash(secret),
             expires_at=now + tokens.refresh_lifetime,
         )
     )
     # Logins that have expired or been ended otherwise are deleted at the user's next login.
-    await session.execute(
-        delete(RefreshToken).where(
-            RefreshToken.user_id == user.id,
-            or_(RefreshToken.expires_at <= now, RefreshToken.credentials_version < user.credentials_version),
-        )
-    )
-    return _issue_pair(tokens, user.id, family, secret)
+    is_over = or_(RefreshToken.expires_at <= now, RefreshToken.security_stamp.is_distinct_from(user.security_stamp))
+    await session.execute(delete(RefreshToken).where(RefreshToken.user_id == user.id, is_over))
+    return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, family), secret)
 
 
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
+
+    For a short time, a used token returns the same next refresh token again, because a second tab or a client that did
+    not receive the response may send it. The next token is derived from the used one, so it need not be stored.
 
     Raises:
         InvalidRefreshToken: The token is unknown, expired or ended, or it was used before, which ends its login.
     """
     family, secret = _parse(token)
     now = utc_now()
-    new_secret = secrets.token_bytes(_SECRET_BYTES)
-    # One statement decides: of two requests with one token, the second finds another secret in the row.
-    user_id = await session.scalar(
-        update(RefreshToken)
-        .where(
-            RefreshToken.family == family,
-            RefreshToken.secret_hash == _hash(secret),
-            RefreshToken.expires_at > now,
-            select(User.id)
-            .where(
-                User.id == RefreshToken.user_id,
-                User.is_active,
-                User.credentials_version == RefreshToken.credentials_version,
-            )
-            .exists(),
-        )
-        .values(secret_hash=_hash(new_secret), expires_at=now + tokens.refresh_lifetime)
-        .returning(RefreshToken.user_id)
-        .execution_options(synchronize_session=False)
+    used = _hash(secret)
+    next_secrets = {_hash(secret): secret for secret in tokens.derive_next_secrets(secret)}
+    is_current = RefreshToken.secret_hash == used
+    is_repeated = and_(
+        RefreshToken.previous_secret_hash == used,
+        RefreshToken.secret_hash.in_(next_secrets),
+        RefreshToken.rotated_at > now - tokens.refresh_overlap,
     )
-    if user_id is None:
-        await end_login(token, session=session)
-        await session.commit()  # because the error below causes a rollback
-        raise InvalidRefreshToken
-    return _issue_pair(tokens, user_id, family, new_secret)
+    is_owner_unchanged = (
+        select(User.id)
+        .where(User.id == RefreshToken.user_id, User.is_active, User.security_stamp == RefreshToken.security_stamp)
+        .exists()
+    )
+    # One statement decides: of two requests with one token, the second waits, and then finds the token repeated.
+    row = (
+        await session.execute(
+            update(RefreshToken)
+            .where(
+                RefreshToken.family == family,
+                or_(is_current, is_repeated),
+                RefreshToken.expires_at > now - timedelta(seconds=LEEWAY),
+                is_owner_unchanged,
+            )
+            .values(
+                secret_hash=case((is_current, next(iter(next_secrets))), else_=RefreshToken.secret_hash),
+                previous_secret_hash=used,
+                rotated_at=case((is_current, now), else_=RefreshToken.rotated_at),
+                expires_at=case((is_current, now + tokens.refresh_lifetime), else_=RefreshToken.expires_at),
+            )
+            .returning(RefreshToken.user_id, RefreshToken.security_stamp, RefreshToken.secret_hash)
+            .execution_options(synchronize_session=False)
+        )
+    ).one_or_none()
+    if row is None:
+        raise InvalidRefreshToken(reason=await _end_reused_login(family, used, session=session))
+    return _issue_pair(tokens, AccessToken(row.user_id, row.security_stamp, family), next_secrets[row.secret_hash])
+
+
+async def _end_reused_login(family: UUID, used: bytes, *, session: AsyncSession) -> str:
+    """End the login if the token is not its current one, and return the reason for the log."""
+    reused = delete(RefreshToken).where(RefreshToken.family == family, RefreshToken.secret_hash != used)
+    ended = await session.scalar(reused.returning(RefreshToken.family))
+    await session.commit()  # because the error that follows causes a rollback
+    return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
 
 
 async def end_login(token: str, *, session: AsyncSession) -> None:
@@ -123,11 +141,11 @@ async def end_login(token: str, *, session: AsyncSession) -> None:
     await session.execute(delete(RefreshToken).where(RefreshToken.family == family))
 
 
-def _issue_pair(tokens: Tokens, user_id: int, family: UUID, secret: bytes) -> TokenPair:
+def _issue_pair(tokens: Tokens, access_token: AccessToken, secret: bytes) -> TokenPair:
     return TokenPair(
-        access_token=tokens.issue(user_id),
-        refresh_token=urlsafe_b64encode(family.bytes + secret).decode(),
-        expires_in=int(tokens.access_lifetime.total_seconds()),
+        access_token=tokens.issue(access_token),
+        refresh_token=urlsafe_b64encode(access_token.login_id.bytes + secret).decode(),
+        expires_in=tokens.access_seconds,
     )
 
 
@@ -135,9 +153,9 @@ def _parse(token: str) -> tuple[UUID, bytes]:
     try:
         data = urlsafe_b64decode(token)
     except ValueError as error:
-        raise InvalidRefreshToken from error
+        raise InvalidRefreshToken(reason="malformed refresh token") from error
     if len(data) != _FAMILY_BYTES + _SECRET_BYTES:
-        raise InvalidRefreshToken
+        raise InvalidRefreshToken(reason="malformed refresh token")
     return UUID(bytes=data[:_FAMILY_BYTES]), data[_FAMILY_BYTES:]
 
 

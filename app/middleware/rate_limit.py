@@ -1,8 +1,11 @@
 """Limit the number of requests per client IP address."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from ipaddress import IPv6Address
+from re import Pattern
 
+from fastapi.routing import iter_route_contexts
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited, error_response
@@ -15,17 +18,21 @@ _IPV6_HOST_BITS = 64
 class RateLimitMiddleware:
     """Counts each request before its body is read, and adds the remaining quota to its response.
 
-    `limits` maps a method and path to the name of its limit. All others share the limit named `default`. Paths under
-    `exempt` are not counted.
+    Args:
+        app: The next application.
+        routes: The routes, of which some have a limit from `rate_limit`. All others share the limit named `default`.
+        exempt: The first segments of paths that are not counted.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, limits: Mapping[tuple[str, str], str], default: str, exempt: Collection[str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: Collection[str]) -> None:
         self.app = app
-        self.limits = limits
-        self.default = default
         self.exempt = exempt
+        self.limits: list[tuple[str, Pattern[str], str]] = [
+            (method, route.path_regex, name)
+            for route in iter_route_contexts(routes)
+            if (name := getattr(getattr(route, "endpoint", None), "rate_limit", None))
+            for method in route.methods or ()
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or section(path := route_path(scope)) in self.exempt:
@@ -33,7 +40,7 @@ class RateLimitMiddleware:
             return
 
         limiter: RateLimiter = scope["state"]["limiter"]
-        usage = await limiter.hit(self.limits.get((scope["method"], path), self.default), _client_key(scope))
+        usage = await limiter.hit(self._limit_name(scope["method"], path), client_key(scope))
         if usage.is_exceeded:
             await error_response(RateLimited, headers=usage.headers())(scope, receive, send)
             return
@@ -47,8 +54,14 @@ class RateLimitMiddleware:
 
         await self.app(scope, receive, send_with_headers)
 
+    def _limit_name(self, method: str, path: str) -> str:
+        for limited_method, pattern, name in self.limits:
+            if method == limited_method and pattern.match(path):
+                return name
+        return "default"
 
-def _client_key(scope: Scope) -> str:
+
+def client_key(scope: Scope) -> str:
     """Return the client's IPv4 address, or its IPv6 /64 network, which usually belongs to one client."""
     host: str = scope["client"][0] if scope["client"] else ""
     if ":" not in host:

@@ -40,7 +40,7 @@ class RequestContextMiddleware:
                 size += len(message.get("body", b""))
             await send(message)
 
-        # Each request runs in its own context, so there is nothing to unbind.
+        structlog.contextvars.clear_contextvars()  # a pipelined request starts in the context of the one before
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         try:
             await self.app(scope, receive, send_with_id)

@@ -116,10 +116,16 @@ async def _find_lock_holders(engine: AsyncEngine) -> str:
         )
 
 
-def exists_on(dialect: str) -> Callable[..., bool]:
-    """Return a filter for Alembic's `include_object`: an index with a method of PostgreSQL exists only there."""
+def include_object(dialect: str) -> Callable[..., bool]:
+    """Return Alembic's `include_object`, which decides what is compared with the models.
 
-    def include(item: Any, _name: str, kind: str, *_: object) -> bool:  # noqa: ANN401  any part of a schema
+    An index with a method of PostgreSQL exists only there. A column that only the database has belongs to the release
+    before, which still uses it during a rollout: a migration of a later release drops it.
+    """
+
+    def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any part
+        if kind == "column":
+            return not is_reflected or model is not None
         return kind != "index" or dialect == "postgresql" or not item.dialect_options["postgresql"]["using"]
 
     return include

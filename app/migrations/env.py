@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  importing the features registers their models
 from app.database import Base
-from app.migrations import create_migration_engine, exists_on, lock_migrations, render_item
+from app.migrations import create_migration_engine, include_object, lock_migrations, render_item
 from app.settings import load_settings
 from app.startup import create_sqlite_file
 
@@ -30,7 +30,7 @@ def run(connection: Connection) -> None:
         transactional_ddl=True,
         render_as_batch=True,  # otherwise SQLite cannot alter columns
         render_item=render_item,
-        include_object=exists_on(connection.dialect.name),
+        include_object=include_object(connection.dialect.name),
         on_version_apply=report,  # type: ignore[arg-type]  # Alembic calls it by keyword
     )
     with context.begin_transaction():

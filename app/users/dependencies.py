@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
+import structlog
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.dependencies import AppRequest
+from app.dependencies import FastReaderDep, TokensDep
 from app.errors import AuthenticationFailed, PermissionDenied
 from app.security import InvalidTokenError
 from app.users.models import UserRecord
@@ -20,7 +21,9 @@ _bearer = HTTPBearer(
 
 
 async def get_current_user(
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], request: AppRequest
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    tokens: TokensDep,
+    reader: FastReaderDep,
 ) -> UserRecord:
     """Return the user that the access token in the Authorization header belongs to.
 
@@ -28,14 +31,19 @@ async def get_current_user(
         AuthenticationFailed: There is no valid token, or no such active user.
     """
     if credentials is None:
-        raise AuthenticationFailed
+        raise AuthenticationFailed(reason="no token")
     try:
-        user_id = request.state["tokens"].verify(credentials.credentials)
+        token = tokens.verify(credentials.credentials)
     except InvalidTokenError as error:
-        raise AuthenticationFailed from error
-    user = await find_user(request.state["fast_reader"], user_id)
-    if user is None or not user.is_active:
-        raise AuthenticationFailed
+        raise AuthenticationFailed(reason=str(error)) from error
+    structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
+    user = await find_user(reader, token.user_id)
+    if user is None:
+        raise AuthenticationFailed(reason="unknown user")
+    if not user.is_active:
+        raise AuthenticationFailed(reason="inactive user")
+    if user.security_stamp != token.security_stamp:
+        raise AuthenticationFailed(reason="login ended")
     return user
 
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID, uuid4
 
 from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, Integer, String
 from sqlalchemy.engine.default import DefaultExecutionContext
@@ -25,7 +26,7 @@ class UserRecord(NamedTuple):
     password_hash: str
     is_active: bool
     is_superuser: bool
-    credentials_version: int
+    security_stamp: UUID
     created_at: datetime
     updated_at: datetime
 
@@ -54,8 +55,7 @@ class User(Base):
     password_hash: Mapped[str] = mapped_column(String(255))
     is_active: Mapped[bool] = mapped_column(default=True)
     is_superuser: Mapped[bool] = mapped_column(default=False)
-    # Incremented to end all logins: when the password is changed or the account deactivated. Each refresh token stores
-    # the version for which it was issued.
-    credentials_version: Mapped[int] = mapped_column(default=1)
+    # Changed to end all logins: when the password is changed or the account deactivated. Every token contains it.
+    security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_as_created, onupdate=utc_now)

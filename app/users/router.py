@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response, status
 from pydantic_core import to_json
 
-from app.dependencies import FastReaderDep, PasswordsDep, ReadSession, WriteSession
+from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, ReadSession, WriteSession
 from app.errors import AuthenticationFailed, PermissionDenied, responses
+from app.limiter import rate_limit
 from app.pagination import Cursor, Limit, next_page_link, url_path
 from app.schemas import Id
 from app.users import service
@@ -28,6 +29,7 @@ router = APIRouter(prefix="/users", tags=["users"])
     response_description="The created user",
     summary="Create a new user",
 )
+@rate_limit("register")
 async def create_user(
     session: WriteSession, passwords: PasswordsDep, data: UserCreate, request: Request, response: Response
 ) -> User:
@@ -58,6 +60,7 @@ async def read_me(user: CurrentUser) -> UserRecord:
     response_description="The updated user",
     summary="Update the current user",
 )
+@rate_limit("register")  # it also tells whether an address is taken
 async def update_me(user: CurrentUser, session: WriteSession, data: ProfileUpdate) -> User:
     """Update the email address, the full name, or both."""
     with missing_user_is_unauthenticated():
@@ -72,13 +75,10 @@ async def update_me(user: CurrentUser, session: WriteSession, data: ProfileUpdat
     summary="Change the current user's password",
 )
 async def change_my_password(
-    user: CurrentUser, session: WriteSession, passwords: PasswordsDep, data: PasswordChange
+    user: CurrentUser, session: WriteSession, passwords: PasswordsDep, limiter: LimiterDep, data: PasswordChange
 ) -> None:
-    """Set a new password.
-
-    All refresh tokens of the user stop working. Access tokens remain valid until they expire.
-    """
-    await service.change_password(session, passwords, user, data)
+    """Set a new password, and end all logins: every access token and refresh token stops working at once."""
+    await service.change_password(session, passwords, limiter, user, data)
 
 
 @router.delete(

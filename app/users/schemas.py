@@ -6,12 +6,12 @@ from typing import Annotated
 from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 from pydantic.config import JsonDict
 
-from app.schemas import SINGLE_LINE, Input
+from app.schemas import ANY_TEXT, SINGLE_LINE, Input
 
 Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=254)]
 # Passwords are left out of the repr, which may be logged.
-Password = Annotated[str, Field(min_length=8, max_length=128, repr=False)]
-AnyPassword = Annotated[str, Field(max_length=128, repr=False)]
+Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
+UncheckedPassword = Annotated[str, Field(max_length=128, pattern=ANY_TEXT, repr=False)]
 FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]
 Search = Annotated[str, StringConstraints(min_length=1, max_length=254, pattern=SINGLE_LINE)]
 
@@ -60,7 +60,7 @@ class PasswordChange(Input):
         }
     )
 
-    current_password: AnyPassword
+    current_password: UncheckedPassword
     new_password: Password
 
 

@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import Boolean, String, bindparam, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import FastReader, is_unique_violation
+from app.limiter import RateLimiter
 from app.pagination import encode_cursor
 from app.schemas import MAX_ID
 from app.security import Passwords
@@ -113,9 +115,9 @@ async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) 
     """
     changes = data.model_dump()
     if changes.get("is_active") is False or changes.get("is_superuser") is False:
-        await _require_another_superuser(session, user_id)
+        await _refuse_last_superuser(session, user_id)
     if changes.get("is_active") is False:
-        changes["credentials_version"] = User.credentials_version + 1
+        changes["security_stamp"] = uuid4()
     statement = update(User).where(User.id == user_id).returning(User).values(**changes)
     with _raise_email_taken():
         user = await session.scalar(statement if changes else select(User).where(User.id == user_id))
@@ -124,21 +126,26 @@ async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) 
     return user
 
 
-async def change_password(session: AsyncSession, passwords: Passwords, user: UserRecord, data: PasswordChange) -> None:
+async def change_password(
+    session: AsyncSession, passwords: Passwords, limiter: RateLimiter, user: UserRecord, data: PasswordChange
+) -> None:
     """Set a new password and end every login.
 
     Raises:
+        RateLimited: Too many attempts for this account, together with its logins.
         WrongPassword: The current password is wrong, or has just been changed.
     """
+    await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword
+    new_hash = await passwords.hash(data.new_password)  # before the session connects
     changed_id = await session.scalar(
         update(User)
         .where(User.id == user.id, User.password_hash == user.password_hash)
         .values(
-            password_hash=await passwords.hash(data.new_password),
-            credentials_version=User.credentials_version + 1,
+            password_hash=new_hash,
+            security_stamp=uuid4(),
         )
         .returning(User.id)
     )
@@ -153,13 +160,15 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
         UserNotFound: There is no such user.
         LastSuperuser: No active superuser would remain.
     """
-    await _require_another_superuser(session, user_id)
-    if await session.scalar(delete(User).where(User.id == user_id).returning(User.id)) is None:
-        raise UserNotFound
+    by_id = delete(User).where(User.id == user_id).returning(User.id)
+    if await session.scalar(by_id.where(~User.is_superuser)) is None:
+        await _refuse_last_superuser(session, user_id)
+        if await session.scalar(by_id) is None:
+            raise UserNotFound
 
 
-async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
-    """Raise unless an active superuser remains without this user.
+async def _refuse_last_superuser(session: AsyncSession, user_id: int) -> None:
+    """Raise LastSuperuser if no active superuser would remain without this user.
 
     The rows are locked until the transaction ends: if two superusers remove each other, the second waits here, and then
     finds that it is the last. On SQLite the transaction itself is such a lock.

@@ -5,9 +5,10 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from unittest import mock
+from uuid import uuid4
 
 import httpx
-from pwdlib import PasswordHash
+from argon2 import PasswordHasher
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,15 +24,15 @@ from tests.people import PASSWORD, log_in, register, sign_up
 async def login_in_progress(client: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[httpx.Response]]:
     """Start a login that verifies the password, then waits until the context ends."""
     is_verified, may_continue = threading.Event(), threading.Event()
-    verify = PasswordHash.verify_and_update
+    verify = PasswordHasher.verify
 
-    def verify_and_wait(self: PasswordHash, password: str, password_hash: str) -> tuple[bool, str | None]:
-        result = verify(self, password, password_hash)
+    def verify_and_wait(self: PasswordHasher, password_hash: str, password: str) -> bool:
+        result = verify(self, password_hash, password)
         is_verified.set()
         may_continue.wait(60)
         return result
 
-    with mock.patch.object(PasswordHash, "verify_and_update", verify_and_wait):
+    with mock.patch.object(PasswordHasher, "verify", verify_and_wait):
         login = asyncio.create_task(log_in(client))
         assert await asyncio.to_thread(is_verified.wait, 60)
     try:
@@ -50,7 +51,7 @@ async def test_password_change_during_login_is_not_overwritten(
     await session.commit()
 
     async with login_in_progress(client) as login:
-        await session.execute(update(User).values(password_hash="changed", credentials_version=2))
+        await session.execute(update(User).values(password_hash="changed", security_stamp=uuid4()))
         await session.commit()
     await login
 

@@ -10,10 +10,10 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.main import LIMITS
+from app.limiter import rate_limit
 from app.settings import Settings
 from tests.conftest import Service, change, serve
-from tests.people import log_in, register
+from tests.people import log_in, register, sign_up
 
 RATE_LIMITED = {"error": "Too many requests, try again later", "type": "rate_limited"}
 PROXY = "127.0.0.1"
@@ -82,7 +82,7 @@ async def test_429_is_sent_before_body_is_read(client: httpx.AsyncClient) -> Non
         reads.append(True)
         yield b"{}"
 
-    responses = [await client.patch("/users/me", content=body()) for _ in range(4)]
+    responses = [await client.put("/users/me/password", content=body()) for _ in range(4)]
 
     assert [response.status_code for response in responses] == [401, 401, 401, 429]
     assert len(reads) == 3
@@ -221,7 +221,48 @@ async def test_preflights_are_exempt_and_429_has_cors_headers(settings: Settings
     assert {"RateLimit", "RateLimit-Policy", "Retry-After"} <= set(exposed)
 
 
-async def test_routes_with_own_limit_exist(service: Service) -> None:
-    operations = {(method, path) for path, methods in service.app.openapi()["paths"].items() for method in methods}
+async def test_email_changes_share_the_limit_of_registrations(settings: Settings) -> None:
+    """Both tell whether an address is taken."""
+    async with serve(change(settings, rate_limit_register="3/minute")) as service:
+        ann = await sign_up(service.client)
+        changes = [
+            await service.client.patch("/users/me", headers=ann.auth, json={"email": f"ann{number}@example.com"})
+            for number in range(3)
+        ]
 
-    assert {(method.lower(), path) for method, path in LIMITS} <= operations
+    assert [response.status_code for response in changes] == [200, 200, 429]
+    assert changes[2].headers["ratelimit-policy"] == '"register";q=3;w=60'
+
+
+async def test_password_changes_share_the_limit_of_logins_to_the_account(settings: Settings) -> None:
+    """A thief of an access token must not guess the password by changing it."""
+    async with serve(change(settings, rate_limit_login="3/minute")) as service:
+        ann = await sign_up(service.client)
+        body = {"current_password": "wrong", "new_password": "another password"}
+        attempts = [await service.client.put("/users/me/password", headers=ann.auth, json=body) for _ in range(3)]
+        async with client_at("10.0.0.1", with_state(service)) as elsewhere:
+            login = await log_in(elsewhere)
+
+    assert [response.status_code for response in attempts] == [400, 400, 429]
+    assert attempts[2].headers["ratelimit-policy"] == '"account";q=3;w=60'
+    assert login.status_code == 429
+
+
+async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings) -> None:
+    async with serve(change(settings, rate_limit_register="2/minute")) as service:
+
+        @service.app.post("/projects/{project_id}/invitations")
+        @rate_limit("register")
+        async def invite(project_id: int) -> int:
+            return project_id
+
+        responses = [await service.client.post(f"/projects/{number}/invitations") for number in range(3)]
+
+    assert [response.status_code for response in responses] == [200, 200, 429]
+    assert responses[2].headers["ratelimit-policy"] == '"register";q=2;w=60'
+
+
+async def test_limit_without_a_setting_names_the_setting(settings: Settings) -> None:
+    async with serve(settings) as service:
+        with pytest.raises(LookupError, match="RATE_LIMIT_INVITE"):
+            await service.state["limiter"].hit("invite", "ann")

@@ -1,6 +1,7 @@
 """Request ids and the access log."""
 
 import httpx
+import jwt
 import pytest
 import structlog
 
@@ -48,6 +49,8 @@ async def test_request_is_logged_in_one_line(client: httpx.AsyncClient, logs: li
         "client": "127.0.0.1",
         "referer": "https://example.com/",
         "user_agent": "test",
+        "user_id": ann.id,
+        "login_id": jwt.decode(ann.access_token, options={"verify_signature": False})["sid"],
     }
 
 

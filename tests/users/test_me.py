@@ -143,7 +143,8 @@ async def test_concurrent_password_changes_apply_one(client: httpx.AsyncClient) 
         for number in range(4):
             group.start_soon(change_password, f"new password {number}")
 
-    assert sorted(statuses) == [204, 400, 400, 400]
+    assert statuses.count(204) == 1
+    assert set(statuses) <= {204, 400, 401}  # 401 if the token was checked after the change, which ended it
 
 
 async def test_account_deletion_revokes_tokens(client: httpx.AsyncClient) -> None:
