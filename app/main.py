@@ -55,7 +55,12 @@ def create_app(settings: Settings) -> FastAPI:
     docs = DOCS if settings.docs else frozenset()
 
     # The middleware added last is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_size=settings.max_body_size)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        routes=app.routes,
+        max_size=settings.max_body_size,
+        max_total=settings.max_total_body_size,
+    )
     app.add_middleware(UnhandledErrorMiddleware)
     app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=docs | {"health"})
     if settings.allowed_hosts and "*" not in settings.allowed_hosts:

@@ -174,6 +174,9 @@ class Settings(Sources):
 
     # HTTP
     max_body_size: int = Field(1_048_576, ge=0, description="Maximum size of a request body in bytes")
+    max_total_body_size: int = Field(
+        16_777_216, ge=0, description="Maximum size of all request bodies that a worker holds at a time in bytes"
+    )
     rate_limit: Rate = Field("600/minute", description="Requests allowed per client IP address")
     rate_limit_login: Rate = Field(
         "10/minute", description="Login attempts allowed per client IP address, and per account"

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import UnknownHost, error_response
-from app.middleware.paths import route_path, section
+from app.middleware.paths import first_segment, route_path
 
 _PORT = re.compile(rb":[0-9]*$")
 
@@ -24,7 +24,7 @@ class AllowedHostsMiddleware:
         self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_allowed(scope) or section(route_path(scope)) in self.exempt:
+        if scope["type"] != "http" or self._is_allowed(scope) or first_segment(route_path(scope)) in self.exempt:
             await self.app(scope, receive, send)
         else:
             await error_response(UnknownHost)(scope, receive, send)

@@ -1,75 +1,95 @@
-"""Reject request bodies that are too large, by their Content-Length or while they stream in."""
+"""Limit the size of request bodies: of each one, and of all that a worker holds at a time."""
 
 import asyncio
 from contextlib import suppress
+from http import HTTPStatus
 
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PayloadTooLarge, error_response
+from app.middleware.paths import find_option, list_option, route_path
 
 # Seconds that the connection stays open after a rejection. If it were closed with unread data in its buffer, it would
 # be reset, and the client might never see the response.
 LINGER_SECONDS = 1.0
 
 
-class BodyLimitMiddleware:
-    """Responds 413 before the route runs, whether or not the route reads the body."""
+class BodyRejected(HTTPException):
+    """A body exceeds a limit while a route reads it."""
 
-    def __init__(self, app: ASGIApp, *, max_size: int) -> None:
+
+class BodyLimitMiddleware:
+    """Responds 413 to a body that is too large, by its Content-Length or while a route reads it.
+
+    A route that reads no body holds none.
+
+    Args:
+        app: The next application.
+        routes: The routes, of which some may have FastAPI's `max_body_size`.
+        max_size: The maximum size of the bodies of all other routes, in bytes.
+        max_total: The maximum size of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
+    """
+
+    def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
         self.app = app
+        self.sizes = list_option(routes, lambda route: getattr(route, "max_body_size", None))
         self.max_size = max_size
+        self.max_total = max_total
+        self.total = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        length = 0
-        if scope["type"] == "http":
-            for name, value in scope["headers"]:
-                if name == b"transfer-encoding":  # it overrides any length (RFC 9112, section 6.3)
-                    await self._buffer_body(scope, receive, send)
-                    return
-                if name == b"content-length":
-                    # The server has rejected anything but a number, and passes on no more bytes than this.
-                    length = int(value)
-        if length > self.max_size:
-            await _reject(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
+        headers = dict(scope["headers"])
+        # Transfer-Encoding overrides any length (RFC 9112, section 6.3). The server has rejected anything but a number,
+        # and passes on no more bytes than this.
+        if b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) > max_size:
+            await _reject(scope, receive, send)
+            return
 
-    async def _buffer_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the whole body before the route runs, because its size is known only at its end."""
-        body = bytearray()
-        message: Message = {"more_body": True}
-        while message.get("more_body"):
+        size, is_rejected = 0, False
+
+        async def receive_limited() -> Message:
+            nonlocal size, is_rejected
             message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self.max_size:
-                await _reject(scope, receive, send)
-                return
-        if message["type"] == "http.request":
-            message = {"type": "http.request", "body": bytes(body), "more_body": False}
-        held: Message | None = message  # or http.disconnect, which the route must see
-
-        async def receive_held() -> Message:
-            nonlocal held
-            if held is None:
-                return await receive()
-            message, held = held, None
+            received = len(message.get("body", b""))
+            size += received
+            self.total += received
+            is_rejected = size > max_size
+            if is_rejected:
+                raise BodyRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
+            if self.total > self.max_total and self.total > size:  # one body alone is always accepted
+                raise BodyRejected(HTTPStatus.SERVICE_UNAVAILABLE)
             return message
 
-        await self.app(scope, receive_held, send)
+        async def send_lingering(message: Message) -> None:
+            await (_send_and_linger(message, receive, send) if is_rejected else send(message))
+
+        try:
+            await self.app(scope, receive_limited, send_lingering)
+        finally:
+            self.total -= size
 
 
 async def _reject(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond completely, then give the client time to stop sending before the connection is closed."""
+    async def send_lingering(message: Message) -> None:
+        await _send_and_linger(message, receive, send)
 
-    async def send_and_linger(message: Message) -> None:
-        if message["type"] != "http.response.body":
-            await send(message)
-            return
-        await send({**message, "more_body": True})
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while (await receive()).get("more_body"):
-                    pass
-        await send({"type": "http.response.body"})
+    await error_response(PayloadTooLarge, headers={"Connection": "close"})(scope, receive, send_lingering)
 
-    await error_response(PayloadTooLarge, headers={"Connection": "close"})(scope, receive, send_and_linger)
+
+async def _send_and_linger(message: Message, receive: Receive, send: Send) -> None:
+    """Send a response completely, then give the client time to stop sending before the connection is closed."""
+    if message["type"] != "http.response.body":
+        await send(message)
+        return
+    await send({**message, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body"})

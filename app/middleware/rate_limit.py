@@ -2,15 +2,13 @@
 
 from collections.abc import Collection
 from ipaddress import IPv6Address
-from re import Pattern
 
-from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited, error_response
 from app.limiter import RateLimiter
-from app.middleware.paths import route_path, section
+from app.middleware.paths import find_option, first_segment, list_option, route_path
 
 _IPV6_HOST_BITS = 64
 
@@ -27,20 +25,16 @@ class RateLimitMiddleware:
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: Collection[str]) -> None:
         self.app = app
         self.exempt = exempt
-        self.limits: list[tuple[str, Pattern[str], str]] = [
-            (method, route.path_regex, name)
-            for route in iter_route_contexts(routes)
-            if (name := getattr(getattr(route, "endpoint", None), "rate_limit", None))
-            for method in route.methods or ()
-        ]
+        self.limits = list_option(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or section(path := route_path(scope)) in self.exempt:
+        if scope["type"] != "http" or first_segment(path := route_path(scope)) in self.exempt:
             await self.app(scope, receive, send)
             return
 
         limiter: RateLimiter = scope["state"]["limiter"]
-        usage = await limiter.hit(self._limit_name(scope["method"], path), client_key(scope))
+        name = find_option(self.limits, scope["method"], path, "default")
+        usage = await limiter.hit(name, client_key(scope))
         if usage.is_exceeded:
             await error_response(RateLimited, headers=usage.headers())(scope, receive, send)
             return
@@ -53,12 +47,6 @@ class RateLimitMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-    def _limit_name(self, method: str, path: str) -> str:
-        for limited_method, pattern, name in self.limits:
-            if method == limited_method and pattern.match(path):
-                return name
-        return "default"
 
 
 def client_key(scope: Scope) -> str:

@@ -7,7 +7,7 @@ from time import perf_counter
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.middleware.paths import section
+from app.middleware.paths import first_segment
 
 access_log = structlog.stdlib.get_logger("app.access")
 
@@ -47,7 +47,7 @@ class RequestContextMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", None)
             # Health checks are frequent, and a failing one is visible elsewhere.
-            log = access_log.debug if route and section(route) == "health" else access_log.info
+            log = access_log.debug if route and first_segment(route) == "health" else access_log.info
             # The fields of the combined log format. The query is left out, because it may contain an email address.
             log(
                 "request",

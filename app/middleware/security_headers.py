@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.middleware.paths import route_path, section
+from app.middleware.paths import first_segment, route_path
 
 _BASIC = [
     (b"x-content-type-options", b"nosniff"),
@@ -61,7 +61,7 @@ class SecurityHeadersMiddleware:
                 headers = message["headers"] = [*message["headers"], *_BASIC]
                 if self.hsts and scope["scheme"] == "https":
                     headers.append(_HSTS)
-                if section(path) not in self.public and all(name != b"cache-control" for name, _ in headers):
+                if first_segment(path) not in self.public and all(name != b"cache-control" for name, _ in headers):
                     headers.append(_NO_STORE)
                 if path in self.docs_pages:
                     start = message  # the policy depends on the body, which follows

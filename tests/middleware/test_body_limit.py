@@ -1,4 +1,4 @@
-"""MAX_BODY_SIZE: larger bodies are rejected before any route runs."""
+"""MAX_BODY_SIZE and MAX_TOTAL_BODY_SIZE: larger bodies are rejected before a route runs."""
 
 import asyncio
 import json
@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from app.errors import add_error_handlers
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.settings import Settings
 from tests.conftest import Service, change, serve
@@ -57,20 +59,83 @@ async def test_body_over_limit_returns_413_and_has_no_effect(client: httpx.Async
     assert (await log_in(client)).status_code == 401
 
 
-@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("path", ["/bodiless", "/docs", "/nowhere", "/users/me", "/health"])
-async def test_body_over_limit_returns_413_on_routes_that_read_no_body(
-    service: Service, path: str, streamed: bool
-) -> None:
+async def test_content_length_over_limit_returns_413_on_routes_that_read_no_body(service: Service, path: str) -> None:
     @service.app.get("/bodiless")
     async def bodiless() -> None:
         raise AssertionError("the route must not run")
 
-    body = b" " * (LIMIT + 1)
-
-    response = await service.client.request("GET", path, content=in_chunks(body) if streamed else body)
+    response = await service.client.request("GET", path, content=b" " * (LIMIT + 1))
 
     assert (response.status_code, response.json()) == (413, PAYLOAD_TOO_LARGE)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("POST", "/health"), ("POST", "/nowhere")])
+async def test_route_without_body_responds_without_reading_one(
+    client: httpx.AsyncClient, method: str, path: str
+) -> None:
+    was_read = False
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal was_read
+        was_read = True
+        while True:
+            yield b" " * 100
+
+    response = await client.request(method, path, content=endless())
+
+    assert response.status_code in {200, 404, 405}
+    assert not was_read
+
+
+async def test_route_can_have_its_own_limit(service: Service) -> None:
+    @service.app.post("/uploads/{name}", max_body_size=10 * LIMIT)
+    async def upload(name: str, request: Request) -> tuple[str, int]:
+        return name, len(await request.body())
+
+    accepted, rejected, elsewhere = [
+        await service.client.post(path, content=in_chunks(b"x" * size))
+        for path, size in (("/uploads/a", 10 * LIMIT), ("/uploads/a", 10 * LIMIT + 1), ("/users/", LIMIT + 1))
+    ]
+
+    assert (accepted.status_code, accepted.json()) == (200, ["a", 10 * LIMIT])
+    assert (rejected.status_code, rejected.json()) == (413, PAYLOAD_TOO_LARGE)
+    assert elsewhere.status_code == 413
+
+
+async def test_bodies_beyond_total_return_503_until_others_are_finished(settings: Settings) -> None:
+    async with serve(change(settings, max_body_size=1000, max_total_body_size=1500)) as service:
+        may_finish = asyncio.Event()
+        reads = asyncio.Semaphore(0)
+
+        @service.app.post("/slow")
+        async def slow(request: Request) -> int:
+            size = len(await request.body())
+            reads.release()
+            await may_finish.wait()
+            return size
+
+        async def post(size: int) -> httpx.Response:
+            return await service.client.post("/slow", content=b"x" * size)
+
+        first = asyncio.create_task(post(900))
+        await reads.acquire()
+        second = await post(900)
+        third = asyncio.create_task(post(500))
+        await reads.acquire()
+        may_finish.set()
+        responses = [await first, second, await third, await post(900)]
+
+    assert [response.status_code for response in responses] == [200, 503, 200, 200]
+    assert second.headers["retry-after"] == "1"
+
+
+def create_limited_echo() -> FastAPI:
+    app = FastAPI(openapi_url=None)
+    add_error_handlers(app)
+    app.mount("/", echo)
+    app.add_middleware(BodyLimitMiddleware, routes=app.routes, max_size=LIMIT, max_total=10 * LIMIT)
+    return app
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +151,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-limited_echo = BodyLimitMiddleware(echo, max_size=LIMIT)
+limited_echo = create_limited_echo()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +227,7 @@ async def test_application_sees_disconnect_during_chunked_body() -> None:
     async def send(_: Message) -> None:
         raise AssertionError("the client has disconnected")
 
-    scope: Scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
-    await BodyLimitMiddleware(app, max_size=LIMIT)(scope, receive, send)
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"transfer-encoding", b"chunked")]}
+    await BodyLimitMiddleware(app, routes=[], max_size=LIMIT, max_total=LIMIT)(scope, receive, send)
 
-    assert [message["type"] for message in received] == ["http.disconnect", "http.disconnect"]
+    assert [message["type"] for message in received] == ["http.request", "http.disconnect"]
