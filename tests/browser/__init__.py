@@ -1,1 +1,1 @@
-"""What a person sees in a browser."""
+"""Tests in a browser."""

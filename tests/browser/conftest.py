@@ -1,4 +1,4 @@
-"""A real Chromium, headless and without a network, and the service that it visits."""
+"""A headless Chromium without access to other hosts, and a server for it to visit."""
 
 import shutil
 import subprocess
@@ -10,18 +10,18 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright
 from processes import PATIENCE, free_port, get_or_none, until
 
-from tests.conftest import cannot_run
+from tests.availability import cannot_run
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:
-    """The Chromium of this machine; none is downloaded."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    """The Chromium that is installed on this machine."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if not program:
-        cannot_run("pages in a browser: there is no Chromium")
-    # No name leads anywhere, and no address but this machine's.
+        cannot_run("pages in a browser: Chromium is not installed")
+    # Resolves no host name, and connects to no address except this machine's.
     offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=[offline], timeout=PATIENCE * 1000)
@@ -30,18 +30,18 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Visit:
-    """A page, with all that it asked for and complained about."""
+    """A page, with the URLs of its requests, and the errors and messages in its console."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.console: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self.console.append(message.text))
+        page.on("pageerror", lambda error: self.console.append(str(error)))
 
-    def elsewhere(self, url: str) -> list[str]:
-        """The requests to anything but the service."""
+    def external_requests(self, url: str) -> list[str]:
+        """Return the requests to anything except the service at a URL."""
         return [request for request in self.requests if not request.startswith((url, "blob:", "data:"))]
 
 
@@ -53,23 +53,23 @@ async def visit(chromium: Browser) -> AsyncIterator[Visit]:
     await context.close()
 
 
-Serve = Callable[..., str]
+StartServer = Callable[..., str]
 
 
 @pytest.fixture
-def serve(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Serve]:
-    """Serves the application as a process of its own, on a new database, and gives its URL."""
+def start_server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[StartServer]:
+    """Starts the service on a new database with the given arguments of Uvicorn, and returns its URL."""
     processes = []
 
-    def serve(*arguments: str) -> str:
+    def start(*arguments: str) -> str:
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "app.main:app", f"--port={port}", *arguments]
         processes.append(subprocess.Popen(command, cwd=tmp_path, env=clean_environment))
         url = f"http://127.0.0.1:{port}"
-        until(lambda: get_or_none(f"{url}/health"), "the service answers")
+        until(lambda: get_or_none(f"{url}/health"), "the service responds")
         return url
 
-    yield serve
+    yield start
     for process in processes:
         process.terminate()
         process.wait(timeout=PATIENCE)

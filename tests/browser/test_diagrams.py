@@ -1,4 +1,4 @@
-"""The README's diagrams are drawn by the library that GitHub draws them with."""
+"""The library that GitHub uses can render the README's diagrams."""
 
 import shutil
 import subprocess
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.availability import cannot_run
 from tests.browser.conftest import Visit
-from tests.conftest import cannot_run
 from tests.readme import blocks, section
 
 
 @pytest.fixture(scope="module")
 def mermaid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Mermaid in one file, from its package."""
+    """The script of Mermaid, from its npm package."""
     if not shutil.which("npm"):
-        cannot_run("diagrams: there is no npm to get Mermaid with")
+        cannot_run("diagrams: npm is not installed, which downloads Mermaid")
     folder = tmp_path_factory.mktemp("mermaid")
     packed = subprocess.run(["npm", "pack", "--silent", "mermaid@11.17.2"], cwd=folder, check=False, timeout=120)
     if packed.returncode:
-        cannot_run("diagrams: no npm registry can be reached")
+        cannot_run("diagrams: the npm registry is unreachable")
     (archive,) = folder.glob("*.tgz")
     with tarfile.open(archive) as package:
         package.extract("package/dist/mermaid.min.js", folder, filter="data")
@@ -28,11 +28,11 @@ def mermaid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["request", "container"])
-async def test_it_can_be_drawn(visit: Visit, mermaid: Path, number: int) -> None:
+async def test_diagram_is_rendered(visit: Visit, mermaid: Path, number: int) -> None:
     diagram = blocks("mermaid", section("Read it"))[number]
     await visit.page.add_script_tag(path=mermaid)
 
-    drawing = await visit.page.evaluate("async text => (await mermaid.render('diagram', text)).svg", diagram)
+    svg = await visit.page.evaluate("async text => (await mermaid.render('diagram', text)).svg", diagram)
 
-    assert drawing.startswith("<svg")
-    assert visit.complaints == []
+    assert svg.startswith("<svg")
+    assert visit.console == []

@@ -1,4 +1,4 @@
-"""The documentation pages, used as a person uses them, with nothing but the service to load them from."""
+"""The documentation pages in a browser that can reach nothing except the service."""
 
 import json
 import os
@@ -14,15 +14,16 @@ from playwright.async_api import Browser, Page, Route, expect
 from processes import PATIENCE
 
 from app import TITLE
-from tests.browser.conftest import Serve, Visit
+from tests.browser.conftest import StartServer, Visit
 
 expect.set_options(timeout=PATIENCE * 1000)
 
+NEW_PASSWORD = "Tr0ub4dor&3 is shorter"  # in the example of the operation that changes it
 SUPERUSER = {"email": "root@example.com", "password": "a good password"}
 
 
-async def operations(url: str) -> list[tuple[str, str]]:
-    """The tag and the name of every operation."""
+async def list_operations(url: str) -> list[tuple[str, str]]:
+    """Return the tag and the id of each operation."""
     async with httpx.AsyncClient() as client:
         document: dict[str, Any] = (await client.get(f"{url}/openapi.json")).json()
     return [
@@ -32,34 +33,41 @@ async def operations(url: str) -> list[tuple[str, str]]:
     ]
 
 
-async def test_swagger_ui_shows_every_operation(serve: Serve, visit: Visit) -> None:
-    url = serve()
+async def test_swagger_ui_shows_every_operation(start_server: StartServer, visit: Visit) -> None:
+    url = start_server()
 
     await visit.page.goto(f"{url}/docs")
 
     await expect(visit.page).to_have_title(f"{TITLE} - Swagger UI")
-    for tag, name in await operations(url):
+    for tag, name in await list_operations(url):
         await expect(visit.page.locator(f"#operations-{tag}-{name}")).to_be_visible()
-    assert visit.complaints == []
-    assert visit.elsewhere(url) == []
+    assert visit.console == []
+    assert visit.external_requests(url) == []
 
 
-async def test_redoc_shows_every_operation_and_finds_them(serve: Serve, visit: Visit) -> None:
-    url = serve()
+async def test_redoc_shows_every_operation_and_its_search_finds_them(start_server: StartServer, visit: Visit) -> None:
+    url = start_server()
 
     await visit.page.goto(f"{url}/redoc")
 
     await expect(visit.page).to_have_title(f"{TITLE} - ReDoc")
-    for tag, name in await operations(url):
+    for tag, name in await list_operations(url):
         await expect(visit.page.locator(f'[id="tag/{tag}/operation/{name}"]')).to_be_visible()
     await visit.page.get_by_placeholder("Search...").fill("password")
-    await expect(visit.page.get_by_role("menuitem").filter(has_text="Change your password").first).to_be_visible()
-    assert visit.complaints == []
-    assert visit.elsewhere(url) == []
+    result = visit.page.get_by_role("menuitem").filter(has_text="Change the current user's password")
+    await expect(result.first).to_be_visible()
+    assert visit.console == []
+    assert visit.external_requests(url) == []
 
 
 async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]:
-    """Clicks an operation through, as it stands but for changes to its body; gives the status and the body shown."""
+    """Execute an operation in Swagger UI with its example, and return the status and the body that are shown.
+
+    Args:
+        page: The page.
+        operation: The tag and the id of the operation, joined by a hyphen.
+        changes: Other values for fields of the request's body.
+    """
     block = page.locator(f"#operations-{operation}")
     if not await block.locator(".opblock-body").is_visible():
         await block.locator(".opblock-summary-control").click()
@@ -67,9 +75,9 @@ async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]
     if changes:
         body = block.locator("textarea.body-param__text")
         await body.fill(json.dumps(json.loads(await body.input_value()) | changes))
-    async with page.expect_response(lambda response: response.request.resource_type == "fetch") as answered:
+    async with page.expect_response(lambda response: response.request.resource_type == "fetch") as received:
         await block.get_by_role("button", name="Execute").click()
-    status = (await answered.value).status
+    status = (await received.value).status
     shown = block.locator(".live-responses-table .response")
     await expect(shown.locator(".response-col_status")).to_contain_text(str(status))
     if status == 204:
@@ -78,7 +86,7 @@ async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]
 
 
 async def authorize(page: Page, token: str) -> None:
-    """Gives the page a token for all requests that follow, in place of the one it has."""
+    """Enter an access token for the following requests, in place of an earlier one."""
     await page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
     dialog = page.locator(".dialog-ux")
     if await dialog.get_by_role("button", name="Remove authorization").is_visible():
@@ -88,8 +96,8 @@ async def authorize(page: Page, token: str) -> None:
     await dialog.get_by_role("button", name="Close").first.click()
 
 
-async def live(page: Page) -> None:
-    """The whole life of a user, by clicking on what is filled in."""
+async def use_account(page: Page) -> None:
+    """Execute every operation of a user with its example, from the registration to the deletion."""
     status, user = await execute(page, "users-create_user")
     assert (status, user["email"]) == (201, "user@example.com")
     taken = {"error": "Email already registered", "type": "validation_error"}
@@ -108,12 +116,16 @@ async def live(page: Page) -> None:
     await authorize(page, tokens["access_token"])
 
     assert await execute(page, "users-change_my_password") == (204, None)
+    status, tokens = await execute(page, "auth-login", password=NEW_PASSWORD)
+    assert status == 200
+    await authorize(page, tokens["access_token"])
+
     assert await execute(page, "auth-logout") == (204, None)
     assert await execute(page, "users-delete_me") == (204, None)
 
 
-async def administer(page: Page) -> None:
-    """What the superuser does besides, by clicking."""
+async def list_users_as_superuser(page: Page) -> None:
+    """Log in as the superuser, and list all users."""
     _, tokens = await execute(page, "auth-login", **SUPERUSER)
     await authorize(page, tokens["access_token"])
     await execute(page, "users-create_user")
@@ -126,7 +138,7 @@ async def administer(page: Page) -> None:
 
 @pytest.fixture
 def create_superuser(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[[], None]:
-    """Makes the first superuser, where the service has its database."""
+    """Creates a superuser in the server's database."""
 
     def create() -> None:
         command = [sys.executable, "-m", "app", "create-superuser", f"--email={SUPERUSER['email']}", "--full-name=Root"]
@@ -135,50 +147,52 @@ def create_superuser(tmp_path: Path, clean_environment: dict[str, str]) -> Calla
     return create
 
 
-async def test_a_person_does_everything_by_clicking(
-    serve: Serve, visit: Visit, create_superuser: Callable[[], None]
+async def test_operations_can_be_executed_in_swagger_ui(
+    start_server: StartServer, visit: Visit, create_superuser: Callable[[], None]
 ) -> None:
-    url = serve()
+    url = start_server()
     await visit.page.goto(f"{url}/docs")
 
     for probe in ("health", "live", "ready"):
         assert (await execute(visit.page, f"health-{probe}"))[0] == 200
-    await live(visit.page)
+    await use_account(visit.page)
     create_superuser()
-    await administer(visit.page)
+    await list_users_as_superuser(visit.page)
 
-    # Chromium says so of any error, and of nothing else.
-    assert visit.complaints == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
-    assert visit.elsewhere(url) == []
+    # Chromium logs the responses above 400, and nothing else.
+    assert visit.console == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
+    assert visit.external_requests(url) == []
 
 
-async def test_below_the_path_that_a_proxy_takes_off_the_pages_work_too(serve: Serve, visit: Visit) -> None:
-    url = serve("--root-path=/api")
+async def test_docs_pages_work_below_a_path_prefix(start_server: StartServer, visit: Visit) -> None:
+    url = start_server("--root-path=/api")
     page = visit.page
 
-    async def take_off(route: Route) -> None:
+    async def strip_prefix(route: Route) -> None:
         await route.continue_(url=route.request.url.replace("/api/", "/", 1))
 
-    await page.route("**/api/**", take_off)
+    await page.route("**/api/**", strip_prefix)
     await page.goto(f"{url}/api/docs")
     status, _ = await execute(page, "users-create_user")
     await page.goto(f"{url}/api/redoc")
     await expect(page.locator('[id="tag/users/operation/create_user"]')).to_be_visible()
 
     assert status == 201
-    assert visit.complaints == []
-    assert visit.elsewhere(f"{url}/api/") == []
+    assert visit.console == []
+    assert visit.external_requests(f"{url}/api/") == []
 
 
-async def test_the_readmes_picture_can_be_taken(serve: Serve, chromium: Browser, tmp_path: Path) -> None:
-    """Where the page looks different, `DOCS_PICTURE=.github/docs.png` takes it anew."""
-    picture = Path(os.environ.get("DOCS_PICTURE", tmp_path / "docs.png"))
+async def test_screenshot_for_the_readme_can_be_taken(
+    start_server: StartServer, chromium: Browser, tmp_path: Path
+) -> None:
+    """After a change of the page, `DOCS_SCREENSHOT=.github/docs.png` replaces the README's image."""
+    file = Path(os.environ.get("DOCS_SCREENSHOT", tmp_path / "docs.png"))
     page = await chromium.new_page(viewport={"width": 960, "height": 640}, device_scale_factor=2)
-    await page.goto(f"{serve()}/docs")
+    await page.goto(f"{start_server()}/docs")
     await expect(page.locator("#operations-users-delete_user")).to_be_visible()
     await page.locator(".scheme-container").evaluate("element => element.scrollIntoView()")
 
-    png = await page.screenshot(path=picture, animations="disabled")
+    png = await page.screenshot(path=file, animations="disabled")
 
     assert png.startswith(b"\x89PNG")
     assert len(png) < 150_000
