@@ -15,6 +15,7 @@ import hitless
 from fastapi.routing import iter_route_contexts
 
 from app import NAME
+from app.capacity import plan_capacity
 from app.errors import StartupError
 from app.logging import configure_logging, log_config, log_uncaught_exceptions
 from app.middleware.refusals import render_refusal
@@ -28,7 +29,7 @@ except SystemExit as error:
     configure_logging(Settings.model_construct())  # with the defaults, so that this line has the format of all others
     logging.getLogger("app").critical(str(error))
     sys.exit(1)
-cpus = hitless.available_cpus()
+capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
 
 # Server socket
 bind = f"0.0.0.0:{settings.port}"  # PORT
@@ -37,8 +38,9 @@ backlog = 2048
 # Worker processes
 # Not `uvicorn.workers.UvicornWorker`: it is deprecated, and loses requests when it is stopped or replaced.
 worker_class = "hitless.Worker"
-# Not `multiprocessing.cpu_count()`: it counts the CPUs of the host, not those of the container.
-workers = settings.web_concurrency or cpus.number * 2 + 1  # WEB_CONCURRENCY
+# Not `multiprocessing.cpu_count()`: it counts the CPUs of the host, not those of the container. And no more workers
+# than fit into its memory.
+workers = capacity.workers  # WEB_CONCURRENCY; 2 x CPUs + 1 by default
 worker_connections = 1000  # has no effect on Uvicorn workers
 max_requests = settings.max_requests  # MAX_REQUESTS; 1000 by default
 max_requests_jitter = settings.max_requests_jitter  # MAX_REQUESTS_JITTER; 100 by default
@@ -106,16 +108,18 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
     except StartupError as error:
         hitless.abort_startup(server, str(error))
     app.state.is_prepared = True
+    app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})
     # FastAPI prepares its routes at the first request. Each worker would need 20 ms for it.
     list(iter_route_contexts(app.routes))
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Log the number of workers and of their database connections before the first worker is forked."""
+    """Log the number of workers, and what they need at most, before the first worker is forked."""
     hooks.when_ready(server)
-    source = "WEB_CONCURRENCY" if settings.web_concurrency else f"2 x {cpus.number} CPUs + 1, by {cpus.source}"
     # A worker is replaced before it leaves, so there may be one more.
     connections = (server.num_workers + 1) * connections_per_worker(settings)
-    server.log.info("%d workers (%s), at most %d database connections", server.num_workers, source, connections)
+    server.log.info("%s, and %d database connections", capacity.description, connections)
+    if capacity.warning:
+        server.log.warning(capacity.warning)
     # Everything loaded so far stays. Without this, a worker would copy it to its own memory in a garbage collection.
     gc.freeze()
