@@ -6,12 +6,11 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 from argon2 import PasswordHasher
 
+from app.security import MAX_CONCURRENT_HASHES
 from app.settings import Settings
 from benchmarks.servers import WORKERS
 
 PASSWORD = "correct horse battery staple"  # noqa: S105  of users who do not exist
-# The threads in which a worker hashes passwords, see app/security.py.
-CONCURRENT_HASHES = 2
 
 
 def argon2() -> PasswordHasher:
@@ -39,5 +38,5 @@ def _count_verifications(seconds: float) -> int:
             count += 1
         return count
 
-    with ThreadPoolExecutor(CONCURRENT_HASHES) as executor:
-        return sum(executor.map(verify, range(CONCURRENT_HASHES)))
+    with ThreadPoolExecutor(MAX_CONCURRENT_HASHES) as executor:
+        return sum(executor.map(verify, range(MAX_CONCURRENT_HASHES)))

@@ -25,6 +25,8 @@ SETTINGS = {
     "DATABASE_MIGRATE": "true",
     "RATE_LIMIT_LOGIN": NO_LIMIT,
     "RATE_LIMIT_REGISTER": NO_LIMIT,
+    # A used refresh token is rejected at once, so that each is accepted only once.
+    "REFRESH_OVERLAP_SECONDS": "0",
     # Cheap password hashes
     "ARGON2_MEMORY_KIB": "64",
     "ARGON2_TIME_COST": "1",

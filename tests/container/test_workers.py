@@ -94,7 +94,9 @@ def test_number_of_workers_follows_from_the_cpus_available_to_the_container(
     with run_container(image, option) as container:
         wait_for_workers(container, number)
 
-        assert f"{decision}, at most {6 * (number + 1)} database connections" in container.messages("info")
+        (message,) = [message for message in container.messages("info") if message.startswith(f"{number} workers")]
+        memory = r", at most \d+ of \d+ MiB of memory"
+        assert re.fullmatch(f"{re.escape(decision)}{memory}, and {6 * (number + 1)} database connections", message)
         assert count_started_workers(container) == number
 
 
