@@ -18,7 +18,7 @@ LIMIT = "the cgroup's memory limit"
         (1, 512, 3, 2),
         (2, 512, 5, 1),
         (2, 1024, 5, 2),
-        (64, 4096, 39, 2),
+        (64, 4096, 48, 1),
     ],
 )
 def test_numbers_fit_into_cpus_and_memory(cpus: int, mebibytes: int, workers: int, hashes: int) -> None:
