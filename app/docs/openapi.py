@@ -67,6 +67,8 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
             for operation in path.values():
                 _add_implied_errors(operation)
                 _add_examples(operation, document["components"]["schemas"])
+        for schema in document["components"]["schemas"].values():
+            _drop_redundant_patterns(schema)
         for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own format of a 422
             document["components"]["schemas"].pop(name, None)
         app.openapi_schema = document
@@ -87,6 +89,13 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
         entry["content"]["application/json"]["schema"] = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
         operation["responses"][str(status)] = entry
     operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _drop_redundant_patterns(schema: dict[str, Any]) -> None:
+    """Drop the default pattern of `Input` from strings with a format. Few tools can generate a value for both."""
+    for field in schema.get("properties", {}).values():
+        if "format" in field:
+            field.pop("pattern", None)
 
 
 def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What schemathesis has to be told about the service: who calls, and what an email address is."""
+"""Tell schemathesis how to authenticate, and which email addresses are valid."""
 
 import asyncio
 import os
@@ -20,8 +20,8 @@ from tests.people import PASSWORD
 CALLER = os.environ["CALLER"]
 
 
-async def _create(email: str) -> None:
-    """Makes the caller behind the API's back, as no API makes a superuser out of nobody."""
+async def _create_user(email: str) -> None:
+    """Create a user in the database, because no route can create a superuser."""
     settings = Settings()
     engine = create_engine(settings)
     data = UserCreate(email=email, password=PASSWORD, full_name="Ann")
@@ -30,21 +30,23 @@ async def _create(email: str) -> None:
     await engine.dispose()
 
 
-class Caller:
-    """Somebody new every second: what is tried out may delete or disable whoever tries it."""
+class Login:
+    """Logs in as a new user every second, because a request may have deleted or deactivated the last one."""
 
     def get(self, case: schemathesis.Case[Any], _: schemathesis.AuthContext) -> str:
+        """Return an access token."""
         email = f"{uuid4().hex}@example.com"
-        asyncio.run(_create(email))
-        answer = httpx.post(case.operation.base_url + "auth/login", json={"email": email, "password": PASSWORD})
-        return str(answer.json()["access_token"])
+        asyncio.run(_create_user(email))
+        response = httpx.post(case.operation.base_url + "auth/login", json={"email": email, "password": PASSWORD})
+        return str(response.json()["access_token"])
 
     def set(self, case: schemathesis.Case[Any], data: str, _: schemathesis.AuthContext) -> None:
+        """Add the access token to a request."""
         case.headers["Authorization"] = f"Bearer {data}"
 
 
-if CALLER != "nobody":
-    schemathesis.auth(refresh_interval=1)(Caller)
+if CALLER != "anonymous":
+    schemathesis.auth(refresh_interval=1)(Login)
 
-# By itself it takes names for addresses that are reserved and so refused, as those in `.test`.
+# By default it also generates addresses in reserved domains such as `.test`, which are rejected.
 schemathesis.openapi.format("email", strategies.integers(min_value=0).map("{}@example.com".format))
