@@ -6,7 +6,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, case, delete, or_, select, update
+from sqlalchemy import and_, case, delete, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.errors import InvalidRefreshToken, LoginFailed
@@ -89,6 +89,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(secret): secret for secret in tokens.derive_next_secrets(secret)}
     is_current = RefreshToken.secret_hash == used
     is_repeated = and_(
+        # Without an overlap no time may count: a concurrent request may have begun after this one, but finished before.
+        literal(bool(tokens.refresh_overlap)),
         RefreshToken.previous_secret_hash == used,
         RefreshToken.secret_hash.in_(next_secrets),
         RefreshToken.rotated_at > now - tokens.refresh_overlap,

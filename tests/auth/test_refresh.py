@@ -109,6 +109,16 @@ async def test_overlap_of_zero_ends_login_at_second_use(settings: Settings) -> N
         assert (await refresh(service.client, newest)).status_code == 401
 
 
+async def test_overlap_of_zero_rejects_second_use_that_began_before_first(settings: Settings) -> None:
+    async with serve(change(settings, refresh_overlap_seconds=0)) as service:
+        ann = await sign_up(service.client)
+        await refresh(service.client, ann.refresh_token)
+        async with AsyncSession(service.state["engine"]) as session, session.begin():
+            await session.execute(update(RefreshToken).values(rotated_at=utc_now() + timedelta(seconds=1)))
+
+        assert (await refresh(service.client, ann.refresh_token)).status_code == 401
+
+
 async def test_overlap_continues_after_change_of_secret_key(settings: Settings) -> None:
     async with serve(settings) as before:
         ann = await sign_up(before.client)
