@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 FEATURES = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}
 # The layer that features are built on. It knows no feature.
 FOUNDATION = {
+    "capacity",
     "database",
     "dependencies",
     "errors",

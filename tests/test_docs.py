@@ -99,7 +99,7 @@ def test_diagram_shows_the_middleware_in_order() -> None:
 
 
 def test_what_happens_when_links_are_names_of_tests() -> None:
-    answers = re.findall(r"\| \[(.+?)\]\((tests/.+?)\) \|", section("What happens when…"))
+    answers = re.findall(r"\| \[(.+?)\]\(((?:packages/\w+/)?tests/.+?)\) \|", section("What happens when…"))
 
     assert len(answers) == section("What happens when…").count("\n| ") - 1
     for answer, path in answers:
@@ -147,7 +147,7 @@ def test_links_lead_to_existing_files_and_headings(name: str) -> None:
 
 
 def test_security_policy_names_existing_tests() -> None:
-    proofs = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
+    proofs = re.findall(r"`((?:packages/\w+/)?tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
 
     assert len(proofs) > 20
     for file, name in proofs:
