@@ -63,6 +63,7 @@ DOCUMENTED_MODULES = {
     "argon2",
     "argon2.exceptions",
     "asyncpg",
+    "dotenv",
     "fastapi",
     "fastapi.encoders",
     "fastapi.exceptions",
