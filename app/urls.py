@@ -1,37 +1,41 @@
 """Validation of the database and Redis URLs. No error repeats any part of a URL, because it may be a password."""
 
 import re
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from pydantic import SecretStr
-from redis.asyncio.connection import parse_url
+from redis.asyncio import BlockingConnectionPool
+from redis.exceptions import RedisError
 
-# https://www.postgresql.org/docs/current/libpq-connect.html: the parameters that asyncpg implements.
-SUPPORTED = {
-    "application_name",
-    "dbname",
-    "host",
-    "options",
-    "passfile",
-    "password",
-    "port",
-    "sslcert",
-    "sslcrl",
-    "sslkey",
-    "sslmode",
-    "sslnegotiation",
-    "sslpassword",
-    "sslrootcert",
-    "ssl_max_protocol_version",
-    "ssl_min_protocol_version",
-    "target_session_attrs",
-    "user",
+# https://www.postgresql.org/docs/current/libpq-connect.html: the parameters that asyncpg implements, and the values of
+# those that have few.
+SUPPORTED: dict[str, set[str] | None] = {
+    "application_name": None,
+    "dbname": None,
+    "host": None,
+    "options": None,
+    "passfile": None,
+    "password": None,
+    "port": None,
+    "sslcert": None,
+    "sslcrl": None,
+    "sslkey": None,
+    "sslmode": {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
+    "sslnegotiation": {"postgres", "direct"},
+    "sslpassword": None,
+    "sslrootcert": None,
+    "ssl_max_protocol_version": {"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"},
+    "ssl_min_protocol_version": {"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"},
+    "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
+    "user": None,
 }
 # Parameters that providers add, and that are left out: asyncpg has no channel binding, and the timeout is a setting.
 IGNORED = {"channel_binding", "connect_timeout"}
 
 _ESCAPE = "is not valid; special characters in a password are percent-encoded, such as %40 for @"
-_HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])?(:[0-9]+)?")
+_HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)
+_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+MAX_PORT = 65_535
 
 
 def parse_database_url(value: SecretStr) -> SecretStr:
@@ -54,19 +58,51 @@ def parse_database_url(value: SecretStr) -> SecretStr:
 def _parse_postgresql_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        parameters = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        parameters = _join_hosts(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError(_ESCAPE) from None
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    is_escaped = not re.search(r"%(?![0-9A-Fa-f]{2})", parts.netloc + parts.path)
-    has_hosts = all(_HOST.fullmatch(host) for host in hosts.split(","))
-    if parts.fragment or "@" in credentials or not is_escaped or not has_hosts or re.search(r"[@:/]", parts.path[1:]):
+    # A password with `?` or `#` ends up in the query or the fragment, together with the @ after it.
+    if parts.fragment or "@" in parts.query or re.search(r"[@:/]", parts.path[1:]):
         raise ValueError(_ESCAPE)
     if unsupported := parameters.keys() - SUPPORTED - IGNORED:
         names = ", ".join(sorted(name for name in unsupported if name.isidentifier())) or "a parameter"
         raise ValueError(f"has parameters that asyncpg does not support: {names}")
-    query = urlencode({name: value for name, value in parameters.items() if name not in IGNORED})
-    return urlunsplit(parts._replace(query=query))
+    for name, values in SUPPORTED.items():
+        if values and parameters.get(name, min(values)) not in values:
+            raise ValueError(f"has a {name} that is not one of {', '.join(sorted(values))}")
+    query = urlencode({name: value for name, value in parameters.items() if name not in {*IGNORED, "host", "port"}})
+    return urlunsplit(parts._replace(netloc=_parse_netloc(parts, parameters), query=query))
+
+
+def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
+    """Join the hosts of SQLAlchemy's form, `?host=a:5432&host=b:5432`, as libpq's form has them."""
+    joined = dict(parameters)
+    if hosts := [value for name, value in parameters if name == "host"]:
+        joined["host"] = ",".join(hosts)
+    return joined
+
+
+def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
+    """Check the credentials and hosts, and return them with the hosts and ports that are parameters.
+
+    asyncpg reads `host` and `port` from the parameters only if the URL has no host before its path.
+    """
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    if "host" in parameters:
+        hosts = ",".join(
+            quote(host, safe="" if host.startswith("/") else "[]:") for host in parameters["host"].split(",")
+        )
+    ports = parameters.get("port", "").split(",")
+    matches = [_HOST.fullmatch(host) for host in hosts.split(",")]
+    if re.search(r"[@[\]]", credentials) or _PERCENT.search(parts.netloc + parts.path) or not all(matches):
+        raise ValueError(_ESCAPE)
+    if len(ports) not in {1, len(matches)}:
+        raise ValueError("must have one port, or one for each host")
+    found = [(match["name"] or "", match["port"] or "") for match in matches if match]
+    pairs = [(name, port or ports[number % len(ports)]) for number, (name, port) in enumerate(found)]
+    if any(port and not (port.isdecimal() and 0 < int(port) <= MAX_PORT) for _, port in pairs):
+        raise ValueError("has a port that is not a number from 1 to 65535")
+    return credentials + at + ",".join(f"{name}:{port}" if port else name for name, port in pairs)
 
 
 def split_hosts(url: str) -> list[str]:
@@ -80,7 +116,7 @@ def describe_database(url: str) -> str:
     """Return the hosts and the name of a database, or the file of an SQLite database, without credentials."""
     parts = urlsplit(url)
     if parts.scheme == "postgresql":
-        return f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}"
+        return unquote(parts.netloc.rpartition("@")[2] + parts.path)
     return parts.path.removeprefix("/")
 
 
@@ -92,11 +128,12 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     """
     url = value.get_secret_value()
     try:
-        parse_url(url)
+        # Creates a connection without connecting it, which checks the parameters.
+        BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)
-    except ValueError:  # its message quotes the URL
+    except (ValueError, TypeError, RedisError):  # their messages quote the URL
         is_valid = False
     if not is_valid or parts.fragment or "@" in parts.netloc.rpartition("@")[0]:
-        raise ValueError("must be like redis://host:6379, rediss:// for TLS, or unix:///path")
+        raise ValueError("must be like redis://host:6379, rediss:// for TLS, or unix:///path, with known parameters")
     return value

@@ -9,6 +9,7 @@ Use `ReadSession` for everything else, and this only for a query that stands out
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from app.database.engine import autocommit
 from app.database.errors import DatabaseUnreachable
-from app.database.postgresql import needs_cancel
+from app.database.postgresql import get_driver_connection, needs_cancel
 from app.settings import Settings
 
 # Seconds that a pooler may take to cancel a statement.
@@ -91,7 +92,7 @@ class FastReader:
 
     async def _fetch(self, sql: str, values: list[object]) -> Sequence[Row]:
         connection = await self._engine.raw_connection()
-        driver_connection: asyncpg.Connection = connection.driver_connection  # type: ignore[assignment]
+        driver_connection = get_driver_connection(connection)
         try:
             return await driver_connection.fetch(sql, *values)
         except asyncpg.PostgresError:
@@ -100,7 +101,8 @@ class FastReader:
             is_lost = driver_connection.is_closed() or isinstance(error, OSError)
             # The statement may still run, so the connection cannot be used again.
             if needs_cancel(connection, error):
-                await driver_connection.close(timeout=CANCEL_SECONDS)
+                with contextlib.suppress(OSError):  # the pooler does not answer
+                    await driver_connection.close(timeout=CANCEL_SECONDS)
             driver_connection.terminate()
             connection.invalidate(error)
             if is_lost and isinstance(error, Exception):

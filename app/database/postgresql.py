@@ -1,8 +1,10 @@
 """The engine for PostgreSQL: how connections are made, and when they are replaced."""
 
 import asyncio
+import os
 import ssl
 import time
+from functools import cache, cached_property
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,142 +24,204 @@ from app.urls import split_hosts
 
 log = structlog.stdlib.get_logger("app.database")
 
+# Seconds after which a connection is replaced. A server or a pooler that shuts down may wait for its clients to leave.
+MAX_AGE_SECONDS = 300
 # Seconds after which a connection to a read-only server is replaced, because its name may lead to another server now.
 READ_ONLY_SECONDS = 5.0
+# Seconds without an answer after which a host is tried last, and for how long. Otherwise each new connection would wait
+# for it, and the readiness check, which gives up after a second, would never get to the next host.
+SILENT_SECONDS = 0.5
+SILENT_HOST_SECONDS = 30.0
 
-_SET_LOCAL_LIMITS = """
-    SELECT set_config('statement_timeout', '{0}', true), set_config('idle_in_transaction_session_timeout', '{0}', true)
-"""
+# The errors after which libpq tries the next host, too.
+_NEXT_HOST = (
+    OSError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
+_LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
     """Create the engine. `options` are arguments for `create_async_engine`."""
-    connector = Connector(settings)
+    connector = get_connector(
+        settings.database_url.get_secret_value(), settings.database_connect_timeout, settings.database_statement_timeout
+    )
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connector.connect,
+        pool_recycle=MAX_AGE_SECONDS,
         # Reads run in autocommit. A ROLLBACK after each would cost the round trip that autocommit saves.
         skip_autocommit_rollback=True,
         **options,
     )
-    event.listen(engine.sync_engine, "connect", connector.note_server)
-    event.listen(engine.sync_engine, "checkout", _replace_if_stale)
+    event.listen(engine.sync_engine, "connect", connector.note_connected)
+    event.listen(engine.sync_engine, "checkout", connector.replace_if_stale)
     event.listen(engine.sync_engine, "begin", connector.limit_transaction)
-    event.listen(engine.sync_engine, "handle_error", _invalidate_if_unusable)
+    event.listen(engine.sync_engine, "handle_error", connector.handle_error)
     return engine
 
 
 class Connector:
-    """Connects to the first usable host of the URL, with limits on what a statement may take.
+    """Connects to the first usable host of the URL, and knows what all of its connections have in common.
 
-    The server enforces the limits, which are sent as startup parameters. PgBouncer rejects those. Then a transaction
-    sets its own limits, for one round trip more, and asyncpg's timeout cancels a statement outside of a transaction.
+    The server limits the time of a statement, by startup parameters. Poolers reject those. Then a transaction sets its
+    own limits, for one round trip more, and asyncpg's timeout cancels a statement outside of a transaction.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        url = settings.database_url.get_secret_value()
-        # asyncpg's timeout is for all hosts of a URL together. For `prefer-standby` it has to compare them.
-        self._hosts = [url] if "prefer-standby" in url else split_hosts(url)
-        self._timeout = settings.database_connect_timeout
-        self._statement_timeout = settings.database_statement_timeout
-        query = parse_qs(urlsplit(url).query)
-        self._parameters = {} if "application_name" in query else {"application_name": NAME}
-        # As in libpq: the system's certificate authorities, and the host name is checked.
-        self._tls = ssl.create_default_context() if query.get("sslrootcert") == ["system"] else None
-        self._limit = f"{self._statement_timeout:.3f}s"
-        self.has_server_limits = True
+    def __init__(self, url: str, connect_timeout: float, statement_timeout: float) -> None:
+        self._parameters = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
+        # asyncpg's own timeout would be for all hosts together, so it gets one host at a time.
+        attributes = ("standby", "any") if "target_session_attrs=prefer-standby" in url else ("",)
+        self._hosts = [
+            host.replace("target_session_attrs=prefer-standby", f"target_session_attrs={attribute}")
+            for attribute in attributes
+            for host in split_hosts(url)
+        ]
+        self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
+        self._connect_timeout = connect_timeout
+        # The server's limit comes first. asyncpg's is for a server that does not answer.
+        self._command_timeout = statement_timeout + 1
+        self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
+        self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")
+        settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in self._limits.items())
+        self._set_local_limits = f"SELECT {settings}"
+        self._server_limits = True
+        self._read_only_at = float("-inf")
 
     async def connect(self) -> asyncpg.Connection:
         """Connect to the first host that accepts the connection. Each host has the whole connect timeout.
 
         Raises:
-            DatabaseUnreachable: No host can be reached.
+            DatabaseUnreachable: No host can be reached, or a file of the URL cannot be read.
             asyncpg.PostgresError: The server rejects the connection.
         """
-        error: Exception | None = None
-        for host in self._hosts:
+        for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):  # asyncpg's error would not name the file
+            if (path := self._parameters.get(name, "")) not in {"", "system"} and not os.access(path, os.R_OK):
+                raise DatabaseUnreachable(f"{name} cannot be read: {path}")
+        error: BaseException | None = None
+        now = time.monotonic()
+        for host in sorted(self._hosts, key=lambda host: now - self._silent_at[host] < SILENT_HOST_SECONDS):
+            started_at = time.monotonic()
             try:
                 return await self._connect_to(host)
-            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as reason:
+            except BaseException as reason:
+                if time.monotonic() - started_at > SILENT_SECONDS:
+                    self._silent_at[host] = time.monotonic()
+                if not isinstance(reason, _NEXT_HOST):
+                    raise
                 error = reason
         raise DatabaseUnreachable(f"cannot connect to the database: {error!r}") from error
 
     async def _connect_to(self, url: str) -> asyncpg.Connection:
-        if self.has_server_limits:
-            limits = {"statement_timeout": self._limit, "idle_in_transaction_session_timeout": self._limit}
+        if self._server_limits:
             try:
-                # The server cancels a slow statement itself. asyncpg's timeout is for a server that does not answer.
-                return await self._open(url, self._parameters | limits, self._statement_timeout + 1)
-            except asyncpg.ProtocolViolationError as error:
-                if "unsupported startup parameter" not in str(error):
+                return await self._open(url, self._name | self._limits)
+            except asyncpg.PostgresError as error:
+                if not any(name in str(error) for name in self._limits):
                     raise
-                self.has_server_limits = False
-                log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
-        return await self._open(url, self._parameters, self._statement_timeout)
+                if self._server_limits:  # another connection has not found it out meanwhile
+                    log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
+                self._server_limits = False
+        return await self._open(url, self._name)
 
-    async def _open(self, url: str, parameters: dict[str, str], command_timeout: float) -> asyncpg.Connection:
+    async def _open(self, url: str, parameters: dict[str, str]) -> asyncpg.Connection:
         return await asyncpg.connect(
-            url, ssl=self._tls, timeout=self._timeout, command_timeout=command_timeout, server_settings=parameters
+            url,
+            ssl=self._system_tls if self._parameters.get("sslrootcert") == "system" else None,
+            timeout=self._connect_timeout,
+            command_timeout=self._command_timeout,
+            server_settings=parameters,
         )
 
-    def note_server(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    @cached_property
+    def _system_tls(self) -> ssl.SSLContext:
+        """The context for `sslrootcert=system`, which asyncpg takes for a file. As in libpq, host names are checked."""
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["postgresql"])  # required by sslnegotiation=direct
+        if certificate := self._parameters.get("sslcert"):
+            context.load_cert_chain(certificate, self._parameters.get("sslkey"), self._parameters.get("sslpassword"))
+        return context
+
+    def note_connected(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         """Store what the connection's use depends on."""
-        driver_connection: asyncpg.Connection = record.driver_connection  # type: ignore[assignment]  # of this engine
         record.info["connected_at"] = time.monotonic()
-        record.info["is_read_only"] = _is_read_only(driver_connection)
-        record.info["has_server_limits"] = self.has_server_limits
+        record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
+        record.info["has_server_limits"] = self._server_limits
+
+    def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
+        """Replace a connection that the server has closed, or whose server has become read-only.
+
+        asyncpg knows both without asking the server. `pool_pre_ping` would cost a round trip per checkout.
+        """
+        connection = get_driver_connection(record)
+        is_read_only = _is_read_only(connection)
+        if is_read_only and not record.info["is_read_only"]:
+            self._note_read_only()
+        connected_at = record.info["connected_at"]
+        is_old = time.monotonic() - connected_at > READ_ONLY_SECONDS
+        if connection.is_closed() or connected_at < self._read_only_at or (is_read_only and is_old):
+            raise DisconnectionError
+
+    def _note_read_only(self) -> None:
+        """Have all connections replaced that have been made so far. The server's name may lead to another one by now.
+
+        Connections that are made soon after are not: until the name is changed, they lead to the same server.
+        """
+        if time.monotonic() - self._read_only_at > READ_ONLY_SECONDS:
+            log.warning("the database has become read-only: all connections are replaced")
+            self._read_only_at = time.monotonic()
 
     def limit_transaction(self, connection: Connection) -> None:
         """Set the limits of a transaction, if the connection has none."""
-        if not self.has_server_limits and connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql(_SET_LOCAL_LIMITS.format(self._limit))
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            return
+        if not connection.info["has_server_limits"]:
+            connection.exec_driver_sql(self._set_local_limits)
+
+    def handle_error(self, context: ExceptionContext) -> Exception | None:
+        """Invalidate a connection that cannot be used again, so that the pool replaces it.
+
+        After a timeout or a cancelled request, the statement may still run. Ending it in order would mean waiting for
+        it, unless the server does not end it itself.
+        """
+        error = context.original_exception
+        if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
+            connection = context.connection.connection
+            if not needs_cancel(connection, error):
+                get_driver_connection(connection).terminate()
+            context.is_disconnect = True
+        is_refused_write = getattr(error, "sqlstate", None) == READ_ONLY
+        if is_refused_write and context.connection and not context.connection.info["is_read_only"]:
+            self._note_read_only()
+        return DatabaseUnreachable(f"the database does not answer: {error!r}") if isinstance(error, OSError) else None
+
+
+@cache
+def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
+    """Return the connector of this process. What one engine learns about a server, the others need not.
+
+    gunicorn's workers inherit it from the master, which connects first.
+    """
+    return Connector(url, connect_timeout, statement_timeout)
+
+
+def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntry) -> asyncpg.Connection:
+    """Return asyncpg's connection."""
+    return connection.driver_connection  # type: ignore[return-value]  # of an engine for PostgreSQL
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return what the server has reported with its latest answer. A pooler reports nothing."""
+    """Return what the server has reported with its latest answer. Poolers report nothing."""
     reported = connection.get_settings()
     names = ("in_hot_standby", "default_transaction_read_only")
     return any(getattr(reported, name, "off") == "on" for name in names)
 
 
-def _replace_if_stale(_: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
-    """Replace a connection that the server has closed, or whose server has become read-only.
-
-    asyncpg knows both without asking the server. `pool_pre_ping` would cost a round trip per checkout.
-    """
-    driver_connection: asyncpg.Connection = record.driver_connection  # type: ignore[assignment]  # of this engine
-    if driver_connection.is_closed():
-        raise DisconnectionError
-    if _is_read_only(driver_connection):
-        age = time.monotonic() - record.info["connected_at"]
-        if not record.info["is_read_only"]:
-            log.warning("the database has become read-only: its connections are replaced")
-            raise DisconnectionError
-        if age > READ_ONLY_SECONDS:
-            raise DisconnectionError
-
-
-def _invalidate_if_unusable(context: ExceptionContext) -> Exception | None:
-    """Invalidate a connection that cannot be used again, so that the pool replaces it.
-
-    After a timeout or a cancelled request, the statement may still run. Ending it in order would mean waiting for it.
-    After a write on a read-only server the whole pool is replaced: the server's name may lead to another server by now.
-    """
-    error = context.original_exception
-    if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
-        connection = context.connection.connection
-        if not needs_cancel(connection, error):
-            driver_connection: asyncpg.Connection = connection.driver_connection  # type: ignore[assignment]
-            driver_connection.terminate()
-        context.is_disconnect = True
-    elif getattr(error, "sqlstate", None) == READ_ONLY:
-        context.is_disconnect = True
-    return DatabaseUnreachable(f"the database does not answer: {error!r}") if isinstance(error, OSError) else None
-
-
 def needs_cancel(connection: PoolProxiedConnection, error: BaseException) -> bool:
-    """Return whether a statement may run on after a timeout, because the server does not cancel it itself.
+    """Return whether a statement may run on after a timeout, because the server does not end it itself.
 
     asyncpg cancels it when the connection is closed in order, but not when it is terminated.
     """
-    return isinstance(error, TimeoutError) and not (connection.record_info or {}).get("has_server_limits", True)
+    return isinstance(error, TimeoutError) and not connection.info["has_server_limits"]
