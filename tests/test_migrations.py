@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.auth.models import RefreshToken
 from app.database import Base, create_engine
 from app.errors import StartupError
-from app.migrations import exists_on, is_migration_pending, lock_migrations, migrate, render_item
+from app.migrations import include_object, is_migration_pending, lock_migrations, migrate, render_item
 from app.settings import Settings
 from app.startup import prepare_database
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
@@ -60,7 +60,7 @@ async def test_migrations_run_up_down_and_up_again(database: Settings) -> None:
 async def test_migrated_schema_equals_the_models(database: Settings) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "include_object": exists_on(connection.dialect.name)}
+            connection, opts={"compare_type": True, "include_object": include_object(connection.dialect.name)}
         )
         return list(compare_metadata(context, Base.metadata))
 
@@ -217,8 +217,14 @@ def test_migration_can_be_generated_from_changed_models(clean_environment: dict[
 
     run(*generate)
     with closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None)) as database:
-        database.execute("INSERT INTO users VALUES (1, 'a@x.org', 'Ann', '', 1, 0, 1, '2026-01-01', '2026-01-01')")
-        database.execute("INSERT INTO refresh_tokens VALUES ('f', 1, 1, '', '2026-01-01', '2026-01-01')")
+        database.execute(
+            "INSERT INTO users (id, email, full_name, password_hash, is_active, is_superuser, created_at, updated_at)"
+            " VALUES (1, 'a@x.org', 'Ann', '', 1, 0, '2026-01-01', '2026-01-01')"
+        )
+        database.execute(
+            "INSERT INTO refresh_tokens (family, user_id, secret_hash, expires_at, created_at)"
+            " VALUES ('f', 1, '', '2026-01-01', '2026-01-01')"
+        )
     run(*check)
 
     (migration,) = (tmp_path / "app/migrations/versions").glob("*_nickname.py")
