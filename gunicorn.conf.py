@@ -32,7 +32,8 @@ except SystemExit as error:
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
 
 # Server socket
-bind = f"0.0.0.0:{settings.port}"  # PORT
+host = f"[{settings.host}]" if ":" in settings.host else settings.host  # HOST; 0.0.0.0 by default
+bind = f"{host}:{settings.port}"  # PORT; 8000 by default
 backlog = 2048
 
 # Worker processes
@@ -50,7 +51,7 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 # Timeouts, each longer than the ones inside it: DATABASE_STATEMENT_TIMEOUT (5), the last requests of a worker (25, see
 # packages/hitless), graceful_timeout (30), stop_grace_period in docker-compose.production.yml (40).
 timeout = 30
-keepalive = 5
+keepalive = settings.keepalive_seconds  # KEEPALIVE_SECONDS; 5 by default
 graceful_timeout = 30
 
 # Logging

@@ -12,16 +12,17 @@ TIMEOUT = 10  # seconds
 def main() -> None:
     """Request /health at the address and with the protocol that gunicorn.conf.py uses.
 
-    PORT and SSL_CERTFILE are read from the environment only. To load all settings would take a second of CPU time.
+    HOST, PORT and SSL_CERTFILE are read from the environment only. Loading all settings would take a second.
     """
-    port = int(os.getenv("PORT") or "8000")
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  not a server's
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  the same
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     if os.getenv("SSL_CERTFILE"):
-        # The certificate is for the public host name, not for 127.0.0.1.
+        # The certificate is for the public host name, not for this address.
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=TIMEOUT, context=context)
+        connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
     try:
         connection.request("GET", "/health")
         status = connection.getresponse().status

@@ -1,5 +1,6 @@
 """One format for every log line, whether gunicorn, Uvicorn, a library or the application writes it."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -7,6 +8,7 @@ import logging.config
 import re
 import sys
 import threading
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +26,9 @@ _SECRETS = (
     # The search term, which is part of the statement; see `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
+# Characters of a field that a client fills.
+MAX_FIELD = 512
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if code != ord("\n")}
 # Created once. `json.dumps` with arguments creates an encoder per call.
 _encode = json.JSONEncoder(default=repr).encode
 
@@ -54,6 +59,58 @@ class _StderrLogger:
     debug = info = warning = error = critical = write
 
 
+class RefusalLog(logging.Filter):
+    """Lets a few lines about refused requests pass each second. The number of the others is logged afterwards.
+
+    Otherwise a client could fill the log, until the lines from before an attack are deleted by its rotation.
+    """
+
+    def __init__(self, lines_per_second: int) -> None:
+        super().__init__()
+        self._limit = lines_per_second
+        self._second = 0
+        self._passed = self._dropped = 0
+
+    def filter(self, _: logging.LogRecord) -> bool:
+        """Return whether a line may be logged, for `logging`."""
+        return self.allow()
+
+    def allow(self) -> bool:
+        """Return whether a line may be logged."""
+        second = int(monotonic())
+        if second != self._second:
+            self._second, self._passed = second, 0
+        if self._passed < self._limit:
+            self._passed += 1
+            return True
+        if not self._dropped:
+            asyncio.get_running_loop().call_later(1, self._report)
+        self._dropped += 1
+        return False
+
+    def _report(self) -> None:
+        structlog.stdlib.get_logger("app.access").warning("refused requests not logged", number=self._dropped)
+        self._dropped = 0
+
+
+refusals = RefusalLog(lines_per_second=10)
+
+
+class _KnownMalformed(logging.Filter):
+    """Drops Uvicorn's line about a malformed request, about which hitless logs a line as well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != "Invalid HTTP request received."
+
+
+def shorten(text: str) -> str:
+    """Cut what a client has sent, so that it takes at most 512 characters of a log line."""
+    # JSON writes some characters as six.
+    while len(text) * 6 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
+        text = text[: len(text) * MAX_FIELD // size]
+    return text
+
+
 def log_config(settings: Settings) -> dict[str, Any]:
     """Return the configuration for `logging.config.dictConfig`, which is also gunicorn's `logconfig_dict`.
 
@@ -64,6 +121,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
+        "filters": {"known malformed": {"()": _KnownMalformed}, "refusals": {"()": lambda: refusals}},
         "formatters": {
             "structlog": {
                 "()": structlog.stdlib.ProcessorFormatter,
@@ -86,7 +144,8 @@ def log_config(settings: Settings) -> dict[str, Any]:
             # uvicorn-worker copies the handlers of gunicorn's loggers to Uvicorn's.
             "gunicorn.error": to_stderr,
             "uvicorn": to_stderr,
-            "uvicorn.error": to_stderr,
+            "uvicorn.error": {**to_stderr, "filters": ["known malformed"]},
+            "hitless": {**to_stderr, "filters": ["refusals"]},
             # The application's middleware writes the access log, as `app.access`.
             "gunicorn.access": {"handlers": [], "propagate": False},
             "uvicorn.access": {"handlers": [], "propagate": False},
@@ -128,6 +187,7 @@ def _render_json() -> list[Processor]:
 def _render_console() -> list[Processor]:
     return [
         _drop_color_message,
+        _escape_control_characters,
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         ),
@@ -138,6 +198,11 @@ def _drop_color_message(_logger: WrappedLogger, _method: str, event: EventDict) 
     """Drop Uvicorn's second copy of each message, which contains terminal colors."""
     event.pop("color_message", None)
     return event
+
+
+def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape what would control the terminal. A line feed is kept, because messages may have several lines."""
+    return {key: value.translate(_ESCAPES) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:

@@ -21,7 +21,7 @@ from app.middleware.request_context import RequestContextMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
-from app.settings import Settings, load_settings
+from app.settings import Settings, describe_unknown_names, load_settings
 
 # The first segments of the paths that document the API.
 DOCS = frozenset({"docs", "redoc", "openapi.json"})
@@ -87,7 +87,9 @@ def create_app(settings: Settings) -> FastAPI:
 
 settings = load_settings()
 configure_logging(settings)
+log = structlog.stdlib.get_logger("app")
+for warning in describe_unknown_names(settings):
+    log.warning(warning)
 if "secret_key" not in settings.model_fields_set:
-    log = structlog.stdlib.get_logger("app")
     log.warning("SECRET_KEY is not set: access tokens are signed with a random key, and end with this process")
 app = create_app(settings)

@@ -24,7 +24,7 @@ NO_NUL = r"^[^\x00]*$"
 # A pattern for text that may contain any character, such as a password, which is never stored.
 ANY_TEXT = r"^"
 # A pattern for text in one line, such as a name, which needs no control characters.
-SINGLE_LINE = r"^[^\x00-\x1f\x7f]*$"
+SINGLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
 def _distinguish_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, or any part of one

@@ -3,10 +3,12 @@
 import re
 import secrets
 import warnings
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -16,6 +18,20 @@ from app.urls import check_redis_url, parse_database_url
 SECRET_KEY_BYTES = 32
 # The value in .env.example and docker-compose.yml; refused in production.
 EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
+
+# Variables in a `.env` file that are not for this program: those of the compose files, and of other programs.
+COMPOSE_VARIABLES = {
+    "DB_MEMORY",
+    "DB_PORT",
+    "IMAGE",
+    "POSTGRES_PASSWORD",
+    "REDIS_PORT",
+    "WEB_CPUS",
+    "WEB_MEMORY",
+    "WEB_NETWORK",
+    "WEB_PORT",
+}
+OTHER_PREFIXES = ("COMPOSE_", "DOCKER_", "FASTAPI_", "GUNICORN_", "OTEL_", "PG", "PYTHON", "UV_", "UVICORN_")
 
 
 def _check_secret_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
@@ -34,11 +50,13 @@ def _split(value: object) -> object:
 
 
 def _check_network(value: str) -> str:
-    # Uvicorn would take any other string for a host name, and `*` would trust every client.
+    # Uvicorn would take any other string for a host name, and `*` or 0.0.0.0/0 would trust every client.
     try:
-        ip_network(value)
+        is_valid = ip_network(value).prefixlen > 0
     except ValueError:
-        raise ValueError("must be addresses or networks like 10.0.0.0/8, not names and not *") from None
+        is_valid = False
+    if not is_valid:
+        raise ValueError("must be addresses or networks like 10.0.0.0/8, not names, and not all addresses")
     return value
 
 
@@ -107,6 +125,7 @@ class Settings(Sources):
     """All settings. Each is read from the environment variable of the same name, in upper case."""
 
     # Server: read by gunicorn.conf.py
+    host: str = Field("0.0.0.0", pattern=r"^\S+$", description="IP address to listen on; `::` for IPv6 and IPv4")  # noqa: S104  of a container
     port: int = Field(8000, ge=1, le=65535, description="TCP port that gunicorn listens on")
     web_concurrency: int | None = Field(
         None, ge=1, description="Worker processes; by default 2 x CPUs + 1, within the container's CPU quota"
@@ -114,6 +133,9 @@ class Settings(Sources):
     max_requests: int = Field(1000, ge=0, description="Requests after which a worker is replaced; 0 for never")
     max_requests_jitter: int = Field(
         100, ge=0, description="Random extra requests per worker, so that workers are not all replaced at once"
+    )
+    keepalive_seconds: int = Field(
+        5, ge=1, description="Seconds that an idle connection is kept open; more than the proxy in front keeps it"
     )
     drain_seconds: int = Field(
         0,
@@ -277,3 +299,20 @@ def load_settings() -> Settings:
     except (OSError, SettingsError) as error:
         reason = f": {error.__cause__}" if error.__cause__ else ""
         raise SystemExit(f"The settings cannot be read: {error}{reason}") from error
+
+
+def describe_unknown_names(settings: Settings) -> list[str]:
+    """Return a warning for each name in the `.env` files and SECRETS_DIR that is not a setting, such as a typing error.
+
+    The environment itself is not checked, because it is full of the variables of other programs.
+    """
+    names = [name for file in (".env", f".env.{settings.environment}") for name in dotenv_values(file)]
+    if settings.secrets_dir.is_dir():
+        names += [path.name for path in settings.secrets_dir.iterdir() if path.is_file() and path.name.isidentifier()]
+    known = [name.upper() for name in Settings.model_fields]
+    warnings = []
+    for name in dict.fromkeys(map(str.upper, names)):
+        if name not in known and name not in COMPOSE_VARIABLES and not name.startswith(OTHER_PREFIXES):
+            nearest = get_close_matches(name, known, n=1)
+            warnings.append(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    return warnings

@@ -7,6 +7,8 @@ from time import perf_counter
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import RateLimited
+from app.logging import refusals, shorten
 from app.middleware.paths import first_segment
 
 access_log = structlog.stdlib.get_logger("app.access")
@@ -45,24 +47,25 @@ class RequestContextMiddleware:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", None)
-            # Health checks are frequent, and a failing one is visible elsewhere.
-            log = access_log.debug if route and first_segment(route) == "health" else access_log.info
-            # The fields of the combined log format. The query is left out, because it may contain an email address.
-            log(
-                "request",
-                method=scope["method"],
-                path=scope["raw_path"].decode("latin-1"),
-                status=status,
-                duration_ms=round((perf_counter() - started_at) * 1000, 2),
-                route=route,
-                bytes=size,
-                http_version=scope["http_version"],
-                client=scope["client"][0] if scope["client"] else None,
-                referer=_text(headers.get(b"referer")),
-                user_agent=_text(headers.get(b"user-agent")),
-            )
+            if status != RateLimited.status or refusals.allow():
+                route = getattr(scope.get("route"), "path", None)
+                # Health checks are frequent, and a failing one is visible elsewhere.
+                log = access_log.debug if route and first_segment(route) == "health" else access_log.info
+                # The fields of the combined log format. The query is left out: it may contain an email address.
+                log(
+                    "request",
+                    method=scope["method"],
+                    path=shorten(scope["raw_path"].decode("latin-1")),
+                    status=status,
+                    duration_ms=round((perf_counter() - started_at) * 1000, 2),
+                    route=route,
+                    bytes=size,
+                    http_version=scope["http_version"],
+                    client=scope["client"][0] if scope["client"] else None,
+                    referer=_decode(headers.get(b"referer")),
+                    user_agent=_decode(headers.get(b"user-agent")),
+                )
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")
+def _decode(value: bytes | None) -> str | None:
+    return None if value is None else shorten(value.decode("latin-1"))

@@ -2,13 +2,24 @@
 
 from datetime import datetime
 from typing import Annotated
+from unicodedata import normalize
 
 from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 from pydantic.config import JsonDict
 
 from app.schemas import ANY_TEXT, SINGLE_LINE, Input
 
-Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=254)]
+
+def normalize_email(address: str) -> str:
+    """Return the form in which an address is stored and compared.
+
+    Each character is lowered by itself, because Python's `lower` depends on the neighbors of a sigma. Lowering can
+    separate a letter from its accent, so the address is composed again (Unicode NFC).
+    """
+    return normalize("NFC", "".join(character.lower() for character in normalize("NFC", address)))
+
+
+Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
 # Passwords are left out of the repr, which may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
 UncheckedPassword = Annotated[str, Field(max_length=128, pattern=ANY_TEXT, repr=False)]
