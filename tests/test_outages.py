@@ -233,7 +233,8 @@ async def test_silent_server_returns_503_after_one_timeout(
 async def get_server_pid(service: Service) -> int | None:
     """Return the process id of the server's end of the only connection."""
     async with AsyncSession(service.state["engine"]) as session:
-        return await session.scalar(text("SELECT pg_backend_pid()"))
+        pid: int | None = await session.scalar(text("SELECT pg_backend_pid()"))
+        return pid
 
 
 # After a failover, the server's name may lead to another server. What one engine learns about the server holds for all
