@@ -1,0 +1,61 @@
+"""PostgreSQL servers in containers: settings that change while they run, and standbys that follow them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from processes import until
+
+from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
+from tests.container.engine import Container, run_container
+
+# Copies the primary, and runs as its standby. It is not in the image's own directory, which is a volume.
+STANDBY = """
+until pg_basebackup --pgdata=/tmp/standby --write-recovery-conf --checkpoint=fast \
+    --dbname="host=$PRIMARY user=postgres password=password application_name=standby"
+do rm -rf /tmp/standby; sleep 0.1; done
+exec postgres -D /tmp/standby -c "listen_addresses=*" "$@"
+"""
+
+
+def psql(server: Container, statement: str, database: str = "postgres") -> str:
+    """Run a statement, and return its output."""
+    command = ("psql", "--username=postgres", f"--dbname={database}", "--tuples-only", "--no-align")
+    return server.execute(*command, f"--command={statement}")
+
+
+def configure(server: Container, **settings: str) -> None:
+    """Change settings of a running server, and wait until new connections have them."""
+    for name, value in settings.items():
+        psql(server, f"ALTER SYSTEM SET {name} = '{value}'")
+    psql(server, "SELECT pg_reload_conf()")
+    for name, value in settings.items():
+        until(lambda name=name, value=value: psql(server, f"SHOW {name}") == value, f"{name} is {value}")  # type: ignore[misc]
+
+
+def authenticate(server: Container, rule: str) -> None:
+    """Put a rule before the others in pg_hba.conf. It holds after the next `configure`."""
+    server.execute("sed", "-i", f"1i {rule}", psql(server, "SHOW hba_file"))
+
+
+@contextmanager
+def run_primary(network: str, *options: str) -> Iterator[Container]:
+    """Run a server that accepts standbys."""
+    with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS, *options) as server:
+        server.wait_until_healthy()
+        authenticate(server, "host replication all all scram-sha-256")
+        configure(server, wal_keep_size="64MB")
+        yield server
+
+
+@contextmanager
+def run_standby(primary: Container, network: str, *settings: str) -> Iterator[Container]:
+    """Run a standby of a server. It may be starting still."""
+    options = (f"--network={network}", f"--env=PRIMARY={primary.name}", "--user=postgres", "--entrypoint=sh")
+    command = ["-c", STANDBY, "sh", *(option for setting in settings for option in ("-c", setting))]
+    with run_container(POSTGRESQL, *options, *POSTGRESQL_OPTIONS, command=command) as server:
+        yield server
+
+
+def promote(standby: Container) -> None:
+    """Make a standby the primary."""
+    psql(standby, "SELECT pg_promote()")

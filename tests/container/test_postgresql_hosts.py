@@ -1,0 +1,137 @@
+"""Of the hosts in a URL, the first usable one is used, and soon, whatever is wrong with those before it."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from uuid import uuid4
+
+import pytest
+from processes import free_port, until
+from sqlalchemy import text
+
+from app.database import create_engine
+from tests.conftest import make_settings, serve
+from tests.container.engine import Container, run_docker
+from tests.container.postgresql import run_primary, run_standby
+
+# Within which a connection to the second host is made. The first one has 1.5 seconds, DATABASE_CONNECT_TIMEOUT.
+SECONDS = 3
+
+
+@pytest.fixture(scope="module")
+def primary(network: str) -> Iterator[Container]:
+    with run_primary(network, "--tmpfs=/var/lib/postgresql") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def standby(primary: Container, network: str) -> Iterator[Container]:
+    with run_standby(primary, network) as server:
+        yield server.wait_until_healthy()
+
+
+@pytest.fixture(scope="module")
+def starting_server(primary: Container, network: str) -> Iterator[Container]:
+    """A server that answers that it is starting up (57P03), for as long as it is a standby."""
+    with run_standby(primary, network, "hot_standby=off") as server:
+        isready = "pg_isready --host=127.0.0.1 || true"
+        until(lambda: "rejecting" in server.execute("sh", "-c", isready), "the server rejects connections")
+        yield server
+
+
+def make_url(*hosts: Container | str, **parameters: str) -> str:
+    """Return a URL that no other test has used, because what is known about a host is remembered by URL."""
+    names = ",".join(host if isinstance(host, str) else host.ip for host in hosts)
+    query = "&".join(f"{name}={value}" for name, value in {"application_name": uuid4().hex, **parameters}.items())
+    return f"postgresql://postgres:password@{names}/postgres?{query}"
+
+
+async def is_standby(url: str) -> bool:
+    """Connect, and return whether the server is a standby."""
+    engine = create_engine(make_settings(database_url=url))
+    async with engine.connect() as connection:
+        in_recovery: bool = (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
+    await engine.dispose()
+    return in_recovery
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["primary first", "standby first"])
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [("primary", False), ("read-write", False), ("standby", True), ("read-only", True), ("prefer-standby", True)],
+)
+async def test_server_with_the_wanted_attributes_is_used_in_any_order(
+    primary: Container, standby: Container, order: int, attributes: str, expected: bool
+) -> None:
+    url = make_url(*(primary, standby)[::order], target_session_attrs=attributes)
+
+    assert await is_standby(url) is expected
+
+
+async def test_primary_is_used_if_the_preferred_standby_is_missing(primary: Container) -> None:
+    assert await is_standby(make_url("127.0.0.1:1", primary, target_session_attrs="prefer-standby")) is False
+
+
+@contextmanager
+def dropping_host() -> Iterator[str]:
+    """A listener whose backlog is full, so that the kernel drops the packets of further connections."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        clients = [socket.socket() for _ in range(4)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(address)
+        yield f"127.0.0.1:{address[1]}"
+        for client in clients:
+            client.close()
+
+
+@contextmanager
+def paused_host(standby: Container) -> Iterator[str]:
+    """A server whose kernel accepts connections, but that does not answer."""
+    run_docker("pause", standby.name)
+    yield standby.ip
+    run_docker("unpause", standby.name)
+
+
+Host = Callable[[pytest.FixtureRequest], AbstractContextManager[str]]
+HOSTS: dict[str, Host] = {
+    "packets dropped": lambda _: dropping_host(),
+    "paused": lambda request: paused_host(request.getfixturevalue("standby")),
+    "refusing": lambda _: nullcontext(f"127.0.0.1:{free_port()}"),
+    "unknown name": lambda _: nullcontext("nobody.invalid"),
+    "standby": lambda request: nullcontext(request.getfixturevalue("standby").ip),
+    "starting": lambda request: nullcontext(request.getfixturevalue("starting_server").ip),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+async def test_second_host_is_soon_used_if_the_first_is_not_usable(
+    request: pytest.FixtureRequest, primary: Container, host: Host
+) -> None:
+    took = []
+    with host(request) as first:
+        # The best of three, because the machine may be busy.
+        for _ in range(3):
+            started_at = time.monotonic()
+            assert not await is_standby(make_url(first, primary, target_session_attrs="read-write"))
+            took.append(time.monotonic() - started_at)
+            if took[-1] < SECONDS:
+                break
+    print(f"-- connected after {took}")  # noqa: T201  shown by pytest -rP
+
+    assert min(took) < SECONDS
+
+
+@pytest.mark.parametrize("host", [HOSTS["packets dropped"], HOSTS["paused"]], ids=["packets dropped", "paused"])
+async def test_readiness_succeeds_though_the_first_host_does_not_answer(
+    request: pytest.FixtureRequest, primary: Container, host: Host
+) -> None:
+    """The readiness check gives up after a second, which is less than the connect timeout of the first host."""
+    with host(request) as first:
+        url = make_url(first, primary, target_session_attrs="read-write")
+        async with serve(make_settings(database_url=url, database_migrate=True), prepared=True) as service:
+            statuses = [(await service.client.get("/health/ready")).status_code for _ in range(3)]
+
+    assert statuses[1:] == [200, 200]
