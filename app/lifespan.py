@@ -55,7 +55,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
             fast_reader=FastReader(engine, settings),
             probe_engine=autocommit(probe_engine),
             redis=redis,
-            limiter=RateLimiter(settings, redis),
+            limiter=RateLimiter(settings, redis, app.state.rate_counter),
             passwords=Passwords(settings),
             tokens=Tokens(settings),
         )

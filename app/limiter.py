@@ -1,4 +1,4 @@
-"""Rate limits, counted in Redis for all workers together, or in this process.
+"""Rate limits, counted in Redis for all servers together, or in the memory of this one.
 
 The library `limits` 5.8 makes three round trips to Redis per request, and without Redis searches all clients at each
 request (10 µs with one client, 820 µs with 10,000). The library `throttled-py` 3.5 does not support redis-py 8.
@@ -6,10 +6,10 @@ request (10 µs with one client, 820 µs with 10,000). The library `throttled-py
 
 import asyncio
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from itertools import repeat
+from mmap import mmap
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,8 +26,9 @@ log = structlog.stdlib.get_logger("app.limiter")
 REDIS_SECONDS = 0.25
 # While Redis is unavailable, one request per this many seconds tries it again.
 RETRY_SECONDS = 1.0
-# Clients that one process counts, at a few hundred bytes each.
-MEMORY_SIZE = 10_000
+# Clients that are counted at a time without Redis, and the slots that each of them may use.
+MEMORY_SLOTS = 16_384
+PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
@@ -91,68 +92,33 @@ class Usage(NamedTuple):
         return headers | {"Retry-After": str(self.seconds_left)} if self.is_exceeded else headers
 
 
-class RateLimiter:
-    """Counts requests against named limits. A window starts with a client's first request.
+class MemoryCounter:
+    """Counts in memory that all workers share, because it is created before they are forked.
 
-    Clients are identified by a keyed hash, so that Redis holds neither addresses nor accounts. While Redis is
-    unavailable or slow, requests are counted in this process.
+    A hash table of fixed size. Each window is in one of a few slots that its key leads to. If all of them are taken, it
+    replaces the one that ends first. There are no locks: two workers that count the same client at the same moment may
+    lose a count.
+
+    Args:
+        size: The number of slots, at 20 bytes each.
     """
 
-    def __init__(self, settings: Settings, redis: Redis | None) -> None:
-        prefix = "rate_limit_"
-        rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
-        rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}
-        self._limits = {name: _parse(rate) for name, rate in rates.items()}
-        self._key = blake2b(settings.secret_key.get_secret_value().encode(), person=b"rate limits").digest()
-        self._memory = MemoryCounter(MEMORY_SIZE)
-        self._redis = RedisCounter(redis) if redis else None
-
-    async def hit(self, name: str, client: str) -> Usage:
-        """Count a request of a client against a limit."""
-        if name not in self._limits:
-            raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
-        quota, window = self._limits[name]
-        # The braces keep all keys on one node of a Redis cluster, where one command can count them.
-        key = f"{{rate}}:{name}:{blake2b(client.encode(), key=self._key, digest_size=16).hexdigest()}"
-        count = await self._redis.hit(key, window) if self._redis else None
-        used, seconds_left = count or self._memory.hit(key, window)
-        return Usage(name, quota, window, used, max(1, math.ceil(seconds_left)))
-
-    async def enforce(self, name: str, client: str) -> None:
-        """Count a request of a client against a limit.
-
-        Raises:
-            RateLimited: The request exceeds the limit.
-        """
-        usage = await self.hit(name, client)
-        if usage.is_exceeded:
-            raise RateLimited(headers=usage.headers())
-
-
-class MemoryCounter:
-    """Counts in this process. If it is full, it forgets the client whose window started first."""
-
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int = MEMORY_SLOTS) -> None:
         self._size = size
-        self._windows: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._keys = memoryview(mmap(-1, 8 * size)).cast("Q")
+        self._ends = memoryview(mmap(-1, 8 * size)).cast("d")
+        self._used = memoryview(mmap(-1, 4 * size)).cast("I")
 
-    def hit(self, key: str, window: int) -> Count:
-        """Count one request."""
-        now = monotonic()
-        used, ends_at = self._windows.get(key, (0, now))
-        if ends_at <= now:
-            self._windows.pop(key, None)
-            self._make_room(now)
-            used, ends_at = 0, now + window
-        self._windows[key] = used + 1, ends_at
-        return Count(used + 1, ends_at - now)
-
-    def _make_room(self, now: float) -> None:
-        while self._windows:
-            _, ends_at = next(iter(self._windows.values()))
-            if ends_at > now and len(self._windows) < self._size:
-                break
-            self._windows.popitem(last=False)
+    def hit(self, key: bytes, window: int) -> Count:
+        """Count one request. The window in seconds starts with its first request."""
+        now, number = monotonic(), int.from_bytes(key[:8])  # all processes have the same monotonic clock
+        slots = [(number + offset) % self._size for offset in range(PROBES)]
+        slot = next((slot for slot in slots if self._keys[slot] == number and self._ends[slot] > now), None)
+        if slot is None:
+            slot = min(slots, key=self._ends.__getitem__)
+            self._keys[slot], self._used[slot], self._ends[slot] = number, 0, now + window
+        self._used[slot] = used = min(self._used[slot] + 1, 2**32 - 1)
+        return Count(used, self._ends[slot] - now)
 
 
 class RedisCounter:
@@ -204,12 +170,50 @@ class RedisCounter:
             self._retry_at = monotonic() + RETRY_SECONDS
             if self._is_available:
                 self._is_available = False
-                log.warning("Redis does not answer: requests are counted in this process", reason=repr(error))
+                log.warning("Redis does not answer: requests are counted in memory", reason=repr(error))
             return []
         if not self._is_available:
             self._is_available = True
             log.info("Redis answers again: requests are counted in Redis")
         return [Count(used, milliseconds / 1000) for used, milliseconds in counts]
+
+
+class RateLimiter:
+    """Counts requests against named limits. A window starts with a client's first request.
+
+    Clients are identified by a keyed hash, so that Redis holds neither addresses nor accounts. Without Redis, and while
+    it is unavailable or slow, requests are counted in the memory of this server.
+    """
+
+    def __init__(self, settings: Settings, redis: Redis | None, memory: MemoryCounter) -> None:
+        prefix = "rate_limit_"
+        rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
+        rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}
+        self._limits = {name: _parse(rate) for name, rate in rates.items()}
+        self._key = blake2b(settings.secret_key.get_secret_value().encode(), person=b"rate limits").digest()
+        self._memory = memory
+        self._redis = RedisCounter(redis) if redis else None
+
+    async def hit(self, name: str, client: str) -> Usage:
+        """Count a request of a client against a limit."""
+        if name not in self._limits:
+            raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
+        quota, window = self._limits[name]
+        digest = blake2b(f"{name}:{client}".encode(), key=self._key, digest_size=16)
+        # The braces keep all keys on one node of a Redis cluster, where one command can count them.
+        count = await self._redis.hit(f"{{rate}}:{name}:{digest.hexdigest()}", window) if self._redis else None
+        used, seconds_left = count or self._memory.hit(digest.digest(), window)
+        return Usage(name, quota, window, used, max(1, math.ceil(seconds_left)))
+
+    async def enforce(self, name: str, client: str) -> None:
+        """Count a request of a client against a limit.
+
+        Raises:
+            RateLimited: The request exceeds the limit.
+        """
+        usage = await self.hit(name, client)
+        if usage.is_exceeded:
+            raise RateLimited(headers=usage.headers())
 
 
 def _parse(rate: str) -> tuple[int, int]:

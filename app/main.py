@@ -11,6 +11,7 @@ from app.api import TAGS, add_routers
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
+from app.limiter import MemoryCounter
 from app.logging import configure_logging
 from app.middleware.allowed_hosts import AllowedHostsMiddleware
 from app.middleware.body_limit import BodyLimitMiddleware
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.is_prepared = False  # see lifespan.py
+    app.state.rate_counter = MemoryCounter()  # shared by the workers, which are forked later
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     add_routers(app)
     add_error_handlers(app)

@@ -1,8 +1,10 @@
-"""The rate limiter counts exactly in Redis, for all workers, and in the process while Redis is unavailable."""
+"""The rate limiter counts exactly in Redis, and in the memory of all workers while Redis is unavailable."""
 
 import asyncio
+import multiprocessing
 import re
 from collections.abc import AsyncIterator
+from hashlib import blake2b
 from time import monotonic
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -46,7 +48,7 @@ async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
     """A limiter of each kind that has counted nothing yet."""
     settings = limited_settings(request.getfixturevalue("redis_url") if request.param == "redis" else None)
     redis = create_redis(settings)
-    yield RateLimiter(settings, redis)
+    yield RateLimiter(settings, redis, MemoryCounter())
     if redis:
         await redis.aclose()
 
@@ -110,12 +112,32 @@ def test_headers_follow_the_draft() -> None:
     }
 
 
-def test_full_memory_forgets_the_oldest_window() -> None:
-    counter = MemoryCounter(size=3)
+def test_full_memory_forgets_the_window_that_ends_first() -> None:
+    counter = MemoryCounter(1)
 
-    counts = [counter.hit(key, 60) for key in ("ann", "bob", "cyd", "dan", "ann", "dan")]
+    counts = [counter.hit(key * 8, 60).used for key in (b"a", b"a", b"b", b"b", b"a")]
 
-    assert [count.used for count in counts] == [1, 1, 1, 1, 1, 2]
+    assert counts == [1, 2, 1, 2, 1]
+
+
+def test_memory_counts_thousands_of_clients() -> None:
+    counter = MemoryCounter()
+    keys = [blake2b(str(number).encode(), digest_size=8).digest() for number in range(8_000)]
+
+    for _ in range(3):
+        counts = [counter.hit(key, 60).used for key in keys]
+
+    assert counts.count(3) > 7_990
+
+
+def test_forked_process_counts_in_the_same_memory() -> None:
+    counter = MemoryCounter()
+    counter.hit(b"a" * 8, 60)
+    child = multiprocessing.get_context("fork").Process(target=counter.hit, args=(b"a" * 8, 60))
+    child.start()
+    child.join()
+
+    assert counter.hit(b"a" * 8, 60).used == 3
 
 
 async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings) -> None:
@@ -126,7 +148,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
         }
 
     before = await account_keys()
-    await RateLimiter(settings, redis).hit("account", "ann@example.com")
+    await RateLimiter(settings, redis, MemoryCounter()).hit("account", "ann@example.com")
 
     new = await account_keys() - before
     milliseconds = [await redis.pttl(key) for key in new]
@@ -138,7 +160,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
 
 async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
     """At the end of a window Redis returns 0 ms. A test can only cause the -1 of a key that does not expire."""
-    limiter = RateLimiter(settings, redis)
+    limiter = RateLimiter(settings, redis, MemoryCounter())
     before = set(await redis.keys("{rate}:default:*"))
     await limiter.hit("default", "ann")
     (key,) = set(await redis.keys("{rate}:default:*")) - before
@@ -165,7 +187,7 @@ async def test_one_request_at_a_time_retries_redis_during_an_outage(monkeypatch:
         settings = limited_settings(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         redis = create_redis(settings)
         assert redis
-        limiter = RateLimiter(settings, redis)
+        limiter = RateLimiter(settings, redis, MemoryCounter())
 
         usages = [await limiter.hit("default", "ann") for _ in range(10)]
         assert len(attempts) == 1
@@ -182,7 +204,7 @@ async def test_workers_share_one_count(redis_url: str) -> None:
     settings = limited_settings(redis_url)
     clients = [create_redis(settings) for _ in range(2)]
 
-    usages = [await RateLimiter(settings, client).hit("default", "ann") for client in clients]
+    usages = [await RateLimiter(settings, client, MemoryCounter()).hit("default", "ann") for client in clients]
     for client in clients:
         assert client
         await client.aclose()
@@ -191,7 +213,7 @@ async def test_workers_share_one_count(redis_url: str) -> None:
 
 
 async def test_hits_during_a_command_are_counted_together_by_the_next(redis: Redis, settings: Settings) -> None:
-    limiter = RateLimiter(settings, redis)
+    limiter = RateLimiter(settings, redis, MemoryCounter())
     await limiter.hit("default", "the first client, whose command loads the script")
     end = uuid4().hex
 
@@ -222,7 +244,7 @@ async def test_cancelled_hit_does_not_affect_others(limiter: RateLimiter) -> Non
 async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
     proxy: TCPProxy, proxied_redis: Redis, settings: Settings
 ) -> None:
-    limiter = RateLimiter(settings, proxied_redis)
+    limiter = RateLimiter(settings, proxied_redis, MemoryCounter())
     await limiter.hit("default", "ann")
     proxy.set_state("silent")
     proxy.sent.clear()
@@ -241,16 +263,16 @@ async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
 
 
 @pytest.mark.parametrize("outage", ["closed", "silent", "slow"])
-async def test_requests_are_counted_in_the_process_while_redis_is_unavailable(
+async def test_requests_are_counted_in_memory_while_redis_is_unavailable(
     proxy: TCPProxy, proxied_redis: Redis, logs: list[structlog.typing.EventDict], outage: ProxyState
 ) -> None:
-    limiter = RateLimiter(limited_settings(None, rate_limit="3/hour"), proxied_redis)
+    limiter = RateLimiter(limited_settings(None, rate_limit="3/hour"), proxied_redis, MemoryCounter())
 
     async def hit(times: int) -> list[int]:
         usages = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(times)))
         return sorted(usage.used for usage in usages)
 
-    in_redis = in_process = 0
+    in_redis = in_memory = 0
     for _ in range(2):
         logs.clear()
         before = await hit(5)
@@ -271,11 +293,11 @@ async def test_requests_are_counted_in_the_process_while_redis_is_unavailable(
         after = await hit(5)
 
         assert before == list(range(in_redis + 1, in_redis + 6))
-        assert during == list(range(in_process + 1, in_process + 1003))
+        assert during == list(range(in_memory + 1, in_memory + 1003))
         assert after == list(range(recovering[-1] + 1, recovering[-1] + 6))
         assert seconds < 30  # 250 if each had waited
         assert [(entry["log_level"], entry["event"]) for entry in logs] == [
-            ("warning", "Redis does not answer: requests are counted in this process"),
+            ("warning", "Redis does not answer: requests are counted in memory"),
             ("info", "Redis answers again: requests are counted in Redis"),
         ]
-        in_redis, in_process = after[-1], max(during + recovering)
+        in_redis, in_memory = after[-1], max(during + recovering)
