@@ -27,7 +27,7 @@ REDIS_SECONDS = 0.25
 # While Redis is unavailable, one request per this many seconds tries it again.
 RETRY_SECONDS = 1.0
 # Clients that are counted at a time without Redis, and the slots that each of them may use.
-MEMORY_SLOTS = 16_384
+MEMORY_SLOTS = 32_768
 PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
