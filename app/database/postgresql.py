@@ -30,7 +30,7 @@ MAX_AGE_SECONDS = 300
 READ_ONLY_SECONDS = 5.0
 # Seconds without an answer after which a host is tried last, and for how long. Otherwise each new connection would wait
 # for it, and the readiness check, which gives up after a second, would never get to the next host.
-SILENT_SECONDS = 50
+SILENT_SECONDS = 0.5
 SILENT_HOST_SECONDS = 30.0
 
 # The errors after which libpq tries the next host, too.
