@@ -21,8 +21,10 @@ follow from a route's signature, such as 401 and 422, are added by `docs/openapi
 """
 
 import re
+from collections import Counter
 from http import HTTPStatus
 from itertools import takewhile
+from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
@@ -32,10 +34,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app.database import DATABASE_ERRORS, is_unavailable
 from app.security import HashingUnavailable
+from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.error")
 
@@ -44,6 +48,7 @@ _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
+OUTAGE_SECONDS = 30.0
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
 # The names of fields that are repeated in an error. Any other name may be a secret in the wrong place.
@@ -225,6 +230,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     Any other exception is a bug, which `UnhandledErrorMiddleware` logs and turns into a 500.
     """
+    app.state.outages = OutageLog()
     app.exception_handler(AppError)(_handle_app_error)
     app.exception_handler(HTTPException)(_handle_http_exception)
     app.exception_handler(RequestValidationError)(_handle_validation_error)
@@ -292,15 +298,32 @@ def _describe(problem: dict[str, Any]) -> FieldError:
     return FieldError(field=field, message=message[:MAX_MESSAGE_LENGTH])
 
 
-def log_database_unavailable(error: Exception) -> None:
-    """Log why the database is unavailable."""
-    log.warning("database unavailable", reason=f"{type(error).__name__}: {getattr(error, 'orig', error)}")
+class OutageLog:
+    """Logs the first failure of an outage with its reason, and then one line per 30 seconds with all reasons."""
+
+    def __init__(self) -> None:
+        self._next_line_at = 0.0
+        self._reasons = Counter[str]()
+
+    def add(self, error: Exception) -> None:
+        """Note that the database is unavailable."""
+        reason = f"{type(error).__name__}: {getattr(error, 'orig', error)}"
+        self._reasons[reason] += 1
+        if monotonic() >= self._next_line_at:
+            self._next_line_at = monotonic() + OUTAGE_SECONDS
+            others = [f"{number} x {reason}" for reason, number in self._reasons.most_common(3)]
+            log.warning("database unavailable", reason=reason, failures=self._reasons.total(), reasons=others)
+            self._reasons.clear()
 
 
-async def _handle_database_error(_: Request, error: Exception) -> JSONResponse:
+async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:
     if not is_unavailable(error):
         raise error
-    log_database_unavailable(error)
+    if isinstance(error, PoolTimeoutError):
+        settings: Settings = request.app.state.settings
+        timeout, size = settings.database_pool_timeout, settings.database_pool_size
+        error = PoolTimeoutError(f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})")
+    request.app.state.outages.add(error)
     return error_response(ServiceUnavailable)
 
 

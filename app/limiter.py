@@ -131,12 +131,12 @@ class RedisCounter:
         self._count = redis.register_script(_COUNT)
         self._waiting: list[tuple[str, int, asyncio.Future[Count | None]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._is_available = True
+        self.is_available = True
         self._retry_at = 0.0
 
     async def hit(self, key: str, window: int) -> Count | None:
         """Count one request, or return None if Redis does not answer."""
-        if not self._is_available:
+        if not self.is_available:
             if monotonic() < self._retry_at:
                 return None
             self._retry_at = monotonic() + RETRY_SECONDS  # the other requests do not wait for this attempt
@@ -156,7 +156,7 @@ class RedisCounter:
             counts: Iterable[Count | None] = await self._send_batch(
                 [key for key, _, _ in batch], [window * 1000 for _, window, _ in batch]
             )
-            if not self._is_available:  # the requests that arrived in the meantime do not wait for another attempt
+            if not self.is_available:  # the requests that arrived in the meantime do not wait for another attempt
                 batch, self._waiting, counts = batch + self._waiting, [], repeat(None)
             for (_, _, future), count in zip(batch, counts, strict=False):
                 if not future.done():  # else its request was cancelled, or stopped waiting
@@ -168,12 +168,12 @@ class RedisCounter:
                 counts = await self._count(keys=keys, args=windows)
         except (RedisError, TimeoutError) as error:
             self._retry_at = monotonic() + RETRY_SECONDS
-            if self._is_available:
-                self._is_available = False
+            if self.is_available:
+                self.is_available = False
                 log.warning("Redis does not answer: requests are counted in memory", reason=repr(error))
             return []
-        if not self._is_available:
-            self._is_available = True
+        if not self.is_available:
+            self.is_available = True
             log.info("Redis answers again: requests are counted in Redis")
         return [Count(used, milliseconds / 1000) for used, milliseconds in counts]
 
@@ -193,6 +193,11 @@ class RateLimiter:
         self._key = blake2b(settings.secret_key.get_secret_value().encode(), person=b"rate limits").digest()
         self._memory = memory
         self._redis = RedisCounter(redis) if redis else None
+
+    @property
+    def counts_in_redis(self) -> bool:
+        """Return whether the latest requests were counted in Redis, which may be full or read-only."""
+        return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
         """Count a request of a client against a limit."""

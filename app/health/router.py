@@ -12,8 +12,8 @@ from sqlalchemy import select
 
 from app.database import DATABASE_ERRORS, is_unavailable
 from app.dependencies import AppRequest
-from app.errors import ServiceUnavailable, log_database_unavailable, responses
-from app.limiter import REDIS_SECONDS
+from app.errors import ServiceUnavailable, responses
+from app.limiter import REDIS_SECONDS, RateLimiter
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -79,18 +79,18 @@ async def ready(request: AppRequest) -> Ready:
         async with asyncio.timeout(READY_SECONDS), request.state["probe_engine"].connect() as connection:
             await connection.execute(select(1))
     except TimeoutError as error:
-        log_database_unavailable(TimeoutError(f"no answer within {READY_SECONDS} s"))
+        request.app.state.outages.add(TimeoutError(f"no answer within {READY_SECONDS} s"))
         raise DatabaseUnavailable from error
     except DATABASE_ERRORS as error:
         if not is_unavailable(error):
             raise
-        log_database_unavailable(error)
+        request.app.state.outages.add(error)
         raise DatabaseUnavailable from error
-    return Ready(redis=await check_redis(request.state["redis"]))
+    return Ready(redis=await check_redis(request.state["redis"], request.state["limiter"]))
 
 
-async def check_redis(redis: Redis | None) -> Literal["connected", "unavailable"] | None:
-    """Return the state of Redis, or None if it is not configured."""
+async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["connected", "unavailable"] | None:
+    """Return whether Redis answers and rate limits are counted in it, or None if it is not configured."""
     if redis is None:
         return None
     try:
@@ -98,4 +98,6 @@ async def check_redis(redis: Redis | None) -> Literal["connected", "unavailable"
             await redis.ping()
     except (RedisError, TimeoutError):
         return "unavailable"
-    return "connected"
+    if not limiter.counts_in_redis:
+        await limiter.hit("default", "readiness check")  # tries again
+    return "connected" if limiter.counts_in_redis else "unavailable"

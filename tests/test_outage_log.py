@@ -1,0 +1,54 @@
+"""An outage of the database is one line with its first cause, and then one line per half minute."""
+
+import pytest
+import structlog
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.settings import Settings
+from tests.conftest import change, serve
+from tests.people import register, sign_up
+
+
+async def test_first_cause_is_logged_once_and_later_causes_are_counted(
+    settings: Settings, logs: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("app.errors.monotonic", lambda: now)
+    unreachable = change(settings, database_url="postgresql://u@127.0.0.1:1/x", database_migrate=False)
+    async with serve(unreachable, prepared=True) as service:
+        statuses = [(await register(service.client)).status_code for _ in range(5)]
+        now += 31
+        statuses.append((await service.client.get("/health/ready")).status_code)
+
+    assert statuses == [503] * 6
+    first, second = [entry for entry in logs if entry["event"] == "database unavailable"]
+    assert "Connect call failed" in first["reason"]
+    assert (first["failures"], second["failures"]) == (1, 5)
+    assert second["reasons"] == [f"5 x {first['reason']}"]
+
+
+async def test_exhausted_pool_is_described_in_plain_words(
+    settings: Settings, logs: list[structlog.typing.EventDict]
+) -> None:
+    async with serve(change(settings, database_pool_size=1, database_pool_timeout=0.2)) as service:
+        ann = await sign_up(service.client)
+        async with AsyncSession(service.state["engine"]) as session:
+            await session.execute(select(1))
+            read = await service.client.get("/users/me", headers=ann.auth)
+            write = await register(service.client, "bob@example.com")
+
+    assert (read.status_code, write.status_code) == (503, 503)
+    (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
+    assert line["reason"] == "TimeoutError: no connection was free for 0.2 s (DATABASE_POOL_SIZE=1)"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_missing_database_is_an_outage(settings: Settings, logs: list[structlog.typing.EventDict]) -> None:
+    dropped = change(settings, database_url=settings.database_url.get_secret_value() + "_dropped")
+    async with serve(dropped, prepared=True) as service:
+        responses = [await register(service.client), await service.client.get("/health/ready")]
+
+    assert [response.status_code for response in responses] == [503, 503]
+    (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
+    assert "does not exist" in line["reason"]
