@@ -1,27 +1,55 @@
-"""The commands of `python -m app`: migrate, create-superuser, openapi."""
+"""The commands of `python -m app`: migrate, create-superuser, set-password, end-logins, openapi."""
 
 import argparse
 import asyncio
 import getpass
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import create_engine, database_name
-from app.errors import StartupError
+from app.errors import AppError, StartupError
 from app.main import app, settings
 from app.security import Passwords
-from app.settings import Settings
 from app.startup import prepare_database
+from app.users import service
 from app.users.errors import EmailTaken
-from app.users.schemas import UserCreate
-from app.users.service import create_user
+from app.users.schemas import Email, Password, UserCreate
 
 
 def main() -> None:
     """Run the command given by the arguments. If it fails, exit with status 1 and one line."""
+    arguments = _create_parser().parse_args()
+    try:
+        match arguments.command:
+            case "migrate":
+                asyncio.run(_migrate())
+            case "create-superuser":
+                asyncio.run(_create_superuser(_read_user(arguments.email, arguments.full_name)))
+            case "set-password":
+                asyncio.run(_set_password(_read_new_password(arguments.email)))
+            case "end-logins":
+                asyncio.run(_end_logins(_Account(email=arguments.email)))
+            case _:  # openapi
+                sys.stdout.write(json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n")
+    except EmailTaken:
+        sys.exit(
+            "A user with this address exists already, and is not changed. "
+            "A superuser can promote it. If there is none, create one with another address."
+        )
+    except ValidationError as error:
+        sys.exit("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
+    except (StartupError, AppError) as error:
+        sys.exit(str(error))
+    except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D at a prompt
+        sys.exit(130)  # as a shell reports a command that Ctrl-C ended
+
+
+def _create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app", description="Commands of the service.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("migrate", help="bring the database's schema up to date")
@@ -32,26 +60,23 @@ def main() -> None:
     )
     superuser.add_argument("--email")
     superuser.add_argument("--full-name")
+    password = commands.add_parser(
+        "set-password",
+        help="set a user's password and end all of its logins",
+        description="The password is prompted for, or without a terminal read from standard input.",
+    )
+    password.add_argument("email")
+    commands.add_parser("end-logins", help="end all logins of a user").add_argument("email")
     commands.add_parser("openapi", help="print the OpenAPI document")
-    arguments = parser.parse_args()
+    return parser
 
-    try:
-        match arguments.command:
-            case "migrate":
-                asyncio.run(_migrate(settings))
-            case "create-superuser":
-                asyncio.run(_create_superuser(settings, _read_user(arguments.email, arguments.full_name)))
-            case _:  # openapi
-                sys.stdout.write(json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n")
-    except StartupError as error:
-        sys.exit(str(error))
-    except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D at a question
-        sys.exit(130)  # as a shell reports a command that Ctrl-C ended
-    except EmailTaken:
-        sys.exit(
-            "A user with this address exists already, and is not changed. "
-            "A superuser can promote it. If there is none, create one with another address."
-        )
+
+class _Account(BaseModel):
+    email: Email
+
+
+class _NewPassword(_Account):
+    password: Password
 
 
 def _read_user(email: str | None, full_name: str | None) -> UserCreate:
@@ -59,29 +84,54 @@ def _read_user(email: str | None, full_name: str | None) -> UserCreate:
     if sys.stdin.isatty():
         email = email or input("Email: ")
         full_name = full_name or input("Full name: ")
-        password = getpass.getpass()
-        if getpass.getpass("Repeat the password: ") != password:
-            sys.exit("The passwords do not match.")
-    elif email and full_name and (line := sys.stdin.readline()):
-        password = line.rstrip("\r\n")
-    else:
+    elif not (email and full_name):
         sys.exit("Without a terminal, pass --email, --full-name, and the password on standard input.")
-    try:
-        return UserCreate(email=email, password=password, full_name=full_name)
-    except ValidationError as error:
-        sys.exit("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
+    return UserCreate(email=email, password=_read_password(), full_name=full_name)
 
 
-async def _migrate(settings: Settings) -> None:
-    await prepare_database(settings.model_copy(update={"database_migrate": True}))
+def _read_new_password(email: str) -> _NewPassword:
+    return _NewPassword(email=email, password=_read_password())
 
 
-async def _create_superuser(settings: Settings, data: UserCreate) -> None:
+def _read_password() -> str:
+    if not sys.stdin.isatty():
+        if line := sys.stdin.readline():
+            return line.rstrip("\r\n")
+        sys.exit("Without a terminal, pass the password on standard input.")
+    password = getpass.getpass()
+    if getpass.getpass("Repeat the password: ") != password:
+        sys.exit("The passwords do not match.")
+    return password
+
+
+@asynccontextmanager
+async def _open_session() -> AsyncIterator[AsyncSession]:
     await prepare_database(settings)
     engine = create_engine(settings)
     try:
         async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
-            await create_user(session, Passwords(settings), data, is_superuser=True)
-        sys.stdout.write(f"{data.email} is now a superuser, in the database at {database_name(settings)}.\n")
+            yield session
     finally:
         await engine.dispose()
+
+
+async def _migrate() -> None:
+    await prepare_database(settings.model_copy(update={"database_migrate": True}))
+
+
+async def _create_superuser(data: UserCreate) -> None:
+    async with _open_session() as session:
+        await service.create_user(session, Passwords(settings), data, is_superuser=True)
+    sys.stdout.write(f"{data.email} is now a superuser, in the database at {database_name(settings)}.\n")
+
+
+async def _set_password(data: _NewPassword) -> None:
+    async with _open_session() as session:
+        await service.set_password(session, Passwords(settings), data.email, data.password)
+    sys.stdout.write(f"The password of {data.email} is changed, and its logins have ended.\n")
+
+
+async def _end_logins(account: _Account) -> None:
+    async with _open_session() as session:
+        await service.end_logins(session, account.email)
+    sys.stdout.write(f"The logins of {account.email} have ended.\n")

@@ -12,6 +12,7 @@ import termios
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from processes import PATIENCE
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,7 +22,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.users.models import User
 from tests.conftest import Service
-from tests.people import PASSWORD, log_in, register
+from tests.people import PASSWORD, Person, log_in, register, sign_up
 
 
 class CommandLine:
@@ -133,12 +134,70 @@ async def test_create_superuser_does_not_promote_an_existing_user(
     assert (await log_in(service.client)).status_code == 200
 
 
+async def test_set_password_changes_the_password_and_ends_all_logins(
+    command_line: CommandLine, service: Service
+) -> None:
+    ann, bob = await sign_up(service.client), await sign_up(service.client, "bob@example.com")
+
+    result = command_line.run("set-password", "Ann@example.com", stdin="another password\n")
+
+    assert (result.returncode, result.stdout) == (
+        0,
+        "The password of ann@example.com is changed, and its logins have ended.\n",
+    )
+    assert "another password" not in result.stdout + result.stderr
+    assert (await log_in(service.client)).status_code == 401
+    assert (await log_in(service.client, password="another password")).status_code == 200
+    assert await logins_of(service.client, ann, bob) == {"ann@example.com": 401, "bob@example.com": 200}
+
+
+async def test_end_logins_ends_all_logins_of_one_user(command_line: CommandLine, service: Service) -> None:
+    ann, bob = await sign_up(service.client), await sign_up(service.client, "bob@example.com")
+
+    result = command_line.run("end-logins", "ann@example.com")
+
+    assert (result.returncode, result.stdout) == (0, "The logins of ann@example.com have ended.\n")
+    assert await logins_of(service.client, ann, bob) == {"ann@example.com": 401, "bob@example.com": 200}
+    assert (await log_in(service.client)).status_code == 200
+
+
+async def logins_of(client: httpx.AsyncClient, *people: Person) -> dict[str, int]:
+    """Use both tokens of each login, and return the statuses, which must be equal."""
+    statuses = {}
+    for person in people:
+        access = await client.get("/users/me", headers=person.auth)
+        refresh = await client.post("/auth/refresh", json={"refresh_token": person.refresh_token})
+        assert access.status_code == refresh.status_code
+        statuses[person.email] = access.status_code
+    return statuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["set-password", "unknown@example.com"], f"{PASSWORD}\n", "User not found"),
+        (["set-password", "ann@example.com"], "short\n", "password: "),
+        (["set-password", "ann@example.com"], "", "pass the password on standard input"),
+        (["end-logins", "unknown@example.com"], "", "User not found"),
+        (["end-logins", "nonsense"], "", "email: "),
+    ],
+)
+def test_command_for_an_account_reports_problems_in_one_line(
+    default_command_line: CommandLine, arguments: list[str], stdin: str, message: str
+) -> None:
+    result = default_command_line.run(*arguments, stdin=stdin)
+
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
         ([], "", "Without a terminal, pass --email, --full-name"),
         (["--email", "root@example.com", "--full-name", "Root"], "short\n", "password: "),
-        (["--email", "root@example.com", "--full-name", "Root"], "", "and the password on standard input"),
+        (["--email", "root@example.com", "--full-name", "Root"], "", "pass the password on standard input"),
         (["--email", "nonsense", "--full-name", "Root"], f"{PASSWORD}\n", "email: "),
         (["--password", PASSWORD], "", "unrecognized arguments"),
     ],

@@ -153,6 +153,29 @@ async def change_password(
         raise WrongPassword
 
 
+async def set_password(session: AsyncSession, passwords: Passwords, email: str, password: str) -> None:
+    """Set the password of the user with an email address, and end every login.
+
+    Raises:
+        UserNotFound: There is no such user.
+    """
+    await _change_by_email(session, email, password_hash=await passwords.hash(password), security_stamp=uuid4())
+
+
+async def end_logins(session: AsyncSession, email: str) -> None:
+    """End every login of the user with an email address.
+
+    Raises:
+        UserNotFound: There is no such user.
+    """
+    await _change_by_email(session, email, security_stamp=uuid4())
+
+
+async def _change_by_email(session: AsyncSession, email: str, **values: object) -> None:
+    if await session.scalar(update(User).where(User.email == email).values(values).returning(User.id)) is None:
+        raise UserNotFound
+
+
 async def delete_user(session: AsyncSession, user_id: int) -> None:
     """Delete a user and everything that belongs to it.
 
