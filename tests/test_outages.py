@@ -30,6 +30,12 @@ UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unava
 
 
 @pytest.fixture
+def log_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log the reason of each failure, not only of the first one in an outage."""
+    monkeypatch.setattr("app.errors.OUTAGE_SECONDS", 0)
+
+
+@pytest.fixture
 def unreachable(settings: Settings) -> Settings:
     """Settings with a database at a port on which nothing listens."""
     return change(settings, database_url="postgresql://user:hunter2@127.0.0.1:1/none")
@@ -61,6 +67,7 @@ async def rejecting_server(request: pytest.FixtureRequest) -> AsyncIterator[tupl
         yield f"postgresql://user@127.0.0.1:{server.sockets[0].getsockname()[1]}/x", reason
 
 
+@pytest.mark.usefixtures("log_every_failure")
 async def test_rejected_connection_returns_503_and_logs_the_reason(
     settings: Settings, rejecting_server: tuple[str, str], logs: list[structlog.typing.EventDict]
 ) -> None:
@@ -197,6 +204,7 @@ async def test_connections_closed_by_the_server_are_replaced(service: Service, d
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("is_write", [False, True])
+@pytest.mark.usefixtures("log_every_failure")
 async def test_silent_server_returns_503_after_one_timeout(
     settings: Settings, is_write: bool, logs: list[structlog.typing.EventDict]
 ) -> None:
