@@ -13,7 +13,7 @@ STANDBY = """
 until pg_basebackup --pgdata=/tmp/standby --write-recovery-conf --checkpoint=fast \
     --dbname="host=$PRIMARY user=postgres password=password application_name=standby"
 do rm -rf /tmp/standby; sleep 0.1; done
-exec postgres -D /tmp/standby -c "listen_addresses=*" "$@"
+exec postgres -D /tmp/standby -c "listen_addresses=*" -c wal_receiver_status_interval=1 "$@"
 """
 
 
