@@ -13,10 +13,13 @@ from tests.container.load import Target
 
 PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
 CREDENTIALS = {name: PERSON[name] for name in ("email", "password")}
+NO_LIMIT = "1000000/minute"
 SETTINGS = {
     "WEB_CONCURRENCY": "2",
     "SECRET_KEY": "a secret key for tests, of 32 bytes or more",
-    "RATE_LIMIT": "1000000/minute",
+    "RATE_LIMIT": NO_LIMIT,
+    "RATE_LIMIT_LOGIN": NO_LIMIT,
+    "RATE_LIMIT_REGISTER": NO_LIMIT,
     "LOG_LEVEL": "info",
 }
 # Makes the migrations fail, because the first of them creates a table of this name.
