@@ -1,11 +1,10 @@
 """Fixtures for all tests: databases, the application on them, and clients."""
 
 import asyncio
-import contextlib
 import os
+import resource
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -23,17 +22,11 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
 
-from app.settings import Settings
-
-# No test may depend on the developer's environment or `.env` file, which are read when the application is imported.
-for variable in [name for name in os.environ if name.lower() in Settings.model_fields]:
-    del os.environ[variable]
-with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
-    from app.main import create_app
-
 from app.database import Base
 from app.lifespan import State, lifespan
+from app.main import create_app
 from app.migrations import migrate
+from app.settings import Settings
 from tests import image, servers
 from tests.availability import cannot_run, docker_problem
 from tests.conformance import check_conformance
@@ -46,7 +39,14 @@ SECRET_KEY = "a secret key for tests, of 32 bytes or more"
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug"))
 
 
+# The groups of tests that only run if they are asked for, by `pytest -m drills` or by their path.
+GROUPS = ["drills", "attack", "copies", "browser", "peers", "soak"]
+FOLDERS = {"tests/container/": "drills", "tests/copies/": "copies", "tests/browser/": "browser"}
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr:
+        config.option.markexpr = f"not ({' or '.join(GROUPS)})"
     # `kill` ends a run as Ctrl-C does, together with the processes and containers that it has started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # once, not in each process of pytest-xdist
@@ -60,14 +60,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         image.stop()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        for folder, group in FOLDERS.items():
+            if folder in item.path.as_posix() and not {"smoke", "soak"} & {mark.name for mark in item.iter_markers()}:
+                item.add_marker(group)
         if "tests/container/" in item.path.as_posix():
             item.add_marker(pytest.mark.usefixtures("docker"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in one line what did not run, and why."""
+    """Print the CPU time, which says more than the time on a busy machine, and in one line what did not run and why."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(used.ru_utime + used.ru_stime for used in usage)
+    terminalreporter.write_line(f"CPU time: {seconds:.0f} s, without that of containers")
     skipped: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         reason = str(report.longrepr[2]).removeprefix("Skipped: ")

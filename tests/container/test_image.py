@@ -13,6 +13,8 @@ from app import NAME
 from tests.container.engine import Container, run_container
 from tests.container.service import PERSON, log_in
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def service(image: str) -> Iterator[Container]:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.container.engine import Compose, compose_project, run_docker
 from tests.container.service import CONFLICTING_TABLE, CREDENTIALS, PERSON
 from tests.container.service import log_in as get_auth
-from tests.test_readme import BACKUP, MAKE_SECRETS, RECREATE, RESTORE, UP
+from tests.copies.test_readme import BACKUP, MAKE_SECRETS, RECREATE, RESTORE, UP
 
 FILE = "docker-compose.production.yml"
 

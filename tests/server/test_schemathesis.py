@@ -17,9 +17,11 @@ from gunicorn_process import Gunicorn, Start
 from tests.availability import REQUIRE_ALL
 from tests.conftest import NO_LIMIT, SECRET_KEY
 
+pytestmark = pytest.mark.attack
+
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-MINUTES = 10
+MINUTES = 30
 QUIET_SECONDS = 60
 ALL = ".*"
 # The routes without authentication. All others only return 401 to an anonymous caller.

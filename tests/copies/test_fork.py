@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.copies import CHECKS, contents, copy_repository, run
+from tests.copies.repository import CHECKS, contents, copy_repository, run
 from tests.readme import section
 
 

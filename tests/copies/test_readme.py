@@ -15,7 +15,7 @@ from processes import free_port
 from app import NAME
 from tests.availability import cannot_run
 from tests.conftest import ROOT
-from tests.copies import copy_repository
+from tests.copies.repository import copy_repository
 from tests.readme import blocks, section
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]

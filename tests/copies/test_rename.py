@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.copies import CHECKS, contents, copy_repository, run
+from tests.copies.repository import CHECKS, contents, copy_repository, run
 
 OLD_NAME = re.compile(rb"fastapi[ _.-]*(application|app\b|db\b)", re.IGNORECASE)
 
