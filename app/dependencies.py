@@ -21,9 +21,15 @@ async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
     """Open the request's session. It reads in autocommit, and connects when it is first used."""
     async with AsyncSession(request.state["read_engine"], expire_on_commit=False, autoflush=False) as session:
         yield session
+        _check_nothing_is_pending(session)
 
 
-# With scope="function" a dependency ends before the response is sent. The default would be after it.
+def _check_nothing_is_pending(session: AsyncSession) -> None:
+    if session.new or session.dirty or session.deleted:
+        raise RuntimeError("A ReadSession writes nothing. Depend on WriteSession to change objects.")
+
+
+# With scope="function" the code after `yield` runs before the response is sent. By default it would run afterwards.
 ReadSession = Annotated[AsyncSession, Depends(get_read_session, scope="function")]
 
 
@@ -33,6 +39,7 @@ async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncI
     It is the same session, so that no request needs two connections: if each of many requests held one connection and
     waited for a second, none of them would ever get it.
     """
+    _check_nothing_is_pending(session)
     await session.commit()  # returns the connection of earlier reads to the pool
     session.sync_session.bind = request.state["engine"].sync_engine
     yield session

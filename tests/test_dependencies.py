@@ -1,11 +1,12 @@
 """`ReadSession` reads without a transaction, and `WriteSession` is one transaction, committed before the response."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
 import httpx
 import pytest
+import structlog
 from fastapi import Depends
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -53,6 +54,33 @@ async def test_write_is_committed_before_the_response_starts(settings: Settings)
             await register(client, "bob@example.com")
 
     assert stored == [1, 2]
+
+
+async def change_name(session: ReadSession) -> None:
+    user = await session.scalar(select(User))
+    assert user
+    user.full_name = "Bob"
+
+
+async def change_name_then_open_transaction(_: Annotated[None, Depends(change_name)], session: WriteSession) -> None:
+    pass  # the change would be lost, because opening the transaction ends the read
+
+
+@pytest.mark.parametrize("endpoint", [change_name, change_name_then_open_transaction])
+async def test_change_in_read_session_is_an_error(
+    service: Service,
+    session: AsyncSession,
+    logs: list[structlog.typing.EventDict],
+    endpoint: Callable[..., Awaitable[None]],
+) -> None:
+    service.app.post("/rename", status_code=204)(endpoint)
+    await register(service.client)
+
+    response = await service.client.post("/rename")
+
+    assert response.status_code == 500
+    assert [entry["event"] for entry in logs].count("unhandled exception") == 1
+    assert await session.scalar(select(User.full_name)) == "Ann"
 
 
 async def test_failed_update_is_rolled_back(client: httpx.AsyncClient, session: AsyncSession) -> None:

@@ -11,12 +11,14 @@ Use `ReadSession` for everything else, and this only for a query that stands out
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
 from sqlalchemy import Boolean, Numeric, Select
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from app.database.engine import autocommit
@@ -24,6 +26,8 @@ from app.database.errors import DatabaseUnreachable
 from app.database.postgresql import get_driver_connection, needs_cancel
 from app.settings import Settings
 
+# Compiled queries that are kept.
+CACHE_SIZE = 500
 # Seconds that a pooler may take to cancel a statement.
 CANCEL_SECONDS = 1.0
 
@@ -42,7 +46,7 @@ class FastReader:
         self._engine = autocommit(engine)
         self._slots = asyncio.Semaphore(settings.database_pool_size)
         self._timeout = settings.database_pool_timeout
-        self._compiled: dict[Query, SQLCompiler | None] = {}
+        self._compiled = lru_cache(maxsize=CACHE_SIZE)(self._compile)
 
     async def fetch_one(self, query: Query, **parameters: object) -> Row | None:
         """Return the first row, or None."""
@@ -55,24 +59,19 @@ class FastReader:
         Raises:
             InvalidRequestError, StatementError: A parameter is missing.
         """
-        if query not in self._compiled:
-            self._compiled[query] = self._compile(query)
-        compiled = self._compiled[query]
-        await self._acquire_slot()
+        compiled = self._compiled(query)
         try:
-            if compiled:
-                values = compiled.construct_params(parameters)
-                return await self._fetch(str(compiled), [values[name] for name in compiled.positiontup or ()])
-            async with self._engine.connect() as connection:
-                return (await connection.execute(query, parameters)).all()
-        finally:
-            self._slots.release()
-
-    async def _acquire_slot(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._slots.acquire()
-        except TimeoutError as error:
+            async with asyncio.timeout(self._timeout) as waiting, self._slots:
+                if compiled:
+                    values = compiled.construct_params(parameters)
+                    arguments = [values[name] for name in compiled.positiontup or ()]
+                    raw_connection = await self._engine.raw_connection()
+                    waiting.reschedule(None)
+                    return await _fetch(raw_connection, str(compiled), arguments)
+                async with self._engine.connect() as connection:
+                    waiting.reschedule(None)
+                    return (await connection.execute(query, parameters)).all()
+        except TimeoutError as error:  # those of the driver are DatabaseUnreachable
             raise PoolTimeoutError(f"no connection was free for {self._timeout:g} s") from error
 
     def _compile(self, query: Query) -> SQLCompiler | None:
@@ -85,28 +84,29 @@ class FastReader:
                 return None
         compiled = query.compile(dialect=dialect)
         for bind in compiled.binds.values():
+            # asyncpg converts booleans itself; SQLAlchemy only checks them.
             converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
             if bind.expanding or bind.literal_execute or converts:
                 return None
         return compiled
 
-    async def _fetch(self, sql: str, values: list[object]) -> Sequence[Row]:
-        connection = await self._engine.raw_connection()
-        driver_connection = get_driver_connection(connection)
-        try:
-            return await driver_connection.fetch(sql, *values)
-        except asyncpg.PostgresError:
-            raise
-        except BaseException as error:
-            is_lost = driver_connection.is_closed() or isinstance(error, OSError)
-            # The statement may still run, so the connection cannot be used again.
-            if needs_cancel(connection, error):
-                with contextlib.suppress(OSError):  # the pooler does not answer
-                    await driver_connection.close(timeout=CANCEL_SECONDS)
-            driver_connection.terminate()
-            connection.invalidate(error)
-            if is_lost and isinstance(error, Exception):
-                raise DatabaseUnreachable(f"the database does not answer: {error!r}") from error
-            raise
-        finally:
-            connection.close()
+
+async def _fetch(connection: PoolProxiedConnection, sql: str, values: list[object]) -> Sequence[Row]:
+    driver_connection = get_driver_connection(connection)
+    try:
+        return await driver_connection.fetch(sql, *values)
+    except asyncpg.PostgresError:
+        raise
+    except BaseException as error:
+        is_lost = driver_connection.is_closed() or isinstance(error, OSError)
+        # The statement may still run, so the connection cannot be used again.
+        if needs_cancel(connection, error):
+            with contextlib.suppress(OSError):  # the pooler does not answer
+                await driver_connection.close(timeout=CANCEL_SECONDS)
+        driver_connection.terminate()
+        connection.invalidate(error)
+        if is_lost and isinstance(error, Exception):
+            raise DatabaseUnreachable(f"the database does not answer: {error!r}") from error
+        raise
+    finally:
+        connection.close()
