@@ -38,6 +38,8 @@ def _check_secret_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
     key = value.get_secret_value().strip()
     if not value.get_secret_value() and info.data.get("environment") != "production":
         key = secrets.token_urlsafe(SECRET_KEY_BYTES)
+    if not key:
+        raise ValueError("must be set; make one with `openssl rand -hex 32`")
     if len(key.encode()) < SECRET_KEY_BYTES:
         raise ValueError(f"must have at least {SECRET_KEY_BYTES} bytes; make one with `openssl rand -hex 32`")
     if key == EXAMPLE_SECRET_KEY and info.data.get("environment") == "production":
@@ -100,8 +102,8 @@ Rate = Annotated[
 Seconds = Annotated[float, Field(ge=0.1)]
 
 
-class Sources(BaseSettings):
-    """The settings that say which files hold the others."""
+class SettingsFiles(BaseSettings):
+    """The settings that say which files the others are read from."""
 
     model_config = SettingsConfigDict(
         env_file_encoding="utf-8",
@@ -121,7 +123,7 @@ class Sources(BaseSettings):
     )
 
 
-class Settings(Sources):
+class Settings(SettingsFiles):
     """All settings. Each is read from the environment variable of the same name, in upper case."""
 
     # Server: read by gunicorn.conf.py
@@ -250,7 +252,7 @@ class Settings(Sources):
 
     @field_validator("database_url", "cors_origins", "allowed_hosts")
     @classmethod
-    def _refuse_unsafe_in_production(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  of three fields
+    def _check_for_production(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  of three fields
         if info.data.get("environment") == "production":
             if info.field_name == "database_url" and value.get_secret_value().startswith("sqlite"):
                 raise ValueError("must be PostgreSQL in production, SQLite is for development")
@@ -283,11 +285,12 @@ def load_settings() -> Settings:
     """
     env_files: tuple[str, ...] = (".env",)
     try:
-        env_files += (f".env.{Sources(_env_file=env_files).environment}",)
-        secrets_dir = Sources(_env_file=env_files).secrets_dir
+        environment = SettingsFiles(_env_file=env_files).environment
+        env_files += (f".env.{environment}",)
+        secrets_dir = SettingsFiles(_env_file=env_files).secrets_dir
         # pydantic-settings only warns about a secret file that it skips, such as a directory that Docker has created.
         with warnings.catch_warnings(action="error", category=UserWarning):
-            return Settings(_env_file=env_files, _secrets_dir=secrets_dir if secrets_dir.is_dir() else None)
+            settings = Settings(_env_file=env_files, _secrets_dir=secrets_dir if secrets_dir.is_dir() else None)
     except ValidationError as error:
         problems = (
             f"\n  {str(problem['loc'][0]).upper()}: {problem['msg'].removeprefix('Value error, ')}"
@@ -299,6 +302,9 @@ def load_settings() -> Settings:
     except (OSError, SettingsError) as error:
         reason = f": {error.__cause__}" if error.__cause__ else ""
         raise SystemExit(f"The settings cannot be read: {error}{reason}") from error
+    if settings.environment != environment:
+        raise SystemExit("ENVIRONMENT must be set in the environment or in `.env`, because it names the other files")
+    return settings
 
 
 def describe_unknown_names(settings: Settings) -> list[str]:
@@ -310,9 +316,9 @@ def describe_unknown_names(settings: Settings) -> list[str]:
     if settings.secrets_dir.is_dir():
         names += [path.name for path in settings.secrets_dir.iterdir() if path.is_file() and path.name.isidentifier()]
     known = [name.upper() for name in Settings.model_fields]
-    warnings = []
+    found = []
     for name in dict.fromkeys(map(str.upper, names)):
         if name not in known and name not in COMPOSE_VARIABLES and not name.startswith(OTHER_PREFIXES):
             nearest = get_close_matches(name, known, n=1)
-            warnings.append(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
-    return warnings
+            found.append(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    return found

@@ -67,6 +67,18 @@ def test_env_file_of_another_environment_is_ignored(directory: Path, monkeypatch
     assert (settings.port, settings.max_requests) == (8000, 2)
 
 
+@pytest.mark.parametrize("name", [".env.test", "secrets/environment"])
+def test_environment_in_file_that_it_names_is_an_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("SECRET_KEY", SECRET_KEY)
+    (directory / ".env").write_text("ENVIRONMENT=test\n")
+    (directory / name).write_text("ENVIRONMENT=development" if name == ".env.test" else "development")
+
+    with pytest.raises(SystemExit, match=r"ENVIRONMENT must be set in the environment or in `\.env`"):
+        load_settings()
+
+
 def test_missing_secrets_directory_is_ignored(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRETS_DIR", str(directory / "missing"))
 
