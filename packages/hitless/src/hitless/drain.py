@@ -61,11 +61,11 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         signal_workers(arbiter.WORKERS, signal.SIGTERM)
         arbiter.signal(signal.SIGTERM, frame)
 
-    def stop_now(_: int, frame: FrameType | None) -> None:
+    def stop_now(number: int, frame: FrameType | None) -> None:
         # Repeated, because workers may still be started until the master's loop handles the signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)
-        arbiter.signal(signal.SIGQUIT, frame)
+        arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs which
 
     signal.signal(signal.SIGTERM, start_draining)
     signal.signal(signal.SIGINT, stop_now)

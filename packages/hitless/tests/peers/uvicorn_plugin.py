@@ -1,0 +1,20 @@
+"""A pytest plugin for Uvicorn's suite: hitless' protocol in the place of Uvicorn's for httptools."""
+
+import pytest
+import uvicorn.protocols.http.httptools_impl
+from hitless.protocol import LimitedProtocol
+
+
+# The name by which Uvicorn's tests know the protocol for httptools.
+class HttpToolsProtocol(LimitedProtocol):
+    """hitless' protocol."""
+
+
+def pytest_configure() -> None:
+    uvicorn.protocols.http.httptools_impl.HttpToolsProtocol = HttpToolsProtocol  # type: ignore[misc]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # asyncio's transports have this method, the mock of Uvicorn's tests does not.
+    for item in items:
+        item.getparent(pytest.Module).obj.MockTransport.can_write_eof = lambda _: False  # type: ignore[union-attr]

@@ -1,0 +1,49 @@
+"""A pytest plugin for uvicorn-worker's suite: hitless' worker in the place of `UvicornWorker`, and more patience."""
+
+import os
+import subprocess
+import time
+from types import SimpleNamespace
+from typing import IO, Any
+
+import hitless
+import pytest
+import uvicorn_worker  # type: ignore[import-untyped]  # it has no type hints
+
+# Seconds for gunicorn to start or to exit. The suite waits for less, and sends signals that would stop a gunicorn which
+# has not started yet.
+PATIENCE = 60
+
+
+class PatientProcess(subprocess.Popen[bytes]):
+    """The suite's `Process`, which is polled only once the application has started."""
+
+    output: IO[bytes]
+
+    def __init__(self, arguments: list[str], *, stdout: IO[bytes], **options: Any) -> None:  # noqa: ANN401  any of Popen's
+        super().__init__(arguments, stdout=stdout, **options)
+        self.log = stdout
+
+    def poll(self) -> int | None:
+        deadline = time.monotonic() + PATIENCE
+        # `pread`, because gunicorn writes at the same offset of the file.
+        while super().poll() is None and b"startup complete" not in os.pread(self.log.fileno(), 100_000, 0):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return super().poll()
+
+    def wait(self, timeout: float | None = None) -> int:
+        return super().wait(timeout and PATIENCE)
+
+    def read_output(self) -> str:
+        return os.pread(self.log.fileno(), 1_000_000, 0).decode()
+
+
+def pytest_configure() -> None:
+    uvicorn_worker.UvicornWorker = hitless.Worker
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    module = items[0].getparent(pytest.Module).obj  # type: ignore[union-attr]
+    module.Process = PatientProcess
+    module.time = SimpleNamespace(sleep=lambda seconds: time.sleep(2 * seconds))
