@@ -179,7 +179,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting
     """Build settings with cheap hashes and no rate limits, so that hundreds of tests run in seconds."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "environment": "test",
         "secret_key": SECRET_KEY,
         "argon2_memory_kib": 8,

@@ -53,9 +53,10 @@ def _run(image: str, port: int, options: list[str], command: list[str]) -> str:
 
 def postgresql_url() -> str:
     """Return the URL of the PostgreSQL server, or skip the test."""
-    if url := os.environ.get("TEST_DATABASE_URL"):
-        return url
-    cannot_run(f"on PostgreSQL: {os.environ[PROBLEM]}, and TEST_DATABASE_URL is not set")
+    url = os.environ.get("TEST_DATABASE_URL")
+    if not url:
+        cannot_run(f"on PostgreSQL: {os.environ[PROBLEM]}, and TEST_DATABASE_URL is not set")
+    return url
 
 
 def redis_url() -> str:

@@ -28,7 +28,7 @@ USER = """
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.5)
     monkeypatch.setattr(migrations, "LOCK_ATTEMPTS", 2)
-    monkeypatch.setattr(migrations.random, "uniform", lambda *_: 0.1)
+    monkeypatch.setattr("random.uniform", lambda *_: 0.1)
 
 
 @pytest.mark.usefixtures("short_waits")

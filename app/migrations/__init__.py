@@ -90,6 +90,8 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
     engine = create_migration_engine(settings)
     try:
         for attempt in range(1, LOCK_ATTEMPTS + 1):
+            if attempt > 1:
+                await asyncio.sleep(random.uniform(1, 3))  # noqa: S311  jitter
             try:
                 async with engine.begin() as connection:
                     await connection.run_sync(_migrate, revision)
@@ -98,7 +100,6 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
                 log.warning("a migration waits for a lock", attempt=attempt, held_by=holders, statement=error.statement)
             else:
                 return
-            await asyncio.sleep(random.uniform(1, 3))  # noqa: S311  jitter
         raise MigrationFailed(
             f"A migration could not lock a table within {LOCK_SECONDS} s, {LOCK_ATTEMPTS} times. Nothing was changed. "
             f"The lock is held by {holders or 'nobody now'}"

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from processes import PATIENCE
 
-TIMEOUT = 600  # seconds for one command; a build without a cache takes minutes
+TIMEOUT = 1800  # seconds for one command; to run the tests in a container takes many minutes
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from app import NAME
 from tests.conftest import ROOT
 from tests.container.engine import run_docker
-from tests.copies import copy_repository
+from tests.copies.repository import copy_repository
 
 # Tests that need Docker or a browser, take minutes, or copy the repository again. Of the others, all run on SQLite, and
 # those of users on PostgreSQL too.
@@ -32,7 +32,7 @@ def test_tests_pass_in_the_development_container(compose: list[str]) -> None:
     run_docker(*compose, "up", "--build", "--detach", "--wait", *DEFINITION["runServices"])
 
     options = " ".join(["--ignore-glob=*/test_schemathesis.py", *(f"--ignore=tests/{name}" for name in IGNORED)])
-    pytest_command = f"uv run pytest -p no:cacheprovider -n2 -k 'not postgresql or users' {options}"
+    pytest_command = f"uv run pytest -p no:cacheprovider -n4 -k 'not postgresql or users' {options}"
     script = f"{DEFINITION['postCreateCommand']} && REQUIRE_ALL_TESTS=1 {pytest_command}"
     output = run_docker(*compose, "exec", "-T", DEFINITION["service"], "sh", "-c", script)
 
