@@ -35,18 +35,20 @@ def main() -> None:
     # The pattern matches the new spellings too, and the longest first, so that a second run changes nothing if the new
     # name contains the old one.
     pattern = re.compile("|".join(sorted({*spellings, *spellings.values()}, key=len, reverse=True)))
-    ignored_test = re.compile(r' --ignore tests/test_rename\.py|, "test_rename\.py"')
 
     def replace_names(text: str) -> str:
-        return ignored_test.sub("", pattern.sub(lambda match: spellings.get(match[0], match[0]), text))
+        return pattern.sub(lambda match: spellings.get(match[0], match[0]), text)
 
     for path in sorted(ROOT.rglob("*")):
         if path.is_file() and not SKIPPED & {*path.relative_to(ROOT).parts}:
             edit(path, replace_names)
     about_renaming = re.compile("|".join([SECTION, *PHRASES]), re.DOTALL | re.MULTILINE)
     edit(ROOT / "README.md", lambda text: about_renaming.sub("", text))
-    edit(ROOT / "tests/test_readme.py", lambda text: re.sub(r"^.*scripts/rename\.py.*\n", "", text, flags=re.MULTILINE))
-    (ROOT / "tests/test_rename.py").unlink(missing_ok=True)
+    edit(
+        ROOT / "tests/copies/test_readme.py",
+        lambda text: re.sub(r"^.*scripts/rename\.py.*\n", "", text, flags=re.MULTILINE),
+    )
+    (ROOT / "tests/copies/test_rename.py").unlink(missing_ok=True)
     Path(__file__).unlink()
     Path(__file__).parent.rmdir()
     sys.stdout.write(

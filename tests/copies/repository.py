@@ -13,8 +13,6 @@ from tests.conftest import ROOT
 _UNVERSIONED = shutil.ignore_patterns(
     ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__", "node_modules"
 )
-# Tests that need containers or a browser, or make copies of the copy.
-_IGNORED = ["browser", "container", "test_rename.py"]
 
 CHECKS = "ruff check . && ruff format --check . && mypy && pytest"
 
@@ -38,17 +36,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
     """Run a command of the README in a copy, with the packages that are installed here, and return its output.
 
-    Tests find no Docker, and therefore run on SQLite. If REQUIRE_ALL_TESTS is set, all of them run, for some minutes.
+    Tests find no Docker, and therefore run on SQLite.
 
     Args:
         folder: The copy.
         command: The command, in which `uv run` is ignored.
         stdin: The standard input.
-        tests: The tests to run if not all must run, as an expression for `pytest -k`.
+        tests: The tests to run unless REQUIRE_ALL_TESTS is set, as an expression for `pytest -k`.
     """
-    options = ["-n4", "-q", *[f"--ignore=tests/{name}" for name in _IGNORED]]
-    if tests and not os.environ.get(REQUIRE_ALL):
-        options += ["-k", tests]
+    options = ["-k", tests] if tests and not os.environ.get(REQUIRE_ALL) else []
     inherited = {
         name: value
         for name, value in os.environ.items()
