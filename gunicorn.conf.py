@@ -108,7 +108,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
             server.log.warning(warning)
     except StartupError as error:
         hitless.abort_startup(server, str(error))
-    app.state.is_prepared = True
+    app.state.is_database_prepared = True
     app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})
     # FastAPI prepares its routes at the first request. Each worker would need 20 ms for it.
     list(iter_route_contexts(app.routes))

@@ -40,7 +40,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     """Create the state at startup, and close its connections at shutdown."""
     asyncio.get_running_loop().set_exception_handler(ignore_abandoned_connections)
     settings: Settings = app.state.settings
-    if not app.state.is_prepared:  # gunicorn.conf.py does it once for all workers
+    if not app.state.is_database_prepared:  # gunicorn.conf.py does it once for all workers
         await prepare_database(settings)
     # Created here and not at import: gunicorn forks after the import, and workers must not share connections.
     engine = create_engine(settings)

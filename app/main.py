@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,  # a page for a kind of login that is not offered
     )
     app.state.settings = settings
-    app.state.is_prepared = False  # see lifespan.py
+    app.state.is_database_prepared = False  # see lifespan.py
     app.state.rate_counter = MemoryCounter()  # shared by the workers, which are forked later
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     add_routers(app)

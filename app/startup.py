@@ -67,8 +67,8 @@ def connections_per_worker(settings: Settings) -> int:
 async def check_connection_limit(settings: Settings, workers: int) -> str | None:
     """Return a warning if the workers may open more connections than the database allows.
 
-    One worker more is counted, because a worker is replaced before it leaves. The database's limit is for all its
-    clients together, so only a configuration that cannot work at all is found.
+    One worker more is counted, because the successor of a worker starts before the worker stops. Other clients of the
+    database are not counted, so a configuration without a warning may still need too many.
 
     Raises:
         StartupError: The database is unreachable.

@@ -224,7 +224,7 @@ async def serve(settings: Settings, *, prepared: bool = False, root_path: str = 
     `root_path` is the path prefix of a proxy, which clients use.
     """
     app = create_app(settings)
-    app.state.is_prepared = prepared
+    app.state.is_database_prepared = prepared
     async with lifespan(app) as state:
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:

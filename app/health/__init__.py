@@ -1,1 +1,1 @@
-"""Health checks, for whatever restarts the process and whatever sends it traffic."""
+"""Health checks: whether the process must be restarted, and whether it can be sent traffic."""

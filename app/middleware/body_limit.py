@@ -23,7 +23,7 @@ class BodyRejected(HTTPException):
 class BodyLimitMiddleware:
     """Responds 413 to a body that is too large, by its Content-Length or while a route reads it.
 
-    A route that reads no body holds none.
+    Only what a route reads is held in memory and counted.
 
     Args:
         app: The next application.

@@ -41,7 +41,7 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # A 429 from the route is about another limit, and has its headers.
+            # If the route itself responds 429, the headers are those of the limit that it checked.
             if message["type"] == "http.response.start" and message["status"] != RateLimited.status:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)

@@ -16,20 +16,20 @@ class StartupErrorMiddleware:
             await self.app(scope, receive, send)
             return
 
-        failure: Message | None = None
+        failed: Message | None = None
 
-        async def hold_failure(message: Message) -> None:
-            nonlocal failure
+        async def send_unless_failed(message: Message) -> None:
+            nonlocal failed
             if message["type"] == "lifespan.startup.failed":
-                failure = message  # the exception follows
+                failed = message  # sent below, because the exception follows
             else:
                 await send(message)
 
         try:
-            await self.app(scope, receive, hold_failure)
+            await self.app(scope, receive, send_unless_failed)
         except StartupError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
         except BaseException:
-            if failure:
-                await send(failure)
+            if failed:
+                await send(failed)
             raise
