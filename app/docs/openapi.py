@@ -105,9 +105,11 @@ def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
             parameter["example"] = parameter["schema"]["examples"][0]
     for described in (operation.get("requestBody", {}), *operation["responses"].values()):
         media = described.get("content", {}).get("application/json", {})
-        schema = schemas.get(media.get("schema", {}).get("$ref", "").rpartition("/")[2], {})
+        body = media.get("schema", {})
+        schema = schemas.get(body.get("items", body).get("$ref", "").rpartition("/")[2], {})
         if "examples" in schema and "examples" not in media:
-            media["example"] = _in_field_order(schema)
+            example = _in_field_order(schema)
+            media["example"] = [example] if "items" in body else example
 
 
 def _in_field_order(schema: dict[str, Any]) -> dict[str, Any]:
