@@ -1,6 +1,6 @@
 """The production server: gunicorn with Uvicorn workers.
 
-Names, values and variables are the usual ones. Where one is not, a comment says why. See the README for each setting.
+Names, values and variables are the usual ones. Where one is not, a comment says why. docs/server.md explains each one.
 """
 
 import gc

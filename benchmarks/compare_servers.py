@@ -1,4 +1,4 @@
-"""Runs the same application on four servers, and prints what each serves and loses, as it stands in the README.
+"""Runs the same application on four servers, and prints what each serves and loses, as in docs/performance.md.
 
     docker build -t fastapi-app .
     uv run python -m benchmarks.compare_servers

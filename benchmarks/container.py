@@ -1,4 +1,4 @@
-"""Measure the size, the memory and the start of the container, and print the README's table.
+"""Measure the size, the memory and the start of the container, and print the table of docs/performance.md.
 
     docker build -t fastapi-app .
     uv run python -m benchmarks.container

@@ -16,9 +16,8 @@ SKIPPED = {
     *(".git", ".venv", ".uv", "data", "node_modules", "packages"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
 }
-# The parts of the README about renaming: the section with the command, and phrases elsewhere.
+# The section of the README with the command.
 SECTION = r"^### (?:(?!^##).)*?uv run scripts/rename\.py.*?(?=^##)"
-PHRASES = (r"\[give it a name\]\(#fork-it\), ", r"were renamed, or (?=had)")
 
 
 def main() -> None:
@@ -42,12 +41,7 @@ def main() -> None:
     for path in sorted(ROOT.rglob("*")):
         if path.is_file() and not SKIPPED & {*path.relative_to(ROOT).parts}:
             edit(path, replace_names)
-    about_renaming = re.compile("|".join([SECTION, *PHRASES]), re.DOTALL | re.MULTILINE)
-    edit(ROOT / "README.md", lambda text: about_renaming.sub("", text))
-    edit(
-        ROOT / "tests/copies/test_readme.py",
-        lambda text: re.sub(r"^.*scripts/rename\.py.*\n", "", text, flags=re.MULTILINE),
-    )
+    edit(ROOT / "README.md", lambda text: re.sub(SECTION, "", text, flags=re.DOTALL | re.MULTILINE))
     (ROOT / "tests/copies/test_rename.py").unlink(missing_ok=True)
     Path(__file__).unlink()
     Path(__file__).parent.rmdir()

@@ -12,6 +12,7 @@ from benchmarks.__main__ import add_users, get_token
 from benchmarks.hashes import hashes_per_second
 from benchmarks.login_timing import mann_whitney
 from tests.conftest import ROOT
+from tests.pages import command
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -27,6 +28,13 @@ def test_limit_returns_the_same_responses_as_the_service(database_url: str) -> N
 
     assert [of_limit for of_limit, _ in responses] == [of_service for _, of_service in responses]
     assert len(responses[-1][0]["items"]) == 100
+
+
+def test_documented_command_starts(clean_environment: dict[str, str]) -> None:
+    """To run it takes minutes, and the whole machine."""
+    module = command("benchmark").split()[-1]
+
+    subprocess.run([sys.executable, "-m", module, "--help"], env=clean_environment, cwd=ROOT, check=True, timeout=60)
 
 
 def test_hashes_per_second_are_counted() -> None:

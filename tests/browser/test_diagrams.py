@@ -1,4 +1,4 @@
-"""The library that GitHub uses can render the README's diagrams."""
+"""The library that GitHub uses can render the diagrams of all pages."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.availability import cannot_run
 from tests.browser.conftest import Visit
-from tests.readme import blocks, section
+from tests.pages import Block, blocks
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,14 @@ def mermaid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "package/dist/mermaid.min.js"
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["request", "container"])
-async def test_diagram_is_rendered(visit: Visit, mermaid: Path, number: int) -> None:
-    diagram = blocks("mermaid", section("Read it"))[number]
+DIAGRAMS = [block for block in blocks() if block.language == "mermaid"]
+
+
+@pytest.mark.parametrize("diagram", DIAGRAMS, ids=lambda diagram: diagram.page.stem)
+async def test_diagram_is_rendered(visit: Visit, mermaid: Path, diagram: Block) -> None:
     await visit.page.add_script_tag(path=mermaid)
 
-    svg = await visit.page.evaluate("async text => (await mermaid.render('diagram', text)).svg", diagram)
+    svg = await visit.page.evaluate("async text => (await mermaid.render('diagram', text)).svg", diagram.text)
 
     assert svg.startswith("<svg")
     assert visit.console == []

@@ -165,6 +165,22 @@ class Compose:
         """Run a docker compose command on the project."""
         return run_docker("compose", "--project-name", self.name, "--file", self.file, *arguments, **self.variables)
 
+    def run(self, script: str, **variables: str) -> str:
+        """Run documented commands in the project's directory, and return their output."""
+        environment = {**os.environ, **self.variables, **variables, "COMPOSE_PROJECT_NAME": self.name}
+        result = subprocess.run(
+            ["bash", "-euc", script],
+            cwd=self.file.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=TIMEOUT,
+        )
+        assert result.returncode == 0, f"$ {script}\n{result.stdout}"
+        return result.stdout
+
     def container(self, service: str) -> Container:
         """Return the only container of a service, which may have exited."""
         return Container(self("ps", "--all", "--quiet", service))

@@ -10,6 +10,7 @@ from processes import PATIENCE, get_or_none, until
 from tests.conftest import ROOT
 from tests.container.engine import Compose, compose_project
 from tests.container.service import PERSON
+from tests.pages import command
 
 NEW_ROUTE = """
 @app.get("/news")
@@ -26,7 +27,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Co
     shutil.copy(ROOT / ".dockerignore", folder)
     ports = {"WEB_PORT": "0", "DB_PORT": "0", "REDIS_PORT": "0"}
     with compose_project(folder / "docker-compose.yml", **ports) as project:
-        project("up", "--build", "--detach", "--wait")
+        project.run(command("compose-up").strip() + " --detach --wait")
         yield project
 
 

@@ -2,25 +2,43 @@
 
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 from processes import PATIENCE
 
 from app import NAME
-from tests.container.engine import Container, run_container
+from tests.conftest import ROOT
+from tests.container.engine import Container, run_container, run_docker
 from tests.container.service import PERSON, log_in
+from tests.pages import command
 
 pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture(scope="module")
 def service(image: str) -> Iterator[Container]:
-    """The README's `docker run`, on a free port."""
+    """A container of the image, on a free port."""
     with run_container(image, "--publish", "127.0.0.1::8000") as container:
         yield container.wait_until_healthy()
+
+
+def test_documented_command_builds_and_runs_the_image(image: str) -> None:
+    name = f"test-{uuid4().hex}"
+    changes = {NAME: image, "--rm": f"--rm --detach --name {name}", "127.0.0.1:8000:8000": "127.0.0.1::8000"}
+    script = command("docker-run")
+    for default, value in changes.items():
+        assert default in script
+        script = script.replace(default, value)
+    try:
+        subprocess.run(["bash", "-euc", script], cwd=ROOT, check=True, capture_output=True)
+        Container(name).wait_until_healthy()
+    finally:
+        run_docker("rm", "--force", "--volumes", name)
 
 
 def test_health_returns_200(service: Container) -> None:

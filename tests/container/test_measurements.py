@@ -1,11 +1,9 @@
-"""The size, memory and times of the container in the README, measured again with a tolerance for other machines."""
-
-import re
+"""The size, memory and times of the container, measured again with a tolerance for other machines."""
 
 from benchmarks.container import measure
-from tests.readme import section
+from tests.pages import table
 
-# Factors by which a measurement may differ from the README.
+# Factors by which a measurement may differ.
 SIZE_TOLERANCE, MEMORY_TOLERANCE, RATIO_TOLERANCE = 1.1, 1.5, 3
 
 
@@ -18,8 +16,8 @@ def tolerance(name: str) -> float | None:
     return RATIO_TOLERANCE if "Ratio" in name else None
 
 
-def test_container_takes_what_the_readme_says(image: str) -> None:
-    documented = dict(re.findall(r"^\| (.+) \| ([\d.]+) \|$", section("Production"), re.MULTILINE))
+def test_container_needs_no_more_than_documented(image: str) -> None:
+    documented = dict(table("container"))
 
     figures = measure(image)
 

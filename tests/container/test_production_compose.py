@@ -1,12 +1,8 @@
-"""docker-compose.production.yml: exposure, secrets, limits, startup, shutdown, backup and rollback."""
+"""docker-compose.production.yml: exposure, secrets, limits, startup, shutdown, release and rollback."""
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from random import randrange
 
 import httpx
 import pytest
@@ -14,58 +10,33 @@ from processes import PATIENCE, until
 
 from app import NAME
 from tests.conftest import ROOT
-from tests.container.engine import Compose, compose_project, run_docker
-from tests.container.service import CONFLICTING_TABLE, CREDENTIALS, PERSON
+from tests.container.engine import Compose, run_docker
+from tests.container.production import log_in, production_project, query, run
+from tests.container.service import CONFLICTING_TABLE, PERSON
 from tests.container.service import log_in as get_auth
-from tests.copies.test_readme import BACKUP, MAKE_SECRETS, RECREATE, RESTORE, UP
+from tests.pages import command
 
-FILE = "docker-compose.production.yml"
+# The image in the documentation.
+RELEASE = "fastapi-app:1.2.3"
 
 
 @pytest.fixture(scope="module")
 def create_project(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Callable[[], Compose]]:
-    """Creates a project as on a host that has the file, the image, and secrets made with the README's command."""
     with ExitStack() as stack:
-
-        def create() -> Compose:
-            folder = tmp_path_factory.mktemp("host")
-            shutil.copy(ROOT / FILE, folder)
-            # The containers' users must be able to read the secrets, whatever the administrator's umask is.
-            subprocess.run(["bash", "-euc", f"umask 077; {MAKE_SECRETS}"], cwd=folder, check=True)
-            network = f"10.{randrange(128, 254)}.{randrange(256)}"  # noqa: S311  probably unused by other test runs
-            return stack.enter_context(compose_project(folder / FILE, WEB_PORT="0", WEB_NETWORK=network, IMAGE=image))
-
-        yield create
+        yield lambda: stack.enter_context(production_project(tmp_path_factory.mktemp("host"), image))
 
 
 @pytest.fixture(scope="module")
 def production(create_project: Callable[[], Compose]) -> Compose:
     """The running project, with one user."""
     compose = create_project()
-    run(compose, UP)
+    run(compose, command("up"))
     httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
     return compose
 
 
-def run(compose: Compose, command: str, **variables: str) -> None:
-    """Run a command of the README in the project's directory."""
-    environment = {**os.environ, **compose.variables, **variables, "COMPOSE_PROJECT_NAME": compose.name}
-    result = subprocess.run(
-        ["bash", "-euc", command], cwd=compose.file.parent, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-
-
-def query(compose: Compose, statement: str) -> None:
-    compose("exec", "-T", "db", "psql", "--username=app", "--dbname=app", "--quiet", f"--command={statement}")
-
-
 def read_secrets(compose: Compose) -> dict[str, str]:
     return {file.name: file.read_text().strip() for file in compose.file.with_name("secrets").iterdir()}
-
-
-def log_in(compose: Compose) -> httpx.Response:
-    return httpx.post(f"{compose.url}/auth/login", json=CREDENTIALS, timeout=PATIENCE)
 
 
 def test_database_is_migrated_before_the_service_starts(production: Compose) -> None:
@@ -164,35 +135,9 @@ def test_down_exits_cleanly_and_up_keeps_the_data(production: Compose) -> None:
     exit_codes = {name: production.container(name).exit_code for name in ("web", "db", "redis")}
     production("down")
 
-    run(production, UP)
+    run(production, command("up"))
 
     assert exit_codes == {"web": 0, "db": 0, "redis": 0}
-    assert log_in(production).status_code == 200
-
-
-def test_backup_restores_deleted_users(production: Compose) -> None:
-    run(production, BACKUP)
-    query(production, "DELETE FROM users")
-    before_restore = log_in(production)
-    assert oct(production.file.with_name("backup").stat().st_mode).endswith("600")
-
-    run(production, RESTORE)
-
-    assert before_restore.status_code == 401
-    assert log_in(production).status_code == 200
-
-
-def test_new_secrets_take_effect_when_the_service_is_recreated(production: Compose) -> None:
-    auth = get_auth(production.url)
-    query(production, "ALTER ROLE app PASSWORD 'new'")
-    folder = production.file.with_name("secrets")
-    folder.joinpath("SECRET_KEY").write_text("another key, of 32 bytes or more")
-    folder.joinpath("POSTGRES_PASSWORD").write_text("new")
-    folder.joinpath("DATABASE_URL").write_text("postgresql://app:new@db/app")
-
-    run(production, RECREATE)
-
-    assert httpx.get(f"{production.url}/users/me", headers=auth, timeout=PATIENCE).status_code == 401
     assert log_in(production).status_code == 200
 
 
@@ -201,14 +146,24 @@ def test_previous_release_starts_on_the_schema_of_a_later_one(production: Compos
     run_docker("tag", image, previous)
     query(production, "UPDATE alembic_version SET version_num = '9999'")
     try:
-        run(production, UP, IMAGE=previous)
+        output = run(production, command("release").replace(RELEASE, previous))
 
-        message = "unknown revision, probably of a later release: the schema is not changed"
-        assert message in production.container("migrate").log
+        assert "unknown revision, probably of a later release: the schema is not changed" in output
         assert production.container("web").inspect("{{.Config.Image}}") == previous
         assert log_in(production).status_code == 200
     finally:
         run_docker("rmi", "--force", previous)
+
+
+def test_failed_migration_during_a_release_leaves_the_old_version_running(production: Compose, image: str) -> None:
+    started_at = production.container("web").inspect("{{.State.StartedAt}}")
+    query(production, "UPDATE alembic_version SET version_num = '0001'")  # so that the next one fails
+
+    with pytest.raises(AssertionError, match="Nothing was changed"):
+        run(production, command("release").replace(RELEASE, image))
+
+    assert production.container("web").inspect("{{.State.StartedAt}}") == started_at
+    assert log_in(production).status_code == 200
 
 
 def test_failed_migration_keeps_the_service_from_starting(create_project: Callable[[], Compose]) -> None:
@@ -217,7 +172,7 @@ def test_failed_migration_keeps_the_service_from_starting(create_project: Callab
     query(compose, CONFLICTING_TABLE)
 
     with pytest.raises(AssertionError, match='service "migrate" didn\'t complete successfully: exit 1'):
-        run(compose, UP)
+        run(compose, command("up"))
 
     assert compose.container("web").inspect("{{.State.Status}}") == "created"
 
@@ -229,7 +184,7 @@ def test_stop_grace_period_is_longer_than_graceful_timeout(production: Compose) 
     assert "graceful_timeout = 30\n" in (ROOT / "gunicorn.conf.py").read_text()
 
 
-def test_default_image_and_port_are_those_of_the_readme(production: Compose) -> None:
+def test_default_image_and_port_are_the_documented_ones(production: Compose) -> None:
     text = production.file.read_text()
 
     assert f"image: ${{IMAGE:-{NAME}}}" in text

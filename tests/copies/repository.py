@@ -9,12 +9,13 @@ from pathlib import Path
 
 from tests.availability import REQUIRE_ALL
 from tests.conftest import ROOT
+from tests.pages import command
 
 _UNVERSIONED = shutil.ignore_patterns(
     ".git", ".venv", ".uv", ".env", "data", ".*_cache", ".coverage*", "__pycache__", "node_modules"
 )
 
-CHECKS = "ruff check . && ruff format --check . && mypy && pytest"
+CHECKS = command("lint").strip() + " && pytest"
 
 
 def copy_repository(folder: Path) -> Path:
@@ -33,14 +34,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
-    """Run a command of the README in a copy, with the packages that are installed here, and return its output.
+def run(folder: Path, script: str, *, stdin: str = "", tests: str = "") -> str:
+    """Run a documented command in a copy, with the packages that are installed here, and return its output.
 
     Tests find no Docker, and therefore run on SQLite.
 
     Args:
         folder: The copy.
-        command: The command, in which `uv run` is ignored.
+        script: The command, in which `uv run` is ignored.
         stdin: The standard input.
         tests: The tests to run unless REQUIRE_ALL_TESTS is set, as an expression for `pytest -k`.
     """
@@ -58,7 +59,7 @@ def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
         "DOCKER_HOST": f"unix://{folder}/no-docker",
     }
     result = subprocess.run(
-        ["bash", "-euc", command.replace("uv run ", "")],
+        ["bash", "-euc", script.replace("uv run scripts", "python scripts").replace("uv run ", "")],
         cwd=folder,
         env=environment,
         input=stdin,
@@ -68,5 +69,5 @@ def run(folder: Path, command: str, *, stdin: str = "", tests: str = "") -> str:
         check=False,
         timeout=1800,
     )
-    assert result.returncode == 0, f"$ {command}\n{result.stdout}"
+    assert result.returncode == 0, f"$ {script}\n{result.stdout}"
     return result.stdout

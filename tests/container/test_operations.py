@@ -1,0 +1,220 @@
+"""The commands of docs/operations.md, on a running project of the production compose file."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import httpx
+import pytest
+from processes import PATIENCE, until
+
+from tests.container.engine import Compose
+from tests.container.production import log_in, production_project, query, run
+from tests.container.service import CREDENTIALS, PERSON
+from tests.container.service import log_in as get_auth
+from tests.pages import blocks, command
+
+# The values in the documentation.
+EMAIL, USER_ID, PID, BACKUP = "user@example.com", "42", "12345", "backup-2026-11-29"
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:
+    """The running project, with one user."""
+    with production_project(tmp_path_factory.mktemp("host"), image) as compose:
+        run(compose, command("up"))
+        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+        yield compose
+
+
+def read_me(compose: Compose, auth: dict[str, str]) -> int:
+    """Request the current user, and return the status."""
+    return httpx.get(f"{compose.url}/users/me", headers=auth, timeout=PATIENCE).status_code
+
+
+@contextmanager
+def locked_users(compose: Compose) -> Iterator[None]:
+    """Lock the table of users in a psql that never ends by itself."""
+    script = ["docker", "exec", compose.container("db").name, "psql", "--username=app"]
+    script += ["--command=BEGIN", "--command=LOCK TABLE users", "--command=SELECT pg_sleep(3600)"]
+    with subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(lambda: query(compose, "SELECT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock'"), "it is locked")
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_first_look_shows_containers_and_readiness(production: Compose) -> None:
+    port = production.url.rpartition(":")[2]
+
+    output = run(production, command("first-look").replace("${WEB_PORT:-8000}", port))
+
+    assert "Up" in output
+    assert '{"status":"ready","database":"connected","redis":"connected"}' in output
+
+
+def test_blocked_queries_are_found_and_ended(production: Compose) -> None:
+    with locked_users(production):
+        status = httpx.get(f"{production.url}/health/ready", timeout=PATIENCE).status_code
+        assert httpx.post(f"{production.url}/auth/login", json=CREDENTIALS, timeout=PATIENCE).status_code == 503
+
+        output = run(production, command("blocked"))
+
+        pid = query(production, "SELECT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock'")
+        assert pid in output
+        run(production, command("terminate").replace(PID, pid))
+        until(lambda: log_in(production).status_code == 200, "the lock is released")
+    assert status == 200
+
+
+def test_disk_usage_is_shown_and_expired_logins_are_deleted(production: Compose) -> None:
+    get_auth(production.url)
+    query(production, "UPDATE refresh_tokens SET expires_at = now() - interval '1 day'")
+
+    output = run(production, command("disk"))
+    run(production, command("delete-expired-logins"))
+
+    assert "refresh_tokens" in output
+    assert query(production, "SELECT count(*) FROM refresh_tokens") == "0"
+
+
+def test_container_can_be_inspected(production: Compose) -> None:
+    assert "Application startup complete." in run(production, command("last-words"))
+    assert run(production, "echo 'id -u' | " + command("shell")).endswith("10001\n")
+
+
+def test_health_checks_are_shown_and_the_service_is_restarted(production: Compose) -> None:
+    web = production.container("web")
+    started_at = web.inspect("{{.State.StartedAt}}")
+
+    output = run(production, command("health"))
+
+    assert re.match("[01] ", output)  # the exit code of each check
+    assert web.inspect("{{.State.StartedAt}}") > started_at
+    web.wait_until_healthy()
+
+
+def test_logs_tell_the_reason_of_401_and_the_requests_of_a_user(production: Compose) -> None:
+    user_id = query(production, f"SELECT id FROM users WHERE email = '{PERSON['email']}'")
+    read_me(production, get_auth(production.url))
+    read_me(production, {"Authorization": "Bearer forged"})
+
+    reasons = run(production, command("why-401"))
+    requests = run(production, command("requests-of-user").replace(EMAIL, PERSON["email"]).replace(USER_ID, user_id))
+
+    assert '"reason": "malformed token"' in reasons
+    assert '"path": "/users/me"' in requests
+
+
+def test_log_driver_can_be_changed(production: Compose) -> None:
+    (block,) = [block for block in blocks() if block.title == "journald.yml"]
+    folder = production.file.parent
+    (folder / block.title).write_text(block.text)
+
+    config = production.run(f"COMPOSE_FILE={production.file.name}:{block.title} docker compose config --format json")
+
+    assert json.loads(config)["services"]["web"]["logging"] == {"driver": "journald"}
+
+
+def test_migration_is_undone_and_done_again(production: Compose) -> None:
+    latest = query(production, "SELECT version_num FROM alembic_version")
+
+    run(production, command("undo-migration"))
+    assert query(production, "SELECT version_num FROM alembic_version") < latest
+
+    run(production, command("migrate"))
+    assert query(production, "SELECT version_num FROM alembic_version") == latest
+
+
+def test_restore_replaces_everything_by_the_backup(production: Compose) -> None:
+    run(production, command("backup"))
+    backup = f"backup-{datetime.now().astimezone():%F}"
+    assert oct(production.file.with_name(backup).stat().st_mode).endswith("600")
+    query(production, "DELETE FROM users")
+    # A later release has a table that refers to the users.
+    query(production, "CREATE TABLE later (user_id bigint REFERENCES users)")
+
+    run(production, command("restore").replace(BACKUP, backup))
+
+    assert log_in(production).status_code == 200
+    assert query(production, "SELECT to_regclass('later') IS NULL") == "t"
+
+
+def test_damaged_backup_changes_nothing(production: Compose) -> None:
+    run(production, command("backup"))
+    backup = production.file.with_name(f"backup-{datetime.now().astimezone():%F}")
+    damaged = production.file.with_name("damaged")
+    damaged.write_bytes(backup.read_bytes()[:-1000])
+
+    with pytest.raises(AssertionError):
+        run(production, command("restore").replace(BACKUP, damaged.name))
+
+    assert log_in(production).status_code == 200
+
+
+def test_password_is_reset(production: Compose) -> None:
+    auth = get_auth(production.url)
+
+    run(production, command("set-password").replace(EMAIL, PERSON["email"]))
+
+    assert read_me(production, auth) == 401
+    assert log_in(production).status_code == 401
+    run(
+        production,
+        command("set-password").replace(EMAIL, PERSON["email"]).replace("a new password", PERSON["password"]),
+    )
+    assert log_in(production).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "script", [command("end-logins").replace(EMAIL, PERSON["email"]), command("end-all-logins")], ids=["one", "all"]
+)
+def test_user_is_logged_out(production: Compose, script: str) -> None:
+    auth = get_auth(production.url)
+    assert read_me(production, auth) == 200
+
+    run(production, script)
+
+    assert read_me(production, auth) == 401
+
+
+def test_superuser_is_created_in_the_container(production: Compose) -> None:
+    arguments = " --email root@example.com --full-name Root <<< 'a good password'"
+
+    run(production, command("compose-superuser").replace("exec", "exec -T").rstrip() + arguments)
+
+    assert query(production, "SELECT is_superuser FROM users WHERE email = 'root@example.com'") == "t"
+
+
+def test_secret_key_is_rotated_without_logging_anybody_out(production: Compose) -> None:
+    auth = get_auth(production.url)
+
+    run(production, command("rotate-secret-key"))
+    assert read_me(production, auth) == 200
+
+    run(production, command("forget-previous-key"))
+    assert read_me(production, auth) == 401
+    assert log_in(production).status_code == 200
+
+
+def test_database_password_is_changed(production: Compose) -> None:
+    before = production.file.with_name("secrets").joinpath("DATABASE_URL").read_text()
+
+    run(production, command("change-database-password"))
+
+    assert production.file.with_name("secrets").joinpath("DATABASE_URL").read_text() != before
+    assert log_in(production).status_code == 200
+
+
+def test_workers_are_replaced_by_a_reload(production: Compose) -> None:
+    web = production.container("web")
+    starts = web.log.count("Application startup complete.")
+
+    run(production, command("reload"))
+
+    web.wait_for_log("Application startup complete.", times=starts + 3)
+    assert log_in(production).status_code == 200
