@@ -15,7 +15,7 @@ WORKER = 48 * MIB
 
 
 class Capacity(NamedTuple):
-    """The number of workers, the hashes of each at a time, and what they need at most.
+    """How many workers to run, how many passwords each may hash at a time, and their peak memory.
 
     Attributes:
         workers: Worker processes.
@@ -33,16 +33,16 @@ class Capacity(NamedTuple):
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose the numbers that are not set, so that the service does not run out of memory by its own doing."""
+    """Choose the numbers that are not set, so that the service does not itself exhaust the memory."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:
         return MASTER + workers * (WORKER + settings.max_total_body_size + hashes * hash_size)
 
-    def most_workers(hashes: int) -> int:
+    def max_workers(hashes: int) -> int:
         return max(1, (memory.size - MASTER) // (needs(1, hashes) - MASTER))
 
-    by_cpus, by_memory = 2 * cpus.number + 1, most_workers(settings.argon2_concurrency or 1)
+    by_cpus, by_memory = 2 * cpus.number + 1, max_workers(settings.argon2_concurrency or 1)
     workers = settings.web_concurrency or min(by_cpus, by_memory)
     hashes = settings.argon2_concurrency or next(
         (number for number in range(MAX_CONCURRENT_HASHES, 1, -1) if needs(workers, number) <= memory.size), 1
@@ -58,7 +58,7 @@ def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
     warning = ""
     if needed > memory.size:
         warning = (
-            f"{workers} workers may need {size}: set WEB_CONCURRENCY to at most {most_workers(1)}"
+            f"{workers} workers may need {size}: set WEB_CONCURRENCY to at most {max_workers(1)}"
             " and ARGON2_CONCURRENCY to 1, or raise the limit"
         )
     return Capacity(workers, hashes, needed, f"{workers} workers ({reason}), at most {size}", warning)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import create_engine, database_name
+from app.database import create_engine, database_location
 from app.errors import AppError, StartupError
 from app.main import app, settings
 from app.security import Passwords
@@ -122,7 +122,7 @@ async def _migrate() -> None:
 async def _create_superuser(data: UserCreate) -> None:
     async with _open_session() as session:
         await service.create_user(session, Passwords(settings), data, is_superuser=True)
-    sys.stdout.write(f"{data.email} is now a superuser, in the database at {database_name(settings)}.\n")
+    sys.stdout.write(f"{data.email} is now a superuser, in the database at {database_location(settings)}.\n")
 
 
 async def _set_password(data: _NewPassword) -> None:

@@ -1,6 +1,6 @@
 """Rate limits, counted in Redis for all servers together, or in the memory of this one.
 
-The library `limits` 5.8 makes three round trips to Redis per request, and without Redis searches all clients at each
+The library `limits` 5.8 makes three round trips to Redis per request, and without Redis scans all clients on each
 request (10 µs with one client, 820 µs with 10,000). The library `throttled-py` 3.5 does not support redis-py 8.
 """
 
@@ -24,10 +24,11 @@ log = structlog.stdlib.get_logger("app.limiter")
 
 # Seconds that a request waits for Redis, which usually answers within a millisecond or two.
 REDIS_SECONDS = 0.25
-# While Redis is unavailable, one request per this many seconds tries it again.
+# Seconds between attempts to use Redis again while it is unavailable.
 RETRY_SECONDS = 1.0
-# Clients that are counted at a time without Redis, and the slots that each of them may use.
+# Clients that can be counted at a time without Redis.
 MEMORY_SLOTS = 32_768
+# Slots that are tried for a client.
 PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -50,7 +51,7 @@ _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 
 
 def rate_limit(name: str) -> Callable[[_Endpoint], _Endpoint]:
-    """Give a route a limit of its own, in the place of the default. Its rate is the setting RATE_LIMIT_<NAME>.
+    """Give a route a limit of its own instead of the default. Its rate is the setting RATE_LIMIT_<NAME>.
 
     Requests are counted per client IP address, before their body is read.
     """
@@ -95,8 +96,8 @@ class Usage(NamedTuple):
 class MemoryCounter:
     """Counts in memory that all workers share, because it is created before they are forked.
 
-    A hash table of fixed size. Each window is in one of a few slots that its key leads to. If all of them are taken, it
-    replaces the one that ends first. There are no locks: two workers that count the same client at the same moment may
+    A hash table of fixed size. A key is stored in one of PROBES consecutive slots. If all are taken, the window that
+    ends first is replaced. There are no locks: two workers that count the same client at the same moment may
     lose a count.
 
     Args:
@@ -124,7 +125,7 @@ class MemoryCounter:
 class RedisCounter:
     """Counts in Redis. The requests that arrive while a command runs are counted together by the next one.
 
-    With a command for each of them, 16 at a time, counting took 75 µs of CPU time per request instead of 18.
+    With one command per request and 16 concurrent requests, counting took 75 µs of CPU time per request instead of 18.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -159,7 +160,7 @@ class RedisCounter:
             if not self.is_available:  # the requests that arrived in the meantime do not wait for another attempt
                 batch, self._waiting, counts = batch + self._waiting, [], repeat(None)
             for (_, _, future), count in zip(batch, counts, strict=False):
-                if not future.done():  # else its request was cancelled, or stopped waiting
+                if not future.done():  # otherwise its request was cancelled, or stopped waiting
                     future.set_result(count)
 
     async def _send_batch(self, keys: list[str], windows: list[int]) -> list[Count]:

@@ -17,16 +17,18 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.settings import Settings
 
-# Secrets in log lines, and their replacements. Most lines do not contain the word, and need no regular expression.
+# A word, a pattern of secrets that follow it, and their replacement. Most lines do not contain the word, and so need no
+# regular expression.
 _SECRETS = (
     # Greedy on purpose: a password may contain any character, and masking a word too many is harmless.
     ("://", re.compile(r"(://[^\s:/@]*:)\S+@"), r"\1***@"),
-    # PostgreSQL adds the row that violates a constraint, with all its values. The first form is inside a JSON string.
+    # PostgreSQL appends the row that violates a constraint, with all its values. The first alternative is for a JSON
+    # string, where the line feed is escaped.
     ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
     # The search term, which is part of the statement; see `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
-# Characters of a field that a client fills.
+# Maximum length in a log line of a field that the client controls.
 MAX_FIELD = 512
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if code != ord("\n")}
 # Created once. `json.dumps` with arguments creates an encoder per call.
@@ -60,9 +62,9 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Lets a few lines about refused requests pass each second. The number of the others is logged afterwards.
+    """Lets through a few lines about refused requests per second, and then logs how many it dropped.
 
-    Otherwise a client could fill the log, until the lines from before an attack are deleted by its rotation.
+    Otherwise a client could fill the log, until its rotation deletes the lines from before the attack.
     """
 
     def __init__(self, lines_per_second: int) -> None:
@@ -72,7 +74,7 @@ class RefusalLog(logging.Filter):
         self._passed = self._dropped = 0
 
     def filter(self, _: logging.LogRecord) -> bool:
-        """Return whether a line may be logged, for `logging`."""
+        """The same as `allow`, with the signature of a filter of `logging`."""
         return self.allow()
 
     def allow(self) -> bool:
@@ -89,15 +91,15 @@ class RefusalLog(logging.Filter):
         return False
 
     def _report(self) -> None:
-        structlog.stdlib.get_logger("app.access").warning("refused requests not logged", number=self._dropped)
+        structlog.stdlib.get_logger("app.access").warning("some refused requests were not logged", number=self._dropped)
         self._dropped = 0
 
 
-refusals = RefusalLog(lines_per_second=10)
+refusal_log = RefusalLog(lines_per_second=10)
 
 
 class _KnownMalformed(logging.Filter):
-    """Drops Uvicorn's line about a malformed request, about which hitless logs a line as well."""
+    """Drops Uvicorn's line about a malformed request, which hitless logs too."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.msg != "Invalid HTTP request received."
@@ -121,7 +123,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"known malformed": {"()": _KnownMalformed}, "refusals": {"()": lambda: refusals}},
+        "filters": {"known malformed": {"()": _KnownMalformed}, "refusals": {"()": lambda: refusal_log}},
         "formatters": {
             "structlog": {
                 "()": structlog.stdlib.ProcessorFormatter,
@@ -149,7 +151,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
             # The application's middleware writes the access log, as `app.access`.
             "gunicorn.access": {"handlers": [], "propagate": False},
             "uvicorn.access": {"handlers": [], "propagate": False},
-            # app/migrations/env.py reports each migration. Alembic adds a few lines at every start.
+            # app/migrations/env.py logs each migration. At info, Alembic would add a few lines at every start.
             "alembic": {"level": "WARNING"},
             # At debug it logs the values of each statement, with addresses and password hashes.
             "aiosqlite": {"level": "INFO"},

@@ -26,13 +26,13 @@ def decode_cursor(cursor: str) -> int:
     except ValueError:
         last_id = 0
     if not 0 < last_id <= MAX_ID or encode_cursor(last_id) != cursor:
-        raise ValueError("Not a cursor that a page returned")
+        raise ValueError("Not a valid cursor")
     return last_id
 
 
 def url_path(request: Request) -> str:
     """Return the path of the request as clients see it, with the prefix of a proxy."""
-    return quote(request.scope["path"].removesuffix("\n"))  # which routes match as well
+    return quote(request.scope["path"].removesuffix("\n"))  # routes also match a path with a trailing line feed
 
 
 def next_page_link(request: Request, cursor: str) -> str:

@@ -1,4 +1,4 @@
-"""Types that the request bodies and parameters of several features share."""
+"""Types shared by the request bodies and parameters of several features."""
 
 from typing import Annotated, Any, Self
 
@@ -19,7 +19,7 @@ MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 
 # An id in a path, such as `/users/{user_id}`.
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
-# The pattern of every string in a request body without a pattern of its own. PostgreSQL cannot store a NUL.
+# The default pattern of strings in request bodies. PostgreSQL cannot store a NUL.
 NO_NUL = r"^[^\x00]*$"
 # A pattern for text that may contain any character, such as a password, which is never stored.
 ANY_TEXT = r"^"
@@ -27,7 +27,7 @@ ANY_TEXT = r"^"
 SINGLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
-def _distinguish_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, or any part of one
+def _require_exact_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, or any part of one
     """Make strings, numbers and booleans strict in a core schema, and make lists stop at their first invalid item.
 
     `ConfigDict(strict=True)` would also reject dates, enums and sets, which FastAPI passes as strings and lists.
@@ -41,10 +41,10 @@ def _distinguish_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, or 
             schema["fail_fast"] = True
         for key, part in schema.items():
             if key != "keys_schema":  # in JSON, the keys of an object are always strings
-                _distinguish_json_types(part)
+                _require_exact_json_types(part)
     elif isinstance(schema, list):
         for part in schema:
-            _distinguish_json_types(part)
+            _require_exact_json_types(part)
 
 
 class Input(BaseModel):
@@ -59,13 +59,13 @@ class Input(BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        _distinguish_json_types(schema)
+        _require_exact_json_types(schema)
         return schema
 
     @model_validator(mode="wrap")
     @classmethod
     def _limit_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401  any JSON
-        """Replace a huge number of errors by one: to build them would block the event loop for seconds."""
+        """Replace a huge number of errors with one: building them would block the event loop for seconds."""
         try:
             return handler(data)
         except ValidationError as error:

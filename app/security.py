@@ -22,11 +22,11 @@ ALGORITHM = "HS256"
 # Seconds by which the clocks of two machines may differ.
 LEEWAY = 5
 
-# With more hashes at a time, each would only take longer, and the memory that they need would not fit.
+# More at a time would only make each of them slower, and exceed the memory.
 MAX_CONCURRENT_HASHES = 2
 # Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last in the
-# queue waits for some seconds.
-WAITING_HASHES = 50
+# queue waits for a few seconds.
+MAX_QUEUED_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
@@ -59,11 +59,11 @@ class Passwords:
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Compare a password with its hash, or with a dummy hash if it is None, which takes the same time.
+        """Compare a password with its hash. If the hash is None, compare with a dummy hash, to take the same time.
 
         Returns:
-            Whether they match. If they do and the hash was made with other parameters than today's, also a new hash to
-            store.
+            Whether they match. If they do and the hash was made with parameters other than the current ones, also a
+            new hash to store.
 
         Raises:
             HashingUnavailable: The hash cannot be computed now.
@@ -73,18 +73,18 @@ class Passwords:
     def _verify(self, password: str, password_hash: str) -> tuple[bool, str | None]:
         try:
             is_outdated = self._hasher.check_needs_rehash(password_hash)
-        except InvalidHashError:  # of another algorithm
+        except InvalidHashError:  # made by another algorithm
             password_hash, is_outdated = self._dummy_hash, False
         try:
             self._hasher.verify(password_hash, password)
         except VerifyMismatchError:
             if is_outdated:
-                self._spend_difference(password, password_hash)
+                self._spend_missing_time(password, password_hash)
             return False, None
         return True, self._hasher.hash(password) if is_outdated else None
 
-    def _spend_difference(self, password: str, password_hash: str) -> None:
-        """Take as long as for a hash with today's parameters, so that the time does not tell which accounts exist."""
+    def _spend_missing_time(self, password: str, password_hash: str) -> None:
+        """Take as long as a hash with the current parameters, so that timing does not reveal which accounts exist."""
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
         if passes > 0:
@@ -97,7 +97,7 @@ class Passwords:
         return f"$argon2id$v=19${parameters}${salt}${digest}"
 
     async def _run_in_thread(self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
-        if self._pending >= self._concurrent + WAITING_HASHES:
+        if self._pending >= self._concurrent + MAX_QUEUED_HASHES:
             raise HashingUnavailable("the queue is full")
         self._pending += 1
         try:
@@ -112,12 +112,12 @@ class Passwords:
             self._pending -= 1
 
 
-class InvalidTokenError(Exception):
+class InvalidAccessToken(Exception):
     """An access token that is forged, expired or malformed. The message is for the log."""
 
 
 class AccessToken(NamedTuple):
-    """What an access token says.
+    """The contents of an access token.
 
     Attributes:
         user_id: The user.
@@ -133,7 +133,7 @@ class AccessToken(NamedTuple):
 class Tokens:
     """Issues and verifies access tokens (JWT, RFC 7519), and derives the secrets of refresh tokens.
 
-    Everything is also accepted with the previous key, so that a new key ends no login.
+    Everything is also accepted with the previous key, so that changing the key logs nobody out.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -155,17 +155,17 @@ class Tokens:
         """Decode an access token.
 
         Raises:
-            InvalidTokenError: The token was not issued here, or has expired.
+            InvalidAccessToken: The token was not issued here, or has expired.
         """
         claims = self._decode(encoded)
         try:
             token = AccessToken(int(claims["sub"]), UUID(claims["stamp"]), UUID(claims["sid"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InvalidTokenError("malformed token") from error
-        # Each claim has one form, so that no two tokens mean the same.
+            raise InvalidAccessToken("malformed token") from error
+        # Only the exact form that `issue` writes is accepted, so that no two tokens mean the same.
         is_canonical = claims == _claims(token, claims["iat"], claims["exp"]) and token.user_id < 2**63
         if not is_canonical or type(claims["iat"]) is not int or type(claims["exp"]) is not int:
-            raise InvalidTokenError("malformed token")
+            raise InvalidAccessToken("malformed token")
         return token
 
     def _decode(self, encoded: str) -> dict[str, Any]:
@@ -186,10 +186,10 @@ class Tokens:
             except jwt.InvalidTokenError as invalid:
                 error = invalid
                 break
-        raise InvalidTokenError(_REASONS.get(type(error), "malformed token")) from error
+        raise InvalidAccessToken(_REASONS.get(type(error), "malformed token")) from error
 
     def derive_next_secrets(self, secret: bytes) -> list[bytes]:
-        """Return the secret of the refresh token that follows one with this secret, for each key."""
+        """Return the secret of the next refresh token, as derived with each key."""
         return [hmac.digest(key, secret, "sha256") for key in self._refresh_keys]
 
 
@@ -197,7 +197,7 @@ _REASONS: dict[type[jwt.InvalidTokenError], str] = {
     jwt.ExpiredSignatureError: "expired token",
     jwt.ImmatureSignatureError: "token from the future",
     jwt.InvalidAudienceError: "token for another audience",
-    jwt.InvalidIssuerError: "token of another issuer",
+    jwt.InvalidIssuerError: "token from another issuer",
     jwt.InvalidSignatureError: "invalid signature",
 }
 

@@ -1,4 +1,4 @@
-"""What is checked and prepared once before the service starts, so that problems are reported in one line."""
+"""Checks and preparations before the service starts. Problems are reported in one line."""
 
 import os
 import sqlite3
@@ -7,12 +7,12 @@ from pathlib import Path
 from alembic.util import CommandError
 from sqlalchemy import text
 
-from app.database import DATABASE_ERRORS, create_engine, database_name
+from app.database import DATABASE_ERRORS, create_engine, database_location
 from app.errors import StartupError
 from app.migrations import MigrationFailed, is_migration_pending, migrate
 from app.settings import Settings
 
-# The connections that are left for ordinary users. `reserved_connections` exists since PostgreSQL 16.
+# The connections that are left for ordinary users. `reserved_connections` was added in PostgreSQL 16.
 _ALLOWED_CONNECTIONS = text("""
     SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
         - coalesce(current_setting('reserved_connections', true)::int, 0)
@@ -40,7 +40,7 @@ async def prepare_database(settings: Settings) -> None:
         raise StartupError(str(error)) from error
     except (*DATABASE_ERRORS, CommandError) as error:
         reason = getattr(error, "orig", None) or error
-        raise StartupError(f"The database at {database_name(settings)} cannot be used: {reason}") from error
+        raise StartupError(f"The database at {database_location(settings)} cannot be used: {reason}") from error
     finally:
         await engine.dispose()
 
@@ -51,7 +51,7 @@ def create_sqlite_file(settings: Settings) -> None:
     Raises:
         StartupError: They cannot be created.
     """
-    file = Path(database_name(settings))
+    file = Path(database_location(settings))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         sqlite3.connect(file).close()
@@ -67,7 +67,7 @@ def connections_per_worker(settings: Settings) -> int:
 async def check_connection_limit(settings: Settings, workers: int) -> str | None:
     """Return a warning if the workers may open more connections than the database allows.
 
-    One worker more is counted, because the successor of a worker starts before the worker stops. Other clients of the
+    One extra worker is counted, because the successor of a worker starts before the worker stops. Other clients of the
     database are not counted, so a configuration without a warning may still need too many.
 
     Raises:
@@ -87,7 +87,8 @@ async def check_connection_limit(settings: Settings, workers: int) -> str | None
     if (wanted := (workers + 1) * per_worker) <= allowed:
         return None
     return (
-        f"{workers} workers and a successor may open {wanted} database connections, but the database allows {allowed}: "
+        f"{workers} workers, and one more while one is replaced, may open {wanted} database connections, but the "
+        f"database allows {allowed}: "
         f"set DATABASE_POOL_SIZE to at most {max(1, allowed // (workers + 1) - 1)}, or WEB_CONCURRENCY to at most "
         f"{max(1, allowed // per_worker - 1)}, or raise max_connections"
     )

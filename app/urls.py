@@ -7,8 +7,8 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# https://www.postgresql.org/docs/current/libpq-connect.html: the parameters that asyncpg implements, and the values of
-# those that have few.
+# https://www.postgresql.org/docs/current/libpq-connect.html: the parameters that asyncpg implements, and the allowed
+# values of those with a fixed set.
 SUPPORTED: dict[str, set[str] | None] = {
     "application_name": None,
     "dbname": None,
@@ -32,14 +32,14 @@ SUPPORTED: dict[str, set[str] | None] = {
 # Parameters that providers add, and that are left out: asyncpg has no channel binding, and the timeout is a setting.
 IGNORED = {"channel_binding", "connect_timeout"}
 
-_ESCAPE = "is not valid; special characters in a password are percent-encoded, such as %40 for @"
+_ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 _HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 MAX_PORT = 65_535
 
 
 def parse_database_url(value: SecretStr) -> SecretStr:
-    """Check a URL of PostgreSQL or SQLite, in the forms in which providers write it, and return it normalized.
+    """Check a PostgreSQL or SQLite URL, in any form that providers use, and return it normalized.
 
     Raises:
         ValueError: The URL is not valid.
@@ -75,7 +75,7 @@ def _parse_postgresql_url(url: str) -> str:
 
 
 def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
-    """Join the hosts of SQLAlchemy's form, `?host=a:5432&host=b:5432`, as libpq's form has them."""
+    """Convert SQLAlchemy's form of several hosts, `?host=a:5432&host=b:5432`, to libpq's, separated by commas."""
     joined = dict(parameters)
     if hosts := [value for name, value in parameters if name == "host"]:
         joined["host"] = ",".join(hosts)
@@ -83,7 +83,7 @@ def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
-    """Check the credentials and hosts, and return them with the hosts and ports that are parameters.
+    """Check the credentials and hosts, and merge in the hosts and ports given as parameters.
 
     asyncpg reads `host` and `port` from the parameters only if the URL has no host before its path.
     """
@@ -106,7 +106,7 @@ def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
 
 
 def split_hosts(url: str) -> list[str]:
-    """Return a URL of PostgreSQL for each of its hosts."""
+    """Return one PostgreSQL URL per host."""
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     return [urlunsplit(parts._replace(netloc=f"{credentials}{at}{host}")) for host in hosts.split(",")]
@@ -128,7 +128,7 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     """
     url = value.get_secret_value()
     try:
-        # Creates a connection without connecting it, which checks the parameters.
+        # Creates a connection object without opening it, which checks the parameters.
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)

@@ -35,6 +35,15 @@ ROOT = Path(__file__).parent.parent
 NO_LIMIT = "1000000/minute"
 SECRET_KEY = "a secret key for tests, of 32 bytes or more"
 
+configure_structlog = structlog.configure
+
+
+def configure_without_cache(**options: Any) -> None:  # noqa: ANN401  of any option
+    """Configure structlog, but without its cache: the `logs` fixture would miss the lines of cached loggers."""
+    configure_structlog(**options | {"cache_logger_on_first_use": False})
+
+
+pytest.MonkeyPatch().setattr(structlog, "configure", configure_without_cache)
 # Importing the application has configured the log level, too. The `logs` fixture captures lines of every level.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug"))
 

@@ -12,6 +12,8 @@ from app.logging import MAX_FIELD, RefusalLog, configure_logging, shorten
 from app.settings import Settings
 from tests.conftest import change, make_settings, serve
 
+NOT_LOGGED = "some refused requests were not logged"
+
 
 @pytest.mark.parametrize(
     "text", ["", "short", "x" * 600, "\xff" * 16_000, "\0" * 600, "a\xff" * 300, "\U0001f600" * 200]
@@ -39,7 +41,7 @@ async def test_only_ten_refusals_per_second_are_logged_and_the_others_are_counte
     settings: Settings, logs: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("app.middleware.request_context.refusals", RefusalLog(lines_per_second=10))
+    monkeypatch.setattr("app.middleware.request_context.refusal_log", RefusalLog(lines_per_second=10))
     monkeypatch.setattr("app.logging.monotonic", lambda: now)
     async with serve(change(settings, rate_limit="1/minute")) as service:
         for _ in range(31):
@@ -50,7 +52,7 @@ async def test_only_ten_refusals_per_second_are_logged_and_the_others_are_counte
             await service.client.get("/users/me")
         later = [entry for entry in logs if entry.get("status") == 429]
         async with asyncio.timeout(60):
-            while not (counted := [entry for entry in logs if entry["event"] == "refused requests not logged"]):  # noqa: ASYNC110
+            while not (counted := [entry for entry in logs if entry["event"] == NOT_LOGGED]):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     assert len(refused) == 10

@@ -23,19 +23,11 @@ URL = "postgresql+asyncpg://user:hunter2/@@db:5432/app"
 
 
 @pytest.fixture(autouse=True)
-def _restore_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     """Undo what `configure_logging` changes for the whole process."""
     root = logging.getLogger()
     handlers, level, structlog_config = root.handlers[:], root.level, structlog.get_config()
-    configure = structlog.configure
-
-    def configure_without_cache(**options: Any) -> None:  # noqa: ANN401  of any option
-        # A cached logger would keep this configuration in all later tests.
-        configure(**options | {"cache_logger_on_first_use": False})
-
-    monkeypatch.setattr(structlog, "configure", configure_without_cache)
     yield
-    monkeypatch.undo()
     logging.captureWarnings(capture=False)
     structlog.configure(**structlog_config)
     root.handlers[:] = handlers

@@ -20,7 +20,7 @@ async def test_connections_beyond_the_limit_cause_a_warning_with_advice(postgres
 
     assert warning
     assert warning.startswith(
-        "3 workers and a successor may open 400004 database connections, but the database allows "
+        "3 workers, and one more while one is replaced, may open 400004 database connections, but the database allows "
     )
     assert "WEB_CONCURRENCY to at most 1, or raise max_connections" in warning
 

@@ -9,7 +9,7 @@ LIBPQ_EXAMPLE = (
     "sslmode=verify-full&sslrootcert=%2Ftls%2Fca.pem&sslcert=%2Ftls%2Fapp.pem&sslkey=%2Ftls%2Fapp.key"
     "&target_session_attrs=read-write&options=-csearch_path%3Dapp%2Cpublic&application_name=billing"
 )
-ESCAPE = "is not valid; special characters in a password are percent-encoded, such as %40 for @"
+ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 PORT = "has a port that is not a number from 1 to 65535"
 REDIS = "must be like redis://host:6379, rediss:// for TLS, or unix:///path, with known parameters"
 

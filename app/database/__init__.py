@@ -1,7 +1,7 @@
 """The database: the base class of models, the engine, and what its errors mean."""
 
 from app.database.base import Base, utc_now
-from app.database.engine import autocommit, create_engine, database_name
+from app.database.engine import autocommit, create_engine, database_location
 from app.database.errors import DATABASE_ERRORS, DatabaseUnreachable, is_unavailable, is_unique_violation
 from app.database.fast import FastReader
 
@@ -12,7 +12,7 @@ __all__ = [
     "FastReader",
     "autocommit",
     "create_engine",
-    "database_name",
+    "database_location",
     "is_unavailable",
     "is_unique_violation",
     "utc_now",

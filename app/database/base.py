@@ -30,7 +30,7 @@ class _SQLiteDateTime(TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     """The base class of every model."""
 
-    # Every constraint has a predictable name, which migrations need.
+    # Every constraint has a predictable name, so that migrations can refer to it.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -32,13 +32,13 @@ def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncE
     return create_postgresql_engine(settings, options)
 
 
-def database_name(settings: Settings) -> str:
-    """Return the hosts and the name of the database, or its file, without credentials."""
+def database_location(settings: Settings) -> str:
+    """Return the hosts and the name of the database, or the path of its file, without credentials."""
     return describe_database(settings.database_url.get_secret_value())
 
 
 def autocommit(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine, on the same pool, for reading in autocommit: without BEGIN, and on SQLite without a lock."""
+    """Return an engine that shares the pool but reads in autocommit: without BEGIN, and on SQLite without a lock."""
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="AUTOCOMMIT")
     # SQLite's driver would change the isolation level in a thread. This option is read by `_begin_immediate`.

@@ -6,13 +6,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 
 class DatabaseUnreachable(Exception):
-    """The database cannot be connected to, or does not answer.
+    """Cannot connect to the database, or it does not answer.
 
     A separate class, because not every OSError or TimeoutError comes from the database.
     """
 
 
-# Every exception that database code raises. For all but the last two, `is_unavailable` decides what they mean.
+# The exceptions that database code raises. `is_unavailable` returns what they mean.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection

@@ -2,7 +2,7 @@
 
 A query is compiled once by SQLAlchemy, and then run by asyncpg itself. Reading a user by id takes 0.10 ms of CPU time
 this way, 0.21 ms with SQLAlchemy Core, and 0.44 ms with a session that returns an object. The price: rows instead of
-objects, no events of SQLAlchemy, and queries that are defined once with `bindparam`. Queries whose types SQLAlchemy
+objects, no SQLAlchemy events, and queries that are defined once with `bindparam`. Queries whose types SQLAlchemy
 must convert, and all queries on SQLite, run in SQLAlchemy Core.
 
 Use `ReadSession` for everything else, and this only for a query that stands out in a profile.
@@ -26,7 +26,7 @@ from app.database.errors import DatabaseUnreachable
 from app.database.postgresql import get_driver_connection, needs_cancel
 from app.settings import Settings
 
-# Compiled queries that are kept.
+# Maximum number of compiled queries in the cache.
 CACHE_SIZE = 500
 # Seconds that a pooler may take to cancel a statement.
 CANCEL_SECONDS = 1.0
@@ -38,8 +38,8 @@ Row = Iterable[Any]
 class FastReader:
     """Runs single SELECT statements in autocommit.
 
-    At most as many queries run at once as the pool has connections. The others wait in order of arrival, while those
-    that wait for SQLAlchemy's pool may be overtaken (https://github.com/sqlalchemy/sqlalchemy/issues/7679).
+    It runs at most one query per connection of the pool. The others wait in order of arrival, which SQLAlchemy's pool
+    does not guarantee (https://github.com/sqlalchemy/sqlalchemy/issues/7679).
     """
 
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
@@ -54,7 +54,7 @@ class FastReader:
         return rows[0] if rows else None
 
     async def fetch_all(self, query: Query, **parameters: object) -> Sequence[Row]:
-        """Return all rows. Define the query once per module, with a `bindparam` for each parameter.
+        """Return all rows. The query is defined at module level, so that it is compiled once, with `bindparam`s.
 
         Raises:
             InvalidRequestError, StatementError: A parameter is missing.
@@ -71,7 +71,7 @@ class FastReader:
                 async with self._engine.connect() as connection:
                     waiting.reschedule(None)
                     return (await connection.execute(query, parameters)).all()
-        except TimeoutError as error:  # those of the driver are DatabaseUnreachable
+        except TimeoutError as error:  # the driver's own timeouts are raised as DatabaseUnreachable
             raise PoolTimeoutError(f"no connection was free for {self._timeout:g} s") from error
 
     def _compile(self, query: Query) -> SQLCompiler | None:

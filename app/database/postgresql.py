@@ -26,11 +26,12 @@ log = structlog.stdlib.get_logger("app.database")
 
 # Seconds after which a connection is replaced. A server or a pooler that shuts down may wait for its clients to leave.
 MAX_AGE_SECONDS = 300
-# Seconds after which a connection to a read-only server is replaced, because its name may lead to another server now.
+# Seconds after which a connection to a read-only server is replaced, because its name may resolve to another by now.
 READ_ONLY_SECONDS = 5.0
-# Seconds without an answer after which a host is tried last, and for how long. Otherwise each new connection would wait
-# for it, and the readiness check, which gives up after a second, would never get to the next host.
+# Seconds without an answer after which a host counts as silent.
 SILENT_SECONDS = 0.5
+# Seconds for which a silent host is tried last. Otherwise each new connection would wait for it, and the readiness
+# check, which gives up after a second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
 # The errors after which libpq tries the next host, too.
@@ -56,7 +57,7 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
         skip_autocommit_rollback=True,
         **options,
     )
-    event.listen(engine.sync_engine, "connect", connector.note_connected)
+    event.listen(engine.sync_engine, "connect", connector.record_connection)
     event.listen(engine.sync_engine, "checkout", connector.replace_if_stale)
     event.listen(engine.sync_engine, "begin", connector.limit_transaction)
     event.listen(engine.sync_engine, "handle_error", connector.handle_error)
@@ -64,15 +65,15 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
 
 
 class Connector:
-    """Connects to the first usable host of the URL, and knows what all of its connections have in common.
+    """Connects to the first usable host of the URL, and remembers what it has learned about the servers.
 
-    The server limits the time of a statement, by startup parameters. Poolers reject those. Then a transaction sets its
-    own limits, for one round trip more, and asyncpg's timeout cancels a statement outside of a transaction.
+    Timeouts of statements are set as startup parameters. If a pooler rejects those, each transaction sets its own
+    timeouts, which costs a round trip, and outside of transactions asyncpg's timeout cancels a statement.
     """
 
     def __init__(self, url: str, connect_timeout: float, statement_timeout: float) -> None:
         self._parameters = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
-        # asyncpg's own timeout would be for all hosts together, so it gets one host at a time.
+        # asyncpg applies its timeout to all hosts together, so it is given one host at a time.
         attributes = ("standby", "any") if "target_session_attrs=prefer-standby" in url else ("",)
         self._hosts = [
             host.replace("target_session_attrs=prefer-standby", f"target_session_attrs={attribute}")
@@ -81,7 +82,7 @@ class Connector:
         ]
         self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
         self._connect_timeout = connect_timeout
-        # The server's limit comes first. asyncpg's is for a server that does not answer.
+        # Longer than the server's limit: it is for a server that does not answer.
         self._command_timeout = statement_timeout + 1
         self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
         self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")
@@ -121,7 +122,7 @@ class Connector:
             except asyncpg.PostgresError as error:
                 if not any(name in str(error) for name in self._limits):
                     raise
-                if self._server_limits:  # another connection has not found it out meanwhile
+                if self._server_limits:  # not yet logged by another connection
                     log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
                 self._server_limits = False
         return await self._open(url, self._name)
@@ -137,15 +138,15 @@ class Connector:
 
     @cached_property
     def _system_tls(self) -> ssl.SSLContext:
-        """The context for `sslrootcert=system`, which asyncpg takes for a file. As in libpq, host names are checked."""
+        """The context for `sslrootcert=system`, which asyncpg treats as a file. It checks host names, as libpq does."""
         context = ssl.create_default_context()
         context.set_alpn_protocols(["postgresql"])  # required by sslnegotiation=direct
         if certificate := self._parameters.get("sslcert"):
             context.load_cert_chain(certificate, self._parameters.get("sslkey"), self._parameters.get("sslpassword"))
         return context
 
-    def note_connected(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Store what the connection's use depends on."""
+    def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        """Store what `replace_if_stale` and `limit_transaction` check later."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._server_limits
@@ -153,7 +154,7 @@ class Connector:
     def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
         """Replace a connection that the server has closed, or whose server has become read-only.
 
-        asyncpg knows both without asking the server. `pool_pre_ping` would cost a round trip per checkout.
+        asyncpg knows both without a round trip. `pool_pre_ping` would cost a round trip per checkout.
         """
         connection = get_driver_connection(record)
         is_read_only = _is_read_only(connection)
@@ -165,9 +166,9 @@ class Connector:
             raise DisconnectionError
 
     def _note_read_only(self) -> None:
-        """Have all connections replaced that have been made so far. The server's name may lead to another one by now.
+        """Mark all existing connections for replacement: the server's name may resolve to another server by now.
 
-        Connections that are made soon after are not: until the name is changed, they lead to the same server.
+        Connections made within READ_ONLY_SECONDS are kept: until the name is changed, they reach the same server.
         """
         if time.monotonic() - self._read_only_at > READ_ONLY_SECONDS:
             log.warning("the database has become read-only: all connections are replaced")
@@ -183,8 +184,8 @@ class Connector:
     def handle_error(self, context: ExceptionContext) -> Exception | None:
         """Invalidate a connection that cannot be used again, so that the pool replaces it.
 
-        After a timeout or a cancelled request, the statement may still run. Ending it in order would mean waiting for
-        it, unless the server does not end it itself.
+        After a timeout or a cancelled request, the statement may still run. To close the connection gracefully would
+        mean waiting for it, so it is terminated, except where only closing it cancels the statement (`needs_cancel`).
         """
         error = context.original_exception
         if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
@@ -200,7 +201,7 @@ class Connector:
 
 @cache
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
-    """Return the connector of this process. What one engine learns about a server, the others need not.
+    """Return the connector of this process. Its engines share it, so that they need not each learn the same.
 
     gunicorn's workers inherit it from the master, which connects first.
     """
@@ -213,15 +214,15 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return what the server has reported with its latest answer. Poolers report nothing."""
+    """Return whether the server has reported with its latest answer to be read-only. Poolers report nothing."""
     reported = connection.get_settings()
     names = ("in_hot_standby", "default_transaction_read_only")
     return any(getattr(reported, name, "off") == "on" for name in names)
 
 
 def needs_cancel(connection: PoolProxiedConnection, error: BaseException) -> bool:
-    """Return whether a statement may run on after a timeout, because the server does not end it itself.
+    """Return whether a statement may keep running after a timeout, because the server has no limit of its own.
 
-    asyncpg cancels it when the connection is closed in order, but not when it is terminated.
+    asyncpg cancels it when the connection is closed gracefully, but not when it is terminated.
     """
     return isinstance(error, TimeoutError) and not connection.info["has_server_limits"]

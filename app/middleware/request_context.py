@@ -8,7 +8,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited
-from app.logging import refusals, shorten
+from app.logging import refusal_log, shorten
 from app.middleware.paths import first_segment
 
 access_log = structlog.stdlib.get_logger("app.access")
@@ -47,7 +47,7 @@ class RequestContextMiddleware:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            if status != RateLimited.status or refusals.allow():
+            if status != RateLimited.status or refusal_log.allow():
                 route = getattr(scope.get("route"), "path", None)
                 # Health checks are frequent, and a failing one is visible elsewhere.
                 log = access_log.debug if route and first_segment(route) == "health" else access_log.info

@@ -97,12 +97,17 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
                     await connection.run_sync(_migrate, revision)
             except LockTimeout as error:
                 holders = await _find_lock_holders(engine)
-                log.warning("a migration waits for a lock", attempt=attempt, held_by=holders, statement=error.statement)
+                log.warning(
+                    "a migration could not get a lock in time",
+                    attempt=attempt,
+                    held_by=holders,
+                    statement=error.statement,
+                )
             else:
                 return
         raise MigrationFailed(
             f"A migration could not lock a table within {LOCK_SECONDS} s, {LOCK_ATTEMPTS} times. Nothing was changed. "
-            f"The lock is held by {holders or 'nobody now'}"
+            f"The lock is held by {holders or 'nobody any more'}"
         )
     finally:
         await engine.dispose()
@@ -120,8 +125,8 @@ async def _find_lock_holders(engine: AsyncEngine) -> str:
 def include_object(dialect: str) -> Callable[..., bool]:
     """Return Alembic's `include_object`, which decides what is compared with the models.
 
-    An index with a method of PostgreSQL exists only there. A column that only the database has belongs to the release
-    before, which still uses it during a rollout: a migration of a later release drops it.
+    An index that uses a PostgreSQL method exists only on PostgreSQL. A column that exists only in the database is kept
+    for the previous release, which uses it during a rollout. A later migration drops it.
     """
 
     def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any part
@@ -140,7 +145,7 @@ def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
 def lock_migrations(connection: Connection) -> None:
     """Prevent other processes from migrating until the transaction ends, and bound the wait for any other lock.
 
-    Every request for a table waits behind a migration that waits for its lock.
+    While a migration waits for the lock of a table, all later queries of the table wait behind it.
     """
     if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})

@@ -38,7 +38,7 @@ def run(connection: Connection) -> None:
 
 
 async def connect_and_run() -> None:
-    """Serve Alembic's command line, such as `alembic revision --autogenerate`."""
+    """Run for Alembic's command line, such as `alembic revision --autogenerate`."""
     settings = load_settings()
     if settings.is_sqlite:
         create_sqlite_file(settings)

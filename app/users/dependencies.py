@@ -8,7 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.dependencies import FastReaderDep, TokensDep
 from app.errors import AuthenticationFailed, PermissionDenied
-from app.security import InvalidTokenError
+from app.security import InvalidAccessToken
 from app.users.models import UserRecord
 from app.users.service import find_user
 
@@ -34,7 +34,7 @@ async def get_current_user(
         raise AuthenticationFailed(reason="no token")
     try:
         token = tokens.verify(credentials.credentials)
-    except InvalidTokenError as error:
+    except InvalidAccessToken as error:
         raise AuthenticationFailed(reason=str(error)) from error
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
     user = await find_user(reader, token.user_id)

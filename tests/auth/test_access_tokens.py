@@ -158,7 +158,7 @@ REASONS: dict[str, Callable[[int], str]] = {
     "no token": lambda _: "",
     "invalid signature": INVALID_TOKENS["other key"],
     "expired token": INVALID_TOKENS["expired"],
-    "token of another issuer": INVALID_TOKENS["other issuer"],
+    "token from another issuer": INVALID_TOKENS["other issuer"],
     "token for another audience": INVALID_TOKENS["other audience"],
     "token from the future": lambda user: jwt.encode(claims(user, iat=2**40, exp=2**41), SECRET_KEY),
     "malformed token": lambda _: "x",

@@ -15,7 +15,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.lifespan import State
-from app.security import MAX_CONCURRENT_HASHES, WAITING_HASHES, HashingUnavailable, Passwords
+from app.security import MAX_CONCURRENT_HASHES, MAX_QUEUED_HASHES, HashingUnavailable, Passwords
 from app.users.models import User
 from tests.conftest import make_settings
 from tests.people import PASSWORD, log_in, register
@@ -77,7 +77,9 @@ async def test_full_hash_queue_returns_503(
     await register(client)
     passwords, may_finish = state["passwords"], threading.Event()
     with mock.patch.object(PasswordHasher, "hash", side_effect=lambda _: may_finish.wait(60)):
-        pending = [asyncio.create_task(passwords.hash(PASSWORD)) for _ in range(MAX_CONCURRENT_HASHES + WAITING_HASHES)]
+        pending = [
+            asyncio.create_task(passwords.hash(PASSWORD)) for _ in range(MAX_CONCURRENT_HASHES + MAX_QUEUED_HASHES)
+        ]
         await asyncio.sleep(0)  # each task runs until it is queued
         try:
             async with asyncio.timeout(10):
@@ -94,7 +96,7 @@ async def test_full_hash_queue_returns_503(
 
 async def test_hash_queue_serves_up_to_its_limit() -> None:
     passwords = Passwords(make_settings())
-    limit = MAX_CONCURRENT_HASHES + WAITING_HASHES
+    limit = MAX_CONCURRENT_HASHES + MAX_QUEUED_HASHES
 
     results = await asyncio.gather(*(passwords.hash(PASSWORD) for _ in range(limit + 3)), return_exceptions=True)
 

@@ -106,7 +106,7 @@ def test_database_with_too_few_connections_logs_which_settings_to_change(image: 
         (warning,) = container.messages("warning")
 
     assert warning == (
-        "5 workers and a successor may open 186 database connections, but the database allows 97: "
+        "5 workers, and one more while one is replaced, may open 186 database connections, but the database allows 97: "
         "set DATABASE_POOL_SIZE to at most"
         " 15, or WEB_CONCURRENCY to at most 2, or raise max_connections"
     )

@@ -14,7 +14,7 @@ def upgrade() -> None:
     # The extension is part of PostgreSQL, and needs the CREATE privilege on the database. Without it, create the
     # extension beforehand as another role. This statement then does nothing.
     op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-    # Users cannot be written while the index is created, measured as 2.5 s per 100,000 users. If there are many, create
+    # Writes to users wait while the index is created (measured: 2.5 s per 100,000 users). If there are many, create
     # it beforehand with CONCURRENTLY and this name. This statement then does nothing. Here, CONCURRENTLY would wait for
     # the transactions of other processes that want to migrate, while they wait for this one.
     op.create_index(

@@ -11,7 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     is_postgresql = op.get_bind().dialect.name == "postgresql"
-    # The release before still writes users during a rollout, so the column has a default. SQLite, which has no
+    # The previous release still writes users during a rollout, so the column has a default. SQLite, which has no
     # rollouts, allows only a constant.
     default = sa.func.gen_random_uuid() if is_postgresql else sa.text("'00000000000000000000000000000000'")
     op.add_column("users", sa.Column("security_stamp", sa.Uuid, server_default=default, nullable=False))
@@ -19,7 +19,7 @@ def upgrade() -> None:
     op.add_column("refresh_tokens", sa.Column("previous_secret_hash", sa.LargeBinary(32)))
     op.add_column("refresh_tokens", sa.Column("rotated_at", sa.DateTime(timezone=True)))
     if is_postgresql:
-        # The release before needs this column. Drop it in the release after this one.
+        # The previous release needs this column. Drop it in the release after this one.
         for table in ("users", "refresh_tokens"):
             op.alter_column(table, "credentials_version", server_default="1")
         op.execute(

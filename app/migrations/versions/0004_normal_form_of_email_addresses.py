@@ -1,4 +1,4 @@
-"""The normal form of email addresses: lowered character by character, and composed (Unicode NFC)."""
+"""The normal form of email addresses: lowercased one character at a time, and composed (Unicode NFC)."""
 
 from logging import getLogger
 from unicodedata import normalize
@@ -24,11 +24,11 @@ def upgrade() -> None:
         if normal == email:
             continue
         if other_id := connection.scalar(sa.select(users.c.id).where(users.c.email == normal)):
-            # Both rows stay. The user of the old form cannot log in until a superuser changes its address.
+            # Both rows stay. The user of the old form cannot log in until a superuser changes their address.
             getLogger("alembic").warning("users %d and %d have the same email address", user_id, other_id)
         else:
             connection.execute(users.update().where(users.c.id == user_id).values(email=normal))
 
 
 def downgrade() -> None:
-    pass  # the release before reads these addresses as well
+    pass  # the previous release reads these addresses as well

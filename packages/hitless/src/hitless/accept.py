@@ -19,22 +19,22 @@ log = logging.getLogger("uvicorn.error")
 # A worker pauses when it has more than twice as many connections as another one, plus this number. A smaller number
 # would make workers pause under short-lived connections as well, which need no balancing.
 TOLERANCE = 8
-# Connections accepted in one turn of the event loop. More would leave fewer to the other workers. With only one, a new
-# connection on a busy worker would wait for as many turns as there are connections before it.
+# Connections accepted in one iteration of the event loop. More would leave fewer to the other workers. With only
+# one, a new connection on a busy worker would wait for as many iterations as there are connections before it.
 BATCH_SIZE = 8
-# Seconds that a worker pauses. If another worker has few connections because it is stuck, each of the others still
-# accepts one connection per pause.
+# Seconds for which a worker with too many connections stops accepting. If the others have few only because they are
+# stuck, it still accepts one connection per pause.
 PAUSE_SECONDS = 0.001
-# Seconds that a worker pauses when the system has no file descriptor or no memory for another connection.
+# Seconds for which a worker stops accepting when the system has no file descriptor or no memory for another connection.
 EXHAUSTED_SECONDS = 1.0
 
 # One slot for each worker, in memory shared by all workers: its number of connections plus one, or 0 if it does not
-# accept. Two workers whose numbers differ by a multiple of the slots share one, and are balanced less evenly.
+# accept. Workers whose numbers are equal modulo the number of slots share one, and are balanced less evenly.
 SLOTS = memoryview(mmap(-1, 4 * 256)).cast("I")
 
 
 def clear_slot(worker: int) -> None:
-    """Remove a worker that no longer accepts connections from the balancing."""
+    """Stop counting a worker that no longer accepts connections."""
     SLOTS[worker % len(SLOTS)] = 0
 
 
@@ -66,7 +66,7 @@ class Acceptor:
         self._handshakes = set[asyncio.Task[None]]()
 
     def start(self) -> None:
-        """Start to accept connections."""
+        """Start accepting connections."""
         for listener in self._listeners:
             asyncio.get_running_loop().add_reader(listener, self._accept_batch, listener)
 
@@ -99,7 +99,7 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # There is no smallest count if the slot was cleared for another worker that used it before.
+            # All slots may be 0, if this worker's was just cleared for an earlier worker with the same slot.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)
@@ -118,7 +118,7 @@ class Acceptor:
         except (BlockingIOError, ConnectionError):  # another worker accepted it first, or the client has gone
             return False
         except OSError as error:
-            log.warning("No connection is accepted for %d s: %s", EXHAUSTED_SECONDS, error)
+            log.warning("Not accepting connections for %d s: %s", EXHAUSTED_SECONDS, error)
             self._pause(EXHAUSTED_SECONDS)
             return False
         connection.setblocking(False)

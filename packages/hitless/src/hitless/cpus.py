@@ -1,4 +1,4 @@
-"""The number of CPUs that this process may use: the container's quota counts, not only the machine."""
+"""The number of CPUs that this process may use, by the machine and by the container's quota."""
 
 import os
 from math import ceil

@@ -4,17 +4,17 @@ import os
 import signal
 from typing import Any
 
-# The signals by which the master stops a worker.
+# The signals with which the master stops a worker.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 Arbiter = Any  # gunicorn has no type hints
 
 
 def block_signals_during_fork() -> None:
-    """Make a worker stoppable from the moment it is forked. Call it once, in the master.
+    """Let a worker be stopped from the moment it is forked. Call it once, in the master.
 
-    Until a new process has set its own handlers, it has the master's, which only queue the signal for a loop that does
-    not run in it. A server that is stopped while it starts would wait for that worker in vain.
+    Until a worker has set its own handlers, it has the master's, which only queue the signal for the master's loop. A
+    server that is stopped while it starts would wait for that worker forever.
     """
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_reset_signals)
 

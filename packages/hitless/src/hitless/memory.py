@@ -1,4 +1,4 @@
-"""The memory that this process and its children may use: the container's limit counts, not only the machine."""
+"""The memory that this process and its children may use, by the machine and by the container's limit."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def available_memory(root: Path = Path("/")) -> Memory:
         Memory(limit, "the cgroup's memory limit") for limit in read_limits(root, "memory", v1=_read_v1, v2=_read_v2)
     ]
     machine = Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine")
-    # `min` returns the first of equals. Version 1 writes no limit as a number larger than any machine's memory.
+    # `min` returns the first of equals. In version 1, "no limit" is a number larger than any machine's memory.
     return min([machine, *limits], key=lambda memory: memory.size)
 
 
