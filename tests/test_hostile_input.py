@@ -1,4 +1,4 @@
-"""Input that breaks parsers and databases, in every place of a request. None of it may cause a 5xx."""
+"""Input that breaks parsers and databases, in every part of a request. None of it may cause a 5xx."""
 
 import gzip
 import json

@@ -57,7 +57,7 @@ async def test_migrations_run_up_down_and_up_again(database: Settings) -> None:
     await engine.dispose()
 
 
-async def test_migrated_schema_equals_the_models(database: Settings) -> None:
+async def test_migrated_schema_matches_the_models(database: Settings) -> None:
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "include_object": include_object(connection.dialect.name)}
@@ -163,7 +163,9 @@ async def test_concurrent_processes_migrate_once(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_migration_waits_for_another_beyond_the_statement_timeout(database: Settings, database_url: str) -> None:
+async def test_migration_waits_for_another_longer_than_the_statement_timeout(
+    database: Settings, database_url: str
+) -> None:
     engine = create_engine(change(database, database_statement_timeout=60))
     async with engine.begin() as connection:
         await connection.run_sync(lock_migrations)  # as a migration does

@@ -50,7 +50,7 @@ def test_uncaught_exception_is_logged_in_one_line(
     assert line["exception"][0]["frames"][-1]["name"] == "fail"
 
 
-def test_exit_of_a_thread_is_not_logged(clean_environment: dict[str, str]) -> None:
+def test_sys_exit_in_a_thread_is_not_logged(clean_environment: dict[str, str]) -> None:
     assert run("run_in_thread(sys.exit)", 0, clean_environment) == []
 
 

@@ -127,7 +127,7 @@ async def test_hashing_does_not_block_event_loop() -> None:
 async def test_hash_that_cannot_be_computed_is_not_a_wrong_password(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict], error: Exception
 ) -> None:
-    """As when the container has no memory or no thread left."""
+    """This happens when the container has no memory or no thread left."""
     await register(client)
 
     with mock.patch.object(PasswordHasher, "verify", side_effect=error):
@@ -139,8 +139,8 @@ async def test_hash_that_cannot_be_computed_is_not_a_wrong_password(
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["a password cannot be hashed"] * 2
 
 
-async def test_thread_that_cannot_be_started_is_not_a_wrong_password() -> None:
-    """As when the container has reached its limit of processes."""
+async def test_failure_to_start_a_thread_is_not_a_wrong_password() -> None:
+    """This happens when the container has reached its limit of processes."""
     no_threads = mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread"))
     with no_threads, pytest.raises(HashingUnavailable):
         await Passwords(make_settings()).verify(PASSWORD, None)
@@ -156,7 +156,7 @@ async def test_other_runtime_error_is_raised() -> None:
 async def test_hash_of_another_kind_matches_no_password(
     client: httpx.AsyncClient, session: AsyncSession, stored: str
 ) -> None:
-    """As of an imported account."""
+    """Such as the hash of an imported account."""
     await register(client)
     await session.execute(update(User).values(password_hash=stored))
     await session.commit()
@@ -164,7 +164,7 @@ async def test_hash_of_another_kind_matches_no_password(
     assert (await log_in(client)).status_code == 401
 
 
-async def test_wrong_password_of_cheaper_hash_costs_as_much_as_of_current_hash() -> None:
+async def test_wrong_password_costs_the_same_for_a_cheaper_stored_hash() -> None:
     """Otherwise, after an increase of the parameters, the response time would tell which accounts exist."""
     cheap = await Passwords(make_settings(argon2_memory_kib=1024, argon2_time_cost=2)).hash(PASSWORD)
     passwords = Passwords(make_settings(argon2_memory_kib=2048, argon2_time_cost=5))

@@ -24,7 +24,7 @@ UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unava
 # Seconds within which readiness shows that the database has become unavailable or available.
 READINESS_DELAY = 2
 # The longest response time: 2 seconds for a connection and 6 for an answer, with a margin for a busy machine.
-LONGEST = 10
+MAX_RESPONSE_SECONDS = 10
 # What the two workers may open: two connections each for requests, and one for readiness.
 CONNECTIONS = 6
 # What the database allows, for all clients together.
@@ -160,7 +160,7 @@ def outage(service: Container, database: Database) -> Iterator[Outage]:
     assert [error for error in errors if json.loads(error.body) != UNAVAILABLE] == []
     # Every failure is a complete response: no connection was reset, refused or left without a response.
     assert (len(report.failures), report.refused) == (len(errors), 0)
-    assert report.slowest < LONGEST
+    assert report.slowest < MAX_RESPONSE_SECONDS
     assert {line["level"] for line in json_lines(service.log[log_before:])} <= {"info", "warning"}
     assert count_started_workers(service) == 2
 

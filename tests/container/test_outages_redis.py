@@ -16,7 +16,7 @@ from tests.container.service import get, make_targets, run_service
 
 SLOW_PROXY = Path(__file__).with_name("slow_proxy.py")
 # The longest response time in seconds. With redis-py's defaults it would be 5 seconds times 10 retries.
-LONGEST = 3
+MAX_RESPONSE_SECONDS = 3
 UNAVAILABLE = "Redis does not answer: requests are counted in memory"
 AVAILABLE = "Redis answers again: requests are counted in Redis"
 
@@ -90,7 +90,7 @@ def test_redis_outage_delays_no_request_and_moves_the_count_to_the_workers(
         until(lambda: is_counted_in_redis(service, redis), "requests are counted in Redis again")
 
     assert_no_request_lost(report)
-    assert report.slowest < LONGEST
+    assert report.slowest < MAX_RESPONSE_SECONDS
     # One from each of the two workers. On a busy machine, a worker may have logged it before the outage.
     assert 1 <= warnings <= 2
 

@@ -1,4 +1,4 @@
-"""Of the hosts in a URL, the first usable one is used, and soon, whatever is wrong with those before it."""
+"""The first usable host in a URL is used, and quickly, whatever is wrong with the hosts before it."""
 
 import socket
 import time
@@ -61,7 +61,7 @@ async def is_standby(url: str) -> bool:
     ("attributes", "expected"),
     [("primary", False), ("read-write", False), ("standby", True), ("read-only", True), ("prefer-standby", True)],
 )
-async def test_server_with_the_wanted_attributes_is_used_in_any_order(
+async def test_server_with_the_wanted_attributes_is_used_whatever_the_order_of_hosts(
     primary: Container, standby: Container, order: int, attributes: str, expected: bool
 ) -> None:
     url = make_url(*(primary, standby)[::order], target_session_attrs=attributes)
@@ -107,7 +107,7 @@ HOSTS: dict[str, Host] = {
 
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
-async def test_second_host_is_soon_used_if_the_first_is_not_usable(
+async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
     request: pytest.FixtureRequest, primary: Container, host: Host
 ) -> None:
     took = []

@@ -38,7 +38,7 @@ def test_forged_address_from_an_untrusted_client_is_ignored(image: str) -> None:
         assert set(logged_clients(container)) == {gateway(container)}
 
 
-def test_clients_behind_a_trusted_proxy_are_told_apart_by_the_address_that_it_adds(image: str) -> None:
+def test_clients_behind_a_trusted_proxy_are_identified_by_the_address_that_it_adds(image: str) -> None:
     with run_limited_service(image, FORWARDED_ALLOW_IPS="10.0.0.0/8,172.16.0.0/12,192.168.0.0/16") as container:
         statuses = [get_status(container, f"198.51.100.{number}, 203.0.113.1") for number in range(LIMIT + 1)]
         other_client = get_status(container, "203.0.113.2")

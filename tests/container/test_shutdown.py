@@ -98,7 +98,7 @@ def test_sigint_and_sigquit_stop_the_server_at_once(image: str, signal: str, bac
         assert container.log_levels == {"info"}
 
 
-def test_drain_seconds_fail_readiness_while_all_requests_are_served(image: str) -> None:
+def test_readiness_fails_during_drain_seconds_while_all_requests_are_served(image: str) -> None:
     with run_service(image, SLOW_APP, command=slow_command(), DRAIN_SECONDS="10") as container:
         container.send_signal("TERM")
 

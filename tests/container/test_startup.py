@@ -22,7 +22,7 @@ def test_failed_migration_exits_with_one_error_line(image: str, database: Databa
         assert "Booting worker" not in container.log
 
 
-def test_pending_migration_exits_with_the_command_to_run(image: str, database: Database) -> None:
+def test_service_with_pending_migration_exits_and_names_the_command(image: str, database: Database) -> None:
     with run_container(image, *options(DATABASE_URL=database.url)) as container:
         assert container.wait_for_exit() == 1
 

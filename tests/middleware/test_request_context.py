@@ -70,7 +70,7 @@ async def test_health_check_is_logged_at_debug(
     assert [entry["log_level"] for entry in logs] == ["debug"]
 
 
-async def test_path_with_prefix_health_is_logged_at_info(
+async def test_path_that_merely_starts_with_health_is_logged_at_info(
     service: Service, logs: list[structlog.typing.EventDict]
 ) -> None:
     @service.app.get("/healthcare")

@@ -1,4 +1,4 @@
-"""Many concurrent logins, each of which takes much memory and time, leave enough of both for other requests."""
+"""Many concurrent logins, which are expensive, leave memory and time for other requests."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ def peak_memory(server: Gunicorn) -> int:
     return int(kib)
 
 
-def test_concurrent_logins_are_bounded_in_memory_and_do_not_block_others(start_service: Start) -> None:
+def test_concurrent_logins_use_bounded_memory_and_do_not_block_others(start_service: Start) -> None:
     server = start_service(RATE_LIMIT=NO_LIMIT, RATE_LIMIT_LOGIN=NO_LIMIT)
     ann = {"email": "ann@example.com", "password": PASSWORD}
 

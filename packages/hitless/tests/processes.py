@@ -23,7 +23,7 @@ def until(condition: Callable[[], T | None], description: str) -> T:
         if result := condition():
             return result
         time.sleep(0.02)
-    pytest.fail(f"{description}: not within {PATIENCE} s")
+    pytest.fail(f"{description}: timed out after {PATIENCE} s")
 
 
 def get_or_none(url: str) -> httpx.Response | None:

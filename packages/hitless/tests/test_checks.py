@@ -48,7 +48,7 @@ def test_missing_file_is_reported(tls: TLS, tmp_path: Path) -> None:
         check_certificate(tls.certfile, missing)
 
 
-def test_certificate_in_the_place_of_the_key_is_reported(tls: TLS) -> None:
+def test_certificate_given_as_the_key_is_reported(tls: TLS) -> None:
     with pytest.raises(
         StartupError, match=rf"^{tls.certfile} and {tls.certfile} are not a certificate and its unencrypted key$"
     ):

@@ -129,7 +129,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_sigterm_leaves_a_socket_of_systemd_open(tmp_path: Path) -> None:
+def test_sigterm_leaves_systemd_socket_open(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, (tmp_path / "log").open("w") as log:
         host, port = listener.getsockname()
         command = [str(Path(sys.executable).with_name("gunicorn")), *EXAMPLE]

@@ -61,7 +61,7 @@ def test_cgroup_limit_is_found(tmp_path: Path, files: dict[str, str], size: int)
     ],
     ids=["no cgroups", "no file", "v2 without limit", "v1 without limit"],
 )
-def test_without_cgroup_limit_machine_memory_counts(tmp_path: Path, files: dict[str, str]) -> None:
+def test_without_cgroup_limit_machine_memory_is_returned(tmp_path: Path, files: dict[str, str]) -> None:
     write_files(tmp_path, files)
 
     memory = available_memory(tmp_path)
