@@ -15,7 +15,7 @@ from tests.container.load import assert_no_request_lost, continue_load, load
 from tests.container.service import get, make_targets, run_service
 
 SLOW_PROXY = Path(__file__).with_name("slow_proxy.py")
-# The longest response time in seconds. With redis-py's defaults it would be 5 seconds times 10 retries.
+# The longest acceptable response time in seconds. With redis-py's defaults it would be 5 seconds times 10 retries.
 MAX_RESPONSE_SECONDS = 3
 UNAVAILABLE = "Redis does not answer: requests are counted in memory"
 AVAILABLE = "Redis answers again: requests are counted in Redis"
