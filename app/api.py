@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 
+from app import PREFIX
 from app.auth.router import router as auth
 from app.errors import InternalError, PayloadTooLarge, RateLimited, ServiceUnavailable, UnknownHost, responses
 from app.health.router import router as health
@@ -20,5 +21,5 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 def add_routers(app: FastAPI) -> None:
     """Add the routes of every feature to the application."""
     for router in (users, auth):
-        app.include_router(router, responses=responses(*COMMON_ERRORS))
-    app.include_router(health, responses=responses(PayloadTooLarge, InternalError))
+        app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))
+    app.include_router(health, prefix=PREFIX, responses=responses(PayloadTooLarge, InternalError))

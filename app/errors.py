@@ -228,9 +228,8 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
-    Any other exception is a bug, which `UnhandledErrorMiddleware` logs and turns into a 500.
+    Any other exception is a bug, which `UnhandledErrorMiddleware` turns into a 500.
     """
-    app.state.outages = OutageLog()
     app.exception_handler(AppError)(_handle_app_error)
     app.exception_handler(HTTPException)(_handle_http_exception)
     app.exception_handler(RequestValidationError)(_handle_validation_error)
@@ -266,11 +265,10 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> JSON
 
 def _allowed_methods(request: Request) -> str:
     """Return all methods of the path. Starlette returns only those of the first matching route."""
-    scope = request.scope
-    # In a mounted application, such as the documentation's files, `root_path` includes the path of the mount.
-    path = scope["path"].removeprefix(scope.get("app_root_path", scope["root_path"]))
+    path = request.scope["path"].removeprefix(request.scope["root_path"])  # which includes the path of a mount
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
-    methods = {method for route in routes for method in route.methods or ("GET",)}
+    # Mounted files, such as those of the documentation, have no routes.
+    methods = {method for route in routes for method in route.methods or ()} or {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
@@ -301,13 +299,16 @@ def _describe(problem: dict[str, Any]) -> FieldError:
 class OutageLog:
     """Logs the first failure of an outage with its reason, and then one line per 30 seconds with all reasons."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        timeout, size = settings.database_pool_timeout, settings.database_pool_size
+        self._pool_timeout = f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})"
         self._next_line_at = 0.0
         self._reasons = Counter[str]()
 
     def add(self, error: Exception) -> None:
         """Note that the database is unavailable."""
-        reason = f"{type(error).__name__}: {getattr(error, 'orig', error)}"
+        message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
+        reason = f"{type(error).__name__}: {message}"
         self._reasons[reason] += 1
         if monotonic() >= self._next_line_at:
             self._next_line_at = monotonic() + OUTAGE_SECONDS
@@ -319,11 +320,7 @@ class OutageLog:
 async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:
     if not is_unavailable(error):
         raise error
-    if isinstance(error, PoolTimeoutError):
-        settings: Settings = request.app.state.settings
-        timeout, size = settings.database_pool_timeout, settings.database_pool_size
-        error = PoolTimeoutError(f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})")
-    request.app.state.outages.add(error)
+    request.state["outages"].add(error)
     return error_response(ServiceUnavailable)
 
 

@@ -6,6 +6,9 @@ import ssl
 import sys
 from http import HTTPStatus
 
+from app import PREFIX
+
+PATH = f"{PREFIX}/health"
 TIMEOUT = 10  # seconds
 
 
@@ -24,12 +27,12 @@ def main() -> None:
         context.verify_mode = ssl.CERT_NONE
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", PATH)
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        sys.exit(f"/health does not respond: {error}")
+        sys.exit(f"{PATH} does not respond: {error}")
     if status != HTTPStatus.OK:
-        sys.exit(f"/health responds {status}")
+        sys.exit(f"{PATH} responds {status}")
 
 
 if __name__ == "__main__":

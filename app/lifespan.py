@@ -13,6 +13,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import FastReader, autocommit, create_engine
+from app.errors import OutageLog
 from app.limiter import REDIS_SECONDS, RateLimiter
 from app.security import Passwords, Tokens
 from app.settings import Settings
@@ -33,6 +34,7 @@ class State(TypedDict):
     limiter: RateLimiter
     passwords: Passwords
     tokens: Tokens
+    outages: OutageLog
 
 
 @asynccontextmanager
@@ -58,6 +60,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
             limiter=RateLimiter(settings, redis, app.state.rate_counter),
             passwords=Passwords(settings),
             tokens=Tokens(settings),
+            outages=OutageLog(settings),
         )
     finally:
         if redis:

@@ -6,7 +6,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi_standalone_docs import StandaloneDocs
 
-from app import TITLE, __version__
+from app import PREFIX, TITLE, __version__
 from app.api import TAGS, add_routers
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
@@ -17,6 +17,7 @@ from app.middleware.allowed_hosts import AllowedHostsMiddleware
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.middleware.cors import CORSMiddleware
 from app.middleware.head import HeadMiddleware
+from app.middleware.paths import iter_routes
 from app.middleware.rate_limit import RateLimitMiddleware
 from app.middleware.request_context import RequestContextMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
@@ -24,8 +25,9 @@ from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.settings import Settings, describe_unknown_names, load_settings
 
-# The first segments of the paths that document the API.
-DOCS = frozenset({"docs", "redoc", "openapi.json"})
+# The paths that document the API.
+DOCS = (f"{PREFIX}/docs/", f"{PREFIX}/redoc/", f"{PREFIX}/openapi.json/")
+HEALTH = (f"{PREFIX}/health/",)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -43,7 +45,9 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=attrgetter("name"),
         # A redirect from /users to /users/ would send the Authorization header to whatever the Host header names.
         redirect_slashes=False,
-        openapi_url="/openapi.json" if settings.docs else None,  # None also removes the pages
+        openapi_url=f"{PREFIX}/openapi.json" if settings.docs else None,  # None also removes the pages
+        docs_url=f"{PREFIX}/docs",
+        redoc_url=f"{PREFIX}/redoc",
         swagger_ui_oauth2_redirect_url=None,  # a page for a kind of login that is not offered
     )
     app.state.settings = settings
@@ -51,10 +55,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.rate_counter = MemoryCounter()  # shared by the workers, which are forked later
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     add_routers(app)
-    add_error_handlers(app)
-    StandaloneDocs(app)  # serves the scripts and styles of /docs and /redoc from here, not from a CDN
+    applications = {path: route.app for path, route in iter_routes(app.routes) if isinstance(route.app, FastAPI)}
+    applications[""] = app
+    for each in applications.values():  # those that `add_routers` has mounted, and this one
+        add_error_handlers(each)
+        StandaloneDocs(each)  # serves the scripts and styles of /docs and /redoc from here, not from a CDN
 
-    docs = DOCS if settings.docs else frozenset()
+    docs = DOCS if settings.docs else ()
 
     # The middleware added last is the outermost.
     app.add_middleware(
@@ -64,9 +71,9 @@ def create_app(settings: Settings) -> FastAPI:
         max_total=settings.max_total_body_size,
     )
     app.add_middleware(UnhandledErrorMiddleware)
-    app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=docs | {"health"})
+    app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=HEALTH + docs)
     if settings.allowed_hosts and "*" not in settings.allowed_hosts:
-        app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt={"health"})
+        app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -77,12 +84,17 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.add_middleware(
         SecurityHeadersMiddleware,
-        docs_pages={"/docs", "/redoc"} if docs else (),
+        docs_pages={
+            f"{path}{page}"
+            for path, each in applications.items()
+            for page in (each.docs_url, each.redoc_url)
+            if each.openapi_url and page
+        },
         public=docs,
         hsts=settings.in_production,
     )
     app.add_middleware(HeadMiddleware)
-    app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(RequestContextMiddleware, quiet=HEALTH)
     app.add_middleware(StartupErrorMiddleware)
     return app
 

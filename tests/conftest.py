@@ -22,6 +22,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from app import PREFIX
 from app.database import Base
 from app.lifespan import State, lifespan
 from app.main import create_app
@@ -227,10 +228,16 @@ def openapi_document() -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serve(settings: Settings, *, prepared: bool = False, root_path: str = "") -> AsyncIterator[Service]:
+async def serve(
+    settings: Settings, *, prepared: bool = False, root_path: str = "", raises: bool = True
+) -> AsyncIterator[Service]:
     """Run the application as a server does, with the lifespan's state in each request.
 
-    `root_path` is the path prefix of a proxy, which clients use.
+    Args:
+        settings: The settings.
+        prepared: Whether to skip the checks of the database at startup.
+        root_path: The path prefix of a proxy, which clients use.
+        raises: Whether an unhandled exception is raised in the test. Otherwise the client receives the response.
     """
     app = create_app(settings)
     app.state.is_database_prepared = prepared
@@ -239,10 +246,10 @@ async def serve(settings: Settings, *, prepared: bool = False, root_path: str = 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": {**state}}, receive, send)
 
-        transport = httpx.ASGITransport(with_state, root_path=root_path)
+        transport = httpx.ASGITransport(with_state, root_path=root_path, raise_app_exceptions=raises)
         hooks = {"response": [check_conformance(openapi_document())]}
         async with httpx.AsyncClient(
-            transport=transport, base_url=f"http://test{root_path}", event_hooks=hooks
+            transport=transport, base_url=f"http://test{root_path}{PREFIX}", event_hooks=hooks
         ) as client:
             yield Service(app, state, client)
 
@@ -250,6 +257,13 @@ async def serve(settings: Settings, *, prepared: bool = False, root_path: str = 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
     async with serve(settings) as service:
+        yield service
+
+
+@pytest.fixture
+async def service_with_bug(settings: Settings) -> AsyncIterator[Service]:
+    """The application, whose client receives the response to an unhandled exception."""
+    async with serve(settings, raises=False) as service:
         yield service
 
 

@@ -13,6 +13,7 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import PREFIX
 from app.database import Base
 from app.users.models import User
 from tests.conftest import SECRET_KEY, Service
@@ -220,7 +221,7 @@ async def test_every_route_is_tested(service: Service) -> None:
     user = await sign_up(service.client)
 
     names = {
-        f"{method} {route.path}"
+        f"{method} {(route.path or '').removeprefix(PREFIX)}"
         for route in iter_route_contexts(service.app.routes)
         for method in (route.methods or set()) - {"HEAD"}
     }

@@ -13,6 +13,7 @@ import pytest
 from fastapi import HTTPException
 from pydantic import HttpUrl, TypeAdapter, ValidationError
 
+from app import PREFIX
 from app.errors import MAX_DETAILS
 from app.schemas import Input
 from tests.conftest import Service
@@ -157,7 +158,7 @@ async def test_longest_list_of_errors_is_below_8_kib(service: Service) -> None:
 
 
 async def test_more_errors_than_are_listed_are_counted(service: Service) -> None:
-    @service.app.post("/sum")
+    @service.app.post(PREFIX + "/sum")
     async def add(numbers: list[int]) -> int:  # no Input, so every item is an error
         return sum(numbers)
 
@@ -180,7 +181,7 @@ async def test_more_errors_than_are_listed_are_counted(service: Service) -> None
     ],
 )
 async def test_detail_of_http_exception_is_kept(service: Service, detail: Any, expected: Any) -> None:  # noqa: ANN401
-    @service.app.get("/full")
+    @service.app.get(PREFIX + "/full")
     async def full() -> None:
         raise HTTPException(409, detail)
 
@@ -190,7 +191,7 @@ async def test_detail_of_http_exception_is_kept(service: Service, detail: Any, e
 
 
 async def test_detail_of_unusual_status_is_kept(service: Service) -> None:
-    @service.app.get("/teapot")
+    @service.app.get(PREFIX + "/teapot")
     async def teapot() -> None:
         raise HTTPException(418, {"code": "teapot"})
 

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app import PREFIX
 from app.errors import (
     AppError,
     AuthenticationFailed,
@@ -14,21 +15,21 @@ from app.errors import (
     responses,
 )
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 User accounts, and the logins that protect them.
 
 ### Authentication
 
-`POST /auth/login` exchanges an email address and a password for an access token and a refresh token. Send the access
-token with each request:
+`POST {PREFIX}/auth/login` exchanges an email address and a password for an access token and a refresh token. Send the
+access token with each request:
 
     Authorization: Bearer <access_token>
 
-It expires after a few minutes. `POST /auth/refresh` then exchanges the refresh token for a new pair of tokens. Each
-refresh token can be used once. `POST /auth/logout` ends the login.
+It expires after a few minutes. `POST {PREFIX}/auth/refresh` then exchanges the refresh token for a new pair of tokens.
+Each refresh token can be used once. `POST {PREFIX}/auth/logout` ends the login.
 
-To try it out on the page at `/docs`, execute `POST /users/` and `POST /auth/login` with their examples, and enter the
-access token under *Authorize*.
+To try it out on the page at `{PREFIX}/docs`, execute `POST {PREFIX}/users/` and `POST {PREFIX}/auth/login` with their
+examples, and enter the access token under *Authorize*.
 
 ### Errors
 

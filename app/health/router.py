@@ -79,12 +79,12 @@ async def ready(request: AppRequest) -> Ready:
         async with asyncio.timeout(READY_SECONDS), request.state["probe_engine"].connect() as connection:
             await connection.execute(select(1))
     except TimeoutError as error:
-        request.app.state.outages.add(TimeoutError(f"no answer within {READY_SECONDS} s"))
+        request.state["outages"].add(TimeoutError(f"no answer within {READY_SECONDS} s"))
         raise DatabaseUnavailable from error
     except DATABASE_ERRORS as error:
         if not is_unavailable(error):
             raise
-        request.app.state.outages.add(error)
+        request.state["outages"].add(error)
         raise DatabaseUnavailable from error
     return Ready(redis=await check_redis(request.state["redis"], request.state["limiter"]))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import UnknownHost, error_response
-from app.middleware.paths import first_segment, route_path
+from app.middleware.paths import is_below, route_path
 
 _PORT = re.compile(rb":[0-9]*$")
 
@@ -17,14 +17,14 @@ class AllowedHostsMiddleware:
     Paths under `exempt` accept any Host header, because health checks connect by IP address.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str], exempt: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], exempt: tuple[str, ...]) -> None:
         self.app = app
         self.names = {host.encode() for host in hosts if not host.startswith("*")}
         self.suffixes = tuple(host[1:].encode() for host in hosts if host.startswith("*"))
         self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_allowed(scope) or first_segment(route_path(scope)) in self.exempt:
+        if scope["type"] != "http" or self._is_allowed(scope) or is_below(route_path(scope), self.exempt):
             await self.app(scope, receive, send)
         else:
             await error_response(UnknownHost)(scope, receive, send)

@@ -17,9 +17,11 @@ class HeadMiddleware:
             await self.app(scope, receive, send)
             return
 
+        get_scope = {**scope, "method": "GET"}
+
         async def send_without_body(message: Message) -> None:
+            # For the access log.
+            scope.update(route=get_scope.get("route"), root_path=get_scope.get("root_path", ""))
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        get_scope = {**scope, "method": "GET"}
         await self.app(get_scope, receive, send_without_body)
-        scope["route"] = get_scope.get("route")  # for the access log

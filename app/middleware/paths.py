@@ -1,11 +1,12 @@
 """Map a request path to the rules that apply to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from re import Pattern
 from typing import Any, TypeVar
 
-from fastapi.routing import iter_route_contexts
-from starlette.routing import BaseRoute
+from fastapi import FastAPI
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute, compile_path
 from starlette.types import Scope
 
 Option = TypeVar("Option")
@@ -18,19 +19,30 @@ def route_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", "")).removesuffix("\n")
 
 
-def first_segment(path: str) -> str:
-    """Return the first segment of a path: `users` for `/users/me`."""
-    return path[1:].partition("/")[0]
+def is_below(path: str, roots: tuple[str, ...]) -> bool:
+    """Return whether a path is one of the roots or below it. The roots end with a slash, such as `/health/`."""
+    return f"{path}/".startswith(roots)
 
 
-def list_option(routes: list[BaseRoute], get: Callable[[Any], Option | None]) -> list[tuple[str, Pattern[str], Option]]:
+def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple[str, RouteContext]]:
+    """Yield the path and each route, mounts and the routes of mounted FastAPI applications among them."""
+    for route in iter_route_contexts(routes):
+        path = f"{prefix}{route.path or ''}"
+        yield path, route
+        if isinstance(mounted := getattr(route, "app", None), FastAPI):
+            yield from iter_routes(mounted.routes, path)
+
+
+def list_option(
+    routes: Sequence[BaseRoute], get: Callable[[Any], Option | None]
+) -> list[tuple[str, Pattern[str], Option]]:
     """Return the method, the pattern and the option of each route that has the option.
 
     Middleware that runs before the router can so apply a rule that is written at a route.
     """
     return [
-        (method, route.path_regex, option)
-        for route in iter_route_contexts(routes)
+        (method, compile_path(path)[0], option)
+        for path, route in iter_routes(routes)
         if (option := get(route)) is not None
         for method in route.methods or ()
     ]

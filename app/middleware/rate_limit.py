@@ -1,6 +1,5 @@
 """Limit the number of requests per client IP address."""
 
-from collections.abc import Collection
 from ipaddress import IPv6Address
 
 from starlette.routing import BaseRoute
@@ -8,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited, error_response
 from app.limiter import RateLimiter
-from app.middleware.paths import find_option, first_segment, list_option, route_path
+from app.middleware.paths import find_option, is_below, list_option, route_path
 
 _IPV6_HOST_BITS = 64
 
@@ -19,16 +18,16 @@ class RateLimitMiddleware:
     Args:
         app: The next application.
         routes: The routes, of which some have a limit from `rate_limit`. All others share the limit named `default`.
-        exempt: The first segments of paths that are not counted.
+        exempt: The roots of paths that are not counted, such as `/health/`.
     """
 
-    def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: tuple[str, ...]) -> None:
         self.app = app
         self.exempt = exempt
         self.limits = list_option(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or first_segment(path := route_path(scope)) in self.exempt:
+        if scope["type"] != "http" or is_below(path := route_path(scope), self.exempt):
             await self.app(scope, receive, send)
             return
 

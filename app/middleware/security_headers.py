@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.middleware.paths import first_segment, route_path
+from app.middleware.paths import is_below, route_path
 
 _BASIC = [
     (b"x-content-type-options", b"nosniff"),
@@ -37,11 +37,11 @@ class SecurityHeadersMiddleware:
     Args:
         app: The application.
         docs_pages: The paths of pages with scripts.
-        public: The first segments of paths that may be cached.
+        public: The roots of paths that may be cached, such as `/docs/`.
         hsts: Whether HTTPS responses have a Strict-Transport-Security header.
     """
 
-    def __init__(self, app: ASGIApp, *, docs_pages: Collection[str], public: Collection[str], hsts: bool) -> None:
+    def __init__(self, app: ASGIApp, *, docs_pages: Collection[str], public: tuple[str, ...], hsts: bool) -> None:
         self.app = app
         self.docs_pages = docs_pages
         self.public = public
@@ -61,7 +61,7 @@ class SecurityHeadersMiddleware:
                 headers = message["headers"] = [*message["headers"], *_BASIC]
                 if self.hsts and scope["scheme"] == "https":
                     headers.append(_HSTS)
-                if first_segment(path) not in self.public and all(name != b"cache-control" for name, _ in headers):
+                if not is_below(path, self.public) and all(name != b"cache-control" for name, _ in headers):
                     headers.append(_NO_STORE)
                 if path in self.docs_pages:
                     start = message  # the policy depends on the body, which follows

@@ -11,7 +11,7 @@ log = structlog.stdlib.get_logger("app.error")
 
 
 class UnhandledErrorMiddleware:
-    """Logs any unhandled exception once, and responds 500.
+    """Responds 500 to any unhandled exception, and raises it again. The server logs it, and a test fails with it.
 
     It is inside the middleware that adds headers, so that these responses have them as well.
     """
@@ -24,19 +24,22 @@ class UnhandledErrorMiddleware:
             await self.app(scope, receive, send)
             return
 
-        has_started = False
+        has_started = is_complete = False
 
-        async def track_start(message: Message) -> None:
-            nonlocal has_started
+        async def track_response(message: Message) -> None:
+            nonlocal has_started, is_complete
             has_started = True
             await send(message)
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
-            await self.app(scope, receive, track_start)
+            await self.app(scope, receive, track_response)
         except asyncio.CancelledError:  # the server stops, and this request exceeds its grace
-            if not has_started:
+            if is_complete:
+                log.warning("background task cancelled", path=scope["path"])
+            elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
-        except Exception:  # any: otherwise the server would respond in another format
-            log.exception("unhandled exception")
+        except Exception:
             if not has_started:  # else the server closes the connection after the partial response
                 await error_response(InternalError)(scope, receive, send)
+            raise

@@ -6,6 +6,7 @@ import structlog
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from app import PREFIX
 from app.dependencies import FastReaderDep, TokensDep
 from app.errors import AuthenticationFailed, PermissionDenied
 from app.security import InvalidAccessToken
@@ -15,7 +16,7 @@ from app.users.service import find_user
 _bearer = HTTPBearer(
     scheme_name="BearerAuth",
     bearerFormat="JWT",
-    description="The `access_token` from `POST /auth/login`.",
+    description=f"The `access_token` from `POST {PREFIX}/auth/login`.",
     auto_error=False,  # the errors below have the API's format
 )
 

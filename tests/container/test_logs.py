@@ -24,7 +24,7 @@ def faulty(image: str) -> Iterator[Container]:
 @pytest.mark.parametrize(
     ("bug", "level", "message"),
     [
-        ("error in a route", "error", "unhandled exception"),
+        ("error in a route", "error", "Exception in ASGI application"),
         ("error in a task", "error", "Task exception was never retrieved"),
         ("error in a thread", "error", "uncaught exception in thread"),
         ("error in __del__", "error", "Exception ignored"),

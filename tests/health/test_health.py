@@ -9,6 +9,7 @@ import httpx
 import pytest
 from hitless import drain
 from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
@@ -53,16 +54,15 @@ async def test_pool_exhausted_is_ready(settings: Settings) -> None:
     assert response.status_code == 200
 
 
-async def test_failure_other_than_unavailable_database_returns_500(service: Service) -> None:
+async def test_failure_other_than_unavailable_database_is_raised(service: Service) -> None:
     engine = service.state["probe_engine"].sync_engine
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
     def query_missing_column(*arguments: Any) -> tuple[str, Any]:  # noqa: ANN401  of the event
         return "SELECT nowhere", arguments[3]
 
-    response = await service.client.get("/health/ready")
-
-    assert response.status_code == 500
+    with pytest.raises(DBAPIError):
+        await service.client.get("/health/ready")
 
 
 async def test_redis_available_is_reported(settings: Settings, redis_url: str) -> None:

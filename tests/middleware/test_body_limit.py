@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from app import PREFIX
 from app.errors import add_error_handlers
 from app.middleware.body_limit import BodyLimitMiddleware
 from app.settings import Settings
@@ -61,7 +62,7 @@ async def test_body_over_limit_returns_413_and_has_no_effect(client: httpx.Async
 
 @pytest.mark.parametrize("path", ["/bodiless", "/docs", "/nowhere", "/users/me", "/health"])
 async def test_content_length_over_limit_returns_413_on_routes_that_read_no_body(service: Service, path: str) -> None:
-    @service.app.get("/bodiless")
+    @service.app.get(PREFIX + "/bodiless")
     async def bodiless() -> None:
         raise AssertionError("the route must not run")
 
@@ -89,7 +90,7 @@ async def test_route_without_body_responds_without_reading_one(
 
 
 async def test_route_can_have_its_own_limit(service: Service) -> None:
-    @service.app.post("/uploads/{name}", max_body_size=10 * LIMIT)
+    @service.app.post(PREFIX + "/uploads/{name}", max_body_size=10 * LIMIT)
     async def upload(name: str, request: Request) -> tuple[str, int]:
         return name, len(await request.body())
 
@@ -108,7 +109,7 @@ async def test_bodies_beyond_total_return_503_until_others_are_finished(settings
         may_finish = asyncio.Event()
         reads = asyncio.Semaphore(0)
 
-        @service.app.post("/slow")
+        @service.app.post(PREFIX + "/slow")
         async def slow(request: Request) -> int:
             size = len(await request.body())
             reads.release()

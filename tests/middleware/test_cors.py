@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from app import PREFIX
 from app.settings import Settings
 from tests.conftest import Service, change, serve
 
+CORS = {"cors_origins": ["https://app.example"], "max_body_size": 1000}
 PREFLIGHT = {"Origin": "https://app.example", "Access-Control-Request-Method": "PATCH"}
 
 
@@ -22,7 +24,7 @@ async def test_cors_is_disabled_by_default(settings: Settings) -> None:
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
     """Allow https://app.example."""
-    async with serve(change(settings, cors_origins=["https://app.example"], max_body_size=1000)) as service:
+    async with serve(change(settings, **CORS)) as service:
         yield service
 
 
@@ -58,13 +60,15 @@ async def test_preflight_allows_only_headers_of_the_api(service: Service, reques
     assert preflight.status_code == status
 
 
-async def test_error_responses_have_cors_headers(service: Service) -> None:
-    @service.app.get("/crash")
-    async def crash() -> None:
-        raise RuntimeError("boom")
+async def test_error_responses_have_cors_headers(settings: Settings) -> None:
+    async with serve(change(settings, **CORS), raises=False) as service:
 
-    crashed = await service.client.get("/crash", headers=PREFLIGHT)
-    too_large = await service.client.post("/users/", content=b" " * 1001, headers=PREFLIGHT)
+        @service.app.get(PREFIX + "/crash")
+        async def crash() -> None:
+            raise RuntimeError("boom")
+
+        crashed = await service.client.get("/crash", headers=PREFLIGHT)
+        too_large = await service.client.post("/users/", content=b" " * 1001, headers=PREFLIGHT)
 
     assert (crashed.status_code, too_large.status_code) == (500, 413)
     for response in (crashed, too_large):

@@ -10,6 +10,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from app import PREFIX
 from app.limiter import rate_limit
 from app.settings import Settings
 from tests.conftest import Service, change, serve
@@ -251,7 +252,7 @@ async def test_password_changes_share_the_limit_of_logins_to_the_account(setting
 async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings) -> None:
     async with serve(change(settings, rate_limit_register="2/minute")) as service:
 
-        @service.app.post("/projects/{project_id}/invitations")
+        @service.app.post(PREFIX + "/projects/{project_id}/invitations")
         @rate_limit("register")
         async def invite(project_id: int) -> int:
             return project_id

@@ -1,10 +1,15 @@
 """Request ids and the access log."""
 
+import asyncio
+
 import httpx
 import jwt
 import pytest
 import structlog
+from fastapi import BackgroundTasks
 
+from app import PREFIX
+from app.errors import Conflict
 from tests.conftest import Service
 from tests.people import sign_up
 
@@ -73,9 +78,72 @@ async def test_health_check_is_logged_at_debug(
 async def test_path_that_merely_starts_with_health_is_logged_at_info(
     service: Service, logs: list[structlog.typing.EventDict]
 ) -> None:
-    @service.app.get("/healthcare")
+    @service.app.get(PREFIX + "/healthcare")
     async def healthcare() -> None: ...
 
     await service.client.get("/healthcare")
 
     assert [entry["log_level"] for entry in logs] == ["info"]
+
+
+async def test_request_is_logged_when_the_response_is_sent_not_after_background_tasks(
+    service: Service, logs: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.middleware.request_context.SLOW_BACKGROUND", 0)
+    logged: list[str] = []
+
+    async def background() -> None:
+        logged.extend(entry["event"] for entry in logs)
+
+    @service.app.get(PREFIX + "/test")
+    async def respond(tasks: BackgroundTasks) -> None:
+        tasks.add_task(background)
+
+    response = await service.client.get("/test")
+
+    assert logged == ["request"]
+    assert [entry["event"] for entry in logs] == ["request", "background task"]
+    assert {entry["request_id"] for entry in logs} == {response.headers["x-request-id"]}
+
+
+async def test_failed_background_task_is_raised_after_the_response(
+    service: Service, logs: list[structlog.typing.EventDict]
+) -> None:
+    async def background() -> None:
+        raise Conflict
+
+    @service.app.get(PREFIX + "/test", status_code=202)
+    async def respond(tasks: BackgroundTasks) -> None:
+        tasks.add_task(background)
+
+    with pytest.raises(RuntimeError) as error:  # Starlette's, because an error response is not possible any more
+        await service.client.get("/test")
+
+    assert isinstance(error.value.__cause__, Conflict)
+    assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 202)]
+
+
+async def test_background_task_cancelled_at_shutdown_is_logged(
+    service: Service, logs: list[structlog.typing.EventDict]
+) -> None:
+    has_started = asyncio.Event()
+
+    async def background() -> None:
+        has_started.set()
+        await asyncio.Event().wait()
+
+    @service.app.get(PREFIX + "/test", status_code=202)
+    async def respond(tasks: BackgroundTasks) -> None:
+        tasks.add_task(background)
+
+    request = asyncio.create_task(service.client.get("/test"))
+    await has_started.wait()
+    request.cancel()
+    response = await request
+
+    assert response.status_code == 202
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+        ("request", "info"),
+        ("background task cancelled", "warning"),
+    ]
+    assert {entry["request_id"] for entry in logs} == {response.headers["x-request-id"]}

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import Response
 
+from app import PREFIX
 from app.settings import Settings
 from tests.conftest import Service, change, serve
 from tests.people import log_in, sign_up
@@ -32,9 +33,9 @@ async def test_responses_have_strict_headers(client: httpx.AsyncClient) -> None:
 
 
 async def test_errors_of_every_layer_have_strict_headers(settings: Settings) -> None:
-    async with serve(change(settings, max_body_size=10)) as service:
+    async with serve(change(settings, max_body_size=10), raises=False) as service:
 
-        @service.app.get("/crash")
+        @service.app.get(PREFIX + "/crash")
         async def crash() -> None:
             raise RuntimeError("boom")
 
@@ -50,7 +51,7 @@ async def test_errors_of_every_layer_have_strict_headers(settings: Settings) -> 
 
 
 async def test_route_can_set_cache_control(service: Service) -> None:
-    @service.app.get("/news")
+    @service.app.get(PREFIX + "/news")
     async def news(response: Response) -> None:
         response.headers["Cache-Control"] = "max-age=60"
 

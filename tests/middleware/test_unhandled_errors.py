@@ -8,11 +8,12 @@ import structlog
 from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from app import PREFIX
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from tests.conftest import Service
 
 
-async def test_exception_during_response_is_logged_and_truncates_it(logs: list[structlog.typing.EventDict]) -> None:
+async def test_exception_during_response_is_raised_and_truncates_it() -> None:
     async def respond_half(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
@@ -26,10 +27,10 @@ async def test_exception_during_response_is_logged_and_truncates_it(logs: list[s
     async def receive() -> Message:
         raise AssertionError("no message may be read")
 
-    await UnhandledErrorMiddleware(respond_half)({"type": "http"}, receive, send)
+    with pytest.raises(RuntimeError, match="boom"):
+        await UnhandledErrorMiddleware(respond_half)({"type": "http"}, receive, send)
 
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert [entry["event"] for entry in logs] == ["unhandled exception"]
 
 
 async def test_request_cancelled_at_shutdown_returns_503(
@@ -37,7 +38,7 @@ async def test_request_cancelled_at_shutdown_returns_503(
 ) -> None:
     has_started = asyncio.Event()
 
-    @service.app.get("/forever")
+    @service.app.get(PREFIX + "/forever")
     async def forever() -> None:
         has_started.set()
         await asyncio.Event().wait()
@@ -63,7 +64,7 @@ async def test_response_cancelled_at_shutdown_is_truncated(
         has_started.set()
         await asyncio.Event().wait()
 
-    @service.app.get("/forever")
+    @service.app.get(PREFIX + "/forever")
     async def forever() -> StreamingResponse:
         return StreamingResponse(chunks())
 

@@ -1,10 +1,19 @@
 """The application with a route that leaks a secret into an exception."""
 
+from fastapi import BackgroundTasks
+
+from app import PREFIX
 from app.auth.schemas import Credentials
 from app.main import app
 
 
-@app.post("/crash")
+@app.post(PREFIX + "/crash")
 async def crash(credentials: Credentials) -> None:
     """Fail with a secret in a local variable and, if its repr shows it, in the message of the exception."""
     raise RuntimeError(f"cannot handle {credentials}")
+
+
+@app.post(PREFIX + "/crash-after-response", status_code=202)
+async def crash_after_response(credentials: Credentials, tasks: BackgroundTasks) -> None:
+    """Fail in a background task."""
+    tasks.add_task(crash, credentials)

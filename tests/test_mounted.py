@@ -1,0 +1,109 @@
+"""A mounted FastAPI application has the errors, limits, headers and log lines of the others."""
+
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import structlog
+from fastapi import FastAPI
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app import PREFIX
+from app.api import add_routers
+from app.limiter import rate_limit
+from app.settings import Settings
+from app.users.dependencies import CurrentUser
+from tests.conftest import Service, change, serve
+from tests.people import sign_up
+
+
+def mount_reports(app: FastAPI) -> None:
+    """Mount an application with a route for each of the tests."""
+    reports = FastAPI(title="Reports")
+
+    @reports.get("/me")
+    async def me(user: CurrentUser) -> int:
+        return user.id
+
+    @reports.post("/{year}/imports", max_body_size=100)
+    @rate_limit("login")
+    async def add_import(year: int, data: list[int]) -> int:
+        return year + sum(data)
+
+    @reports.get("/outage")
+    async def outage() -> None:
+        raise PoolTimeoutError
+
+    @reports.get("/health")
+    async def health() -> None: ...
+
+    app.mount(PREFIX + "/reports", reports)
+
+
+@pytest.fixture
+async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    def add_all_routers(app: FastAPI) -> None:
+        add_routers(app)
+        mount_reports(app)
+
+    monkeypatch.setattr("app.main.add_routers", add_all_routers)
+    async with serve(change(settings, rate_limit_login="2/minute")) as service:
+        yield service
+
+
+async def test_route_knows_the_current_user(client: httpx.AsyncClient) -> None:
+    ann = await sign_up(client)
+
+    response = await client.get("/reports/me", headers=ann.auth)
+
+    assert (response.status_code, response.json()) == (200, ann.id)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "error"),
+    [
+        ("GET", "/me", 401, "authentication_error"),
+        ("GET", "/nowhere", 404, "not_found"),
+        ("DELETE", "/me", 405, "method_not_allowed"),
+        ("POST", "/x/imports", 422, "validation_error"),
+        ("GET", "/outage", 503, "service_unavailable"),
+    ],
+)
+async def test_errors_have_the_format_of_all_others(
+    client: httpx.AsyncClient, method: str, path: str, status: int, error: str
+) -> None:
+    response = await client.request(method, f"/reports{path}", json=[] if method == "POST" else None)
+
+    assert (response.status_code, response.json()["type"]) == (status, error)
+    assert response.headers.get("allow") == ("GET, HEAD" if status == 405 else None)
+    assert response.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+async def test_limits_of_a_route_apply(client: httpx.AsyncClient) -> None:
+    too_large = await client.post("/reports/2026/imports", content=b" " * 101)
+    accepted = await client.post("/reports/2026/imports", json=[1])
+    too_many = await client.post("/reports/2026/imports", json=[1])
+
+    assert [response.status_code for response in (too_large, accepted, too_many)] == [413, 200, 429]
+    assert accepted.headers["ratelimit-policy"] == '"login";q=2;w=60'
+
+
+async def test_route_is_logged_with_the_path_of_the_mount(
+    client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
+) -> None:
+    await client.get("/reports/health")
+    await client.head("/reports/me")
+
+    assert [(entry["log_level"], entry["route"]) for entry in logs] == [
+        ("info", "/reports/health"),
+        ("info", "/reports/me"),
+    ]
+
+
+async def test_documentation_loads_all_assets_from_here(client: httpx.AsyncClient) -> None:
+    page = await client.get("/reports/docs")
+
+    assert "script-src 'self' 'sha256-" in page.headers["content-security-policy"]
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert (await client.get(f"http://test{asset}")).status_code == 200, asset
