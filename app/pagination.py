@@ -43,6 +43,9 @@ def next_page_link(request: Request, cursor: str) -> str:
 
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items on the page")]
 Cursor = Annotated[
-    Annotated[int, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string", "maxLength": 32})] | None,
+    Annotated[
+        int, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string", "format": "cursor", "maxLength": 32})
+    ]
+    | None,
     Query(description="The `next_cursor` of the previous page"),
 ]

@@ -3,9 +3,9 @@
 Its name is passed on in TEST_IMAGE. If that is set, the image of that name is tested, and kept.
 """
 
-import fcntl
 import os
 import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,6 +13,9 @@ import pytest
 
 from app import NAME
 from tests.availability import docker_problem
+
+if sys.platform != "win32":
+    import fcntl
 
 VARIABLE = "TEST_IMAGE"
 DOCKERFILE = Path(__file__).parent.parent / "Dockerfile"

@@ -5,27 +5,58 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import structlog
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import MetaData, func, inspect, select, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.types import NullType
 
 from app.auth.models import RefreshToken
 from app.database import Base, create_engine
 from app.errors import StartupError
-from app.migrations import include_object, is_migration_pending, lock_migrations, migrate, render_item
+from app.migrations import (
+    alembic_config,
+    create_migration_engine,
+    include_object,
+    is_migration_pending,
+    lock_migrations,
+    migrate,
+    render_item,
+)
 from app.settings import Settings
 from app.startup import prepare_database
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
+# The values of the rows that migrations run on, by type, and for columns that need others, by table.
+VALUES: dict[type, object] = {
+    bool: True,
+    bytes: b"a",
+    date: date(2026, 1, 1),
+    datetime: datetime(2026, 1, 1, tzinfo=UTC),
+    Decimal: Decimal(1),
+    dict: {},
+    float: 1.0,
+    int: 1,
+    list: [],
+    str: "a",
+    UUID: UUID(int=1),
+}
+ROWS: dict[str, dict[str, object]] = {}
 TIMEOUT = 600  # seconds for a command, on a machine that runs many tests at once
 
 
@@ -70,6 +101,62 @@ async def test_migrated_schema_matches_the_models(database: Settings) -> None:
     await engine.dispose()
 
     assert found == []
+
+
+def fill_empty_tables(connection: Connection) -> None:
+    """Insert a row into each table that has none. To give a table certain values, add them to ROWS."""
+    reflected = MetaData()
+    reflected.reflect(connection)
+    for table in reflected.sorted_tables:
+        if connection.scalar(select(func.count()).select_from(table)):
+            continue
+        row: dict[str, object] = {}
+        for column in table.columns:
+            if column.foreign_keys:
+                row[column.name] = connection.scalar(select(next(iter(column.foreign_keys)).column))
+            elif not isinstance(column.type, NullType):
+                row[column.name] = VALUES[column.type.python_type]
+        try:
+            connection.execute(table.insert().values(row | ROWS.get(table.name, {})))
+        except DBAPIError as error:
+            error.add_note(f"If `{table.name}` needs other values, add them to ROWS in tests/test_migrations.py.")
+            raise
+
+
+def count_rows(connection: Connection) -> dict[str, int]:
+    return {
+        name: connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one()
+        for name in inspect(connection).get_table_names()
+    }
+
+
+async def test_migrations_run_up_and_down_on_tables_with_rows(database: Settings) -> None:
+    """Each migration runs on a row in each table that the ones before it have created."""
+    await migrate(database, "base")
+    revisions = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+    engine = create_migration_engine(database)
+
+    async def run(step: Callable[[Config, str], None], revision: str) -> dict[str, int]:
+        def run_step(connection: Connection) -> dict[str, int]:
+            config = alembic_config()
+            config.attributes["connection"] = connection
+            step(config, revision)
+            rows = count_rows(connection)
+            fill_empty_tables(connection)
+            return rows
+
+        async with engine.begin() as connection:
+            return await connection.run_sync(run_step)
+
+    filled: set[str] = set()
+    for revision in reversed(revisions):
+        rows = await run(command.upgrade, revision)
+        assert {name: rows[name] for name in filled & rows.keys()} == dict.fromkeys(filled & rows.keys(), 1), revision
+        filled = set(rows)
+    for revision in [*revisions[1:], "base"]:
+        rows = await run(command.downgrade, revision)
+        assert all(rows[name] == 1 for name in rows.keys() & filled - {"alembic_version"}), revision
+    await engine.dispose()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -212,9 +299,9 @@ def test_migration_can_be_generated_from_changed_models(clean_environment: dict[
     )
 
     def run(*commands: str) -> None:
-        for command in commands:
+        for line in commands:
             subprocess.run(
-                [sys.executable, "-m", *command.split()], cwd=tmp_path, env=environment, check=True, timeout=TIMEOUT
+                [sys.executable, "-m", *line.split()], cwd=tmp_path, env=environment, check=True, timeout=TIMEOUT
             )
 
     run(*generate)

@@ -10,7 +10,10 @@ import schemathesis
 from hypothesis import strategies
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import PREFIX
 from app.database import create_engine
+from app.pagination import encode_cursor
+from app.schemas import MAX_ID
 from app.security import Passwords
 from app.settings import Settings
 from app.users.schemas import UserCreate
@@ -37,7 +40,9 @@ class Login:
         """Return an access token."""
         email = f"{uuid4().hex}@example.com"
         asyncio.run(_create_user(email))
-        response = httpx.post(case.operation.base_url + "auth/login", json={"email": email, "password": PASSWORD})
+        response = httpx.post(
+            f"{case.operation.base_url.rstrip('/')}{PREFIX}/auth/login", json={"email": email, "password": PASSWORD}
+        )
         return str(response.json()["access_token"])
 
     def set(self, case: schemathesis.Case[Any], data: str, _: schemathesis.AuthContext) -> None:
@@ -48,5 +53,7 @@ class Login:
 if CALLER != "anonymous":
     schemathesis.auth(refresh_interval=1)(Login)
 
+# A cursor is opaque: of all strings, only those that a page has returned are valid.
+schemathesis.openapi.format("cursor", strategies.integers(min_value=1, max_value=MAX_ID).map(encode_cursor))
 # By default it also generates addresses in reserved domains such as `.test`, which are rejected.
 schemathesis.openapi.format("email", strategies.integers(min_value=0).map("{}@example.com".format))

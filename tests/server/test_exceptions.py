@@ -9,6 +9,7 @@ from processes import PATIENCE, until
 
 from app import PREFIX
 from tests.conftest import SECRET_KEY
+from tests.server.conftest import GUNICORN_CONF
 
 APP = "tests.server.app_with_faulty_route:app"
 
@@ -29,3 +30,11 @@ def test_unhandled_exception_is_logged_once_with_the_request_id(start_service: S
     (error,) = [line for line in lines if line["level"] == "error"]
     assert error["event"].strip() == "Exception in ASGI application"
     assert error["exception"][0]["exc_type"] == "RuntimeError"
+
+
+def test_import_error_on_a_terminal_is_a_traceback_as_python_prints_it(gunicorn: Start) -> None:
+    server = gunicorn("no_such_module:app", f"--config={GUNICORN_CONF}", LOG_FORMAT="console")  # as on a terminal
+
+    assert server.wait() == 1
+    assert "\nTraceback (most recent call last):\n" in server.log
+    assert server.log.splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_module'"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from gunicorn_process import Gunicorn, Start
 
+from app import PREFIX
 from tests.availability import REQUIRE_ALL
 from tests.conftest import NO_LIMIT, SECRET_KEY
 
@@ -25,7 +26,7 @@ MINUTES = 30
 QUIET_SECONDS = 60
 ALL = ".*"
 # The routes without authentication. All others only return 401 to an anonymous caller.
-PUBLIC = "GET /health.*|POST /auth/.*|POST /users/"
+PUBLIC = f"GET {PREFIX}/health.*|POST {PREFIX}/auth/.*|POST {PREFIX}/users/"
 
 
 class Run(NamedTuple):
@@ -91,7 +92,7 @@ def test_generated_requests_are_answered_as_documented(
         str(SCHEMATHESIS),
         f"--config-file={CONFIG}",
         "run",
-        f"{server.url}/openapi.json",
+        f"{server.url}{PREFIX}/openapi.json",
         "--checks=all",
         f"--max-examples={examples}",
         "--seed=1",  # the same cases in each run, so that a failure is caused by a change
@@ -100,7 +101,7 @@ def test_generated_requests_are_answered_as_documented(
     environment = clean_environment | service | {"CALLER": caller, "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"}
     exit_code, output = run_schemathesis(server, command, environment)
     if exit_code == -signal.SIGABRT:
-        assert server.get("/health/ready").status_code == 200  # schemathesis was stuck, not the server
+        assert server.get(PREFIX + "/health/ready").status_code == 200  # schemathesis was stuck, not the server
         print(output)  # noqa: T201  pytest -rP shows it
         exit_code, output = run_schemathesis(server, command, environment)
     assert exit_code == 0, f"{output}\nThe end of the server's log: {server.log[-2000:]}"
@@ -114,7 +115,7 @@ def test_generated_requests_are_answered_as_documented(
     if routes == ALL:
         assert selected == total
     else:
-        assert successful > {("POST", "/users/"), ("POST", "/auth/login"), ("POST", "/auth/logout")}
+        assert successful > {("POST", PREFIX + path) for path in ("/users/", "/auth/login", "/auth/logout")}
     if caller == "superuser":  # others get few responses with links
         # Responses led to other requests. For example, a created user was then requested.
         assert int(re.findall(r"API Links: +(\d+) covered", output)[0]) > 0
