@@ -8,6 +8,11 @@ from app.errors import InternalError, PayloadTooLarge, RateLimited, ServiceUnava
 from app.health.router import router as health
 from app.users.router import router as users
 
+# The features besides the health checks.
+ROUTERS = [
+    users,
+    auth,
+]
 # What the API's documentation says about each feature.
 TAGS = [
     {"name": "auth", "description": "Log in, refresh tokens, log out"},
@@ -20,6 +25,6 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 
 def add_routers(app: FastAPI) -> None:
     """Add the routes of every feature to the application."""
-    for router in (users, auth):
+    for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))
     app.include_router(health, prefix=PREFIX, responses=responses(PayloadTooLarge, InternalError))

@@ -33,6 +33,7 @@ from tests.conformance import check_conformance
 
 ROOT = Path(__file__).parent.parent
 NO_LIMIT = "1000000/minute"
+RATE_LIMITS = [name for name in Settings.model_fields if name.startswith("rate_limit")]
 SECRET_KEY = "a secret key for tests, of 32 bytes or more"
 
 configure_structlog = structlog.configure
@@ -193,9 +194,7 @@ def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting
         "argon2_memory_kib": 8,
         "argon2_time_cost": 1,
         "argon2_parallelism": 1,
-        "rate_limit": NO_LIMIT,
-        "rate_limit_login": NO_LIMIT,
-        "rate_limit_register": NO_LIMIT,
+        **dict.fromkeys(RATE_LIMITS, NO_LIMIT),
     }
     return Settings(**defaults | values)
 

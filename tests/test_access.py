@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import httpx
 import jwt
 import pytest
-from fastapi.routing import iter_route_contexts
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import PREFIX
 from app.database import Base
+from app.middleware.paths import iter_routes
 from app.users.models import User
 from tests.conftest import SECRET_KEY, Service
 from tests.people import PASSWORD, Person, sign_up
@@ -221,8 +221,8 @@ async def test_every_route_is_tested(service: Service) -> None:
     user = await sign_up(service.client)
 
     names = {
-        f"{method} {(route.path or '').removeprefix(PREFIX)}"
-        for route in iter_route_contexts(service.app.routes)
+        f"{method} {path.removeprefix(PREFIX)}"
+        for path, route in iter_routes(service.app.routes)
         for method in (route.methods or set()) - {"HEAD"}
     }
 

@@ -49,7 +49,7 @@ async def test_write_is_committed_before_the_response_starts(settings: Settings)
             await app({**scope, "state": {**state}}, receive, count_and_send)
 
         transport = httpx.ASGITransport(count_before_response)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://test{PREFIX}") as client:
             await register(client)
             await register(client, "bob@example.com")
 

@@ -14,7 +14,7 @@ import pytest
 from certificates import TLS, make_certificate
 from processes import free_port
 
-from app import healthcheck
+from app import PREFIX, healthcheck
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def serve_health(status: HTTPStatus, tls: TLS | None = None) -> Iterator[int]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/health" else HTTPStatus.NOT_FOUND)
+            self.send_response(status if self.path == f"{PREFIX}/health" else HTTPStatus.NOT_FOUND)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -62,12 +62,12 @@ def test_other_status_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_health(HTTPStatus.SERVICE_UNAVAILABLE) as port:
         monkeypatch.setenv("PORT", str(port))
 
-        with pytest.raises(SystemExit, match=r"^/health responds 503$"):
+        with pytest.raises(SystemExit, match=f"^{PREFIX}/health responds 503$"):
             healthcheck.main()
 
 
 def test_no_response_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", str(free_port()))
 
-    with pytest.raises(SystemExit, match=r"^/health does not respond: .*Connection refused"):
+    with pytest.raises(SystemExit, match=f"^{PREFIX}/health does not respond: .*Connection refused"):
         healthcheck.main()

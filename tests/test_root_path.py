@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import PREFIX
 from app.settings import Settings
 from tests.conftest import Service, serve
 from tests.people import register, sign_up_superuser
@@ -23,8 +24,8 @@ async def test_link_headers_contain_the_prefix(service: Service, session: AsyncS
     registered = await register(service.client)
     page = await service.client.get("/users/", params={"limit": 1}, headers=root.auth)
 
-    assert registered.headers["location"] == f"/api/users/{registered.json()['id']}"
-    assert page.headers["link"] == f'</api/users/?limit=1&cursor={page.json()["next_cursor"]}>; rel="next"'
+    assert registered.headers["location"] == f"/api{PREFIX}/users/{registered.json()['id']}"
+    assert page.headers["link"] == f'</api{PREFIX}/users/?limit=1&cursor={page.json()["next_cursor"]}>; rel="next"'
 
 
 async def test_documentation_contains_the_prefix(service: Service) -> None:
@@ -33,12 +34,12 @@ async def test_documentation_contains_the_prefix(service: Service) -> None:
     assert document.json()["servers"] == [{"url": "/api"}]
     for path in ("/docs", "/redoc"):
         page = await service.client.get(path)
-        assert "/api/openapi.json" in page.text
+        assert f"/api{PREFIX}/openapi.json" in page.text
         assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
         assert assets
         for asset in assets:
-            assert asset.startswith(f"/api{path}/")
-            assert (await service.client.get(asset.removeprefix("/api"))).status_code == 200
+            assert asset.startswith(f"/api{PREFIX}{path}/")
+            assert (await service.client.get(asset.removeprefix(f"/api{PREFIX}"))).status_code == 200
 
 
 async def test_rules_about_paths_ignore_the_prefix(service: Service, settings: Settings) -> None:

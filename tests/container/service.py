@@ -8,18 +8,17 @@ from pathlib import Path
 import httpx
 from processes import PATIENCE
 
+from app import PREFIX
+from tests.conftest import NO_LIMIT, RATE_LIMITS
 from tests.container.engine import Container, run_container
 from tests.container.load import Target
 
 PERSON = {"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"}
 CREDENTIALS = {name: PERSON[name] for name in ("email", "password")}
-NO_LIMIT = "1000000/minute"
 SETTINGS = {
     "WEB_CONCURRENCY": "2",
     "SECRET_KEY": "a secret key for tests, of 32 bytes or more",
-    "RATE_LIMIT": NO_LIMIT,
-    "RATE_LIMIT_LOGIN": NO_LIMIT,
-    "RATE_LIMIT_REGISTER": NO_LIMIT,
+    **dict.fromkeys(map(str.upper, RATE_LIMITS), NO_LIMIT),
     "LOG_LEVEL": "info",
 }
 # Makes the migrations fail, because the first of them creates a table of this name.
@@ -56,7 +55,7 @@ def count_started_workers(container: Container) -> int:
 
 
 def get(container: Container, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
-    return httpx.get(f"http://{container.ip}:8000{path}", headers=headers, timeout=PATIENCE)
+    return httpx.get(f"http://{container.ip}:8000{PREFIX}{path}", headers=headers, timeout=PATIENCE)
 
 
 def get_in_background(executor: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
@@ -80,7 +79,7 @@ def make_targets(container: Container, host: str = "", port: int = 8000) -> list
         host: The host to send requests to, by default the container's address.
         port: The port to send requests to.
     """
-    url = f"http://{container.ip}:8000"
+    url = f"http://{container.ip}:8000{PREFIX}"
     httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE)
     address = (host or container.ip, port)
-    return [Target(*address, "/health/live"), Target(*address, "/users/me", log_in(url))]
+    return [Target(*address, f"{PREFIX}/health/live"), Target(*address, f"{PREFIX}/users/me", log_in(url))]

@@ -34,16 +34,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def run(folder: Path, script: str, *, stdin: str = "", tests: str = "") -> str:
+def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database_url: str = "") -> str:
     """Run a documented command in a copy, with the packages that are installed here, and return its output.
 
-    Tests find no Docker, and therefore run on SQLite.
+    Tests find no Docker.
 
     Args:
         folder: The copy.
         script: The command, in which `uv run` is ignored.
         stdin: The standard input.
         tests: The tests to run unless REQUIRE_ALL_TESTS is set, as an expression for `pytest -k`.
+        database_url: A PostgreSQL server for the tests. Without one they run on SQLite.
     """
     options = ["-k", tests] if tests and not os.environ.get(REQUIRE_ALL) else []
     inherited = {
@@ -57,6 +58,7 @@ def run(folder: Path, script: str, *, stdin: str = "", tests: str = "") -> str:
         "PYTHONPATH": os.pathsep.join(map(str, [folder, *folder.glob("packages/*/src")])),
         "PYTEST_ADDOPTS": shlex.join(options),
         "DOCKER_HOST": f"unix://{folder}/no-docker",
+        **({"TEST_DATABASE_URL": database_url} if database_url else {}),
     }
     result = subprocess.run(
         ["bash", "-euc", script.replace("uv run scripts", "python scripts").replace("uv run ", "")],

@@ -37,7 +37,7 @@ def with_state(service: Service) -> ASGIApp:
 
 def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
     """Return a client that connects from an IP address."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url="http://test")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url=f"http://test{PREFIX}")
 
 
 def client_behind_proxy(host: str, service: Service) -> httpx.AsyncClient:

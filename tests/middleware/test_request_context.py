@@ -46,7 +46,7 @@ async def test_request_is_logged_in_one_line(client: httpx.AsyncClient, logs: li
         "log_level": "info",
         "request_id": "abc",
         "method": "GET",
-        "path": f"/users/{ann.id}",
+        "path": f"{PREFIX}/users/{ann.id}",
         "route": "/users/{user_id}",
         "http_version": "1.1",
         "status": 200,
@@ -62,7 +62,7 @@ async def test_request_is_logged_in_one_line(client: httpx.AsyncClient, logs: li
 async def test_path_cannot_inject_log_lines(client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]) -> None:
     await client.get("/x%0A%22forged")
 
-    assert logs[-1]["path"] == "/x%0A%22forged"
+    assert logs[-1]["path"] == PREFIX + "/x%0A%22forged"
     assert logs[-1]["route"] is None
 
 

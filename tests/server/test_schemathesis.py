@@ -16,7 +16,7 @@ from gunicorn_process import Gunicorn, Start
 
 from app import PREFIX
 from tests.availability import REQUIRE_ALL
-from tests.conftest import NO_LIMIT, SECRET_KEY
+from tests.conftest import NO_LIMIT, RATE_LIMITS, SECRET_KEY
 
 pytestmark = pytest.mark.attack
 
@@ -86,7 +86,7 @@ def test_generated_requests_are_answered_as_documented(
         "ARGON2_TIME_COST": "1",
         "ARGON2_PARALLELISM": "1",
     }
-    limits = dict.fromkeys(["RATE_LIMIT", "RATE_LIMIT_LOGIN", "RATE_LIMIT_REGISTER"], NO_LIMIT)
+    limits = dict.fromkeys(map(str.upper, RATE_LIMITS), NO_LIMIT)
     server = start_service(**service, **limits, MAX_REQUESTS="0")
     command = [
         str(SCHEMATHESIS),

@@ -4,6 +4,7 @@ import anyio
 import httpx
 import pytest
 
+from app import PREFIX
 from tests.people import PASSWORD, log_in, register
 
 
@@ -12,7 +13,7 @@ async def test_registration_returns_user_without_password(client: httpx.AsyncCli
 
     assert response.status_code == 201
     user = response.json()
-    assert response.headers["location"] == f"/users/{user['id']}"
+    assert response.headers["location"] == f"{PREFIX}/users/{user['id']}"
     created_at = user.pop("created_at")
     assert created_at.endswith("Z")
     assert created_at == user.pop("updated_at")

@@ -1,0 +1,55 @@
+"""The project in a path, and who may use it, as types for the signatures of routes."""
+
+from typing import Annotated
+
+from app.projects.models import MemberRole, Project
+from app.projects.service import get_project
+from fastapi import Depends
+
+from app.dependencies import ReadSession
+from app.errors import PermissionDenied
+from app.schemas import Id
+from app.users.dependencies import CurrentUser
+from app.users.models import UserRecord
+
+
+async def get_current_staff(user: CurrentUser) -> UserRecord:
+    """Return the current user if it is a member of staff or a superuser.
+
+    Raises:
+        PermissionDenied: It is neither.
+    """
+    if not (user.is_staff or user.is_superuser):
+        raise PermissionDenied
+    return user
+
+
+async def get_readable_project(project_id: Id, user: CurrentUser, session: ReadSession) -> Project:
+    """Return the project for its members and for staff.
+
+    Raises:
+        ProjectNotFound: There is no such project.
+        PermissionDenied: The user may not read it.
+    """
+    project = await get_project(session, project_id)
+    if not (user.is_staff or user.is_superuser or project.role_of(user.id)):
+        raise PermissionDenied
+    return project
+
+
+async def get_own_project(project_id: Id, user: CurrentUser, session: ReadSession) -> Project:
+    """Return the project for its owners.
+
+    Raises:
+        ProjectNotFound: There is no such project.
+        PermissionDenied: The user is not an owner.
+    """
+    project = await get_project(session, project_id)
+    if project.role_of(user.id) is not MemberRole.OWNER:
+        raise PermissionDenied
+    return project
+
+
+CurrentStaff = Annotated[UserRecord, Depends(get_current_staff)]
+ReadableProject = Annotated[Project, Depends(get_readable_project)]
+OwnProject = Annotated[Project, Depends(get_own_project)]

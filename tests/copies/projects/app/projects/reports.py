@@ -1,0 +1,16 @@
+"""An application of its own for reports, which is mounted into the API."""
+
+from app.projects import service
+from app.projects.dependencies import CurrentStaff
+from app.projects.models import Status
+from fastapi import FastAPI
+
+from app.dependencies import ReadSession
+
+reports = FastAPI(title="Reports", openapi_url=None)
+
+
+@reports.get("/projects")
+async def count_projects(_: CurrentStaff, session: ReadSession) -> dict[Status, int]:
+    """Return the number of projects in each state."""
+    return await service.count_projects(session)

@@ -1,0 +1,142 @@
+"""The routes of projects."""
+
+from collections.abc import AsyncIterator
+from datetime import date
+from hashlib import sha256
+from typing import Annotated
+from uuid import UUID
+
+from app.projects import service
+from app.projects.dependencies import OwnProject, ReadableProject
+from app.projects.errors import AlreadyMember, KeyTaken, ProjectNotFound
+from app.projects.models import Member, Project, Status
+from app.projects.schemas import (
+    DocumentResponse,
+    Invitation,
+    MemberResponse,
+    Money,
+    ProjectCreate,
+    ProjectPage,
+    ProjectResponse,
+)
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, status
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app.dependencies import AppRequest, ReadSession, WriteSession
+from app.errors import PermissionDenied, responses
+from app.limiter import rate_limit
+from app.pagination import Cursor, Limit, next_page_link, url_path
+from app.users.dependencies import CurrentUser
+from app.users.errors import UserNotFound
+
+router = APIRouter(prefix="/projects", tags=["projects"])
+
+DOCUMENT_SIZE = 20 * 2**20
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.post(
+    "/",
+    status_code=status.HTTP_201_CREATED,
+    response_model=ProjectResponse,
+    responses=responses(KeyTaken) | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
+    response_description="The created project",
+    summary="Create a project",
+)
+async def create_project(
+    user: CurrentUser, session: WriteSession, data: ProjectCreate, request: Request, response: Response
+) -> Project:
+    """Create a project. The current user becomes its owner."""
+    project = await service.create_project(session, user.id, data)
+    response.headers["Location"] = f"{url_path(request)}{project.id}"
+    return project
+
+
+@router.get(
+    "/",
+    response_model=ProjectPage,
+    responses={200: {"headers": {"Link": {"schema": {"type": "string"}}}}},
+    response_description="One page of projects",
+    summary="List projects",
+)
+async def list_projects(  # noqa: PLR0913  one for each query parameter
+    *,
+    user: CurrentUser,
+    session: ReadSession,
+    request: Request,
+    response: Response,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    state: Annotated[Status | None, Query(alias="status", description="Only projects in this state")] = None,
+    starts_after: Annotated[date | None, Query(description="Only projects that start later")] = None,
+    min_budget: Annotated[Money | None, Query(description="Only projects with at least this budget")] = None,
+    key: Annotated[UUID | None, Query(description="Only the project with this key")] = None,
+) -> dict[str, object]:
+    """List the projects of the current user, newest first. Staff and superusers see all of them."""
+    member_id = None if user.is_staff or user.is_superuser else user.id
+    where = service.Filter(member_id, state, starts_after, min_budget, key)
+    projects, next_cursor = await service.list_projects(session, limit=limit, after=cursor, where=where)
+    if next_cursor:
+        response.headers["Link"] = next_page_link(request, next_cursor)
+    return {"items": projects, "next_cursor": next_cursor}
+
+
+@router.get(
+    "/{project_id}",
+    response_model=ProjectResponse,
+    responses=responses(PermissionDenied, ProjectNotFound),
+    response_description="The project",
+    summary="Get a project",
+)
+async def read_project(project: ReadableProject) -> Project:
+    """Return a project. For its members and for staff."""
+    return project
+
+
+@router.post(
+    "/{project_id}/members",
+    status_code=status.HTTP_201_CREATED,
+    response_model=MemberResponse,
+    responses=responses(PermissionDenied, ProjectNotFound, UserNotFound, AlreadyMember),
+    response_description="The new member",
+    summary="Add a member",
+)
+@rate_limit("invite")
+async def add_member(
+    project: OwnProject, session: WriteSession, data: Invitation, tasks: BackgroundTasks, request: AppRequest
+) -> Member:
+    """Make a user a member, and tell the user. For owners of the project."""
+    tasks.add_task(service.notify_member, request.state["engine"], project.id, data.user_id)
+    return await service.add_member(session, project.id, data)
+
+
+@router.put(
+    "/{project_id}/document",
+    responses=responses(PermissionDenied, ProjectNotFound),
+    response_description="The size and the digest of the document",
+    summary="Upload the document",
+    max_body_size=DOCUMENT_SIZE,
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}},
+)
+async def upload_document(project: OwnProject, session: WriteSession, request: Request) -> DocumentResponse:
+    """Upload a document of at most 20 MiB. For owners of the project."""
+    size, digest = 0, sha256()
+    async for chunk in request.stream():
+        size += len(chunk)
+        digest.update(chunk)
+    await service.set_document(session, project.id, size, digest.digest())
+    return DocumentResponse(size=size, sha256=digest.hexdigest())
+
+
+@router.get(
+    "/{project_id}/events",
+    response_class=EventSourceResponse,
+    responses=responses(PermissionDenied, ProjectNotFound),
+    response_description="An event for each member, in order",
+    summary="Follow a project",
+)
+async def follow_project(project: ReadableProject) -> AsyncIterator[ServerSentEvent]:
+    """Send an event for each member, and end. Browsers connect again after five seconds."""
+    for member in project.members:
+        data = MemberResponse.model_validate(member)
+        yield ServerSentEvent(event="member", id=str(member.user_id), data=data, retry=5000)

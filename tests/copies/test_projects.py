@@ -1,0 +1,171 @@
+"""A feature with everything that FastAPI offers is added to a copy of the repository, which passes all checks with it.
+
+Its files are in `projects/`. What it adds to files of the application is here.
+"""
+
+import difflib
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.copies.repository import contents, copy_repository, run
+
+FEATURE = Path(__file__).with_name("projects")
+GENERATED = {"tests/openapi.json"}
+
+
+class Addition(NamedTuple):
+    """Lines to add to a file, after the only line that begins with `after`."""
+
+    file: str
+    after: str
+    lines: str
+
+
+ADDITIONS = [
+    Addition("app/api.py", "from app.health.router", "from app.projects.reports import reports"),
+    Addition("app/api.py", "from app.projects.reports", "from app.projects.router import router as projects"),
+    Addition("app/api.py", "    auth,", "    projects,"),
+    Addition(
+        "app/api.py", '    {"name": "users"', '    {"name": "projects", "description": "Projects and their members"},'
+    ),
+    Addition("app/api.py", "    app.include_router(health", '    app.mount(f"{PREFIX}/reports", reports)'),
+    # A role between users and superusers
+    Addition("app/users/models.py", "    is_superuser: bool", "    is_staff: bool"),
+    Addition(
+        "app/users/models.py",
+        "    is_superuser: Mapped",
+        '    is_staff: Mapped[bool] = mapped_column(default=False, server_default="0")',
+    ),
+    Addition("app/users/schemas.py", "    is_superuser: bool | MISSING", "    is_staff: bool | MISSING = MISSING"),
+    # A rate limit
+    Addition(
+        "app/settings.py",
+        "    rate_limit_register:",
+        '    rate_limit_invite: Rate = Field("30/minute", description="Invitations allowed per client IP address")',
+    ),
+    Addition(
+        ".env.example",
+        "# RATE_LIMIT_REGISTER",
+        "\n# Invitations allowed per client IP address\n# RATE_LIMIT_INVITE=30/minute",
+    ),
+    # What the tests are told
+    Addition("tests/test_architecture.py", '    "fastapi.security",', '    "fastapi.sse",'),
+    Addition("tests/test_access.py", "    SUPERUSER = ", '    STAFF = "a member of staff", {"is_staff": True}'),
+    Addition("tests/test_access.py", "SUPERUSERS = ", "READERS = frozenset({Role.SELF, Role.STAFF, Role.SUPERUSER})"),
+    Addition("tests/test_access.py", "READERS = ", "STAFF = frozenset({Role.STAFF, Role.SUPERUSER})"),
+    Addition("tests/test_access.py", "STAFF = ", "OWNER = frozenset({Role.SELF})"),
+    Addition(
+        "tests/test_access.py",
+        "OWNER = ",
+        """\
+PROJECT = {
+    "key": str(UUID(int=1)),
+    "name": "Moon landing",
+    "status": "planned",
+    "starts_on": "2027-01-31",
+    "budget": "1500.50",
+    "tags": ["space"],
+}""",
+    ),
+    Addition(
+        "tests/test_access.py",
+        '    promotion = {"full_name"',
+        """\
+    another = PROJECT | {"key": str(UUID(int=2))}
+    invitation = {"user_id": user.id + 1, "role": "member"}""",
+    ),
+    Addition(
+        "tests/test_access.py",
+        '        Route("DELETE /users/{user_id}"',
+        """\
+        Route("POST /projects/", USERS, body=another, status=201),
+        Route("GET /projects/", USERS),
+        Route("GET /projects/{project_id}", READERS, path={"project_id": 1}),
+        Route("GET /projects/{project_id}/events", READERS, path={"project_id": 1}),
+        Route("POST /projects/{project_id}/members", OWNER, path={"project_id": 1}, body=invitation, status=201),
+        Route("PUT /projects/{project_id}/document", OWNER, path={"project_id": 1}, body={}),
+        Route("GET /reports/projects", STAFF),""",
+    ),
+    Addition(
+        "tests/test_access.py",
+        "    of_role = {",
+        '    await client.post("/projects/", json=PROJECT, headers=of_role[Role.SELF].auth)',
+    ),
+    Addition("tests/test_access.py", "from typing import", "from uuid import UUID"),
+]
+
+
+def insert(file: Path, after: str, added: str) -> None:
+    """Insert lines after the only line that begins with a text."""
+    lines = file.read_text().splitlines()
+    (number,) = [number for number, line in enumerate(lines, 1) if line.startswith(after)]
+    lines[number:number] = added.splitlines()
+    file.write_text("\n".join(lines) + "\n")
+
+
+def add_feature(copy: Path) -> None:
+    """Add the files of the feature, and what it adds to others, and generate its migration and the API's document."""
+    shutil.copytree(FEATURE, copy, dirs_exist_ok=True)
+    for file, after, added in ADDITIONS:
+        insert(copy / file, after, added)
+    add_setting_to_documentation(copy)
+    package = copy / "app/__init__.py"
+    package.write_text(package.read_text().replace('PREFIX = ""', 'PREFIX = "/v1"'))
+    run(copy, "uv run python -m app migrate")
+    run(copy, 'uv run alembic revision --autogenerate -m "Projects"')
+    run(copy, "uv run python -m app openapi > tests/openapi.json")
+
+
+def add_setting_to_documentation(copy: Path) -> None:
+    row = "| `RATE_LIMIT_REGISTER` |"
+    (page,) = [page for page in [*copy.glob("*.md"), *copy.glob("docs/*.md")] if row in page.read_text()]
+    insert(page, row, "| `RATE_LIMIT_INVITE` | `30/minute` | Invitations allowed per client IP address |")
+
+
+@pytest.fixture(scope="module")
+def with_projects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = copy_repository(tmp_path_factory.mktemp("fork") / "with-projects")
+    add_feature(copy)
+    return copy
+
+
+def test_feature_changes_one_line_and_only_adds_others(with_projects: Path, tmp_path: Path) -> None:
+    before, after = contents(copy_repository(tmp_path / "before")), contents(with_projects)
+
+    assert before.keys() <= after.keys()
+    added = changed = 0
+    for path in before.keys() - GENERATED:
+        if before[path] != after[path]:
+            old, new = before[path].decode().splitlines(), after[path].decode().splitlines()
+            marks = [line[:2] for line in difflib.ndiff(old, new)]
+            added, changed = added + marks.count("+ "), changed + marks.count("- ")
+    print(f"lines added to {len(ADDITIONS)} places of existing files: {added - changed}, changed: {changed}")  # noqa: T201  pytest -rP shows it
+
+    assert changed == 1  # PREFIX
+
+
+@pytest.mark.parametrize("check", ["ruff check .", "ruff format --check .", "mypy"])
+def test_feature_passes_static_checks(with_projects: Path, check: str) -> None:
+    run(with_projects, check)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_feature_passes_tests(with_projects: Path, database: str, request: pytest.FixtureRequest) -> None:
+    """Its own, and those that look at every feature: access, architecture, documents, migrations."""
+    files = "projects test_access.py test_architecture.py test_openapi.py test_migrations.py test_docs.py"
+    server = request.getfixturevalue("postgresql_server") if database == "postgresql" else ""
+
+    paths = " ".join(f"tests/{file}" for file in files.split() if (with_projects / "tests" / file).exists())
+    output = run(with_projects, f"pytest {paths} -k '{database} or not (sqlite or postgresql)'", database_url=server)
+
+    assert " passed" in output
+
+
+@pytest.mark.parametrize("caller", ["user", "superuser"])
+def test_feature_passes_generated_requests(with_projects: Path, caller: str) -> None:
+    output = run(with_projects, f"pytest tests/server/test_schemathesis.py -k 'sqlite-{caller}'")
+
+    assert "1 passed" in output
