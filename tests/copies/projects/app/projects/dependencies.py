@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from app.projects.models import MemberRole, Project
-from app.projects.service import get_project
 from fastapi import Depends
 
 from app.dependencies import ReadSession
 from app.errors import PermissionDenied
+from app.projects.models import MemberRole, Project
+from app.projects.service import get_project
 from app.schemas import Id
 from app.users.dependencies import CurrentUser
 from app.users.models import UserRecord

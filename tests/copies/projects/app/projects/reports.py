@@ -1,11 +1,11 @@
 """An application of its own for reports, which is mounted into the API."""
 
-from app.projects import service
-from app.projects.dependencies import CurrentStaff
-from app.projects.models import Status
 from fastapi import FastAPI
 
 from app.dependencies import ReadSession
+from app.projects import service
+from app.projects.dependencies import CurrentStaff
+from app.projects.models import Status
 
 reports = FastAPI(title="Reports", openapi_url=None)
 

@@ -6,6 +6,13 @@ from hashlib import sha256
 from typing import Annotated
 from uuid import UUID
 
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, status
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app.dependencies import AppRequest, ReadSession, WriteSession
+from app.errors import PermissionDenied, responses
+from app.limiter import rate_limit
+from app.pagination import Cursor, Limit, next_page_link, url_path
 from app.projects import service
 from app.projects.dependencies import OwnProject, ReadableProject
 from app.projects.errors import AlreadyMember, KeyTaken, ProjectNotFound
@@ -19,13 +26,6 @@ from app.projects.schemas import (
     ProjectPage,
     ProjectResponse,
 )
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, status
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-
-from app.dependencies import AppRequest, ReadSession, WriteSession
-from app.errors import PermissionDenied, responses
-from app.limiter import rate_limit
-from app.pagination import Cursor, Limit, next_page_link, url_path
 from app.users.dependencies import CurrentUser
 from app.users.errors import UserNotFound
 

@@ -5,9 +5,6 @@ from datetime import date
 from decimal import Decimal
 from uuid import UUID
 
-from app.projects.errors import AlreadyMember, KeyTaken, ProjectNotFound
-from app.projects.models import Member, MemberRole, Project, Status
-from app.projects.schemas import Invitation, ProjectCreate
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -15,6 +12,9 @@ from sqlalchemy.orm import selectinload
 
 from app.database import is_unique_violation, utc_now
 from app.pagination import encode_cursor
+from app.projects.errors import AlreadyMember, KeyTaken, ProjectNotFound
+from app.projects.models import Member, MemberRole, Project, Status
+from app.projects.schemas import Invitation, ProjectCreate
 from app.users.errors import UserNotFound
 
 

@@ -7,12 +7,12 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from app.projects.models import Member
-from app.projects.router import DOCUMENT_SIZE
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import PREFIX
+from app.projects.models import Member
+from app.projects.router import DOCUMENT_SIZE
 from app.settings import Settings
 from app.users.models import User
 from tests.conftest import change, serve
