@@ -28,6 +28,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
+    if scope["type"] == "websocket":
+        await websocket(scope["path"], receive, send)
+        return
     _, action, *arguments = scope["path"].split("/")
     body = str(os.getpid()).encode()
     if action == "sleep":
@@ -49,6 +52,33 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         log.info("sending a large response")
         await send({"type": "http.response.body", "body": b"x" * int(arguments[0]), "more_body": True})
     await send({"type": "http.response.body", "body": body})
+
+
+async def websocket(path: str, receive: Receive, send: Send) -> None:
+    """Send each message back, after the worker's process id, or do what the path or the message says."""
+    await receive()
+    if path == "/handshake":
+        log.info("a handshake is waiting")
+        await asyncio.sleep(2)
+    await send({"type": "websocket.accept"})
+    if path == "/push":
+        while True:
+            await send({"type": "websocket.send", "text": "news"})
+            await asyncio.sleep(0.05)
+    if path == "/busy":
+        log.info("the application takes no message")
+        await asyncio.sleep(4)
+    while (message := await receive())["type"] == "websocket.receive":
+        data = message.get("text") or str(len(message.get("bytes") or b""))
+        if data.startswith("sleep "):
+            log.info("a message is being handled")
+            await asyncio.sleep(float(data.removeprefix("sleep ")))
+        if handled := os.environ.get("HANDLED_FILE"):
+            await asyncio.sleep(0.2)  # so that many messages are being handled when a worker leaves
+            with open(handled, "a") as file:  # noqa: ASYNC230, PTH123  one small write
+                file.write(f"{data}\n")
+        await send({"type": "websocket.send", "text": f"{os.getpid()} {data}"})
+    log.info("a WebSocket has ended with code %d", message["code"])
 
 
 async def count_body(receive: Receive) -> int:

@@ -8,6 +8,9 @@ import time
 from typing import Any
 
 import hitless
+import hitless.server
+
+hitless.server.LAST_REQUESTS_SECONDS = float(os.environ.get("LAST_REQUESTS_SECONDS", "0.5"))
 
 worker_class = "hitless.Worker"
 control_socket_disable = True
@@ -16,6 +19,7 @@ on_starting, when_ready, pre_fork, child_exit = hitless.hooks(
     limits=hitless.Limits(
         request_seconds=float(os.environ.get("REQUEST_SECONDS", "20")),
         unread_seconds=float(os.environ.get("UNREAD_SECONDS", "30")),
+        websocket_idle_seconds=float(os.environ.get("WEBSOCKET_IDLE_SECONDS", "40")),
     ),
 )
 

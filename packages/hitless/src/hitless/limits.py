@@ -1,4 +1,4 @@
-"""The limits of one HTTP connection, as far as they do not depend on the parser that reads it."""
+"""The limits of one connection, as far as they do not depend on the parser that reads it."""
 
 import asyncio
 import contextlib
@@ -23,6 +23,11 @@ class Limits:
         request_seconds: Time for a request to arrive, in seconds, plus one second per `bytes_per_second` received.
         bytes_per_second: Minimum upload rate once `request_seconds` are used up.
         unread_seconds: Time after which a connection is closed whose client reads nothing of its response (Linux only).
+        websocket_message_size: Maximum size of a WebSocket message, in bytes. A larger one closes the connection.
+        websocket_queue: Number of messages that wait for the application before no more are read. The last 1 KiB that
+            was read may contain some more.
+        websocket_idle_seconds: Time after which a WebSocket connection is closed whose client answers no ping, in
+            seconds. A ping is sent after half of it.
     """
 
     head_size: int = 16 * 1024
@@ -30,6 +35,9 @@ class Limits:
     request_seconds: float = 20.0
     bytes_per_second: int = 500
     unread_seconds: float = 30.0
+    websocket_message_size: int = 64 * 1024
+    websocket_queue: int = 32
+    websocket_idle_seconds: float = 40.0
 
 
 class Deadline:

@@ -10,6 +10,7 @@ INTERNALS.md for what Uvicorn's newest protocol, zttp, would need.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,13 @@ from uvicorn.server import ServerState
 
 from hitless.limits import Deadline, Limits
 from hitless.refusals import HEAD_TOO_LARGE, MALFORMED, TOO_SLOW, Refusal, RenderRefusal, plain_text, serialize
+
+try:
+    from hitless.websocket import LimitedWebSocketProtocol, is_valid_handshake
+except ImportError:  # the extra `websockets` is not installed
+    HAS_WEBSOCKETS = False
+else:
+    HAS_WEBSOCKETS = True
 
 log = logging.getLogger("hitless")
 
@@ -45,6 +53,9 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.limits = limits
         self.render_refusal = render_refusal
+        if HAS_WEBSOCKETS:
+            self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # called
+        self.is_handshake = False
         self.in_head = self.is_incomplete = True  # nothing has arrived, and a request is expected
         self.is_refused = False
         self.running: RequestResponseCycle | None = None
@@ -113,10 +124,20 @@ class LimitedProtocol(HttpToolsProtocol):
         has_upgrade = self.parser.should_upgrade()
         if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError
+        self.is_handshake = has_upgrade and self._is_valid_handshake()
+        if self.is_handshake and self.cycle and not self.cycle.response_complete:  # its response would be mixed up
+            raise ValueError
         super().on_headers_complete()
         self.in_head = False
         if has_upgrade and not self._should_upgrade():
             self.cycle.keep_alive = False
+
+    def _is_valid_handshake(self) -> bool:
+        return HAS_WEBSOCKETS and is_valid_handshake(self.parser.get_method(), self.url, self.headers)
+
+    def _should_upgrade(self) -> bool:
+        """Return whether the request opens a WebSocket. Any other upgrade is ignored, as RFC 9110 (7.8) allows."""
+        return self.is_handshake
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

@@ -146,6 +146,8 @@ class GracefulServer(Server):
             async with asyncio.timeout_at(deadline):
                 while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  Uvicorn's own sets
                     await asyncio.sleep(0.1)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # again, which closes a WebSocket whose application is not idle
         if tasks := list(self.server_state.tasks):
             log.warning("%d requests exceed the grace of %d s and are cancelled", len(tasks), self._grace)
             for task in tasks:

@@ -1,0 +1,166 @@
+"""Uvicorn's WebSocket protocol with limits, and a shutdown that loses no message. Needs the extra `websockets`.
+
+Uvicorn by itself buffers any number of short messages, and answers the pings of clients that read nothing. When it
+stops, it closes connections whose last message the application is still handling.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.frames import CloseCode, Frame
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from hitless.limits import Limits
+
+# Seconds that a connection stays open for the client's answer to a close frame. If it were closed with unread data in
+# its buffer, it would be reset, and the client might never see the close code.
+LINGER_SECONDS = 1.0
+# Bytes that are parsed at a time. The shortest message has six.
+PIECE_SIZE = 1024
+
+log = logging.getLogger("uvicorn.error.websocket")
+# The lines for each connection repeat the access log, with the query, which may be a token, or even the headers.
+log.setLevel(logging.WARNING)
+# Clients could fill the log with its traceback.
+log.addFilter(lambda record: record.msg != "Invalid UTF-8 sequence received from client.")
+
+
+def is_valid_handshake(method: bytes, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request is a WebSocket handshake that `websockets` accepts."""
+    lines = [b"%s: %s\r\n" % header for header in headers]
+    protocol = ServerProtocol(logger=log)
+    protocol.receive_data(b"".join([method, b" ", url, b" HTTP/1.1\r\n", *lines, b"\r\n"]))
+    requests = [event for event in protocol.events_received() if isinstance(event, Request)]
+    return any(protocol.accept(request).status_code == HTTPStatus.SWITCHING_PROTOCOLS for request in requests)
+
+
+class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """One connection.
+
+    When the worker leaves, the application can still handle and answer the messages that it has taken or that wait for
+    it. Then the connection is closed with code 1012 (Service Restart). Later messages are discarded.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: Limits = Limits(),  # noqa: B008  immutable
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.server_state = server_state
+        self.limits = limits
+        self.logger = log
+        # No compression: it takes 40 KB per connection, and a message of 100 bytes may become one of 100 KB.
+        self.conn = ServerProtocol(max_size=limits.websocket_message_size, logger=log)
+        self.ping_interval = self.ping_timeout = limits.websocket_idle_seconds / 2
+        # A leaving worker adds `Connection: close`, which would contradict the `Connection: Upgrade` of a handshake.
+        self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
+        self.unparsed = deque[bytes]()
+        self.is_handling = False  # the application has taken a message, and has not asked for the next one
+        self.is_leaving = False
+        self.is_closed_by_server = False
+
+    # Messages --------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self.unparsed.extend(data[start : start + PIECE_SIZE] for start in range(0, len(data), PIECE_SIZE))
+        self._parse()
+
+    def _parse(self) -> None:
+        """Parse what has arrived, as far as the application keeps up."""
+        while self.unparsed and self._takes_messages():
+            super().data_received(self.unparsed.popleft())
+        if self.unparsed and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def _takes_messages(self) -> bool:
+        if self.close_sent:  # messages are discarded, but the client's close frame is expected
+            return True
+        return not self.is_leaving and self.queue.qsize() < self.limits.websocket_queue
+
+    def handle_cont(self, event: Frame) -> None:
+        if event.data or event.fin:  # a message could have any number of empty frames
+            super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:  # the client does not read, and the answers would fill the memory
+            self.conn.data_to_send()
+
+    def keepalive_timeout(self) -> None:
+        if self.read_paused:  # the application is slow, not the client
+            self.pong_timer = self.loop.call_later(self.limits.websocket_idle_seconds, self.keepalive_timeout)
+        else:
+            super().keepalive_timeout()
+
+    async def receive(self) -> Any:  # noqa: ANN401  one of ASGI's messages
+        self.is_handling = False
+        self._leave_if_idle()
+        message = await super().receive()
+        self.is_handling = message["type"] == "websocket.receive"
+        self._parse()
+        return message
+
+    async def send(self, message: Any) -> None:  # noqa: ANN401  the same
+        await self.writable.wait()
+        if self.is_closed_by_server:
+            raise ClientDisconnected
+        await super().send(message)
+        self._leave_if_idle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # At its end, like a request. Otherwise the clients of a worker that is recycled would recycle the next one.
+        self.server_state.total_requests += 1
+        super().connection_lost(exc)
+
+    # Closing ---------------------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Close the connection once the application is idle, or at once if this is called again."""
+        if self.is_leaving:
+            self._leave()
+        self.is_leaving = True
+        self._leave_if_idle()
+
+    def _leave_if_idle(self) -> None:
+        if self.is_leaving and not self.is_handling and self.queue.empty():
+            self._leave()
+
+    def _leave(self) -> None:
+        # Without a finished handshake, there is nothing to close yet: this is called again when it is finished.
+        if self.handshake_complete and not self.close_sent and not self.transport.is_closing():
+            self.conn.send_close(CloseCode.SERVICE_RESTART)
+            self._close()
+            self._parse()
+
+    def handle_parser_exception(self) -> None:
+        if not self.is_closed_by_server:
+            self._close()
+
+    def _close(self) -> None:
+        """Send the close frame that `conn` has made, and wait for the client's."""
+        self.is_closed_by_server = self.close_sent = True
+        close = self.conn.close_sent
+        assert close  # noqa: S101  for mypy: the callers have made it
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.stop_keepalive()
+        self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
