@@ -3,18 +3,19 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import PATIENCE, free_port, get_or_none, until
 
 from app import NAME
 from tests.conftest import ROOT
-from tests.container.engine import Compose, run_docker
+from tests.container.engine import Compose, run_container, run_docker
 from tests.container.production import log_in, production_project, query, run
 from tests.container.service import CONFLICTING_TABLE, PERSON
 from tests.container.service import log_in as get_auth
-from tests.pages import command
+from tests.pages import blocks, command
 
 # The image in the documentation.
 RELEASE = "fastapi-app:1.2.3"
@@ -118,6 +119,25 @@ def test_forwarded_address_from_the_proxy_on_this_host_is_trusted(production: Co
 
     lines = production.container("web").log_lines
     assert [line["client"] for line in lines if line["event"] == "request"][-1] == "203.0.113.9"
+
+
+def test_documented_proxy_passes_on_the_host_and_the_address_of_its_client(
+    production: Compose, readable_path: Path
+) -> None:
+    (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
+    url = f"http://localhost:{free_port()}"
+    text = caddyfile.text.replace("api.example.com", url).replace(
+        "127.0.0.1:8000", production.url.removeprefix("http://")
+    )
+    (readable_path / "Caddyfile").write_text("{\n    admin off\n}\n" + text)
+
+    with run_container("caddy:2.11-alpine", "--network=host", f"--volume={readable_path}:/etc/caddy:ro"):
+        until(lambda: get_or_none(url), "the proxy responds")
+        response = httpx.get(f"{url}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=PATIENCE)
+
+    assert response.status_code == 401
+    lines = production.container("web").log_lines
+    assert [line["client"] for line in lines if line["event"] == "request"][-1] in {"127.0.0.1", "::1"}
 
 
 def test_exited_service_is_restarted(production: Compose) -> None:
