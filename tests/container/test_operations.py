@@ -82,9 +82,20 @@ def test_disk_usage_is_shown_and_expired_logins_are_deleted(production: Compose)
     assert query(production, "SELECT count(*) FROM refresh_tokens") == "0"
 
 
-def test_container_can_be_inspected(production: Compose) -> None:
-    assert "Application startup complete." in run(production, command("last-words"))
-    assert run(production, "echo 'id -u' | " + command("shell")).endswith("10001\n")
+def test_restarting_container_tells_why_and_can_be_inspected(production: Compose) -> None:
+    file = production.file.with_name(".env.production")
+    settings = file.read_text()
+    file.write_text(settings + "RATE_LIMIT=often\n")
+    production("up", "--detach", "--no-deps", "web")
+    production.container("web").wait_for_log("RATE_LIMIT")
+
+    last_words = run(production, command("last-words"))
+    user_id = run(production, "echo 'id -u' | " + command("shell")).splitlines()[-1]
+
+    file.write_text(settings)
+    run(production, command("up"))
+    assert "RATE_LIMIT: must be like 600/minute" in last_words
+    assert user_id == "10001"
 
 
 def test_health_checks_are_shown_and_the_service_is_restarted(production: Compose) -> None:
@@ -128,6 +139,18 @@ def test_migration_is_undone_and_done_again(production: Compose) -> None:
 
     run(production, command("migrate"))
     assert query(production, "SELECT version_num FROM alembic_version") == latest
+
+
+def test_migration_that_waits_for_a_lock_names_its_holder(production: Compose) -> None:
+    run(production, command("undo-migration"))
+    with locked_users(production):
+        with pytest.raises(AssertionError, match=r"The lock is held by pid \d+ \(psql\)") as failed:
+            run(production, command("migrate"))
+
+        pid = re.findall(r"held by pid (\d+)", str(failed.value))[-1]
+        run(production, command("terminate").replace(PID, pid) + command("migrate"))
+
+    assert log_in(production).status_code == 200
 
 
 def test_restore_replaces_everything_by_the_backup(production: Compose) -> None:
