@@ -52,9 +52,9 @@ def server(fresh_copy: Path, environment: dict[str, str]) -> Iterator[str]:
     log = fresh_copy.parent / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            ["bash", "-euc", WITH_UV + command("serve")],
+            ["bash", "-euc", WITH_UV + command("serve").strip() + f" --port {port}"],
             cwd=fresh_copy,
-            env=environment | {"UVICORN_PORT": port},
+            env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
