@@ -184,4 +184,7 @@ def test_table_contains_the_limits_of_a_connection() -> None:
         f"{limits.pipelined_requests}",
         f"{limits.request_seconds:.0f} s, plus 1 s per {limits.bytes_per_second} bytes received",
         f"{limits.unread_seconds:.0f} s",
+        f"{limits.websocket_message_size // 1024} KiB",
+        f"{limits.websocket_queue}",
+        f"{limits.websocket_idle_seconds:.0f} s",
     ]
