@@ -53,6 +53,7 @@ VALUES: dict[type, object] = {
     float: 1.0,
     int: 1,
     list: [],
+    object: {},  # JSON
     str: "a",
     UUID: UUID(int=1),
 }

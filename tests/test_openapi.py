@@ -3,17 +3,19 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.sse import EventSourceResponse
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app import NAME, PREFIX, TITLE, __version__
 from app.api import TAGS
 from app.docs.openapi import build_openapi
+from app.errors import NotFound, responses
 from app.main import create_app
 from app.settings import Settings
 from tests.conftest import ROOT, change, make_settings, serve
@@ -148,3 +150,18 @@ async def test_document_is_served(client: httpx.AsyncClient, document: dict[str,
         response = await client.get("/openapi.json")
 
         assert response.json() == document
+
+
+def test_event_stream_and_its_errors_have_their_own_media_types() -> None:
+    app = create_app(make_settings())
+
+    @app.get("/events", response_class=EventSourceResponse, responses=responses(NotFound))
+    async def events() -> AsyncIterator[int]:
+        yield 1
+
+    document = build_openapi(app)
+    OpenAPIV31SpecValidator(document).validate()
+
+    found = document["paths"]["/events"]["get"]["responses"]
+    assert found["200"]["content"] == {"text/event-stream": {"schema": {"type": "string"}}}
+    assert found["404"]["content"].keys() == {"application/json"}

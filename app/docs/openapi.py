@@ -1,5 +1,6 @@
 """The OpenAPI document: its description, and what FastAPI does not add by itself."""
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -67,6 +68,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 _add_implied_errors(operation)
+                _correct_media_types(operation)
                 _add_examples(operation, document["components"]["schemas"])
         for schema in document["components"]["schemas"].values():
             _drop_redundant_patterns(schema)
@@ -87,9 +89,19 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
         errors.append(InvalidRequest)
     for status, entry in responses(*errors).items():
         del entry["model"]
-        entry["content"]["application/json"]["schema"] = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
         operation["responses"][str(status)] = entry
     operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _correct_media_types(operation: dict[str, Any]) -> None:
+    """Describe errors as JSON, also those of routes that return something else, and events in OpenAPI 3.1."""
+    for status, response in operation["responses"].items():
+        if int(status) >= HTTPStatus.BAD_REQUEST:
+            schema = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
+            response["content"] = {"application/json": response["content"]["application/json"] | {"schema": schema}}
+        for media in response.get("content", {}).values():
+            if media.pop("itemSchema", None):  # of OpenAPI 3.2, which few tools can read
+                media["schema"] = {"type": "string"}
 
 
 def _drop_redundant_patterns(schema: dict[str, Any]) -> None:

@@ -23,7 +23,12 @@ _CREATE: JsonDict = {
     "budget": "1500.50",
     "tags": ["space"],
 }
-_MEMBER: JsonDict = {"user_id": 1, "role": "owner", "joined_at": "2026-01-15T10:30:00Z", "notified_at": None}
+_MEMBER: JsonDict = {
+    "user_id": 1,
+    "role": "owner",
+    "joined_at": "2026-01-15T10:30:00Z",
+    "notified_at": "2026-01-15T10:30:01Z",
+}
 _PROJECT: JsonDict = {"id": 1, **_CREATE, "created_at": "2026-01-15T10:30:00Z", "members": [_MEMBER]}
 
 

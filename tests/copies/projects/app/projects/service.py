@@ -120,4 +120,4 @@ async def set_document(session: AsyncSession, project_id: int, size: int, sha256
 async def count_projects(session: AsyncSession) -> dict[Status, int]:
     """Return the number of projects in each state."""
     rows = await session.execute(select(Project.status, func.count()).group_by(Project.status))
-    return dict.fromkeys(Status, 0) | dict(rows.tuples().all())
+    return dict.fromkeys(Status, 0) | dict(rows.all())

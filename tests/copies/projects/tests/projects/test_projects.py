@@ -66,7 +66,7 @@ async def test_created_project_is_returned_with_its_owner(client: httpx.AsyncCli
         ("tags", "space"),
         ("tags", [1]),
         ("name", " "),
-        ("owner", 1),
+        ("color", 1),
     ],
 )
 async def test_invalid_field_returns_422(client: httpx.AsyncClient, field: str, value: object) -> None:
