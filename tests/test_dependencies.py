@@ -7,7 +7,7 @@ from typing import Annotated
 import httpx
 import pytest
 from fastapi import Depends
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
@@ -200,3 +200,25 @@ async def test_object_from_a_read_can_be_changed_and_returned(service: Service) 
 
     assert (await service.client.post("/test")).json() == "Anna"
     assert await service.state["fast_reader"].fetch_one(select(User.full_name)) == ("Anna",)
+
+
+async def test_read_session_searches_escaped_text_and_fires_events(service: Service, session: AsyncSession) -> None:
+    statements: list[str] = []
+    event.listen(
+        service.state["engine"].sync_engine,
+        "before_cursor_execute",
+        lambda *arguments: statements.append(arguments[2]),
+    )
+
+    @service.app.get(PREFIX + "/test")
+    async def search(session: ReadSession, q: str) -> list[str]:
+        return list(await session.scalars(select(User.email).where(User.email.icontains(q, autoescape=True))))
+
+    session.add_all([make_user("ann_a@example.com"), make_user("annba@example.com")])
+    await session.commit()
+    statements.clear()
+
+    response = await service.client.get("/test", params={"q": "N_A"})
+
+    assert response.json() == ["ann_a@example.com"]
+    assert len(statements) == 1

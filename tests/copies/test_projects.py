@@ -3,14 +3,29 @@
 Its files are in `projects/`. What it adds to files of the application is here.
 """
 
+import asyncio
 import difflib
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from uuid import uuid4
 
+import httpx
 import pytest
+from processes import PATIENCE
 
+from app import NAME
+from tests.conftest import NO_LIMIT
+from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
+from tests.container.engine import run_container, run_docker
+from tests.container.service import run_service
 from tests.copies.repository import contents, copy_repository, run
+from tests.people import PASSWORD
 
 FEATURE = Path(__file__).with_name("projects")
 GENERATED = {"tests/openapi.json"}
@@ -171,3 +186,132 @@ def test_feature_passes_generated_requests(with_projects: Path, caller: str) -> 
     output = run(with_projects, f"pytest tests/server/test_schemathesis.py -k 'sqlite-{caller}'")
 
     assert "1 passed" in output
+
+
+# In a container ------------------------------------------------------------------------------------------------------
+
+CLIENTS = 5
+RECYCLINGS = 10
+SETTINGS = {
+    "DATABASE_MIGRATE": "true",
+    "WEB_CONCURRENCY": "5",
+    "MAX_REQUESTS": "60",
+    "MAX_REQUESTS_JITTER": "20",
+    "MAX_TOTAL_BODY_SIZE": str(100 * 2**20),
+    "RATE_LIMIT_INVITE": NO_LIMIT,
+    "ARGON2_MEMORY_KIB": "64",
+    "ARGON2_TIME_COST": "1",
+}
+
+
+@dataclass
+class Acknowledged:
+    """What the service has confirmed, and every response or exception that is no success."""
+
+    projects: set[str] = field(default_factory=set)
+    invitations: int = 0
+    documents: dict[int, str] = field(default_factory=dict)
+    events: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+class Client:
+    """Uses every route of the feature, one after the other, without retries."""
+
+    def __init__(self, http: httpx.AsyncClient, number: int, acknowledged: Acknowledged) -> None:
+        self.http = http
+        self.acknowledged = acknowledged
+        self.number = number
+        self.auth: dict[str, str] = {}
+
+    async def send(self, method: str, path: str, **options: Any) -> httpx.Response | None:  # noqa: ANN401  of httpx
+        """Send a request, and return the response if it is a success."""
+        try:
+            response = await self.http.request(method, path, headers=self.auth, **options)
+        except httpx.TransportError as error:
+            self.acknowledged.failures.append(f"{method} {path}: {error!r}")
+            return None
+        if response.is_success:
+            return response
+        self.acknowledged.failures.append(f"{method} {path}: {response.status_code} {response.text}")
+        return None
+
+    async def sign_up(self) -> int:
+        credentials = {"email": f"{self.number}@example.com", "password": PASSWORD}
+        user = await self.send("POST", "/users/", json=credentials | {"full_name": "A"})
+        login = await self.send("POST", "/auth/login", json=credentials)
+        assert user, self.acknowledged
+        assert login, self.acknowledged
+        self.auth = {"Authorization": f"Bearer {login.json()['access_token']}"}
+        return int(user.json()["id"])
+
+    async def run(self, other_user: int, stop: threading.Event) -> None:
+        """Create projects until `stop` is set."""
+        while not stop.is_set():
+            await self.use_project(other_user)
+
+    async def use_project(self, other_user: int) -> None:
+        done, key = self.acknowledged, str(uuid4())
+        project = {
+            "key": key,
+            "name": "A",
+            "status": "active",
+            "starts_on": "2027-01-31",
+            "budget": "1.50",
+            "tags": ["a"],
+        }
+        if not (created := await self.send("POST", "/projects/", json=project)):
+            return
+        done.projects.add(key)
+        number = created.json()["id"]
+        invitation = {"user_id": other_user, "role": "member"}
+        if await self.send("POST", f"/projects/{number}/members", json=invitation):
+            done.invitations += 1
+        document = bytes(20 * 2**20 if number % 10 == 0 else 2 * 2**20)
+        if uploaded := await self.send("PUT", f"/projects/{number}/document", content=document):
+            assert uploaded.json()["sha256"] == sha256(document).hexdigest()
+            done.documents[number] = uploaded.json()["sha256"]
+        page = await self.send("GET", "/projects/", params={"limit": 5, "status": "active", "min_budget": "1.5"})
+        assert page is None or {"owner"} <= {member["role"] for member in page.json()["items"][0]["members"]}
+        if events := await self.send("GET", f"/projects/{number}/events"):
+            done.events += events.text.count("event: member")
+
+
+async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Event) -> None:
+    async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=PATIENCE) as http:
+        clients = [Client(http, number, acknowledged) for number in range(CLIENTS)]
+        users = [await client.sign_up() for client in clients]
+        others = users[1:] + users[:1]
+        await asyncio.gather(*(client.run(other, stop) for client, other in zip(clients, others, strict=True)))
+
+
+@pytest.mark.usefixtures("docker")
+def test_feature_loses_nothing_while_workers_are_recycled(with_projects: Path) -> None:
+    """Five workers in the image, on PostgreSQL."""
+    image, done, stop = f"{NAME}-projects:{uuid4().hex}", Acknowledged(), threading.Event()
+    run_docker("build", "--quiet", "--tag", image, with_projects)
+    with ExitStack() as stack:
+        stack.callback(run_docker, "rmi", "--force", image)
+        server = stack.enter_context(run_container(POSTGRESQL, *POSTGRESQL_OPTIONS)).wait_until_healthy()
+        database = Database(server)
+        container = stack.enter_context(run_service(image, DATABASE_URL=database.url, **SETTINGS))
+        with ThreadPoolExecutor(1) as executor:
+            running = executor.submit(asyncio.run, run_clients(f"http://{container.ip}:8000", done, stop))
+            container.wait_for_log("Maximum request limit", times=RECYCLINGS)
+            stop.set()
+            running.result()
+        container.stop(seconds=40)
+        print(done.invitations, "invitations,", len(done.documents), "documents,", done.events, "events")  # noqa: T201
+
+        assert done.failures == []
+        assert container.exit_code == 0
+        assert set(database.query("SELECT key FROM projects").split()) == done.projects
+        notified = database.query(
+            "SELECT count(*) FROM project_members WHERE role = 'MEMBER' AND notified_at IS NOT NULL"
+        )
+        assert int(notified) == done.invitations
+        stored = database.query("SELECT id || ':' || encode(document_sha256, 'hex') FROM projects").split()
+        assert dict(line.split(":") for line in stored) == {
+            str(number): hex_ for number, hex_ in done.documents.items()
+        }
+        assert done.events == 2 * len(done.projects)
