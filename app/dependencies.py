@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from app.database import FastReader
 from app.lifespan import State
@@ -13,8 +13,8 @@ from app.limiter import RateLimiter
 from app.security import Passwords, Tokens
 
 
-class AppRequest(Request[State]):
-    """A request whose state has types. For annotations only: FastAPI passes a plain `Request`."""
+class AppRequest(HTTPConnection[State]):
+    """A request or a WebSocket whose state has types. For annotations only: FastAPI passes its own class."""
 
 
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:

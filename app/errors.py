@@ -30,12 +30,13 @@ from typing import Any, ClassVar
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.websockets import WebSocketDisconnect
 
 from app.database import DATABASE_ERRORS, is_unavailable
 from app.security import HashingUnavailable
@@ -233,6 +234,8 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handler(AppError)(_handle_app_error)
     app.exception_handler(HTTPException)(_handle_http_exception)
     app.exception_handler(RequestValidationError)(_handle_validation_error)
+    app.exception_handler(WebSocketRequestValidationError)(_handle_validation_error)
+    app.exception_handler(WebSocketDisconnect)(_ignore_disconnect)
     for exception in DATABASE_ERRORS:
         app.exception_handler(exception)(_handle_database_error)
     app.exception_handler(HashingUnavailable)(_handle_hashing_unavailable)
@@ -272,8 +275,9 @@ def _allowed_methods(request: Request) -> str:
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
-async def _handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-    if isinstance(error.body, bytes):  # FastAPI parses a body only if its Content-Type is JSON
+async def _handle_validation_error(_: Request, error: ValidationException) -> JSONResponse:
+    # FastAPI parses a body only if its Content-Type is JSON.
+    if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):
         return error_response(UnsupportedMediaType)
     problems = error.errors()
     details = [_describe(problem) for problem in problems[:MAX_DETAILS]]
@@ -281,6 +285,10 @@ async def _handle_validation_error(_: Request, error: RequestValidationError) ->
         message = f"{InvalidRequest.message}; the first {MAX_DETAILS} of {len(problems)} errors are listed"
         return error_response(InvalidRequest(message), details=details)
     return error_response(InvalidRequest, details=details)
+
+
+async def _ignore_disconnect(_: Request, __: Exception) -> None:
+    """Let a route end when its WebSocket does. It can also catch the exception."""
 
 
 def _describe(problem: dict[str, Any]) -> FieldError:

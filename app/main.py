@@ -23,6 +23,7 @@ from app.middleware.request_context import RequestContextMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
+from app.middleware.websocket_errors import WebSocketErrorMiddleware
 from app.settings import Settings, describe_unknown_names, load_settings
 
 # The paths that document the API.
@@ -71,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_total=settings.max_total_body_size,
     )
     app.add_middleware(UnhandledErrorMiddleware)
+    app.add_middleware(WebSocketErrorMiddleware)
     app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=HEALTH + docs)
     if settings.allowed_hosts and "*" not in settings.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)

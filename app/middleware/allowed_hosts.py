@@ -24,7 +24,7 @@ class AllowedHostsMiddleware:
         self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_allowed(scope) or is_below(route_path(scope), self.exempt):
+        if scope["type"] == "lifespan" or self._is_allowed(scope) or is_below(route_path(scope), self.exempt):
             await self.app(scope, receive, send)
         else:
             await error_response(UnknownHost)(scope, receive, send)

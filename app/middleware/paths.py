@@ -11,6 +11,9 @@ from starlette.types import Scope
 
 Option = TypeVar("Option")
 
+# The messages that begin the response to a request, or to the handshake of a WebSocket.
+RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
 
 def route_path(scope: Scope) -> str:
     """Return the path that the routes match, without ROOT_PATH."""
@@ -44,7 +47,7 @@ def list_option(
         (method, compile_path(path)[0], option)
         for path, route in iter_routes(routes)
         if (option := get(route)) is not None
-        for method in route.methods or ()
+        for method in route.methods or {"GET"}  # a WebSocket's handshake
     ]
 
 

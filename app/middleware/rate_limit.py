@@ -7,13 +7,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited, error_response
 from app.limiter import RateLimiter
-from app.middleware.paths import find_option, is_below, list_option, route_path
+from app.middleware.paths import RESPONSE_STARTS, find_option, is_below, list_option, route_path
 
 _IPV6_HOST_BITS = 64
 
 
 class RateLimitMiddleware:
     """Counts each request before its body is read, and adds the remaining quota to its response.
+
+    The handshake of a WebSocket is a request, too.
 
     Args:
         app: The next application.
@@ -27,12 +29,12 @@ class RateLimitMiddleware:
         self.limits = list_option(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_below(path := route_path(scope), self.exempt):
+        if scope["type"] == "lifespan" or is_below(path := route_path(scope), self.exempt):
             await self.app(scope, receive, send)
             return
 
         limiter: RateLimiter = scope["state"]["limiter"]
-        name = find_option(self.limits, scope["method"], path, "default")
+        name = find_option(self.limits, scope.get("method", "GET"), path, "default")
         usage = await limiter.hit(name, client_key(scope))
         if usage.is_exceeded:
             await error_response(RateLimited, headers=usage.headers())(scope, receive, send)
@@ -41,8 +43,8 @@ class RateLimitMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             # If the route itself responds 429, the headers are those of the limit that it checked.
-            if message["type"] == "http.response.start" and message["status"] != RateLimited.status:
-                message["headers"] = [*message["headers"], *headers]
+            if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

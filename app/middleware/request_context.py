@@ -1,7 +1,8 @@
-"""Give each request an id, and write the access log."""
+"""Give each request and each WebSocket an id, and write the access log."""
 
 import re
 import secrets
+from http import HTTPStatus
 from time import perf_counter
 
 import structlog
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import PREFIX
 from app.errors import RateLimited
 from app.logging import refusal_log, shorten
-from app.middleware.paths import is_below, route_path
+from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
 access_log = structlog.stdlib.get_logger("app.access")
 
@@ -32,7 +33,7 @@ class RequestContextMiddleware:
         self.quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
 
@@ -41,14 +42,22 @@ class RequestContextMiddleware:
             request_id = secrets.token_hex(16).encode()
         outer = {**scope}
         status, size, started_at, sent_at = 0, 0, perf_counter(), 0.0
+        close_code: int | None = None
+
+        async def receive_close_code() -> Message:
+            nonlocal close_code
+            message = await receive()
+            close_code = close_code or _close_code(message)
+            return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, size, sent_at
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            nonlocal status, size, sent_at, close_code
+            if message["type"] in RESPONSE_STARTS:
+                status = message.get("status", HTTPStatus.SWITCHING_PROTOCOLS.value)
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             else:
-                size += len(message.get("body", b""))
+                close_code = close_code or _close_code(message)
+                size += len(message.get("body") or message.get("bytes") or (message.get("text") or "").encode())
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 sent_at = perf_counter()
@@ -57,14 +66,16 @@ class RequestContextMiddleware:
         structlog.contextvars.clear_contextvars()  # a pipelined request starts in the context of the one before
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive_close_code, send_with_id)
         finally:
-            if not sent_at:  # the response is incomplete
-                self._log(outer, scope, status, size, perf_counter() - started_at)
+            if not sent_at:  # the response is incomplete, or a WebSocket has ended
+                self._log(outer, scope, status, size, perf_counter() - started_at, close_code)
             elif (seconds := perf_counter() - sent_at) > SLOW_BACKGROUND:
                 access_log.info("background task", duration_ms=round(seconds * 1000, 2))
 
-    def _log(self, outer: Scope, scope: Scope, status: int, size: int, seconds: float) -> None:
+    def _log(  # noqa: PLR0913, PLR0917  each is a field of the line
+        self, outer: Scope, scope: Scope, status: int, size: int, seconds: float, close_code: int | None = None
+    ) -> None:
         if status == RateLimited.status and not refusal_log.allow():
             return
         route = getattr(scope.get("route"), "path", None)
@@ -73,11 +84,11 @@ class RequestContextMiddleware:
             route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
         # Health checks are frequent, and a failing one is visible elsewhere.
         log = access_log.debug if route and is_below(route_path(outer), self.quiet) else access_log.info
-        headers = dict(outer["headers"])
+        headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
         # The fields of the combined log format. The query is left out: it may contain an email address.
         log(
-            "request",
-            method=outer["method"],
+            "websocket" if is_websocket else "request",
+            method=outer.get("method", "GET"),
             path=shorten(outer["raw_path"].decode("latin-1")),
             status=status,
             duration_ms=round(seconds * 1000, 2),
@@ -87,7 +98,13 @@ class RequestContextMiddleware:
             client=outer["client"][0] if outer["client"] else None,
             referer=_decode(headers.get(b"referer")),
             user_agent=_decode(headers.get(b"user-agent")),
+            **({"close_code": close_code} if is_websocket else {}),
         )
+
+
+def _close_code(message: Message) -> int | None:
+    is_last = message["type"] in {"websocket.close", "websocket.disconnect"}
+    return message.get("code", 1000) if is_last else None  # ASGI's default
 
 
 def _decode(value: bytes | None) -> str | None:

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.middleware.paths import is_below, route_path
+from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
 _BASIC = [
     (b"x-content-type-options", b"nosniff"),
@@ -48,7 +48,7 @@ class SecurityHeadersMiddleware:
         self.hsts = hsts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
 
@@ -57,9 +57,9 @@ class SecurityHeadersMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             nonlocal start
-            if message["type"] == "http.response.start":
-                headers = message["headers"] = [*message["headers"], *_BASIC]
-                if self.hsts and scope["scheme"] == "https":
+            if message["type"] in RESPONSE_STARTS:
+                headers = message["headers"] = [*message.get("headers", ()), *_BASIC]
+                if self.hsts and scope["scheme"] in {"https", "wss"}:
                     headers.append(_HSTS)
                 if not is_below(path, self.public) and all(name != b"cache-control" for name, _ in headers):
                     headers.append(_NO_STORE)

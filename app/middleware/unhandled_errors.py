@@ -20,7 +20,7 @@ class UnhandledErrorMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
 
@@ -28,7 +28,7 @@ class UnhandledErrorMiddleware:
 
         async def track_response(message: Message) -> None:
             nonlocal has_started, is_complete
-            has_started = True
+            has_started = scope["type"] == "http"  # a WebSocket can be closed at any time
             await send(message)
             is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 

@@ -60,6 +60,10 @@ async def websocket(path: str, receive: Receive, send: Send) -> None:
     if path == "/handshake":
         log.info("a handshake is waiting")
         await asyncio.sleep(2)
+    if path == "/rejected":
+        await send({"type": "websocket.http.response.start", "status": 418, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b"no"})
+        return
     await send({"type": "websocket.accept"})
     if path == "/push":
         while True:

@@ -18,7 +18,7 @@ from gunicorn_process import Gunicorn, Start
 from hitless import Limits
 from hitless.server import LIFESPAN_SECONDS
 from processes import PATIENCE, until
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 LIMITS = Limits()
@@ -141,6 +141,13 @@ def test_handshake_after_a_request_on_the_same_connection_is_accepted(server: Gu
         client.sendall(HANDSHAKE + b"\r\n")
 
         assert client.recv(1000).startswith(b"HTTP/1.1 101 ")
+
+
+def test_rejected_handshake_gets_the_response_of_the_application(server: Gunicorn) -> None:
+    with pytest.raises(InvalidStatus) as rejected, open_websocket(server, "/rejected"):
+        pass
+
+    assert (rejected.value.response.status_code, rejected.value.response.body) == (418, b"no")
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,11 @@ LINGER_SECONDS = 1.0
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
-# The lines for each connection repeat the access log, with the query, which may be a token, or even the headers.
-log.setLevel(logging.WARNING)
-# Clients could fill the log with its traceback.
-log.addFilter(lambda record: record.msg != "Invalid UTF-8 sequence received from client.")
+# The lines for each connection repeat the access log, with the query, which may be a token, or even the headers. With
+# the traceback for each text that is not UTF-8, clients could fill the log.
+log.addFilter(
+    lambda record: record.levelno >= logging.WARNING and record.msg != "Invalid UTF-8 sequence received from client."
+)
 
 
 def is_valid_handshake(method: bytes, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -121,6 +122,8 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.is_closed_by_server:
             raise ClientDisconnected
         await super().send(message)
+        if self.initial_response and self.close_sent:  # rejected with a response; Uvicorn would log that there is none
+            self.handshake_complete = True
         self._leave_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,0 +1,55 @@
+"""The application with a route for WebSockets, as the server loads it."""
+
+from fastapi import APIRouter, FastAPI, WebSocket
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app import PREFIX
+from app.errors import PermissionDenied
+from app.limiter import rate_limit
+from app.main import app
+from app.users.dependencies import CurrentUser
+
+router = APIRouter()
+
+
+@router.websocket("/chat/{room}")
+@rate_limit("login")
+async def chat(websocket: WebSocket, room: int, user: CurrentUser) -> None:
+    """Send each message back, after the user's id, or fail as the message says."""
+    await websocket.accept()
+    while True:
+        text = await websocket.receive_text()
+        match text:
+            case "leave":
+                await websocket.close(4000)
+                return
+            case "secret":
+                raise PermissionDenied
+            case "outage":
+                raise PoolTimeoutError
+            case "crash":
+                raise RuntimeError("boom")
+            case "crash after close":
+                await websocket.close()
+                raise RuntimeError("boom")
+        await websocket.send_text(f"{user.id} in {room}: {text}")
+
+
+@router.websocket("/closed")
+async def closed(websocket: WebSocket) -> None:
+    """Accept nobody."""
+    await websocket.close()
+
+
+@router.websocket("/broken")
+async def broken() -> None:
+    """Fail before the WebSocket is accepted."""
+    raise RuntimeError("boom")
+
+
+def add_websockets(app: FastAPI) -> None:
+    """Add the routes to an application."""
+    app.include_router(router, prefix=PREFIX)
+
+
+add_websockets(app)
