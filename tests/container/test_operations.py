@@ -167,6 +167,18 @@ def test_restore_replaces_everything_by_the_backup(production: Compose) -> None:
     assert query(production, "SELECT to_regclass('later') IS NULL") == "t"
 
 
+def test_dropped_database_returns_503_until_it_is_restored(production: Compose) -> None:
+    run(production, command("backup"))
+    production("exec", "-T", "db", "psql", "-U", "app", "postgres", "--command=DROP DATABASE app WITH (FORCE)")
+    during_outage = log_in(production)
+
+    backup = f"backup-{datetime.now().astimezone():%F}"
+    run(production, command("create-database") + command("restore").replace(BACKUP, backup))
+
+    assert during_outage.status_code == 503
+    assert log_in(production).status_code == 200
+
+
 def test_damaged_backup_changes_nothing(production: Compose) -> None:
     run(production, command("backup"))
     backup = production.file.with_name(f"backup-{datetime.now().astimezone():%F}")
