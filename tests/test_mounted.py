@@ -1,4 +1,4 @@
-"""A mounted FastAPI application has the errors, limits, headers and log lines of the others."""
+"""A mounted application has the errors, limits, headers and log lines of the others."""
 
 import re
 from collections.abc import AsyncIterator

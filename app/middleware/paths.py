@@ -28,7 +28,7 @@ def is_below(path: str, roots: tuple[str, ...]) -> bool:
 
 
 def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple[str, RouteContext]]:
-    """Yield the path and each route, mounts and the routes of mounted FastAPI applications among them."""
+    """Yield the path and each route, including mounts and the routes of mounted applications."""
     for route in iter_route_contexts(routes):
         path = f"{prefix}{route.path or ''}"
         yield path, route
