@@ -70,8 +70,8 @@ proc_name = NAME
 # workers but loads no new code, and the application opens its connections in the lifespan, never at import.
 preload_app = True
 daemon = False
-# Nothing in a container reads it, so it is left out if /tmp is not writable.
-pidfile = "/tmp/gunicorn.pid" if os.access("/tmp", os.W_OK) else None  # noqa: S108  gunicorn renames another file to it
+# Nothing in a container reads it, so it is left out if /tmp is full or not writable.
+pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn renames another file to it
 # Only root can change to another user. Otherwise gunicorn would fail, and on a laptop USER is just the login name.
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None

@@ -12,6 +12,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
+import hitless
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -56,7 +57,7 @@ class _StderrLogger:
     def write(self, line: str) -> None:
         """Write a line, or drop it as `logging` does: a full disk must not fail requests."""
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{line}\n")
+            hitless.log_stream.write(f"{line}\n")
 
     debug = info = warning = error = critical = write
 
@@ -139,7 +140,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
             }
         },
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "structlog"}
+            "stderr": {"class": "logging.StreamHandler", "stream": "ext://hitless.log_stream", "formatter": "structlog"}
         },
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {

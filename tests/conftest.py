@@ -16,6 +16,7 @@ import asyncpg
 import httpx
 import pytest
 import structlog
+from availability import cannot_run, docker_problem
 from fastapi import FastAPI
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -28,7 +29,6 @@ from app.main import create_app
 from app.migrations import migrate
 from app.settings import Settings
 from tests import image, servers
-from tests.availability import cannot_run, docker_problem
 from tests.conformance import check_conformance
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from availability import docker_problem
 
 from app import NAME
-from tests.availability import docker_problem
 
 if sys.platform != "win32":
     import fcntl

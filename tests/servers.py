@@ -7,11 +7,10 @@ import os
 import subprocess
 from uuid import uuid4
 
+from availability import cannot_run, docker_problem
 from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
-
-from tests.availability import cannot_run, docker_problem
 
 PROBLEM = "TEST_SERVERS_PROBLEM"
 _containers: list[str] = []

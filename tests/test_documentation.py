@@ -161,11 +161,9 @@ def test_table_contains_the_middleware_in_order() -> None:
 
 def test_table_contains_every_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    # The packages in `peers` are those that the test suites of other projects need.
-    groups = [group for name, group in project["dependency-groups"].items() if name != "peers"]
     packages = {
         re.match(r"[\w-]+", requirement)[0]  # type: ignore[index]  # each begins with its name
-        for group in (project["project"]["dependencies"], *groups)
+        for group in (project["project"]["dependencies"], *project["dependency-groups"].values())
         for requirement in group
     }
 
@@ -178,11 +176,12 @@ def test_table_contains_every_group_of_tests() -> None:
 
 def test_table_contains_the_limits_of_a_connection() -> None:
     limits = Limits()
+    seconds = f"{limits.request_seconds:.0f} s"
 
     assert [row[1] for row in table("limits")] == [
         f"{limits.head_size // 1024} KiB",
         f"{limits.pipelined_requests}",
-        f"{limits.request_seconds:.0f} s, plus 1 s per {limits.bytes_per_second} bytes received",
+        f"{seconds}, and 1 s more per {limits.bytes_per_second} bytes, but at most {seconds} from the last byte",
         f"{limits.unread_seconds:.0f} s",
         f"{limits.websocket_message_size // 1024} KiB",
         f"{limits.websocket_queue}",

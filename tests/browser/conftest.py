@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from availability import cannot_run
 from playwright.async_api import Browser, Page, async_playwright
 from processes import PATIENCE, free_port, get_or_none, until
-
-from tests.availability import cannot_run
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -6,8 +6,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from availability import cannot_run
 
-from tests.availability import cannot_run
 from tests.browser.conftest import Visit
 from tests.pages import Block, blocks
 

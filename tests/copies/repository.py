@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.availability import REQUIRE_ALL
+from availability import REQUIRE_ALL
+
 from tests.conftest import ROOT
 from tests.pages import command
 

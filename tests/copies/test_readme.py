@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from availability import cannot_run
 from processes import free_port
 
-from tests.availability import cannot_run
 from tests.conftest import ROOT
 from tests.copies.repository import copy_repository
 from tests.pages import command

@@ -12,10 +12,10 @@ from time import monotonic
 from typing import NamedTuple
 
 import pytest
+from availability import REQUIRE_ALL
 from gunicorn_process import Gunicorn, Start
 
 from app import PREFIX
-from tests.availability import REQUIRE_ALL
 from tests.conftest import NO_LIMIT, RATE_LIMITS, SECRET_KEY
 
 pytestmark = pytest.mark.attack

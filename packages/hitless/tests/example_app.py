@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import time
+from pathlib import Path
 
 from hitless.accept import SLOTS
 from hitless.drain import is_draining
 from starlette.types import Receive, Scope, Send
 
 log = logging.getLogger("gunicorn.error")
+FAILING = Path(os.environ.get("STARTUP_FAILS_WITH", "nothing"))
 
 
 class Noisy:
@@ -23,7 +25,7 @@ class Noisy:
 noisy = Noisy()
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
+async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901  one branch for each action
     """Run the action that the path names, then respond with the worker's process id or the action's result."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
@@ -41,6 +43,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         time.sleep(float(arguments[0]))  # noqa: ASYNC251  the mistake under test
     elif action == "connections":
         body = json.dumps([count - 1 for count in SLOTS if count]).encode()
+    elif action == "client":
+        body = str(scope["client"][0]).encode()
     elif action == "draining":
         body = str(is_draining()).encode()
     elif action == "headers":
@@ -102,7 +106,7 @@ async def lifespan(receive: Receive, send: Send) -> None:
     await receive()
     if os.environ.get("STARTUP_HANGS"):
         await asyncio.Event().wait()
-    if os.environ.get("STARTUP_FAILS"):
+    if os.environ.get("STARTUP_FAILS") or FAILING.exists():  # noqa: ASYNC240  it is fast
         await send({"type": "lifespan.startup.failed", "message": "the startup has failed"})
         return
     await send({"type": "lifespan.startup.complete"})

@@ -1,20 +1,22 @@
 """The gunicorn.conf.py of the example application. Environment variables vary it from test to test."""
 
 import atexit
+import errno
 import logging
 import os
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import hitless
-import hitless.server
+from hitless import accept, server
 
-hitless.server.LAST_REQUESTS_SECONDS = float(os.environ.get("LAST_REQUESTS_SECONDS", "0.5"))
+server.LAST_REQUESTS_SECONDS = float(os.environ.get("LAST_REQUESTS_SECONDS", "0.5"))
 
 worker_class = "hitless.Worker"
 control_socket_disable = True
-on_starting, when_ready, pre_fork, child_exit = hitless.hooks(
+hooks = hitless.hooks(
     drain_seconds=float(os.environ.get("DRAIN_SECONDS", "0")),
     limits=hitless.Limits(
         request_seconds=float(os.environ.get("REQUEST_SECONDS", "20")),
@@ -23,21 +25,35 @@ on_starting, when_ready, pre_fork, child_exit = hitless.hooks(
     ),
 )
 
+on_starting, when_ready, _, child_exit = hooks
+server.PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", "15"))
+accept.HANDSHAKE_SECONDS = float(os.environ.get("HANDSHAKE_SECONDS", "20"))
+
+if "PIDFILE" in os.environ:
+    pidfile = hitless.usable_pidfile(os.environ["PIDFILE"])
+
 handler = logging.StreamHandler()
 handler.setFormatter(logging.Formatter("%(message)s: id %(request_id)s, status %(status)s, client %(client)s"))
 logging.getLogger("hitless").addHandler(handler)
 logging.getLogger("hitless").setLevel(logging.INFO)
 
 
-def post_fork(server: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
+def pre_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
+    """Fail, as the fork does at a limit on processes."""
+    if Path(os.environ.get("FORK_FAILS_WITH", "nothing")).exists():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    hooks.pre_fork(arbiter, worker)
+
+
+def post_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     """Limit the worker's open files and delay the worker before it sets its own signal handlers."""
-    server.log.info("forked")
-    atexit.register(server.log.info, "worker %d has run its atexit handlers", worker.pid)
+    arbiter.log.info("forked")
+    atexit.register(arbiter.log.info, "worker %d has run its atexit handlers", worker.pid)
     if files := int(os.environ.get("MAX_FILES", "0")):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     time.sleep(float(os.environ.get("FORK_DELAY", "0")))
 
 
-def worker_exit(server: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
+def worker_exit(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     """Log that gunicorn has called the hook."""
-    server.log.info("worker %d has exited", worker.pid)
+    arbiter.log.info("worker %d has exited", worker.pid)

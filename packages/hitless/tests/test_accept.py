@@ -1,17 +1,20 @@
 """Connections opened all at once and kept open are shared evenly among the workers."""
 
 import os
+import re
+import resource
 import signal
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from ssl import SSLContext
+from pathlib import Path
 
 import httpx
 import pytest
-from certificates import TLS
+from certificates import TLS, make_certificate
 from gunicorn_process import Gunicorn, Start
 from hitless.server import LAST_REQUESTS_SECONDS
 from processes import PATIENCE, until
@@ -40,7 +43,7 @@ def read_pid(client: socket.socket) -> bytes:
     return response.split(b"\r\n")[-4]
 
 
-def connection_counts(url: str, verify: SSLContext | bool = True) -> list[int]:
+def connection_counts(url: str, verify: ssl.SSLContext | bool = True) -> list[int]:
     """Return the number of connections of each worker that accepts."""
     counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=PATIENCE).json()
     return counts
@@ -91,6 +94,30 @@ def test_connections_in_tls_handshake_are_shared_among_workers(worker_class: str
         assert min(connection_counts(url, tls.client)) >= 50
 
 
+def test_unfinished_tls_handshake_is_closed(worker_class: str, start: Start, tls: TLS) -> None:
+    server = start(worker_class, f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}", HANDSHAKE_SECONDS="2")
+    started_at = time.monotonic()
+    with connect(server, 1) as (client,):
+        assert client.recv(1000) == b""
+
+    assert time.monotonic() - started_at < 30  # the event loops' default is 60 s
+
+
+@pytest.mark.parametrize(("cipher", "is_offered"), [("AES128-GCM-SHA256", True), ("AES128-SHA256", False)])
+def test_only_authenticated_ciphers_are_offered(cipher: str, is_offered: bool, start: Start, tmp_path: Path) -> None:
+    tls = make_certificate(tmp_path)  # its client is changed
+    server = start(f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
+    tls.client.maximum_version = ssl.TLSVersion.TLSv1_2
+    tls.client.set_ciphers(f"ECDHE-ECDSA-{cipher}:ECDHE-RSA-{cipher}")
+    with connect(server, 1) as (plain,):
+        if is_offered:
+            with tls.client.wrap_socket(plain, server_hostname="localhost") as client:
+                assert client.cipher()
+        else:
+            with pytest.raises(ssl.SSLError):
+                tls.client.wrap_socket(plain, server_hostname="localhost")
+
+
 def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, start: Start, tls: TLS) -> None:
     server = start(worker_class, f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
     with connect(server, 1) as (client,):
@@ -134,6 +161,29 @@ def test_worker_out_of_file_descriptors_accepts_again_later(worker_class: str, s
     assert server.log.count("Not accepting connections") < 5  # it pauses between attempts
     server.send(signal.SIGTERM)
     assert server.wait() == 0
+
+
+def test_worker_out_of_file_descriptors_closes_connections_that_sent_nothing(worker_class: str, start: Start) -> None:
+    server = start(worker_class, MAX_FILES=str(MAX_FILES), REQUEST_SECONDS="3600")
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as used, connect(server, MAX_FILES):
+        used.get("/pid")
+        server.wait_for_log("Not accepting connections for 1 s: [Errno 24] Too many open files")
+
+        assert server.get("/pid").status_code == 200
+
+
+def test_limit_on_open_files_is_raised_to_the_hard_limit(start: Start) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, soft), hard))
+    try:
+        server = start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    limits = Path(f"/proc/{server.get('/pid').text}/limits").read_text()
+
+    (files,) = re.findall(r"^Max open files +(\d+) +(\d+)", limits, re.MULTILINE)
+    assert files == (str(hard), str(hard))
 
 
 def test_killed_worker_is_not_counted(two_workers: Gunicorn) -> None:

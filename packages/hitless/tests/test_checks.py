@@ -9,7 +9,7 @@ import pytest
 from certificates import TLS
 from example_server import ENVIRONMENT, EXAMPLE
 from gunicorn_process import Start
-from hitless.checks import StartupError, check_address, check_certificate
+from hitless.checks import StartupError, check_address, check_certificate, usable_pidfile
 from processes import free_port
 
 HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
@@ -64,6 +64,39 @@ def test_startup_problem_is_logged_in_one_line_and_leaves_no_pidfile(launch: Sta
     assert not (server.folder / "pid").exists()
 
 
+def test_address_in_use_is_logged_in_one_line(launch: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = launch(f"--bind=127.0.0.1:{listener.getsockname()[1]}")
+
+        assert server.wait() == 1
+    assert server.log.count("\n") == 2
+    assert "Address already in use" in server.log
+
+
+def test_pidfile_that_can_be_written_is_used(tmp_path: Path) -> None:
+    assert usable_pidfile(f"{tmp_path}/pid") == f"{tmp_path}/pid"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pidfile_that_cannot_be_written_is_logged_in_one_line(launch: Start) -> None:
+    server = launch(PIDFILE="/proc/pid")
+    server.wait_for_log("Application startup complete.")
+
+    assert server.log.count("/proc/pid cannot be written: ") == 1
+    assert server.get("/pid").status_code == 200
+    assert "Traceback" not in server.log
+
+
+def test_worker_directory_that_is_missing_is_logged_and_tried_again(launch: Start) -> None:
+    server = launch("--worker-tmp-dir=missing")
+    server.wait_for_log("A worker cannot be started: missing doesn't exist. ", times=2)
+
+    (server.folder / "missing").mkdir()
+
+    server.wait_for_log("Application startup complete.")
+    assert "Traceback" not in server.log
+
+
 def test_startup_problem_without_a_pidfile_is_logged_in_one_line(tmp_path: Path, tls: TLS) -> None:
     arguments = [f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}"]
     gunicorn = Path(sys.executable).with_name("gunicorn")
@@ -75,3 +108,20 @@ def test_startup_problem_without_a_pidfile_is_logged_in_one_line(tmp_path: Path,
     assert server.returncode == 1
     assert server.stderr.count("\n") == 2
     assert "are not a certificate and its unencrypted key" in server.stderr
+
+
+# Modules of Python that behave differently on Windows are imported first, as the pretence is not for them.
+IMPORT_ON_WINDOWS = """
+import asyncio, logging, mmap, os, pathlib, signal, socket, ssl, sys, tempfile, threading, uuid
+sys.platform = "win32"
+for name in ("fcntl", "gunicorn", "resource", "termios", "uvicorn"):
+    sys.modules[name] = None  # cannot be imported
+import hitless
+print(hitless.is_draining(), hasattr(hitless, "Worker"))
+"""
+
+
+def test_application_can_import_hitless_on_windows() -> None:
+    result = subprocess.run([sys.executable, "-c", IMPORT_ON_WINDOWS], capture_output=True, text=True, check=False)
+
+    assert result.stdout == "False False\n", result.stderr

@@ -99,7 +99,7 @@ def test_second_signal_while_sighup_waits_for_old_workers_stops_at_once(
 
 
 def test_draining_server_serves_as_before(start: Start) -> None:
-    server = start(DRAIN_SECONDS="2")
+    server = start(DRAIN_SECONDS="6")
 
     server.send(signal.SIGTERM)
 

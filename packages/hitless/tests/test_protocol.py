@@ -73,6 +73,9 @@ def statuses(responses: bytes) -> list[int]:
         pytest.param(b"GET /\xff HTTP/1.1\r\nHost: test\r\n\r\n", id="path not in ASCII"),
         pytest.param(b"GET /pid HTTP/1.1\nHost: test\n\n", id="bare line feeds"),
         pytest.param(GET + b"Folded: a\r\n b\r\n\r\n", id="folded header"),
+        pytest.param(b"GET /pid HTTP/1.1\r\nAccept: */*\r\n\r\n", id="no Host"),
+        pytest.param(GET + b"Host: other\r\n\r\n", id="two Hosts"),
+        pytest.param(b"GET /pid HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", id="two Hosts in HTTP/1.0"),
         pytest.param(GET + b"Nul: \x00\r\n\r\n", id="NUL"),
         pytest.param(GET + b"No colon\r\n\r\n", id="no colon"),
         pytest.param(GET + b"Blank : a\r\n\r\n", id="blank before the colon"),
@@ -131,6 +134,14 @@ def test_head_of_the_maximum_size_is_accepted(server: Gunicorn) -> None:
 
     with connect(server, head) as client:
         client.sendall(b"\r\n\r\n")
+        response = read_all(client)
+
+    assert statuses(response) == [200]
+
+
+def test_http_1_0_without_host_is_accepted(server: Gunicorn) -> None:
+    """HAProxy's default health check is such a request."""
+    with connect(server, b"OPTIONS / HTTP/1.0\r\n\r\n") as client:
         response = read_all(client)
 
     assert statuses(response) == [200]
@@ -288,6 +299,15 @@ def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
         response = read_all(client)
 
     assert statuses(response) == [200]
+
+
+def test_body_without_progress_is_timed_out_however_much_has_arrived(server: Gunicorn) -> None:
+    """At the minimum rate alone, this client could hold its buffer for an hour."""
+    body = b"x" * 2_000_000
+    with connect(server, POST + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body) as client:
+        response = read_all(client)
+
+    assert statuses(response) == [408]
 
 
 def test_pipelined_request_is_not_timed_out_while_it_waits_for_an_earlier_response(server: Gunicorn) -> None:

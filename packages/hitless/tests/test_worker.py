@@ -1,17 +1,29 @@
 """Requests while a worker is stopped, replaced or stuck."""
 
+import json
 import os
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from gunicorn_process import Start
-from hitless.server import LIFESPAN_SECONDS, SUCCESSOR_SECONDS
+from hitless.server import LAST_REQUESTS_SECONDS, LIFESPAN_SECONDS
 from processes import PATIENCE, until
 
 GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+def ask(client: socket.socket) -> bytes:
+    """Send a request, and return the response."""
+    client.sendall(GET)
+    response = b""
+    while not response.endswith(b"0\r\n\r\n"):
+        response += (part := client.recv(1000))
+        assert part, "closed without a response"
+    return response
 
 
 def test_sigterm_finishes_requests_and_shuts_down_in_order(start: Start, background: ThreadPoolExecutor) -> None:
@@ -57,6 +69,28 @@ def test_client_that_does_not_read_its_response_does_not_delay_the_shutdown(star
     assert "has shut down its lifespan" in server.log
 
 
+def test_idle_connection_is_closed_after_the_keepalive_time(start: Start) -> None:
+    server = start("--keep-alive=1")
+    with socket.create_connection(server.address) as client:
+        ask(client)
+
+        assert client.recv(1000) == b""
+
+
+def test_sigterm_serves_a_request_that_has_begun_to_arrive(start: Start) -> None:
+    server = start()
+    with socket.create_connection(server.address) as client:
+        client.sendall(GET[:10])
+        until(lambda: json.loads(server.get("/connections").text) == [2], "the connection is accepted")
+        server.send(signal.SIGTERM)
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an idle connection is kept
+
+        client.sendall(GET[10:])
+
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert server.wait() == 0
+
+
 def test_max_requests_loses_no_request_on_a_kept_connection(start: Start) -> None:
     server = start("--workers=2", "--max-requests=50")
     responses: list[httpx.Response] = []
@@ -86,13 +120,15 @@ def test_worker_at_max_requests_serves_until_its_successor_accepts(start: Start)
     assert after.index("Application startup complete.") < after.index(f"worker {first} has shut down its lifespan")
 
 
-def test_worker_at_max_requests_gives_up_on_a_successor_that_does_not_start(start: Start) -> None:
-    server = start("--max-requests=1", FORK_DELAY=str(SUCCESSOR_SECONDS + 3))
+def test_worker_at_max_requests_serves_on_for_as_long_as_it_has_no_successor(start: Start) -> None:
+    server = start("--max-requests=1", FORK_DELAY="5", PATIENCE_SECONDS="2")
 
-    server.get("/pid")
-    server.wait_for_log("has shut down its lifespan")
+    first = server.get("/pid").text
+    server.wait_for_log("This worker has served `max_requests`, and serves on because it has no successor yet")
 
-    assert server.log.count("Application startup complete.") == 1
+    assert server.get("/pid").text == first
+    server.wait_for_log(f"worker {first} has exited")
+    assert server.log.count("serves on because it has no successor yet") == 1
 
 
 @pytest.mark.parametrize("moment", ["Maximum request limit", "has shut down its lifespan", "has exited"])

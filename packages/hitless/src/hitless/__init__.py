@@ -2,18 +2,18 @@
 
 import sys
 
-from hitless.checks import StartupError, abort_startup
+from hitless.checks import StartupError, abort_startup, usable_pidfile
 from hitless.cpus import CPUs, available_cpus
 from hitless.drain import is_draining
-from hitless.hooks import Hooks, hooks
-from hitless.limits import Limits
 from hitless.memory import Memory, available_memory
 from hitless.refusals import Refusal, RefusalResponse, RenderRefusal, plain_text
+from hitless.stderr import LogStream, log_stream
 
 __all__ = [
     "CPUs",
     "Hooks",
     "Limits",
+    "LogStream",
     "Memory",
     "Refusal",
     "RefusalResponse",
@@ -25,9 +25,13 @@ __all__ = [
     "available_memory",
     "hooks",
     "is_draining",
+    "log_stream",
     "plain_text",
+    "usable_pidfile",
 ]
 
 # gunicorn cannot be imported on Windows. An application that imports hitless still can.
-if sys.platform != "win32":  # pragma: no branch
+if sys.platform != "win32":
+    from hitless.hooks import Hooks, hooks
+    from hitless.limits import Limits
     from hitless.worker import Worker

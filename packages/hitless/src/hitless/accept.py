@@ -9,10 +9,14 @@ than another stops accepting for a moment.
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from mmap import mmap
+from typing import Any
+
+from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
@@ -26,7 +30,10 @@ BATCH_SIZE = 8
 # stuck, it still accepts one connection per pause.
 PAUSE_SECONDS = 0.001
 # Seconds for which a worker stops accepting when the system has no file descriptor or no memory for another connection.
+# It first closes the connections that have never sent a request, for those that will.
 EXHAUSTED_SECONDS = 1.0
+# Seconds for a TLS handshake.
+HANDSHAKE_SECONDS = 20.0
 
 # One slot for each worker, in memory shared by all workers: its number of connections plus one, or 0 if it does not
 # accept. Workers whose numbers are equal modulo the number of slots share one, and are balanced less evenly.
@@ -38,6 +45,13 @@ def clear_slot(worker: int) -> None:
     SLOTS[worker % len(SLOTS)] = 0
 
 
+def raise_file_limit() -> None:
+    """Raise the soft limit on open files to the hard limit. Each connection takes a file descriptor."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS accepts less than the hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Acceptor:
     """Accepts connections from listening sockets for one worker.
 
@@ -46,7 +60,7 @@ class Acceptor:
         protocol_factory: Makes the protocol of a new connection.
         tls: The TLS configuration, or None for plain HTTP.
         worker: The worker's number among all workers.
-        open_connections: Returns the number of connections the worker serves.
+        connections: The connections that the worker serves.
     """
 
     def __init__(
@@ -56,13 +70,13 @@ class Acceptor:
         *,
         tls: ssl.SSLContext | None,
         worker: int,
-        open_connections: Callable[[], int],
+        connections: Collection[object],
     ) -> None:
         self._listeners = listeners
         self._protocol_factory = protocol_factory
         self._tls = tls
         self._worker = worker
-        self._open_connections = open_connections
+        self._connections = connections
         self._handshakes = set[asyncio.Task[None]]()
 
     def start(self) -> None:
@@ -80,7 +94,7 @@ class Acceptor:
 
     def publish_count(self) -> int:
         """Publish the worker's number of connections to the other workers, and return it."""
-        count = self._open_connections() + len(self._handshakes)
+        count = len(self._connections) + len(self._handshakes)
         SLOTS[self._worker % len(SLOTS)] = count + 1
         return count
 
@@ -119,6 +133,8 @@ class Acceptor:
             return False
         except OSError as error:
             log.warning("Not accepting connections for %d s: %s", EXHAUSTED_SECONDS, error)
+            for unused in [each for each in self._connections if isinstance(each, LimitedProtocol)]:
+                unused.close_if_unused()
             self._pause(EXHAUSTED_SECONDS)
             return False
         connection.setblocking(False)
@@ -128,5 +144,6 @@ class Acceptor:
         return True
 
     async def _start_protocol(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the client has gone, or does not speak TLS
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol_factory, connection, ssl=self._tls)
+        options: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if self._tls else {}
+        with contextlib.suppress(OSError):  # the client has gone, does not speak TLS, or takes too long
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol_factory, connection, **options)

@@ -4,10 +4,14 @@ import os
 import socket
 import ssl
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
 Arbiter = Any  # gunicorn has no type hints
+
+# Found while gunicorn reads its configuration, when it cannot log yet.
+pidfile_problems = set[str]()
 
 
 class StartupError(Exception):
@@ -61,6 +65,20 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
         raise StartupError(f"{certfile} and {keyfile} are not a certificate and its unencrypted key") from error
+
+
+def usable_pidfile(path: str) -> str | None:
+    """Return the path for gunicorn's `pidfile`, or None if no file can be written there.
+
+    gunicorn itself would end with a traceback. The `when_ready` hook logs the problem in one line.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=Path(path).parent) as file:
+            file.write(b"%d\n" % os.getpid())
+    except OSError as error:
+        pidfile_problems.add(f"{path} cannot be written: {error.strerror}. The server runs without a pidfile.")
+        return None
+    return path
 
 
 def abort_startup(arbiter: Arbiter, message: str) -> NoReturn:

@@ -18,6 +18,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+DRAINING, STOPPING = 1, 2
 # Shared by the master and its workers, because this module is imported before the fork.
 _draining = mmap.mmap(-1, 1)
 
@@ -36,6 +37,11 @@ def is_draining() -> bool:
     return _draining[0] != 0
 
 
+def is_stopping() -> bool:
+    """Return whether the workers were told to stop, so that none may be started."""
+    return _draining[0] == STOPPING
+
+
 def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
     """Replace gunicorn's handling of SIGTERM with the steps described above. Call it once, in the master."""
 
@@ -43,7 +49,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         if is_draining():
             stop_now(number, frame)
             return
-        _draining[0] = 1
+        _draining[0] = DRAINING
         deadline = time.monotonic() + seconds + arbiter.cfg.graceful_timeout
         signal.signal(signal.SIGALRM, partial(stop, deadline))
         signal.setitimer(signal.ITIMER_REAL, seconds or POLL_INTERVAL, POLL_INTERVAL)
@@ -51,17 +57,19 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
         # If another master serves from the same sockets (SIGUSR2, systemd), they must stay open.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
-            if not any(worker.state.accepting[0] for worker in list(arbiter.WORKERS.values())):
+            if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
                 if time.monotonic() > deadline:  # no worker has started, and each has had its time to stop
                     stop_now(number, frame)
                 return  # until the next alarm
             for listener in arbiter.LISTENERS:
                 refuse_connections(listener.sock)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _draining[0] = STOPPING
         signal_workers(arbiter.WORKERS, signal.SIGTERM)
         arbiter.signal(signal.SIGTERM, frame)
 
     def stop_now(number: int, frame: FrameType | None) -> None:
+        _draining[0] = STOPPING
         # Repeated, because workers may still be started until the master's loop handles the signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hitless.accept import clear_slot
-from hitless.checks import StartupError, abort_startup, check_startup
+from hitless.accept import clear_slot, raise_file_limit
+from hitless.checks import StartupError, abort_startup, check_startup, pidfile_problems
 from hitless.drain import drain_on_sigterm
 from hitless.limits import Limits
-from hitless.master import block_signals_during_fork, start_successors_early
+from hitless.master import Supervisor, block_signals_during_fork
 from hitless.refusals import RenderRefusal, plain_text
 
 Arbiter = Any  # gunicorn has no type hints
@@ -39,6 +39,7 @@ def hooks(
     """
 
     def on_starting(arbiter: Arbiter) -> None:
+        raise_file_limit()
         try:
             check_startup(arbiter)
         except StartupError as error:
@@ -46,8 +47,10 @@ def hooks(
 
     def when_ready(arbiter: Arbiter) -> None:
         block_signals_during_fork()
-        start_successors_early(arbiter)
+        Supervisor(arbiter)
         drain_on_sigterm(arbiter, drain_seconds)
+        for problem in pidfile_problems:
+            arbiter.log.warning(problem)
 
     def pre_fork(_: Arbiter, worker: Worker) -> None:
         worker.has_hooks = True

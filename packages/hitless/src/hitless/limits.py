@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from uvicorn.protocols.http.flow_control import FlowControl
+
+from hitless.sockets import has_unread_bytes
 
 # linux/tcp.h; in Python's socket module on Linux only.
 TCP_USER_TIMEOUT = 18
@@ -20,7 +21,8 @@ class Limits:
     Attributes:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
         pipelined_requests: Maximum number of requests sent before earlier ones are answered. Browsers send none.
-        request_seconds: Time for a request to arrive, in seconds, plus one second per `bytes_per_second` received.
+        request_seconds: Time for a request to arrive, in seconds. Each `bytes_per_second` received extend it by one
+            second, but never to more than `request_seconds` from now, so that a body without progress is refused.
         bytes_per_second: Minimum upload rate once `request_seconds` are used up.
         unread_seconds: Time after which a connection is closed whose client reads nothing of its response (Linux only).
         websocket_message_size: Maximum size of a WebSocket message, in bytes. A larger one closes the connection.
@@ -47,32 +49,39 @@ class Deadline:
         received: The number of bytes of the request so far.
     """
 
-    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, flow: FlowControl) -> None:
+    def __init__(self, limits: Limits, transport: asyncio.Transport, flow: FlowControl) -> None:
         self.received = 0
         self._limits = limits
-        self._loop = loop
+        self._transport = transport
         self._flow = flow
-        self._started_at = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._at = 0.0
+        self._was_paused = False
         self._timer: asyncio.TimerHandle
 
     def start(self, on_timeout: Callable[[], None]) -> None:
         """Call a function once if the request does not arrive in time."""
         # Only the timer holds the function, so that a closed connection is freed without the garbage collector.
-        self._started_at = time.monotonic()
+        self._at = self._loop.time() + self._limits.request_seconds
         self._timer = self._loop.call_later(self._limits.request_seconds, self._check, on_timeout)
+
+    def extend(self, size: int) -> None:
+        """Count bytes that have arrived."""
+        self.received += size
+        latest = self._loop.time() + self._limits.request_seconds
+        self._at = min(self._at + size / self._limits.bytes_per_second, latest)
 
     def cancel(self) -> None:
         """Stop the timer."""
         self._timer.cancel()
 
     def _check(self, on_timeout: Callable[[], None]) -> None:
-        if self._flow.read_paused:  # the application is slow, not the client
+        is_paused = self._flow.read_paused or has_unread_bytes(self._transport)
+        if is_paused or self._was_paused:  # the application is slow, not the client
+            self._was_paused = is_paused
             self.start(on_timeout)
-            return
-        allowed = self._limits.request_seconds + self.received / self._limits.bytes_per_second
-        remaining = self._started_at + allowed - time.monotonic()
-        if remaining > 0:
-            self._timer = self._loop.call_later(remaining, self._check, on_timeout)
+        elif self._at > self._loop.time():
+            self._timer = self._loop.call_at(self._at, self._check, on_timeout)
         else:
             on_timeout()
 

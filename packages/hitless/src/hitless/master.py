@@ -1,13 +1,28 @@
-"""Changes to gunicorn's master process, other than its shutdown."""
+"""Changes to gunicorn's master process, other than its shutdown.
+
+gunicorn stops a worker and then starts its successor. If that fails, nobody serves any more: a certificate that was
+renewed wrongly, a limit on processes or a broken release is then an outage. Here a worker serves until its successor
+accepts, however long that takes.
+"""
 
 import os
 import signal
+import time
+from collections.abc import Iterator
 from typing import Any
+
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # it has no type hints
+
+from hitless.drain import is_stopping
+from hitless.shared import Phase, master_beat, starts
 
 # The signals with which the master stops a worker.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+# Seconds between two attempts to start a worker: 1, 2, 4, and so on up to this number.
+MAX_DELAY = 30.0
 
 Arbiter = Any  # gunicorn has no type hints
+Worker = Any
 
 
 def block_signals_during_fork() -> None:
@@ -33,20 +48,91 @@ def _reset_signals() -> None:
     _unblock_signals()
 
 
-def start_successors_early(arbiter: Arbiter) -> None:
-    """Make the master start the successor of a worker before that worker leaves. Call it once, in the master.
+class Supervisor:
+    """Replaces the methods by which gunicorn starts and stops workers. Make it once, in the master."""
 
-    gunicorn starts it after the worker has exited, which takes a second. With two workers, half of the capacity would
-    be missing for that long, each time a worker has served `max_requests`.
-    """
-    manage_workers = arbiter.manage_workers
+    def __init__(self, arbiter: Arbiter) -> None:
+        self._arbiter = arbiter
+        self._spawn_worker = arbiter.spawn_worker
+        self._reap_workers = arbiter.reap_workers
+        self._reload = arbiter.reload
+        self._failures = self._starts = self._outdated_age = 0
+        self._next_start = 0.0
+        self._is_reloading = False
+        arbiter.manage_workers = self.manage_workers
+        arbiter.spawn_worker = self.spawn_worker
+        arbiter.reap_workers = self.reap_workers
+        arbiter.reload = self.reload
+        master_beat[0] = time.monotonic()
 
-    def manage_with_successors() -> None:
-        leaving = sum(worker.state.leaving[0] for worker in arbiter.WORKERS.values())
-        if leaving:
-            arbiter.num_workers += leaving
-        manage_workers()
-        if leaving:
-            arbiter.num_workers -= leaving
+    def manage_workers(self) -> None:
+        """Start the workers that are missing, and stop those that have a successor. gunicorn calls it every second."""
+        master_beat[0] = time.monotonic()
+        if starts[0] != self._starts:
+            self._starts, self._failures = starts[0], 0
+        if not is_stopping():
+            staying = sum(not self._is_replaced(worker) for worker in self._active_workers())
+            for _ in range(self._arbiter.num_workers - staying):
+                self.spawn_worker()
+        self._stop_surplus()
 
-    arbiter.manage_workers = manage_with_successors
+    def spawn_worker(self) -> None:
+        """Start a worker, unless an attempt has failed a moment ago."""
+        if time.monotonic() < self._next_start:
+            return
+        try:
+            self._spawn_worker()
+        except (OSError, RuntimeError) as error:  # such as a limit on processes, or no `worker_tmp_dir`
+            self._delay_next_start(f"A worker cannot be started: {error}")
+
+    def reap_workers(self) -> None:
+        """Remove the workers that have exited, and tell a failed start from a server that cannot start at all."""
+        master_beat[0] = time.monotonic()
+        before = dict(self._arbiter.WORKERS)
+        try:
+            self._reap_workers()
+        except HaltServer:
+            if not starts[0]:
+                raise
+            os.kill(os.getpid(), signal.SIGCHLD)  # there may be others
+        gone = [worker for pid, worker in before.items() if pid not in self._arbiter.WORKERS]
+        if any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
+            self._delay_next_start("A worker has failed to start")
+        if self._is_reloading:  # gunicorn waits until the old workers have exited, and does nothing else meanwhile
+            self.manage_workers()
+
+    def reload(self) -> None:
+        """Replace all workers."""
+        self._outdated_age = self._arbiter.worker_age
+        self._next_start = 0.0
+        self._is_reloading = True
+        try:
+            self._reload()
+        finally:
+            self._is_reloading = False
+
+    def _active_workers(self) -> Iterator[Worker]:
+        for worker in self._arbiter.WORKERS.values():
+            if worker.phase != Phase.STOPPING and not worker.is_stopped:
+                yield worker
+
+    def _is_replaced(self, worker: Worker) -> bool:
+        return bool(worker.age <= self._outdated_age or worker.phase == Phase.LEAVING)
+
+    def _stop_surplus(self) -> None:
+        """Stop workers that are replaced or too many, as long as enough others accept."""
+        oldest = sorted(self._active_workers(), key=lambda worker: worker.age)
+        replaced = [worker for worker in oldest if self._is_replaced(worker)]
+        staying = [worker for worker in oldest if not self._is_replaced(worker)]
+        accepting = sum(worker.accepts for worker in oldest)
+        for worker in replaced + staying[: max(0, len(staying) - self._arbiter.num_workers)]:
+            if not worker.accepts or accepting > self._arbiter.num_workers:
+                accepting -= worker.accepts
+                worker.is_stopped = True
+                self._arbiter.kill_worker(worker.pid, signal.SIGTERM)
+
+    def _delay_next_start(self, problem: str) -> None:
+        delay = min(2.0**self._failures, MAX_DELAY)
+        self._failures += 1
+        self._next_start = time.monotonic() + delay
+        self._arbiter.log.error("%s. The next attempt is in %d s.", problem, delay)

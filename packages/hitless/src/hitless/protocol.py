@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from hitless.limits import Deadline, Limits
 from hitless.refusals import HEAD_TOO_LARGE, MALFORMED, TOO_SLOW, Refusal, RenderRefusal, plain_text, serialize
+from hitless.sockets import has_unread_bytes
 
 try:
     from hitless.websocket import LimitedWebSocketProtocol, is_valid_handshake
@@ -33,6 +34,8 @@ log = logging.getLogger("hitless")
 # Seconds that a connection stays open after a refusal. If it were closed with unread data in its buffer, it would be
 # reset, and the client might never see the response.
 LINGER_SECONDS = 1.0
+# Seconds after which an idle connection is checked again if its next request has arrived but is not read yet.
+RECHECK_SECONDS = 1.0
 
 _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 
@@ -66,7 +69,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
         super().connection_made(transport)
-        self.deadline = Deadline(self.limits, self.loop, self.flow)
+        self.deadline = Deadline(self.limits, transport, self.flow)
         self.deadline.start(self._refuse_slow_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -75,6 +78,24 @@ class LimitedProtocol(HttpToolsProtocol):
             self.running.disconnected = True
             self.running.message_event.set()
         super().connection_lost(exc)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, unless its next request has arrived."""
+        if has_unread_bytes(self.transport):
+            self.timeout_keep_alive_task = self.loop.call_later(RECHECK_SECONDS, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """Close the connection, unless a request has begun to arrive: its response will announce the end."""
+        has_begun = self.is_incomplete and self.deadline.received
+        if not has_begun and not has_unread_bytes(self.transport):
+            super().shutdown()
+
+    def close_if_unused(self) -> None:
+        """Close the connection if it has never sent a request."""
+        if not self.cycle and not has_unread_bytes(self.transport):
+            self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
         self.running = cycle
@@ -87,7 +108,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if is_new:  # any byte after a complete request starts the next one, even a blank line
             self.in_head = self.is_incomplete = True
             self.deadline.received = self.unparsed = 0
-        self.deadline.received += len(data)
+        self.deadline.extend(len(data))
         self.unparsed += len(data)
         super().data_received(data)
         self._check_limits(is_new=is_new)
@@ -118,6 +139,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.deadline.received > self.limits.head_size and self._head_size() > self.limits.head_size:
             self.reason = HEAD_TOO_LARGE
             raise ValueError  # the parser reports it as a malformed request
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
+            raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
         # The parser stops after a head with `Upgrade`, and would take a body for the next request.

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from mmap import mmap
 from types import FrameType
 
@@ -15,6 +16,7 @@ from uvicorn import Config, Server
 
 from hitless.accept import Acceptor
 from hitless.drain import is_draining
+from hitless.shared import Phase, master_beat, silence_reported, starts
 
 log = logging.getLogger("uvicorn.error")
 
@@ -25,24 +27,8 @@ LAST_REQUESTS_SECONDS = 0.5
 HANDSHAKE_SECONDS = 5
 # The part of gunicorn's `graceful_timeout` that is kept for the lifespan's shutdown, in seconds.
 LIFESPAN_SECONDS = 5
-# Seconds that a worker that has served `max_requests` waits for its successor.
-SUCCESSOR_SECONDS = 5
-
-# Incremented whenever a worker starts to accept; shared by all workers.
-_starts = mmap(-1, 1)
-
-
-@dataclass(frozen=True)
-class WorkerState:
-    """What a worker tells the master, each in a byte of shared memory.
-
-    Attributes:
-        accepting: Whether the worker accepts connections.
-        leaving: Whether the worker has served `max_requests` and waits for its successor.
-    """
-
-    accepting: mmap
-    leaving: mmap
+# Seconds without a successor, or without a sign of life of the master, after which a line is logged.
+PATIENCE_SECONDS = 15.0
 
 
 class GracefulServer(Server):
@@ -51,19 +37,18 @@ class GracefulServer(Server):
     Args:
         config: Uvicorn's configuration.
         worker: The worker's number among all workers.
-        state: The bytes shared with the master.
+        phase: The worker's phase, a byte that the master reads.
         notify: Sends a heartbeat to the master.
         grace: Seconds for the last requests.
     """
 
-    def __init__(
-        self, config: Config, *, worker: int, state: WorkerState, notify: Callable[[], None], grace: float
-    ) -> None:
+    def __init__(self, config: Config, *, worker: int, phase: mmap, notify: Callable[[], None], grace: float) -> None:
         super().__init__(config)
         self._worker = worker
-        self._state = state
+        self._phase = phase
         self._notify = notify
         self._grace = grace
+        self._warn_at = math.inf
         self._acceptor: Acceptor
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  Uvicorn's signature
@@ -78,11 +63,11 @@ class GracefulServer(Server):
             self._create_protocol,
             tls=self.config.ssl,
             worker=self._worker,
-            open_connections=lambda: len(self.server_state.connections),
+            connections=self.server_state.connections,
         )
         self._acceptor.start()
-        self._state.accepting[0] = True
-        _starts[0] = (_starts[0] + 1) % 256
+        self._phase[0] = Phase.ACCEPTING
+        starts[0] += 1
 
     def _create_protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]  # as Uvicorn calls it
@@ -90,17 +75,44 @@ class GracefulServer(Server):
         )
 
     async def on_tick(self, counter: int) -> bool:
-        """Publish the number of connections, ten times per second."""
+        """Publish the number of connections, ten times per second, and return whether to shut down."""
         self._acceptor.publish_count()
-        return await super().on_tick(counter)
+        self._check_master()
+        self._warn_without_successor()
+        should_exit = await super().on_tick(counter)
+        if should_exit and not self.should_exit and master_beat[0]:  # it has served `max_requests`
+            self._leave()
+            return False
+        return should_exit
+
+    def _leave(self) -> None:
+        """Ask the master for a successor. The master stops this worker when the successor accepts."""
+        self.limit_max_requests = None
+        self._phase[0] = Phase.LEAVING
+        self._warn_at = time.monotonic() + PATIENCE_SECONDS
+        with contextlib.suppress(OSError):  # the master has died
+            os.kill(os.getppid(), signal.SIGCHLD)  # makes it look at its workers now
+
+    def _warn_without_successor(self) -> None:
+        """Log one line if the master has started no successor in time."""
+        if time.monotonic() > self._warn_at:
+            self._warn_at = math.inf
+            log.warning("This worker has served `max_requests`, and serves on because it has no successor yet")
+
+    def _check_master(self) -> None:
+        """Log one line, in one worker, if the master does not respond."""
+        silence = time.monotonic() - master_beat[0] if master_beat[0] else 0.0
+        if silence < PATIENCE_SECONDS:
+            silence_reported[0] = 0
+        elif not silence_reported[0]:
+            silence_reported[0] = 1
+            log.error("The master process has not responded for %d s: no worker is replaced", silence)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let clients leave, finish running requests within the grace, then shut down the lifespan."""
         heartbeat = asyncio.create_task(self._send_heartbeat())
-        if not self.should_exit:  # no signal: the worker has served `max_requests`
-            await self._wait_for_successor()
         deadline = asyncio.get_running_loop().time() + self._grace
-        self._state.accepting[0] = False
+        self._phase[0] = Phase.STOPPING
         self._close_after_responses()
         if is_draining():
             # This may be the last worker to accept the connections in the backlog, however busy it is.
@@ -116,17 +128,6 @@ class GracefulServer(Server):
         await self._finish_requests(deadline)
         await super().shutdown(sockets)
         heartbeat.cancel()
-
-    async def _wait_for_successor(self) -> None:
-        """Keep serving until another worker, any of them, starts to accept."""
-        self._state.leaving[0] = True
-        starts = _starts[0]
-        with contextlib.suppress(OSError):  # the master has died
-            os.kill(os.getppid(), signal.SIGCHLD)  # makes it look at its workers now
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SUCCESSOR_SECONDS):
-                while _starts[0] == starts and not self.should_exit:  # noqa: ASYNC110  set by another process
-                    await asyncio.sleep(0.02)
 
     def _close_after_responses(self) -> None:
         """Add `Connection: close` to every response from now on."""
@@ -156,6 +157,6 @@ class GracefulServer(Server):
 
     async def _send_heartbeat(self) -> None:
         """Send heartbeats for as long as a shutdown may take, and no longer."""
-        for _ in range(round(SUCCESSOR_SECONDS + self._grace + LIFESPAN_SECONDS)):
+        for _ in range(round(self._grace + LIFESPAN_SECONDS)):
             self._notify()
             await asyncio.sleep(1)

@@ -13,16 +13,24 @@ import sys
 import traceback
 from functools import partial
 from mmap import mmap
+from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # it has no type hints
 from uvicorn.lifespan import off, on  # noqa: F401  imported by Uvicorn on demand; once here, not in each worker
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no type hints
 
+from hitless.checks import StartupError, check_certificate
+from hitless.forwarded import add_mapped_addresses
 from hitless.limits import Limits, enable_send_timeout
 from hitless.protocol import LimitedProtocol
 from hitless.refusals import RenderRefusal, plain_text
-from hitless.server import LIFESPAN_SECONDS, GracefulServer, WorkerState
+from hitless.server import LIFESPAN_SECONDS, GracefulServer
+from hitless.shared import Phase
+
+# RFC 9325: key exchange with forward secrecy, and authenticated encryption.
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
@@ -40,6 +48,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     # Set by the `pre_fork` hook.
     has_hooks = False
+    # Set by the master when it stops the worker.
+    is_stopped = False
     limits = Limits()
     render_refusal: RenderRefusal = staticmethod(plain_text)
 
@@ -47,13 +57,31 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         """Run in the master, before the fork."""
         super().__init__(*args, **kwargs)
         self.config.root_path = self.cfg.root_path
+        self.config.forwarded_allow_ips = add_mapped_addresses(self.cfg.forwarded_allow_ips)
+        self.config.ssl_ciphers = self.config.ssl_ciphers or CIPHERS
         self.config.get_loop_factory()  # imports the event loop once, not in each worker
-        self.state = WorkerState(accepting=mmap(-1, 1), leaving=mmap(-1, 1))
+        self._phase = mmap(-1, 1)
+
+    @property
+    def phase(self) -> Phase:
+        """What the worker does, as the master sees it."""
+        return Phase(self._phase[0])
+
+    @property
+    def accepts(self) -> bool:
+        """Whether the worker accepts connections."""
+        return self.phase in {Phase.ACCEPTING, Phase.LEAVING}
 
     def run(self) -> None:
         """Serve until the worker is told to stop."""
         if not self.has_hooks:
             self.log.warning("gunicorn.conf.py does not assign hitless.hooks(): requests are lost when gunicorn stops")
+        if self.cfg.certfile and self.cfg.keyfile:
+            try:  # they may have changed since the master has checked them
+                check_certificate(Path(self.cfg.certfile), Path(self.cfg.keyfile))
+            except StartupError as error:
+                self.log.critical(str(error))
+                sys.exit(Arbiter.WORKER_BOOT_ERROR)
         super().run()
         atexit.register(_exit_without_freeing)
 
@@ -82,7 +110,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         server = GracefulServer(
             self.config,
             worker=self.age,
-            state=self.state,
+            phase=self._phase,
             notify=self.notify,
             grace=max(1, self.cfg.graceful_timeout - LIFESPAN_SECONDS),
         )

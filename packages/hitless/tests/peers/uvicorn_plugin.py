@@ -15,6 +15,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # asyncio's transports have this method, the mock of Uvicorn's tests does not.
+    # The mock transport of Uvicorn's tests has no file descriptor.
+    for module in ("limits", "protocol"):
+        pytest.MonkeyPatch().setattr(f"hitless.{module}.has_unread_bytes", lambda _: False)
+    # asyncio's transports have this method, the mock does not.
     for item in items:
         item.getparent(pytest.Module).obj.MockTransport.can_write_eof = lambda _: False  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from typing import Any
 import hitless.server
 import starlette.testclient
 from hitless.protocol import LimitedProtocol
-from hitless.server import GracefulServer, WorkerState
+from hitless.server import GracefulServer
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
@@ -76,9 +76,12 @@ class ServerThread(threading.Thread):
             self.config.http = "httptools"
             return Server(self.config)
         self.config.http = LimitedProtocol
-        state = WorkerState(accepting=mmap(-1, 1), leaving=mmap(-1, 1))
         return GracefulServer(
-            self.config, worker=next(worker_numbers), state=state, notify=lambda: None, grace=PATIENCE
+            self.config,
+            worker=next(worker_numbers),
+            phase=mmap(-1, 1),
+            notify=lambda: None,
+            grace=PATIENCE,
         )
 
     def run(self) -> None:

@@ -6,6 +6,7 @@ import subprocess
 from functools import cache
 from typing import NoReturn
 
+import httpx
 import pytest
 
 REQUIRE_ALL = "REQUIRE_ALL_TESTS"
@@ -28,3 +29,13 @@ def docker_problem() -> str:
     except subprocess.TimeoutExpired:
         return "the Docker engine does not answer"
     return "no Docker engine is running" if result.returncode else ""
+
+
+@cache
+def package_index_problem() -> str:
+    """Return why no packages can be installed, or an empty string."""
+    try:
+        httpx.head("https://pypi.org/simple/uvicorn/", timeout=20).raise_for_status()
+    except httpx.HTTPError as error:
+        return f"PyPI cannot be reached: {error}"
+    return ""

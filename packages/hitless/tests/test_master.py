@@ -1,0 +1,107 @@
+"""Workers that cannot be started, and a master that does not respond, cost replacement and not service."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from certificates import TLS
+from gunicorn_process import Gunicorn, Start
+from processes import PATIENCE, until
+
+FAILED_START = "A worker has failed to start. The next attempt is in "
+
+
+def delays(server: Gunicorn) -> list[int]:
+    """Return the seconds until the next attempt, as logged after each failed start."""
+    return [int(delay) for delay in re.findall(r"The next attempt is in (\d+) s\.", server.log)]
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Path:
+    """A file that makes the application's startup fail for as long as it exists."""
+    return tmp_path / "failing"
+
+
+@pytest.mark.parametrize("options", [["--max-requests=1"], []], ids=["max_requests", "SIGHUP"])
+def test_worker_serves_until_a_successor_starts_that_has_failed(
+    start: Start, failing: Path, options: list[str]
+) -> None:
+    server = start(*options, STARTUP_FAILS_WITH=str(failing))
+    failing.touch()
+
+    old = server.get("/pid").text  # with `max_requests`, the last request
+    if not options:
+        server.send(signal.SIGHUP)
+    until(lambda: delays(server)[:3] == [1, 2, 4], "three starts have failed")
+
+    assert server.get("/pid").text == old
+    failing.unlink()
+    server.wait_for_log(f"worker {old} has exited")
+    assert server.get("/pid").status_code == 200
+    assert "Traceback" not in server.log
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) -> None:
+    server = start("--workers=2")
+    server.wait_for_log("Application startup complete.", times=2)
+    old = set(re.findall(r"Started server process \[(\d+)\]", server.log))
+
+    server.send(signal.SIGHUP)
+    for pid in old:
+        server.wait_for_log(f"worker {pid} has exited")
+
+    exits = [server.log.index(f"worker {pid} has shut down its lifespan") for pid in old]
+    starts = [match.start() for match in re.finditer("Application startup complete.", server.log)]
+    assert len(starts) == 4
+    assert starts[2] < min(exits)
+    assert starts[3] < max(exits)
+
+
+def test_certificate_that_can_no_longer_be_read_is_named_in_a_line(start: Start, tls: TLS, tmp_path: Path) -> None:
+    keyfile = tmp_path / "key.pem"
+    keyfile.write_bytes(tls.keyfile.read_bytes())
+    server = start(f"--certfile={tls.certfile}", f"--keyfile={keyfile}")
+    keyfile.rename(tmp_path / "elsewhere.pem")
+
+    server.send(signal.SIGHUP)
+    server.wait_for_log(FAILED_START, times=2)
+
+    assert f"{keyfile} cannot be read: No such file or directory" in server.log
+    assert "Traceback" not in server.log
+    url = server.url.replace("http", "https")
+    assert httpx.get(f"{url}/pid", verify=tls.client, timeout=PATIENCE).status_code == 200
+
+
+def test_failed_fork_is_tried_again(start: Start, failing: Path) -> None:
+    server = start(FORK_FAILS_WITH=str(failing))
+    failing.touch()
+    old = server.get("/pid").text
+
+    os.kill(int(old), signal.SIGTERM)
+    server.wait_for_log("A worker cannot be started: [Errno 11] Resource temporarily unavailable. ", times=2)
+    failing.unlink()
+
+    server.wait_for_log("Application startup complete.", times=2)
+    assert server.get("/pid").text != old
+    assert "Traceback" not in server.log
+
+
+def test_master_that_does_not_respond_is_logged_once(start: Start) -> None:
+    server = start("--workers=2", "--max-requests=10", PATIENCE_SECONDS="2")
+    server.wait_for_log("Application startup complete.", times=2)
+    server.send(signal.SIGSTOP)
+    try:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+            until(lambda: client.get("/pid").is_success and "The master process has not" in server.log, "it is logged")
+            responses = [client.get("/pid") for _ in range(50)]
+    finally:
+        server.send(signal.SIGCONT)
+
+    assert {response.status_code for response in responses} == {200}
+    assert server.log.count("The master process has not responded for 2 s: no worker is replaced") == 1
+    server.wait_for_log("Application startup complete.", times=3)
