@@ -5,6 +5,7 @@ Its files are in `projects/`. What it adds to files of the application is here.
 
 import asyncio
 import difflib
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import PATIENCE, until
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from app import NAME
 from tests.conftest import NO_LIMIT
@@ -143,14 +146,21 @@ def add_setting_to_documentation(copy: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_projects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """The repository with the feature, and the contents of its files without it."""
     copy = copy_repository(tmp_path_factory.mktemp("fork") / "with-projects")
+    before = contents(copy)
     add_feature(copy)
-    return copy
+    return copy, before
 
 
-def test_feature_changes_one_line_and_only_adds_others(with_projects: Path, tmp_path: Path) -> None:
-    before, after = contents(copy_repository(tmp_path / "before")), contents(with_projects)
+@pytest.fixture(scope="module")
+def with_projects(copy: tuple[Path, dict[str, bytes]]) -> Path:
+    return copy[0]
+
+
+def test_feature_changes_one_line_and_only_adds_others(copy: tuple[Path, dict[str, bytes]]) -> None:
+    after, before = contents(copy[0]), copy[1]
 
     assert before.keys() <= after.keys()
     added = changed = 0
@@ -191,6 +201,7 @@ def test_feature_passes_generated_requests(with_projects: Path, caller: str) -> 
 # In a container ------------------------------------------------------------------------------------------------------
 
 CLIENTS = 5
+SERVICE_RESTART = 1012  # the close code of a worker that leaves
 RECYCLINGS = 10
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
@@ -212,6 +223,8 @@ class Acknowledged:
     invitations: int = 0
     documents: dict[int, str] = field(default_factory=dict)
     events: int = 0
+    messages: int = 0
+    restarts: int = 0  # of WebSockets
     failures: list[str] = field(default_factory=list)
 
 
@@ -246,11 +259,16 @@ class Client:
         return int(user.json()["id"])
 
     async def run(self, other_user: int, stop: threading.Event) -> None:
-        """Create projects until `stop` is set."""
+        """Create projects and chat about the first one, until `stop` is set."""
+        first = await self.use_project(other_user)
+        assert first, self.acknowledged
+        chat = asyncio.create_task(self.chat(first, stop))
         while not stop.is_set():
             await self.use_project(other_user)
+        await chat
 
-    async def use_project(self, other_user: int) -> None:
+    async def use_project(self, other_user: int) -> int | None:
+        """Create a project, and use every route of it. Return its id."""
         done, key = self.acknowledged, str(uuid4())
         project = {
             "key": key,
@@ -261,9 +279,9 @@ class Client:
             "tags": ["a"],
         }
         if not (created := await self.send("POST", "/projects/", json=project)):
-            return
+            return None
         done.projects.add(key)
-        number = created.json()["id"]
+        number = int(created.json()["id"])
         invitation = {"user_id": other_user, "role": "member"}
         if await self.send("POST", f"/projects/{number}/members", json=invitation):
             done.invitations += 1
@@ -275,6 +293,24 @@ class Client:
         assert page is None or {"owner"} <= {member["role"] for member in page.json()["items"][0]["members"]}
         if events := await self.send("GET", f"/projects/{number}/events"):
             done.events += events.text.count("event: member")
+        return number
+
+    async def chat(self, project: int, stop: threading.Event) -> None:
+        """Send messages until `stop` is set. A worker that leaves says so with code 1012, and the next one goes on."""
+        done, url = self.acknowledged, f"{str(self.http.base_url).replace('http', 'ws', 1)}projects/{project}/chat"
+        while not stop.is_set():
+            try:
+                async with connect(url, additional_headers=self.auth) as websocket:
+                    while not stop.is_set():
+                        await websocket.send("hello")
+                        assert json.loads(await websocket.recv())["text"] == "hello"
+                        done.messages += 1
+                        await asyncio.sleep(0.05)
+            except (OSError, WebSocketException) as error:
+                if isinstance(error, ConnectionClosed) and error.rcvd and error.rcvd.code == SERVICE_RESTART:
+                    done.restarts += 1
+                else:
+                    done.failures.append(f"chat: {error!r}")
 
 
 async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Event) -> None:
@@ -297,11 +333,14 @@ def test_feature_loses_nothing_while_workers_are_recycled(with_projects: Path) -
         container = stack.enter_context(run_service(image, DATABASE_URL=database.url, **SETTINGS))
         with ThreadPoolExecutor(1) as executor:
             running = executor.submit(asyncio.run, run_clients(f"http://{container.ip}:8000", done, stop))
-            container.wait_for_log("Maximum request limit", times=RECYCLINGS)
-            stop.set()
+            try:
+                container.wait_for_log("Maximum request limit", times=RECYCLINGS)
+                until(lambda: done.restarts or done.failures, "a worker with a WebSocket leaves")
+            finally:
+                stop.set()
             running.result()
         container.stop(seconds=40)
-        print(done.invitations, "invitations,", len(done.documents), "documents,", done.events, "events")  # noqa: T201
+        print(f"{len(done.projects)} projects, {done.messages} messages, {done.restarts} restarts")  # noqa: T201
 
         assert done.failures == []
         assert container.exit_code == 0

@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, status
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, WebSocket, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.dependencies import AppRequest, ReadSession, WriteSession
@@ -140,3 +140,13 @@ async def follow_project(project: ReadableProject) -> AsyncIterator[ServerSentEv
     for member in project.members:
         data = MemberResponse.model_validate(member)
         yield ServerSentEvent(event="member", id=str(member.user_id), data=data, retry=5000)
+
+
+@router.websocket("/{project_id}/chat")
+async def chat(websocket: WebSocket, project: ReadableProject, user: CurrentUser, session: ReadSession) -> None:
+    """Send each message back with the user who wrote it. For members of the project and for staff."""
+    await session.close()  # returns the connection to the pool, because a WebSocket may stay open for hours
+    await websocket.accept()
+    while True:
+        text = await websocket.receive_text()
+        await websocket.send_json({"project": project.id, "user": user.id, "text": text})

@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.users.models import User
 from tests.conftest import change, serve
 from tests.people import Person, sign_up, sign_up_superuser
+from tests.websocket_client import open_websocket
 
 
 async def create_project(client: httpx.AsyncClient, owner: Person, **fields: object) -> httpx.Response:
@@ -229,3 +230,21 @@ async def test_members_leave_with_their_account(client: httpx.AsyncClient, sessi
 
     assert (await client.delete("/users/me", headers=ann.auth)).status_code == 204
     assert await session.get(Member, (1, ann.id)) is None
+
+
+async def test_chat_is_for_members_and_holds_no_database_connection(settings: Settings) -> None:
+    async with serve(change(settings, database_pool_size=1)) as service:
+        ann, bob = await sign_up(service.client), await sign_up(service.client, "bob@example.com")
+        await create_project(service.client, ann)
+        path = f"{PREFIX}/projects/1/chat"
+
+        async with open_websocket(service, path, bob.auth) as rejected:
+            assert (await rejected.receive())["status"] == 403
+        async with open_websocket(service, path, ann.auth) as chat:
+            accepted = await chat.receive()
+            read = await service.client.get("/projects/1", headers=ann.auth)
+            chat.send("hello")
+            message = await chat.receive()
+
+    assert (accepted["type"], read.status_code) == ("websocket.accept", 200)
+    assert json.loads(message["text"]) == {"project": 1, "user": ann.id, "text": "hello"}
