@@ -3,20 +3,26 @@
 from fastapi import FastAPI
 
 from app import PREFIX
+from app.accounts.mails import mail_writers
+from app.accounts.router import router as accounts
 from app.auth.router import router as auth
+from app.auth.sessions import router as sessions
 from app.errors import InternalError, PayloadTooLarge, RateLimited, ServiceUnavailable, UnknownHost, responses
 from app.health.router import router as health
+from app.settings import Settings
 from app.users.router import router as users
 
-# The features besides the health checks.
+# The features besides the health checks, and besides those that need mail.
 ROUTERS = [
     users,
     auth,
+    sessions,
 ]
 # What the API's documentation says about each feature.
 TAGS = [
-    {"name": "auth", "description": "Log in, refresh tokens, log out"},
+    {"name": "auth", "description": "Log in, refresh tokens, log out, see and end sessions"},
     {"name": "users", "description": "Registration, the current user, and administration by superusers"},
+    {"name": "accounts", "description": "Forgotten passwords, verified email addresses and invitations, by mail"},
     {"name": "health", "description": "Health checks for orchestrators and load balancers"},
 ]
 # The errors that any route but a health check can return.
@@ -24,7 +30,12 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 
 
 def add_routers(app: FastAPI) -> None:
-    """Add the routes of every feature to the application."""
+    """Add the routes of every feature to the application, and the functions that write their mails."""
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))
+    settings: Settings = app.state.settings
+    app.state.mail_writers = {}
+    if settings.mail:
+        app.include_router(accounts, prefix=PREFIX, responses=responses(*COMMON_ERRORS))
+        app.state.mail_writers |= mail_writers(settings)
     app.include_router(health, prefix=PREFIX, responses=responses(PayloadTooLarge, InternalError))

@@ -10,7 +10,9 @@ from starlette.requests import HTTPConnection
 from app.database import FastReader
 from app.lifespan import State
 from app.limiter import RateLimiter
+from app.mail.outbox import Outbox
 from app.security import Passwords, Tokens
+from app.settings import Settings
 
 
 class AppRequest(HTTPConnection[State]):
@@ -57,8 +59,17 @@ async def get_limiter(request: AppRequest) -> RateLimiter:
     return request.state["limiter"]
 
 
+async def get_outbox(request: AppRequest) -> Outbox:
+    return request.state["outbox"]
+
+
 async def get_passwords(request: AppRequest) -> Passwords:
     return request.state["passwords"]
+
+
+async def get_settings(request: AppRequest) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
 
 
 async def get_tokens(request: AppRequest) -> Tokens:
@@ -67,5 +78,7 @@ async def get_tokens(request: AppRequest) -> Tokens:
 
 FastReaderDep = Annotated[FastReader, Depends(get_fast_reader)]
 LimiterDep = Annotated[RateLimiter, Depends(get_limiter)]
+OutboxDep = Annotated[Outbox, Depends(get_outbox)]
 PasswordsDep = Annotated[Passwords, Depends(get_passwords)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
 TokensDep = Annotated[Tokens, Depends(get_tokens)]

@@ -15,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.database import FastReader, autocommit, create_engine
 from app.errors import OutageLog
 from app.limiter import REDIS_SECONDS, RateLimiter
+from app.mail.outbox import Outbox
+from app.mail.sender import Sender
 from app.security import Passwords, Tokens
 from app.settings import Settings
 from app.startup import prepare_database
@@ -32,6 +34,8 @@ class State(TypedDict):
     probe_engine: AsyncEngine
     redis: Redis | None
     limiter: RateLimiter
+    outbox: Outbox
+    mail_sender: Sender
     passwords: Passwords
     tokens: Tokens
     outages: OutageLog
@@ -50,18 +54,25 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     # like one without a database.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
+    limiter = RateLimiter(settings, redis, app.state.rate_counter)
+    outbox = Outbox(app.state.mail_writers, limiter)
+    outages = OutageLog(settings)
+    mail_sender = Sender(settings, engine, outbox, outages)
     try:
-        yield State(
-            engine=engine,
-            read_engine=autocommit(engine),
-            fast_reader=FastReader(engine, settings),
-            probe_engine=autocommit(probe_engine),
-            redis=redis,
-            limiter=RateLimiter(settings, redis, app.state.rate_counter),
-            passwords=Passwords(settings),
-            tokens=Tokens(settings),
-            outages=OutageLog(settings),
-        )
+        async with mail_sender.run():
+            yield State(
+                engine=engine,
+                read_engine=autocommit(engine),
+                fast_reader=FastReader(engine, settings),
+                probe_engine=autocommit(probe_engine),
+                redis=redis,
+                limiter=limiter,
+                outbox=outbox,
+                mail_sender=mail_sender,
+                passwords=Passwords(settings),
+                tokens=Tokens(settings),
+                outages=outages,
+            )
     finally:
         if redis:
             await redis.aclose()

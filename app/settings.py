@@ -12,6 +12,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from app.mail.url import check_sender, check_smtp_url
 from app.urls import check_redis_url, parse_database_url
 
 # RFC 7518, section 3.2: a key for HS256 is at least as long as its output, 32 bytes.
@@ -24,6 +25,7 @@ COMPOSE_VARIABLES = {
     "DB_MEMORY",
     "DB_PORT",
     "IMAGE",
+    "MAIL_PORT",
     "POSTGRES_PASSWORD",
     "REDIS_PORT",
     "WEB_CPUS",
@@ -80,6 +82,18 @@ def _lower(value: object) -> object:
 CommaSeparated = (NoDecode, BeforeValidator(_split))
 DatabaseURL = Annotated[SecretStr, AfterValidator(parse_database_url)]
 RedisURL = Annotated[SecretStr, AfterValidator(check_redis_url)]
+SMTPURL = Annotated[SecretStr, AfterValidator(check_smtp_url)]
+MailSender = Annotated[str, AfterValidator(check_sender)]
+PublicURL = Annotated[
+    str,
+    _matches(
+        r"https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~-]+)*",
+        "must be like https://example.com or https://example.com/api, without a slash at the end",
+    ),
+]
+PageURL = Annotated[
+    str, _matches(r"https?://[^\s#]+", "must be like https://example.com/reset, without a # and what follows it")
+]
 SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
 Network = Annotated[str, AfterValidator(_check_network)]
 Host = Annotated[
@@ -196,6 +210,36 @@ class Settings(SettingsFiles):
         None, ge=1, description="Hashes that a worker computes at a time; by default as many as fit into the memory"
     )
 
+    # Mail
+    mail: bool = Field(True, description="Send mail; `off` also removes the routes that need it")
+    smtp_url: SMTPURL | None = Field(
+        None,
+        description="Mail server: `smtps://user:password@host:port`, `smtp+starttls://` or, without TLS, `smtp://`; "
+        "required in production, elsewhere mails are printed to the log",
+    )
+    mail_from: MailSender = Field(
+        "no-reply@example.com", description="Sender of all mails, with or without a name; required in production"
+    )
+    public_url: PublicURL = Field(
+        "http://127.0.0.1:8000",
+        description="URL at which users reach the service, for the links in mails; required in production",
+    )
+
+    # Accounts
+    registration: Literal["open", "closed"] = Field(
+        "open", description="`closed` rejects registrations, so that only superusers add users, by invitation"
+    )
+    require_verified_email: bool = Field(False, description="Log in only users whose email address is verified")
+    password_reset_minutes: int = Field(60, ge=1, le=10_080, description="Lifetime of a link to reset a password")
+    email_verification_hours: int = Field(24, ge=1, le=720, description="Lifetime of a link to verify an address")
+    invitation_days: int = Field(7, ge=1, le=365, description="Lifetime of a link in an invitation")
+    password_reset_url: PageURL | None = Field(
+        None, description="Page for setting a password, which links then lead to; by default one of the service"
+    )
+    email_verification_url: PageURL | None = Field(
+        None, description="Page for verifying an address, which links then lead to; by default one of the service"
+    )
+
     # HTTP
     max_body_size: int = Field(1_048_576, ge=0, description="Maximum size of a request body in bytes")
     max_total_body_size: int = Field(
@@ -206,6 +250,10 @@ class Settings(SettingsFiles):
         "10/minute", description="Login attempts allowed per client IP address, and per account"
     )
     rate_limit_register: Rate = Field("30/minute", description="Registrations allowed per client IP address")
+    rate_limit_mail: Rate = Field("10/minute", description="Requests for a mail allowed per client IP address")
+    rate_limit_recipient: Rate = Field(
+        "3/hour", description="Mails of one kind allowed per recipient; further ones are not sent"
+    )
     cors_origins: Annotated[list[Origin], *CommaSeparated] = Field(
         [], description="Comma-separated origins whose pages may call the API"
     )
@@ -261,6 +309,21 @@ class Settings(SettingsFiles):
             if info.field_name == "allowed_hosts" and not value:
                 raise ValueError("must be set in production: to the host names, or to * if a proxy checks them")
         return value
+
+    @field_validator("smtp_url", "mail_from", "public_url")
+    @classmethod
+    def _require_for_mail_in_production(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  of three fields
+        sends_mail = info.data.get("environment") == "production" and info.data.get("mail", True)
+        if sends_mail and value == cls.model_fields[str(info.field_name)].default:
+            raise ValueError("must be set in production, unless MAIL=off")
+        return value
+
+    @field_validator("require_verified_email")
+    @classmethod
+    def _require_mail_for_verification(cls, is_required: bool, info: ValidationInfo) -> bool:
+        if is_required and not info.data.get("mail", True):
+            raise ValueError("needs mail, which is switched off")
+        return is_required
 
     @classmethod
     def settings_customise_sources(

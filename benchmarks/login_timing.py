@@ -1,10 +1,11 @@
-"""Check whether the time of a failed login reveals why it failed.
+"""Check whether the time of a failed login, or of a request for a new password, reveals whether an account exists.
 
     uv run python -m benchmarks.login_timing
 
 An unknown address, a wrong password, and the right password of an inactive user are tried in random order, with the
-real Argon2 parameters and in one process, so that no network hides a difference. The Mann-Whitney U test compares each
-pair: does one of them take longer more often than by chance? If so, the exit status is 1.
+real Argon2 parameters and in one process, so that no network hides a difference. A mail to set a new password is
+requested for an active user, an inactive one and an unknown address. The Mann-Whitney U test compares each pair: does
+one of them take longer more often than by chance? If so, the exit status is 1.
 """
 
 import argparse
@@ -20,29 +21,39 @@ from pathlib import Path
 
 import httpx
 from pydantic import SecretStr
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
 
-from app.lifespan import lifespan
+from app.lifespan import State, lifespan
 from app.logging import configure_logging
+from app.mail.models import Mail
 from app.main import create_app
 from app.settings import Settings
 from app.users.models import User
 
 PASSWORD = "correct horse battery staple"  # noqa: S105  of users who do not exist
-ATTEMPTS = {
+LOGINS = {
     "unknown address": {"email": "nobody@example.com", "password": PASSWORD},
     "wrong password": {"email": "active@example.com", "password": "wrong horse battery staple"},
     "inactive user": {"email": "inactive@example.com", "password": PASSWORD},
+}
+RESETS = {f"{name} user": {"email": f"{name}@example.com"} for name in ("active", "inactive", "unknown")}
+# The path, the requests and the status of their responses.
+GROUPS = {
+    "failed login": ("/auth/login", LOGINS, httpx.codes.UNAUTHORIZED),
+    "request for a reset": ("/auth/password-reset", RESETS, httpx.codes.ACCEPTED),
 }
 # If there is no difference, one run in a hundred finds one by chance.
 SIGNIFICANCE = 0.01
 NO_LIMIT = "999999999/second"
 
 
-async def measure(samples: int, folder: Path) -> dict[str, list[float]]:
-    """Return the seconds that failed logins of each kind took."""
+Seconds = dict[str, list[float]]
+
+
+async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
+    """Return the seconds that requests of each group and kind took."""
     settings = Settings(
         environment="test",
         database_url=SecretStr(f"sqlite:///{folder}/app.db"),
@@ -51,6 +62,8 @@ async def measure(samples: int, folder: Path) -> dict[str, list[float]]:
         rate_limit=NO_LIMIT,
         rate_limit_login=NO_LIMIT,
         rate_limit_register=NO_LIMIT,
+        rate_limit_mail=NO_LIMIT,
+        rate_limit_recipient=NO_LIMIT,
     )
     configure_logging(settings)
     app = create_app(settings)
@@ -66,15 +79,25 @@ async def measure(samples: int, folder: Path) -> dict[str, list[float]]:
             async with AsyncSession(state["engine"]) as session, session.begin():
                 await session.execute(update(User).where(User.email == "inactive@example.com").values(is_active=False))
 
-            seconds: dict[str, list[float]] = {kind: [] for kind in ATTEMPTS}
-            for _ in range(samples):
-                for kind in random.sample(list(ATTEMPTS), len(ATTEMPTS)):
-                    started_at = time.perf_counter()
-                    response = await client.post("/auth/login", json=ATTEMPTS[kind])
-                    seconds[kind].append(time.perf_counter() - started_at)
-                    if response.status_code != httpx.codes.UNAUTHORIZED:
-                        raise RuntimeError(response.text)
+            seconds: dict[str, Seconds] = {}
+            for group, (path, requests, status) in GROUPS.items():
+                seconds[group] = {kind: [] for kind in requests}
+                for _ in range(samples):
+                    for kind in random.sample(list(requests), len(requests)):
+                        await wait_until_outbox_is_empty(state)
+                        started_at = time.perf_counter()
+                        response = await client.post(path, json=requests[kind])
+                        seconds[group][kind].append(time.perf_counter() - started_at)
+                        if response.status_code != status:
+                            raise RuntimeError(response.text)
     return seconds
+
+
+async def wait_until_outbox_is_empty(state: State) -> None:
+    """Return when the background task has handled the mails of earlier requests."""
+    async with AsyncSession(state["engine"]) as session:
+        while await session.scalar(select(func.count()).select_from(Mail)):
+            await session.rollback()
 
 
 def mann_whitney(one: list[float], other: list[float]) -> float:
@@ -87,22 +110,28 @@ def mann_whitney(one: list[float], other: list[float]) -> float:
 
 
 def main() -> None:
-    """Measure failed logins, print the figures, and exit with 1 if they can be told apart."""
-    parser = argparse.ArgumentParser(description="Try to tell failed logins apart by the time they take.")
-    parser.add_argument("--samples", type=int, default=300, help="logins of each kind; the default takes some minutes")
+    """Measure the requests, print the figures, and exit with 1 if those of a group can be told apart."""
+    parser = argparse.ArgumentParser(description="Try to tell by the time of a response whether an account exists.")
+    parser.add_argument("--samples", type=int, default=300, help="requests of each kind; takes some minutes")
     with tempfile.TemporaryDirectory() as folder:
         seconds = asyncio.run(measure(parser.parse_args().samples, Path(folder)))
 
+    can_be_told_apart = [group for group, of_group in seconds.items() if compare(group, of_group)]
+    if can_be_told_apart:
+        sys.exit(f"They can be told apart: {', '.join(can_be_told_apart)}")
+    print_line("They cannot be told apart.")
+
+
+def compare(group: str, seconds: Seconds) -> bool:
+    """Print the figures of a group, and return whether its kinds can be told apart."""
     for kind, values in seconds.items():
         low, median, high = (1000 * value for value in statistics.quantiles(values, n=4))
-        print_line(f"{kind:15}  median {median:.2f} ms, half of them between {low:.2f} and {high:.2f} ms")
+        print_line(f"{group}, {kind:15}  median {median:.2f} ms, half of them between {low:.2f} and {high:.2f} ms")
     pairs = list(combinations(seconds, 2))
     probabilities = {pair: mann_whitney(seconds[pair[0]], seconds[pair[1]]) for pair in pairs}
     for (one, other), probability in probabilities.items():
-        print_line(f"{one} / {other}: p = {probability:.3f}")
-    if min(probabilities.values()) < SIGNIFICANCE / len(pairs):
-        sys.exit("They can be told apart.")
-    print_line("They cannot be told apart.")
+        print_line(f"{group}, {one} / {other}: p = {probability:.3f}")
+    return min(probabilities.values()) < SIGNIFICANCE / len(pairs)
 
 
 def print_line(line: str) -> None:

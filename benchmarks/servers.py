@@ -77,6 +77,7 @@ def service(database_url: str, **variables: str) -> Iterator[Server]:
         "SECRET_KEY": SECRET_KEY,
         "ACCESS_TOKEN_MINUTES": "1440",
         "ALLOWED_HOSTS": "127.0.0.1",
+        "MAIL": "off",
         "WEB_CONCURRENCY": str(WORKERS),
         "MAX_REQUESTS": "0",
         "RATE_LIMIT": NO_LIMIT,

@@ -187,13 +187,17 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting
-    """Build settings with cheap hashes and no rate limits, so that hundreds of tests run in seconds."""
+    """Build settings with cheap hashes and no rate limits, so that hundreds of tests run in seconds.
+
+    Mail is off, because a background task that sends it would change the log and the database during other tests.
+    """
     defaults: dict[str, Any] = {
         "environment": "test",
         "secret_key": SECRET_KEY,
         "argon2_memory_kib": 8,
         "argon2_time_cost": 1,
         "argon2_parallelism": 1,
+        "mail": False,
         **dict.fromkeys(RATE_LIMITS, NO_LIMIT),
     }
     return Settings(**defaults | values)
@@ -219,14 +223,14 @@ class Service(NamedTuple):
 
 
 @cache
-def openapi_document() -> dict[str, Any]:
-    """Return the OpenAPI document, which is the same for all settings. To build it takes 0.2 s of CPU time."""
-    return create_app(make_settings()).openapi()
+def openapi_document(*, mail: bool) -> dict[str, Any]:
+    """Return the OpenAPI document, which depends on no other setting. To build it takes 0.2 s of CPU time."""
+    return create_app(make_settings(mail=mail)).openapi()
 
 
 @asynccontextmanager
 async def serve(
-    settings: Settings, *, prepared: bool = False, root_path: str = "", raises: bool = True
+    settings: Settings, *, prepared: bool = False, root_path: str = "", raises: bool = True, sends_mail: bool = True
 ) -> AsyncIterator[Service]:
     """Run the application as a server does, with the lifespan's state in each request.
 
@@ -235,16 +239,20 @@ async def serve(
         prepared: Whether to skip the checks of the database at startup.
         root_path: The path prefix of a proxy, which clients use.
         raises: Whether an unhandled exception is raised in the test. Otherwise the client receives the response.
+        sends_mail: Whether mail is sent, if the settings say so. Without it, the routes that need mail exist, but no
+            mail is written, and no background task changes the database.
     """
     app = create_app(settings)
     app.state.is_database_prepared = prepared
+    if not sends_mail:
+        app.state.mail_writers.clear()
     async with lifespan(app) as state:
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": {**state}}, receive, send)
 
         transport = httpx.ASGITransport(with_state, root_path=root_path, raise_app_exceptions=raises)
-        hooks = {"response": [check_conformance(openapi_document())]}
+        hooks = {"response": [check_conformance(openapi_document(mail=settings.mail))]}
         async with httpx.AsyncClient(
             transport=transport, base_url=f"http://test{root_path}{PREFIX}", event_hooks=hooks
         ) as client:

@@ -1,10 +1,12 @@
 """Access control: every route, called with every kind of credentials."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from datetime import timedelta
 from enum import Enum
 from typing import Any, NamedTuple
+from uuid import UUID, uuid4
 
 import httpx
 import jwt
@@ -13,10 +15,13 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import PREFIX
-from app.database import Base
+from app.accounts.models import AccountToken
+from app.accounts.tokens import MailTokens, Purpose
+from app.database import Base, utc_now
 from app.middleware.paths import iter_routes
+from app.settings import Settings
 from app.users.models import User
-from tests.conftest import SECRET_KEY, Service
+from tests.conftest import SECRET_KEY, Service, change, make_settings, serve
 from tests.people import PASSWORD, Person, sign_up
 
 # Roles and routes ----------------------------------------------------------------------------------------------------
@@ -34,6 +39,10 @@ class Role(Enum):
         self.columns = columns or {}
 
 
+UNAUTHORIZED = 401, "authentication_error"
+FORBIDDEN = 403, "permission_error"
+NOT_FOUND = 404, "not_found"
+
 EVERYONE = frozenset(Role)
 USERS = EVERYONE - {Role.UNAUTHENTICATED}
 SELF_OR_SUPERUSER = frozenset({Role.SELF, Role.SUPERUSER})
@@ -44,7 +53,7 @@ SUPERUSERS = frozenset({Role.SUPERUSER})
 class Route:
     """A route, the roles that may call it, and a request with the status that it returns to them.
 
-    Any other role receives 401 if it is unauthenticated, else 403.
+    Any other role receives 401 if it is unauthenticated, else `refusal`, which is 403 by default.
     """
 
     name: str
@@ -54,6 +63,7 @@ class Route:
     query: Mapping[str, str | int | bool] = field(default_factory=dict)
     body: Mapping[str, object] | None = None
     status: int = 200
+    refusal: tuple[int, str] = FORBIDDEN
 
 
 def routes(user: Person) -> list[Route]:
@@ -66,6 +76,11 @@ def routes(user: Person) -> list[Route]:
     new_user = {"email": "new@example.com", "password": PASSWORD, "full_name": "New"}
     new_password = {"current_password": PASSWORD, "new_password": "another password"}
     promotion = {"full_name": "New", "is_superuser": True}
+    invited = {"email": "new@example.com", "full_name": "New"}
+    by_mail = {"email": user.email}
+    confirmations = {purpose: MAIL_TOKENS.issue(purpose, token_id) for purpose, token_id in TOKEN_IDS.items()}
+    session_id = UUID(jwt.decode(user.access_token, options={"verify_signature": False})["sid"])
+    one_session = {"user_id": user.id, "session_id": session_id}
     return [
         Route("GET /health", EVERYONE),
         Route("GET /health/live", EVERYONE),
@@ -76,7 +91,32 @@ def routes(user: Person) -> list[Route]:
         Route("POST /auth/login", EVERYONE, body=login),
         Route("POST /auth/refresh", EVERYONE, body=token),
         Route("POST /auth/logout", EVERYONE, body=token, status=204),
+        Route("GET /auth/sessions", USERS),
+        Route("DELETE /auth/sessions", USERS, status=204),
+        Route(
+            "DELETE /auth/sessions/{session_id}",
+            frozenset({Role.SELF}),
+            path={"session_id": session_id},
+            status=204,
+            refusal=NOT_FOUND,
+        ),
+        Route("POST /auth/password-reset", EVERYONE, body=by_mail, status=202),
+        Route(
+            "POST /auth/password-reset/confirm",
+            EVERYONE,
+            body={"token": confirmations["password_reset"], "new_password": "another password"},
+            status=204,
+        ),
+        Route("POST /auth/email-verification", EVERYONE, body=by_mail, status=202),
+        Route(
+            "POST /auth/email-verification/confirm",
+            EVERYONE,
+            body={"token": confirmations["email_verification"], "password": PASSWORD},
+            status=204,
+        ),
+        Route("GET /account/{name}", EVERYONE, path={"name": "password-reset"}),
         Route("POST /users/", EVERYONE, body=new_user, status=201),
+        Route("POST /users/invitations", SUPERUSERS, body=invited, status=201),
         Route("GET /users/", SUPERUSERS, query={"limit": 10}),
         Route("GET /users/me", USERS),
         Route("PATCH /users/me", USERS, body={"full_name": "New"}),
@@ -85,6 +125,11 @@ def routes(user: Person) -> list[Route]:
         Route("GET /users/{user_id}", SELF_OR_SUPERUSER, path={"user_id": user.id}),
         Route("PATCH /users/{user_id}", SUPERUSERS, path={"user_id": user.id}, body=promotion),
         Route("DELETE /users/{user_id}", SUPERUSERS, path={"user_id": user.id}, status=204),
+        Route("POST /users/{user_id}/password-reset", SUPERUSERS, path={"user_id": user.id}, status=202),
+        Route("POST /users/{user_id}/email-verification", SUPERUSERS, path={"user_id": user.id}, status=202),
+        Route("GET /users/{user_id}/sessions", SUPERUSERS, path={"user_id": user.id}),
+        Route("DELETE /users/{user_id}/sessions", SUPERUSERS, path={"user_id": user.id}, status=204),
+        Route("DELETE /users/{user_id}/sessions/{session_id}", SUPERUSERS, path=one_session, status=204),
     ]
 
 
@@ -144,6 +189,30 @@ CALLERS: dict[str, tuple[Role, Token | None]] = {
 }
 
 
+# The tokens in mails to the user that the requests are about.
+MAIL_TOKENS = MailTokens(make_settings())
+TOKEN_IDS: dict[Purpose, UUID] = {"password_reset": uuid4(), "email_verification": uuid4()}
+
+
+async def add_mail_tokens(session: AsyncSession, person: Person) -> None:
+    """Store what the tokens in TOKEN_IDS are bound to."""
+    user = await session.get_one(User, person.id)
+    now = utc_now()
+    for purpose, token_id in TOKEN_IDS.items():
+        session.add(
+            AccountToken(
+                user_id=user.id,
+                purpose=purpose,
+                token_id=token_id,
+                email=user.email,
+                security_stamp=user.security_stamp,
+                requested_at=now,
+                expires_at=now + timedelta(hours=1),
+            )
+        )
+    await session.commit()
+
+
 async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> People:
     """Sign up a user of each role, and those who are no longer allowed anything."""
 
@@ -156,6 +225,7 @@ async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> Peo
 
     of_role = {role: await create(role.name.lower(), **role.columns) for role in Role if role in USERS}
     await create("second-superuser", is_superuser=True)  # because the last one cannot be deleted
+    await add_mail_tokens(session, of_role[Role.SELF])
     deleted = await create("deleted", is_superuser=True)
     inactive = await create("inactive", is_superuser=True, is_active=False)
     await session.execute(delete(User).where(User.id == deleted.id))
@@ -191,8 +261,11 @@ async def restore_database(session: AsyncSession, rows: Rows) -> None:
 # Tests ---------------------------------------------------------------------------------------------------------------
 
 
-UNAUTHORIZED = 401, "authentication_error"
-FORBIDDEN = 403, "permission_error"
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """The application with all of its routes."""
+    async with serve(change(settings, mail=True), sends_mail=False) as service:
+        yield service
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -211,7 +284,7 @@ async def test_route_serves_only_allowed_roles(client: httpx.AsyncClient, sessio
             assert response.status_code == route.status, route.name
             await restore_database(session, before)
         else:
-            status, error = UNAUTHORIZED if role is Role.UNAUTHENTICATED else FORBIDDEN
+            status, error = UNAUTHORIZED if role is Role.UNAUTHENTICATED else route.refusal
             assert response.status_code == status, route.name
             assert response.json()["type"] == error, route.name
             assert await read_database(session) == before, route.name

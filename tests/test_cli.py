@@ -284,7 +284,7 @@ def test_openapi_prints_only_the_document(default_command_line: CommandLine) -> 
     result = default_command_line.run("openapi")
 
     assert result.returncode == 0
-    assert json.loads(result.stdout) == build_openapi(create_app(make_settings()))
+    assert json.loads(result.stdout) == build_openapi(create_app(make_settings(mail=True)))
 
 
 def test_migrate_creates_the_default_database(default_command_line: CommandLine) -> None:

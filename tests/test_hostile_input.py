@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +11,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.pagination import encode_cursor
+from app.settings import Settings
+from tests.conftest import Service, change, serve
 from tests.people import PASSWORD, Person, sign_up, sign_up_superuser
 
 JSON = {"Content-Type": "application/json"}
@@ -35,6 +38,13 @@ STRINGS = {
 }
 
 
+@pytest.fixture
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    """The application with all of its routes, and a background task that writes the mails."""
+    async with serve(change(settings, mail=True)) as service:
+        yield service
+
+
 def requests_with(value: str, ann: Person) -> list[tuple[str, str, dict[str, Any] | None]]:
     """Return requests (method, URL, body) with the value in each place that takes a string."""
     user, query = {"email": "bob@example.com", "password": PASSWORD, "full_name": "Bob"}, quote(value, errors="replace")
@@ -46,6 +56,17 @@ def requests_with(value: str, ann: Person) -> list[tuple[str, str, dict[str, Any
         ("POST", "/auth/login", {"email": ann.email, "password": value}),
         ("POST", "/auth/refresh", {"refresh_token": value}),
         ("POST", "/auth/logout", {"refresh_token": value}),
+        ("POST", "/auth/password-reset", {"email": value}),
+        ("POST", "/auth/password-reset/confirm", {"token": value, "new_password": PASSWORD}),
+        ("POST", "/auth/password-reset/confirm", {"token": "A" * 64, "new_password": value}),
+        ("POST", "/auth/email-verification", {"email": value}),
+        ("POST", "/auth/email-verification/confirm", {"token": value, "password": value}),
+        ("POST", "/users/invitations", {"email": value, "full_name": value}),
+        ("POST", "/users/invitations", {"email": "bob@example.com", "full_name": value}),
+        ("POST", f"/users/{query}/password-reset", None),
+        ("DELETE", f"/auth/sessions/{query}", None),
+        ("DELETE", f"/users/{query}/sessions/{query}", None),
+        ("GET", f"/account/{query}", None),
         ("PATCH", "/users/me", {"email": value}),
         ("PATCH", "/users/me", {"full_name": value}),
         *(("PUT", "/users/me/password", password | {field: value}) for field in ("new_password", "current_password")),

@@ -10,7 +10,7 @@ from contextlib import closing
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import structlog
@@ -19,14 +19,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, func, inspect, select, text
+from sqlalchemy import MetaData, Uuid, bindparam, delete, func, inspect, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import NullType
 
-from app.auth.models import RefreshToken
-from app.database import Base, create_engine
+from app.database import Base, create_engine, utc_now
 from app.errors import StartupError
 from app.migrations import (
     alembic_config,
@@ -39,6 +38,7 @@ from app.migrations import (
 )
 from app.settings import Settings
 from app.startup import prepare_database
+from app.users.models import Login, User
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
@@ -87,6 +87,29 @@ async def test_migrations_run_up_down_and_up_again(database: Settings) -> None:
     assert await table_names(engine) == TABLES.keys() | {"alembic_version"}
     assert not await is_migration_pending(engine)
     await engine.dispose()
+
+
+async def test_addresses_from_before_the_migration_count_as_verified(database: Settings) -> None:
+    """Otherwise REQUIRE_VERIFIED_EMAIL would lock out everybody who registered before."""
+    await migrate(database, "0004")
+    engine = create_engine(database)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, security_stamp,"
+                " created_at, updated_at) VALUES ('ann@example.com', 'Ann', '', true, false, :stamp, :now, :now)"
+            ).bindparams(
+                bindparam("now", utc_now(), Base.type_annotation_map[datetime]), bindparam("stamp", uuid4(), Uuid)
+            )
+        )
+
+    await migrate(database)
+    async with engine.begin() as connection:
+        users = (await connection.execute(select(User.email, User.email_verified, User.pending_email))).all()
+        await connection.execute(delete(User))
+    await engine.dispose()
+
+    assert users == [("ann@example.com", True, None)]
 
 
 async def test_migrated_schema_matches_the_models(database: Settings) -> None:
@@ -278,8 +301,8 @@ def test_alembic_command_line_works(
 
 
 def test_datetime_column_is_rendered_without_its_sqlite_variant() -> None:
-    assert render_item("type", RefreshToken.__table__.c.created_at.type, None) == "sa.DateTime(timezone=True)"
-    assert render_item("type", RefreshToken.__table__.c.user_id.type, None) is False
+    assert render_item("type", Login.__table__.c.created_at.type, None) == "sa.DateTime(timezone=True)"
+    assert render_item("type", Login.__table__.c.user_id.type, None) is False
 
 
 def test_migration_can_be_generated_from_changed_models(clean_environment: dict[str, str], tmp_path: Path) -> None:
@@ -288,7 +311,8 @@ def test_migration_can_be_generated_from_changed_models(clean_environment: dict[
     models = tmp_path / "app/users/models.py"
     columns = "    nickname: Mapped[str | None] = mapped_column(String(50))\n    seen_at: Mapped[datetime | None]\n"
     with_longer_name = models.read_text().replace("mapped_column(String(100))", "mapped_column(String(200))")
-    models.write_text(with_longer_name + columns)
+    before = "    email_verified: Mapped[bool] = mapped_column(default=False)\n"
+    models.write_text(with_longer_name.replace(before, before + columns))
     environment = clean_environment | {"DATABASE_URL": "sqlite:///app.db", "PYTHONPATH": str(tmp_path)}
 
     generate = ("app migrate", "alembic revision --autogenerate -m nickname")

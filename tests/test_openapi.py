@@ -22,13 +22,22 @@ from tests.conftest import ROOT, change, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
 # The operations without an access token. Those that check other credentials can also return 401.
-LOGINS = {"POST /auth/login", "POST /auth/refresh"}
-PUBLIC = LOGINS | {"POST /auth/logout", "POST /users/", "GET /health", "GET /health/live", "GET /health/ready"}
+LOGINS = {"POST /auth/login", "POST /auth/refresh", "POST /auth/email-verification/confirm"}
+PUBLIC = LOGINS | {
+    "POST /auth/logout",
+    "POST /auth/password-reset",
+    "POST /auth/password-reset/confirm",
+    "POST /auth/email-verification",
+    "POST /users/",
+    "GET /health",
+    "GET /health/live",
+    "GET /health/ready",
+}
 
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return build_openapi(create_app(make_settings()))
+    return build_openapi(create_app(make_settings(mail=True)))
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -145,11 +154,12 @@ async def test_docs_have_no_oauth2_redirect_page(client: httpx.AsyncClient) -> N
     assert (await client.get("/docs/oauth2-redirect")).status_code == 404
 
 
-async def test_document_is_served(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
-    for _ in range(2):
-        response = await client.get("/openapi.json")
+async def test_document_is_served(settings: Settings, document: dict[str, Any]) -> None:
+    async with serve(change(settings, mail=True)) as service:
+        for _ in range(2):
+            response = await service.client.get("/openapi.json")
 
-        assert response.json() == document
+            assert response.json() == document
 
 
 def test_event_stream_and_its_errors_have_their_own_media_types() -> None:

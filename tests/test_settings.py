@@ -196,7 +196,16 @@ def test_unsafe_production_settings_are_all_reported_at_once(monkeypatch: pytest
     monkeypatch.setenv("CORS_ORIGINS", "*")
     monkeypatch.setenv("PORT", "nonsense")
 
-    assert set(load_problems()) == {"ALLOWED_HOSTS", "CORS_ORIGINS", "DATABASE_URL", "PORT", "SECRET_KEY"}
+    assert set(load_problems()) == {
+        "ALLOWED_HOSTS",
+        "CORS_ORIGINS",
+        "DATABASE_URL",
+        "MAIL_FROM",
+        "PORT",
+        "PUBLIC_URL",
+        "SECRET_KEY",
+        "SMTP_URL",
+    }
 
 
 @pytest.mark.parametrize("secret", ["", "short", EXAMPLE_SECRET_KEY, f"{EXAMPLE_SECRET_KEY} "])
@@ -204,6 +213,7 @@ def test_unsafe_secret_key_is_rejected_in_production(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
     monkeypatch.setenv("ALLOWED_HOSTS", "example.com")
+    monkeypatch.setenv("MAIL", "off")
     monkeypatch.setenv("SECRET_KEY", secret)
 
     problems = load_problems()
@@ -217,6 +227,9 @@ def test_safe_production_settings_are_accepted(directory: Path, monkeypatch: pyt
     monkeypatch.setenv("ENVIRONMENT", "production")
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
     monkeypatch.setenv("ALLOWED_HOSTS", hosts)
+    monkeypatch.setenv("SMTP_URL", "smtps://user:password@mail.example.com")
+    monkeypatch.setenv("MAIL_FROM", "Example <no-reply@example.com>")
+    monkeypatch.setenv("PUBLIC_URL", "https://example.com/api")
     (directory / "secrets" / "SECRET_KEY").write_text(SECRET_KEY)
 
     settings = load_settings()
@@ -224,6 +237,50 @@ def test_safe_production_settings_are_accepted(directory: Path, monkeypatch: pyt
     assert settings.in_production
     assert settings.secret_key == SecretStr(SECRET_KEY)
     assert not settings.migrates_at_startup
+
+
+@pytest.mark.parametrize("variable", ["SMTP_URL", "MAIL_FROM", "PUBLIC_URL"])
+def test_mail_in_production_needs_its_settings(directory: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for name, value in {
+        "ENVIRONMENT": "production",
+        "DATABASE_URL": "postgresql://db/x",
+        "ALLOWED_HOSTS": "*",
+        "SMTP_URL": "smtp://mail",
+        "MAIL_FROM": "no-reply@example.org",
+        "PUBLIC_URL": "https://example.org",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (directory / "secrets" / "SECRET_KEY").write_text(SECRET_KEY)
+    monkeypatch.delenv(variable)
+
+    assert load_problems() == {variable: "must be set in production, unless MAIL=off"}
+    monkeypatch.setenv("MAIL", "off")
+    assert load_settings().in_production
+
+
+def test_login_with_a_verified_address_only_needs_mail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUIRE_VERIFIED_EMAIL", "true")
+    assert load_settings().require_verified_email
+    monkeypatch.setenv("MAIL", "off")
+
+    assert load_problems() == {"REQUIRE_VERIFIED_EMAIL": "needs mail, which is switched off"}
+
+
+@pytest.mark.parametrize(
+    "url", ["example.com", "https://example.com/", "https://example.com/?x", "https://u@example.com", "ftp://x", "//x"]
+)
+def test_invalid_public_url_is_rejected(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PUBLIC_URL", url)
+
+    assert list(load_problems()) == ["PUBLIC_URL"]
+
+
+@pytest.mark.parametrize("url", ["example.com", "https://example.com/#x", "https://", "https://example.com/a b"])
+def test_invalid_page_is_rejected(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PASSWORD_RESET_URL", url)
+    monkeypatch.setenv("EMAIL_VERIFICATION_URL", url)
+
+    assert set(load_problems()) == {"PASSWORD_RESET_URL", "EMAIL_VERIFICATION_URL"}
 
 
 def test_secret_file_with_invalid_utf8_is_reported_by_name_only(directory: Path) -> None:

@@ -1,10 +1,19 @@
 """The errors of authentication."""
 
-from app.errors import AuthenticationFailed
+from app import PREFIX
+from app.errors import AuthenticationFailed, NotFound, PermissionDenied
 
 
 class LoginFailed(AuthenticationFailed):
     message = "Incorrect email or password"
+
+
+class EmailNotVerified(PermissionDenied):
+    message = f"Verify your email address first; POST {PREFIX}/auth/email-verification sends a mail for it"
+
+
+class SessionNotFound(NotFound):
+    message = "Session not found"
 
 
 class InvalidRefreshToken(AuthenticationFailed):

@@ -5,20 +5,28 @@ from contextlib import suppress
 from fastapi import APIRouter, status
 
 from app.auth import service
-from app.auth.errors import InvalidRefreshToken, LoginFailed
+from app.auth.dependencies import ClientDep
+from app.auth.errors import EmailNotVerified, InvalidRefreshToken, LoginFailed
 from app.auth.schemas import Credentials, RefreshRequest, TokenPair
-from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, TokensDep, WriteSession
+from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, SettingsDep, TokensDep, WriteSession
 from app.errors import responses
 from app.limiter import rate_limit
 
 router = APIRouter(prefix="/auth", tags=["auth"])
 
 
-@router.post("/login", responses=responses(LoginFailed), response_description="A pair of tokens", summary="Log in")
+@router.post(
+    "/login",
+    responses=responses(LoginFailed, EmailNotVerified),
+    response_description="A pair of tokens",
+    summary="Log in",
+)
 @rate_limit("login")
 async def login(  # noqa: PLR0913  each is needed
     *,
     credentials: Credentials,
+    client: ClientDep,
+    settings: SettingsDep,
     reader: FastReaderDep,
     session: WriteSession,
     passwords: PasswordsDep,
@@ -28,10 +36,17 @@ async def login(  # noqa: PLR0913  each is needed
     """Exchange an email address and a password for an access token and a refresh token.
 
     Send the access token as `Authorization: Bearer …`. The response is the same for an unknown address, a wrong
-    password and an inactive user.
+    password and an inactive user. The service may be set up to require a verified email address.
     """
     return await service.login(
-        credentials, reader=reader, session=session, passwords=passwords, tokens=tokens, limiter=limiter
+        credentials,
+        client,
+        settings=settings,
+        reader=reader,
+        session=session,
+        passwords=passwords,
+        tokens=tokens,
+        limiter=limiter,
     )
 
 
@@ -59,7 +74,7 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
 async def logout(data: RefreshRequest, session: WriteSession) -> None:
     """End the login that a refresh token belongs to.
 
-    The response is the same for a token that is not valid. The access token remains valid until it expires.
+    The response is the same for a token that is not valid. The login's access tokens stop working at once.
     """
     with suppress(InvalidRefreshToken):
         await service.end_login(data.refresh_token, session=session)

@@ -1,8 +1,11 @@
 """The request and response bodies of authentication."""
 
+from datetime import datetime
 from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from app.schemas import Input
 from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, UncheckedPassword
@@ -48,3 +51,36 @@ class TokenPair(BaseModel):
     refresh_token: Annotated[str, Field(repr=False)]
     token_type: Literal["bearer"] = "bearer"  # noqa: S105  the scheme of RFC 6750
     expires_in: int = Field(description="Lifetime of the access token, seconds")
+
+
+_SESSION: JsonDict = {
+    "id": "6f1c2d3e-4b5a-4978-8695-a4b3c2d1e0f9",
+    "created_at": "2026-01-15T10:30:00Z",
+    "last_used_at": "2026-01-16T08:00:00Z",
+    "expires_at": "2026-02-15T08:00:00Z",
+    "ip_address": "203.0.113.7",
+    "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "is_current": True,
+}
+
+
+class SessionResponse(BaseModel):
+    """A login."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SESSION]})
+
+    id: UUID
+    created_at: datetime
+    last_used_at: datetime = Field(description="When its tokens were issued last")
+    expires_at: datetime = Field(description="When it ends, unless its tokens are refreshed before")
+    ip_address: str | None = Field(description="Address of the client that began it")
+    user_agent: str | None = Field(description="User agent of the client that began it")
+    is_current: bool = Field(description="Whether this request belongs to it")
+
+
+class SessionList(BaseModel):
+    """Logins, the latest used first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_SESSION]}]})
+
+    items: list[SessionResponse]

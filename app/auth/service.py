@@ -6,25 +6,29 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, case, delete, literal, or_, select, update
+from sqlalchemy import and_, case, delete, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth.errors import InvalidRefreshToken, LoginFailed
-from app.auth.models import RefreshToken
-from app.auth.schemas import Credentials, TokenPair
+from app.auth.dependencies import Client
+from app.auth.errors import EmailNotVerified, InvalidRefreshToken, LoginFailed, SessionNotFound
+from app.auth.schemas import Credentials, SessionList, SessionResponse, TokenPair
 from app.database import FastReader, utc_now
 from app.limiter import RateLimiter
 from app.security import LEEWAY, AccessToken, Passwords, Tokens
-from app.users.models import User
+from app.settings import Settings
+from app.users.models import Login, User
 from app.users.service import find_user_by_email
 
-_FAMILY_BYTES = 16
+_ID_BYTES = 16
 _SECRET_BYTES = 32
+MAX_SESSIONS = 100  # in a list
 
 
 async def login(  # noqa: PLR0913  all that a login takes
     credentials: Credentials,
+    client: Client,
     *,
+    settings: Settings,
     reader: FastReader,
     session: AsyncSession,
     passwords: Passwords,
@@ -36,6 +40,7 @@ async def login(  # noqa: PLR0913  all that a login takes
     Raises:
         RateLimited: Too many attempts for this account, from any address, whether or not the account exists.
         LoginFailed: Unknown address, wrong password or inactive user. Each takes the same time.
+        EmailNotVerified: The credentials are correct, but the address must be verified first.
     """
     await limiter.enforce("account", credentials.email)
     user = await find_user_by_email(reader, credentials.email)
@@ -45,6 +50,8 @@ async def login(  # noqa: PLR0913  all that a login takes
         raise LoginFailed(reason="unknown address")
     if not matches or not user.is_active:
         raise LoginFailed(reason="inactive user" if matches else "wrong password")
+    if settings.require_verified_email and not user.email_verified:
+        raise EmailNotVerified
     if new_hash:
         await session.execute(
             update(User)
@@ -53,25 +60,26 @@ async def login(  # noqa: PLR0913  all that a login takes
         )
 
     now = utc_now()
-    family, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
+    login_id, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
     # During the hashing the password may have been changed, or the user deactivated or deleted. From here on that waits
     # for this lock. It comes before the locks of the tokens, in the same order as when a user is deleted.
     is_unchanged = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*is_unchanged).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
     session.add(
-        RefreshToken(
-            family=family,
+        Login(
+            login_id=login_id,
             user_id=user.id,
             security_stamp=user.security_stamp,
             secret_hash=_hash(secret),
             expires_at=now + tokens.refresh_lifetime,
+            **client._asdict(),
         )
     )
     # Logins that have expired or been ended otherwise are deleted at the user's next login.
-    is_over = or_(RefreshToken.expires_at <= now, RefreshToken.security_stamp.is_distinct_from(user.security_stamp))
-    await session.execute(delete(RefreshToken).where(RefreshToken.user_id == user.id, is_over))
-    return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, family), secret)
+    is_over = or_(Login.expires_at <= now, Login.security_stamp.is_distinct_from(user.security_stamp))
+    await session.execute(delete(Login).where(Login.user_id == user.id, is_over))
+    return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)
 
 
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
@@ -83,52 +91,52 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     Raises:
         InvalidRefreshToken: The token is unknown, expired or ended, or it was used before, which ends its login.
     """
-    family, secret = _parse(token)
+    login_id, secret = _parse(token)
     now = utc_now()
     used = _hash(secret)
     next_secrets = {_hash(secret): secret for secret in tokens.derive_next_secrets(secret)}
-    is_current = RefreshToken.secret_hash == used
+    is_current = Login.secret_hash == used
     is_repeated = and_(
         # Without an overlap no time may count: a concurrent request may have begun after this one, but finished before.
         literal(bool(tokens.refresh_overlap)),
-        RefreshToken.previous_secret_hash == used,
-        RefreshToken.secret_hash.in_(next_secrets),
-        RefreshToken.rotated_at > now - tokens.refresh_overlap,
+        Login.previous_secret_hash == used,
+        Login.secret_hash.in_(next_secrets),
+        Login.rotated_at > now - tokens.refresh_overlap,
     )
     is_owner_unchanged = (
         select(User.id)
-        .where(User.id == RefreshToken.user_id, User.is_active, User.security_stamp == RefreshToken.security_stamp)
+        .where(User.id == Login.user_id, User.is_active, User.security_stamp == Login.security_stamp)
         .exists()
     )
     # One statement decides: of two requests with one token, the second waits, and then finds the token repeated.
     row = (
         await session.execute(
-            update(RefreshToken)
+            update(Login)
             .where(
-                RefreshToken.family == family,
+                Login.login_id == login_id,
                 or_(is_current, is_repeated),
-                RefreshToken.expires_at > now - timedelta(seconds=LEEWAY),
+                Login.expires_at > now - timedelta(seconds=LEEWAY),
                 is_owner_unchanged,
             )
             .values(
-                secret_hash=case((is_current, next(iter(next_secrets))), else_=RefreshToken.secret_hash),
+                secret_hash=case((is_current, next(iter(next_secrets))), else_=Login.secret_hash),
                 previous_secret_hash=used,
-                rotated_at=case((is_current, now), else_=RefreshToken.rotated_at),
-                expires_at=case((is_current, now + tokens.refresh_lifetime), else_=RefreshToken.expires_at),
+                rotated_at=case((is_current, now), else_=Login.rotated_at),
+                expires_at=case((is_current, now + tokens.refresh_lifetime), else_=Login.expires_at),
             )
-            .returning(RefreshToken.user_id, RefreshToken.security_stamp, RefreshToken.secret_hash)
+            .returning(Login.user_id, Login.security_stamp, Login.secret_hash)
             .execution_options(synchronize_session=False)
         )
     ).one_or_none()
     if row is None:
-        raise InvalidRefreshToken(reason=await _end_reused_login(family, used, session=session))
-    return _issue_pair(tokens, AccessToken(row.user_id, row.security_stamp, family), next_secrets[row.secret_hash])
+        raise InvalidRefreshToken(reason=await _end_reused_login(login_id, used, session=session))
+    return _issue_pair(tokens, AccessToken(row.user_id, row.security_stamp, login_id), next_secrets[row.secret_hash])
 
 
-async def _end_reused_login(family: UUID, used: bytes, *, session: AsyncSession) -> str:
+async def _end_reused_login(login_id: UUID, used: bytes, *, session: AsyncSession) -> str:
     """End the login if the token is not its current one, and return the reason for the log."""
-    reused = delete(RefreshToken).where(RefreshToken.family == family, RefreshToken.secret_hash != used)
-    ended = await session.scalar(reused.returning(RefreshToken.family))
+    reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used)
+    ended = await session.scalar(reused.returning(Login.login_id))
     await session.commit()  # because the error that follows causes a rollback
     return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
 
@@ -139,8 +147,56 @@ async def end_login(token: str, *, session: AsyncSession) -> None:
     Raises:
         InvalidRefreshToken: The token is malformed.
     """
-    family, _ = _parse(token)
-    await session.execute(delete(RefreshToken).where(RefreshToken.family == family))
+    login_id, _ = _parse(token)
+    await session.execute(delete(Login).where(Login.login_id == login_id))
+
+
+async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -> SessionList:
+    """Return the logins of a user that have not ended, the latest used first.
+
+    Args:
+        session: Runs the query.
+        user_id: The user.
+        current: The id of the login that the request belongs to.
+    """
+    last_used_at = func.coalesce(Login.rotated_at, Login.created_at)
+    query = (
+        select(Login, last_used_at)
+        .join(User, User.id == Login.user_id)
+        .where(User.id == user_id, Login.security_stamp == User.security_stamp, Login.expires_at > utc_now())
+        .order_by(last_used_at.desc())
+        .limit(MAX_SESSIONS)
+    )
+    return SessionList(
+        items=[
+            SessionResponse(
+                id=login.login_id,
+                created_at=login.created_at,
+                last_used_at=used_at,
+                expires_at=login.expires_at,
+                ip_address=login.ip_address,
+                user_agent=login.user_agent,
+                is_current=login.login_id == current,
+            )
+            for login, used_at in await session.execute(query)
+        ]
+    )
+
+
+async def end_session(session: AsyncSession, user_id: int, login_id: UUID) -> None:
+    """End a login of a user.
+
+    Raises:
+        SessionNotFound: The user has no such login.
+    """
+    by_id = delete(Login).where(Login.login_id == login_id, Login.user_id == user_id)
+    if await session.scalar(by_id.returning(Login.login_id)) is None:
+        raise SessionNotFound
+
+
+async def end_sessions(session: AsyncSession, user_id: int, *, keep: UUID | None = None) -> None:
+    """End the logins of a user, except one if its id is given."""
+    await session.execute(delete(Login).where(Login.user_id == user_id, Login.login_id.is_distinct_from(keep)))
 
 
 def _issue_pair(tokens: Tokens, access_token: AccessToken, secret: bytes) -> TokenPair:
@@ -156,9 +212,9 @@ def _parse(token: str) -> tuple[UUID, bytes]:
         data = urlsafe_b64decode(token)
     except ValueError as error:
         raise InvalidRefreshToken(reason="malformed refresh token") from error
-    if len(data) != _FAMILY_BYTES + _SECRET_BYTES:
+    if len(data) != _ID_BYTES + _SECRET_BYTES:
         raise InvalidRefreshToken(reason="malformed refresh token")
-    return UUID(bytes=data[:_FAMILY_BYTES]), data[_FAMILY_BYTES:]
+    return UUID(bytes=data[:_ID_BYTES]), data[_ID_BYTES:]
 
 
 def _hash(secret: bytes) -> bytes:

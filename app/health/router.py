@@ -14,6 +14,7 @@ from app.database import DATABASE_ERRORS, is_unavailable
 from app.dependencies import AppRequest
 from app.errors import ServiceUnavailable, responses
 from app.limiter import REDIS_SECONDS, RateLimiter
+from app.settings import Settings
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -41,12 +42,17 @@ class Ready(BaseModel):
     """The process can serve requests."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"status": "ready", "database": "connected", "redis": "connected"}]}
+        json_schema_extra={
+            "examples": [
+                {"status": "ready", "database": "connected", "redis": "connected", "mail": "available"},
+            ]
+        }
     )
 
     status: Literal["ready"] = "ready"
     database: Literal["connected"] = "connected"
     redis: Literal["connected", "unavailable"] | None = None
+    mail: Literal["available", "unavailable"] | None = None
 
 
 @router.get("", response_description="The process responds", summary="Check liveness")
@@ -71,7 +77,8 @@ async def live() -> Alive:
 async def ready(request: AppRequest) -> Ready:
     """Respond 200 if the database answers a query within a second and the server is not shutting down.
 
-    `redis` is present if Redis is configured. The service works without it.
+    `redis` is present if Redis is configured, and `mail` if a mail server is. The service works without them: mails
+    are sent when the mail server is back.
     """
     if is_draining():
         raise ShuttingDown
@@ -86,7 +93,7 @@ async def ready(request: AppRequest) -> Ready:
             raise
         request.state["outages"].add(error)
         raise DatabaseUnavailable from error
-    return Ready(redis=await check_redis(request.state["redis"], request.state["limiter"]))
+    return Ready(redis=await check_redis(request.state["redis"], request.state["limiter"]), mail=check_mail(request))
 
 
 async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["connected", "unavailable"] | None:
@@ -101,3 +108,11 @@ async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["con
     if not limiter.counts_in_redis:
         await limiter.hit("default", "readiness check")  # tries again
     return "connected" if limiter.counts_in_redis else "unavailable"
+
+
+def check_mail(request: AppRequest) -> Literal["available", "unavailable"] | None:
+    """Return whether the mail server took this worker's latest mail, or None if none is configured."""
+    settings: Settings = request.app.state.settings
+    if not settings.mail or settings.smtp_url is None:
+        return None
+    return "available" if request.state["mail_sender"].is_available else "unavailable"

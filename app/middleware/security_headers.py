@@ -66,7 +66,8 @@ class SecurityHeadersMiddleware:
                 if path in self.docs_pages:
                     start = message  # the policy depends on the body, which follows
                     return
-                headers.append(_POLICY)
+                if all(name != b"content-security-policy" for name, _ in headers):
+                    headers.append(_POLICY)
             elif start:
                 start["headers"].append(_docs_policy(message["body"]))
                 await send(start)

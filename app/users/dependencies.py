@@ -9,9 +9,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from app import PREFIX
 from app.dependencies import FastReaderDep, TokensDep
 from app.errors import AuthenticationFailed, PermissionDenied
-from app.security import InvalidAccessToken
+from app.security import AccessToken, InvalidAccessToken
 from app.users.models import UserRecord
-from app.users.service import find_user
+from app.users.service import find_logged_in_user
 
 _bearer = HTTPBearer(
     scheme_name="BearerAuth",
@@ -19,6 +19,22 @@ _bearer = HTTPBearer(
     description=f"The `access_token` from `POST {PREFIX}/auth/login`.",
     auto_error=False,  # the errors below have the API's format
 )
+
+
+async def get_access_token(
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], tokens: TokensDep
+) -> AccessToken:
+    """Return what the access token in the Authorization header says.
+
+    Raises:
+        AuthenticationFailed: There is no valid token. Its login may have ended.
+    """
+    if credentials is None:
+        raise AuthenticationFailed(reason="no token")
+    try:
+        return tokens.verify(credentials.credentials)
+    except InvalidAccessToken as error:
+        raise AuthenticationFailed(reason=str(error)) from error
 
 
 async def get_current_user(
@@ -29,25 +45,21 @@ async def get_current_user(
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
-        AuthenticationFailed: There is no valid token, or no such active user.
+        AuthenticationFailed: There is no valid token, or its login has ended.
     """
-    if credentials is None:
-        raise AuthenticationFailed(reason="no token")
-    try:
-        token = tokens.verify(credentials.credentials)
-    except InvalidAccessToken as error:
-        raise AuthenticationFailed(reason=str(error)) from error
+    token = await get_access_token(credentials, tokens)
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
-    user = await find_user(reader, token.user_id)
+    user = await find_logged_in_user(reader, token.user_id, token.login_id)
     if user is None:
-        raise AuthenticationFailed(reason="unknown user")
+        raise AuthenticationFailed(reason="login ended")
     if not user.is_active:
         raise AuthenticationFailed(reason="inactive user")
     if user.security_stamp != token.security_stamp:
-        raise AuthenticationFailed(reason="login ended")
+        raise AuthenticationFailed(reason="login ended by a change of the account")
     return user
 
 
+AccessTokenDep = Annotated[AccessToken, Depends(get_access_token)]
 CurrentUser = Annotated[UserRecord, Depends(get_current_user)]
 
 

@@ -1,6 +1,6 @@
 """The errors of users."""
 
-from app.errors import Conflict, NotFound, RuleViolated
+from app.errors import Conflict, NotFound, PermissionDenied, RuleViolated
 
 
 class EmailTaken(RuleViolated):
@@ -9,6 +9,10 @@ class EmailTaken(RuleViolated):
 
 class WrongPassword(RuleViolated):
     message = "Incorrect current password"
+
+
+class RegistrationClosed(PermissionDenied):
+    message = "Registration is closed"
 
 
 class UserNotFound(NotFound):

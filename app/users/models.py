@@ -1,10 +1,10 @@
-"""The table of users."""
+"""The tables of users and of their logins."""
 
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, Integer, String
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, LargeBinary, String
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -26,6 +26,8 @@ class UserRecord(NamedTuple):
     password_hash: str
     is_active: bool
     is_superuser: bool
+    email_verified: bool
+    pending_email: str | None
     security_stamp: UUID
     created_at: datetime
     updated_at: datetime
@@ -52,10 +54,37 @@ class User(Base):
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
     email: Mapped[str] = mapped_column(String(254), unique=True)
     full_name: Mapped[str] = mapped_column(String(100))
-    password_hash: Mapped[str] = mapped_column(String(255))
+    password_hash: Mapped[str] = mapped_column(String(255))  # empty until an invited user sets a password
     is_active: Mapped[bool] = mapped_column(default=True)
     is_superuser: Mapped[bool] = mapped_column(default=False)
+    email_verified: Mapped[bool] = mapped_column(default=False)
+    # The address that replaces `email` once its owner confirms it.
+    pending_email: Mapped[str | None] = mapped_column(String(254))
     # Changed to end all logins: when the password is changed or the account deactivated. Every token contains it.
     security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_as_created, onupdate=utc_now)
+
+
+class Login(Base):
+    """A login, which is a family of refresh tokens. Only the newest of them is stored, and is valid.
+
+    A refresh token consists of the login's id and a secret. A token with another secret was used before, so somebody
+    has a copy: the row is deleted, and with it the login.
+
+    The table belongs to users and not to authentication, because each request reads a user together with the login.
+    """
+
+    __tablename__ = "refresh_tokens"
+
+    login_id: Mapped[UUID] = mapped_column("family", primary_key=True, default=uuid4)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    security_stamp: Mapped[UUID | None]  # the user's when the login began; None if it had changed before
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    previous_secret_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    rotated_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[datetime]
+    # The client that began the login.
+    ip_address: Mapped[str | None] = mapped_column(String(45))
+    user_agent: Mapped[str | None] = mapped_column(String(256))

@@ -7,14 +7,22 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response, status
 from pydantic_core import to_json
 
-from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, ReadSession, WriteSession
+from app.dependencies import (
+    FastReaderDep,
+    LimiterDep,
+    OutboxDep,
+    PasswordsDep,
+    ReadSession,
+    SettingsDep,
+    WriteSession,
+)
 from app.errors import AuthenticationFailed, PermissionDenied, responses
 from app.limiter import rate_limit
 from app.pagination import Cursor, Limit, next_page_link, url_path
 from app.schemas import Id
 from app.users import service
 from app.users.dependencies import CurrentSuperuser, CurrentUser
-from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
+from app.users.errors import EmailTaken, LastSuperuser, RegistrationClosed, UserNotFound, WrongPassword
 from app.users.models import User, UserRecord
 from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate, UserPage, UserResponse, UserUpdate
 
@@ -25,19 +33,30 @@ router = APIRouter(prefix="/users", tags=["users"])
     "/",
     status_code=status.HTTP_201_CREATED,
     response_model=UserResponse,
-    responses=responses(EmailTaken) | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
+    responses=responses(EmailTaken, RegistrationClosed)
+    | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
     response_description="The created user",
     summary="Create a new user",
 )
 @rate_limit("register")
-async def create_user(
-    session: WriteSession, passwords: PasswordsDep, data: UserCreate, request: Request, response: Response
+async def create_user(  # noqa: PLR0913  each is needed
+    *,
+    settings: SettingsDep,
+    session: WriteSession,
+    passwords: PasswordsDep,
+    outbox: OutboxDep,
+    data: UserCreate,
+    request: Request,
+    response: Response,
 ) -> User:
     """Create a user account with an email address, a password and a full name.
 
-    The email address must be unique, regardless of case. The password is never returned in a response.
+    The email address must be unique, regardless of case. A mail asks for its confirmation. The password is never
+    returned in a response.
     """
-    user = await service.create_user(session, passwords, data)
+    if settings.registration == "closed":
+        raise RegistrationClosed
+    user = await service.register(session, passwords, outbox, data)
     response.headers["Location"] = f"{url_path(request)}{user.id}"
     return user
 
@@ -61,10 +80,16 @@ async def read_me(user: CurrentUser) -> UserRecord:
     summary="Update the current user",
 )
 @rate_limit("register")  # it also tells whether an address is taken
-async def update_me(user: CurrentUser, session: WriteSession, data: ProfileUpdate) -> User:
-    """Update the email address, the full name, or both."""
+async def update_me(
+    user: CurrentUser, session: WriteSession, outbox: OutboxDep, limiter: LimiterDep, data: ProfileUpdate
+) -> User:
+    """Update the email address, the full name, or both.
+
+    A new email address is `pending_email` until the link that is sent to it is confirmed. The service may be set up
+    without mail; then it replaces `email` at once.
+    """
     with missing_user_is_unauthenticated():
-        return await service.update_user(session, user.id, data)
+        return await service.update_profile(session, outbox, limiter, user, data)
 
 
 @router.put(
@@ -74,11 +99,17 @@ async def update_me(user: CurrentUser, session: WriteSession, data: ProfileUpdat
     response_description="The password is changed",
     summary="Change the current user's password",
 )
-async def change_my_password(
-    user: CurrentUser, session: WriteSession, passwords: PasswordsDep, limiter: LimiterDep, data: PasswordChange
+async def change_my_password(  # noqa: PLR0913  each is needed
+    *,
+    user: CurrentUser,
+    session: WriteSession,
+    passwords: PasswordsDep,
+    limiter: LimiterDep,
+    outbox: OutboxDep,
+    data: PasswordChange,
 ) -> None:
     """Set a new password, and end all logins: every access token and refresh token stops working at once."""
-    await service.change_password(session, passwords, limiter, user, data)
+    await service.change_password(user, data, session=session, passwords=passwords, limiter=limiter, outbox=outbox)
 
 
 @router.delete(

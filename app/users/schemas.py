@@ -81,6 +81,8 @@ _USER: JsonDict = {
     "full_name": "John Doe",
     "is_active": True,
     "is_superuser": False,
+    "email_verified": True,
+    "pending_email": "new@example.com",
     "created_at": "2026-01-15T10:30:00Z",
     "updated_at": "2026-01-15T10:30:00Z",
 }
@@ -96,6 +98,8 @@ class UserResponse(BaseModel):
     full_name: str
     is_active: bool
     is_superuser: bool
+    email_verified: bool
+    pending_email: str | None = Field(description="The address that replaces `email` once it is confirmed")
     created_at: datetime
     updated_at: datetime
 

@@ -4,23 +4,27 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from sqlalchemy import Boolean, String, bindparam, delete, or_, select, update
+from pydantic import MISSING
+from sqlalchemy import Boolean, String, and_, bindparam, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import FastReader, is_unique_violation
 from app.limiter import RateLimiter
+from app.mail.outbox import Outbox
 from app.pagination import encode_cursor
 from app.schemas import MAX_ID
 from app.security import Passwords
 from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
-from app.users.models import User, UserRecord
+from app.users.models import Login, User, UserRecord
 from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate, UserResponse
 
 _RECORDS = select(*(getattr(User, name) for name in UserRecord._fields))
-_RECORD_BY_ID = _RECORDS.where(User.id == bindparam("user_id"))
+_RECORD_BY_LOGIN = _RECORDS.join(Login, Login.user_id == User.id).where(
+    User.id == bindparam("user_id"), Login.login_id == bindparam("login_id")
+)
 _RECORD_BY_EMAIL = _RECORDS.where(User.email == bindparam("email"))
 
 _PAGE_FIELDS = tuple(UserResponse.model_fields)
@@ -40,9 +44,9 @@ _PATTERN = bindparam("pattern", type_=String, literal_execute=True)
 _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full_name.ilike(_PATTERN, escape="/")))
 
 
-async def find_user(reader: FastReader, user_id: int) -> UserRecord | None:
-    """Return a user, or None."""
-    row = await reader.fetch_one(_RECORD_BY_ID, user_id=user_id)
+async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) -> UserRecord | None:
+    """Return a user, or None if there is no such user, or its login has ended."""
+    row = await reader.fetch_one(_RECORD_BY_LOGIN, user_id=user_id, login_id=login_id)
     return UserRecord._make(row) if row else None
 
 
@@ -88,25 +92,67 @@ async def list_users(
 async def create_user(
     session: AsyncSession, passwords: Passwords, data: UserCreate, *, is_superuser: bool = False
 ) -> User:
-    """Create a user.
+    """Create a user. The address of a superuser counts as verified, because the operator of the server entered it.
 
     Raises:
         EmailTaken: Another user has the address, in any case.
     """
-    user = User(
-        email=data.email,
-        full_name=data.full_name,
-        password_hash=await passwords.hash(data.password),
-        is_superuser=is_superuser,
+    return await add_user(
+        session,
+        User(
+            email=data.email,
+            full_name=data.full_name,
+            password_hash=await passwords.hash(data.password),
+            is_superuser=is_superuser,
+            email_verified=is_superuser,
+        ),
     )
+
+
+async def add_user(session: AsyncSession, user: User) -> User:
+    """Store a new user.
+
+    Raises:
+        EmailTaken: Another user has the address.
+    """
     session.add(user)
-    with _raise_email_taken():
+    with raise_email_taken():
         await session.flush()
     return user
 
 
+async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, data: UserCreate) -> User:
+    """Create a user, and ask for the confirmation of its address.
+
+    Raises:
+        EmailTaken: Another user has the address, in any case.
+    """
+    await outbox.add(session, "email_verification", data.email)
+    return await create_user(session, passwords, data)
+
+
+async def update_profile(
+    session: AsyncSession, outbox: Outbox, limiter: RateLimiter, user: UserRecord, data: ProfileUpdate
+) -> User:
+    """Update the given fields of the current user. If mail is on, a new address must be confirmed before it is used.
+
+    Raises:
+        UserNotFound: The user was deleted.
+        EmailTaken: Another user has the address.
+        RateLimited: The user has changed the address too often.
+    """
+    if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
+        return await update_user(session, user.id, data)
+    await limiter.enforce("recipient", f"changes by {user.id}")
+    await outbox.add(session, "email_change", data.email, user_id=user.id)
+    await outbox.add(session, "email_change_requested", user.email)
+    if await session.scalar(select(User.id).where(User.email == data.email)):
+        raise EmailTaken
+    return await _update(session, user.id, **data.model_dump(exclude={"email"}), pending_email=data.email)
+
+
 async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) -> User:
-    """Update the given fields of a user.
+    """Update the given fields of a user. A new address is not verified.
 
     Raises:
         UserNotFound: There is no such user.
@@ -117,19 +163,32 @@ async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) 
     if changes.get("is_active") is False or changes.get("is_superuser") is False:
         await _refuse_last_superuser(session, user_id)
     if changes.get("is_active") is False:
-        changes["security_stamp"] = uuid4()
+        changes |= new_security_stamp()
+    if "email" in changes:
+        is_unchanged = User.email == changes["email"]
+        changes |= {"email_verified": and_(User.email_verified, is_unchanged), "pending_email": None}
+    return await _update(session, user_id, **changes)
+
+
+async def _update(session: AsyncSession, user_id: int, **changes: object) -> User:
     statement = update(User).where(User.id == user_id).returning(User).values(**changes)
-    with _raise_email_taken():
+    with raise_email_taken():
         user = await session.scalar(statement if changes else select(User).where(User.id == user_id))
     if user is None:
         raise UserNotFound
     return user
 
 
-async def change_password(
-    session: AsyncSession, passwords: Passwords, limiter: RateLimiter, user: UserRecord, data: PasswordChange
+async def change_password(  # noqa: PLR0913  each is needed
+    user: UserRecord,
+    data: PasswordChange,
+    *,
+    session: AsyncSession,
+    passwords: Passwords,
+    limiter: RateLimiter,
+    outbox: Outbox,
 ) -> None:
-    """Set a new password and end every login.
+    """Set a new password, end every login, and tell the user.
 
     Raises:
         RateLimited: Too many attempts for this account, together with its logins.
@@ -140,13 +199,11 @@ async def change_password(
     if not matches:
         raise WrongPassword
     new_hash = await passwords.hash(data.new_password)  # before the session connects
+    await outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)
         .where(User.id == user.id, User.password_hash == user.password_hash)
-        .values(
-            password_hash=new_hash,
-            security_stamp=uuid4(),
-        )
+        .values(password_hash=new_hash, **new_security_stamp())
         .returning(User.id)
     )
     if changed_id is None:
@@ -159,7 +216,7 @@ async def set_password(session: AsyncSession, passwords: Passwords, email: str, 
     Raises:
         UserNotFound: There is no such user.
     """
-    await _change_by_email(session, email, password_hash=await passwords.hash(password), security_stamp=uuid4())
+    await _change_by_email(session, email, password_hash=await passwords.hash(password), **new_security_stamp())
 
 
 async def end_logins(session: AsyncSession, email: str) -> None:
@@ -168,12 +225,17 @@ async def end_logins(session: AsyncSession, email: str) -> None:
     Raises:
         UserNotFound: There is no such user.
     """
-    await _change_by_email(session, email, security_stamp=uuid4())
+    await _change_by_email(session, email, **new_security_stamp())
 
 
 async def _change_by_email(session: AsyncSession, email: str, **values: object) -> None:
     if await session.scalar(update(User).where(User.email == email).values(values).returning(User.id)) is None:
         raise UserNotFound
+
+
+def new_security_stamp() -> dict[str, object]:
+    """Return the columns of a user that end its logins, the links in its mails, and a pending change of its address."""
+    return {"security_stamp": uuid4(), "pending_email": None}
 
 
 async def delete_user(session: AsyncSession, user_id: int) -> None:
@@ -202,7 +264,7 @@ async def _refuse_last_superuser(session: AsyncSession, user_id: int) -> None:
 
 
 @contextmanager
-def _raise_email_taken() -> Iterator[None]:
+def raise_email_taken() -> Iterator[None]:
     """Turn a violation of the unique constraint into EmailTaken. A check before the write would race."""
     try:
         yield

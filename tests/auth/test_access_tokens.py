@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import NAME
 from app.security import AccessToken, Tokens
 from app.settings import Settings
-from app.users.models import User
+from app.users.models import Login, User
 from tests.conftest import SECRET_KEY, change, make_settings, serve
 from tests.people import PASSWORD, Person, log_in, sign_up, sign_up_superuser
 
@@ -25,9 +25,10 @@ LOGIN, STAMP = uuid4(), uuid4()
 
 @pytest.fixture
 async def ann(client: httpx.AsyncClient, session: AsyncSession) -> Person:
-    """A user whose security stamp is known."""
+    """A user whose security stamp and login are known."""
     ann = await sign_up(client)
     await session.execute(update(User).values(security_stamp=STAMP))
+    await session.execute(update(Login).values(login_id=LOGIN))
     await session.commit()
     return ann
 
@@ -84,6 +85,8 @@ INVALID_TOKENS: dict[str, Callable[[int], str]] = {
     "security stamp is not hexadecimal": lambda user: jwt.encode(claims(user, stamp="x"), SECRET_KEY),
     "security stamp in another form": lambda user: jwt.encode(claims(user, stamp=str(STAMP)), SECRET_KEY),
     "security stamp is no string": lambda user: jwt.encode(claims(user, stamp=1), SECRET_KEY),
+    "other login": lambda user: jwt.encode(claims(user, sid=STAMP.hex), SECRET_KEY),
+    "login of another user": lambda user: jwt.encode(claims(user + 1), SECRET_KEY),
     "no login": lambda user: jwt.encode(claims(user, sid=None), SECRET_KEY),
     "subject beyond the range of ids": lambda user: jwt.encode(claims(user, sub=str(10**31)), SECRET_KEY),
     "subject in full-width digits": lambda user: jwt.encode(claims(user, sub=chr(0xFF10 + user)), SECRET_KEY),
@@ -162,8 +165,8 @@ REASONS: dict[str, Callable[[int], str]] = {
     "token for another audience": INVALID_TOKENS["other audience"],
     "token from the future": lambda user: jwt.encode(claims(user, iat=2**40, exp=2**41), SECRET_KEY),
     "malformed token": lambda _: "x",
-    "login ended": INVALID_TOKENS["other security stamp"],
-    "unknown user": lambda user: jwt.encode(claims(user + 1), SECRET_KEY),
+    "login ended": INVALID_TOKENS["other login"],
+    "login ended by a change of the account": INVALID_TOKENS["other security stamp"],
 }
 
 

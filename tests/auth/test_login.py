@@ -7,11 +7,10 @@ import jwt
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth.models import RefreshToken
 from app.database import utc_now
 from app.security import Passwords
 from app.settings import Settings
-from app.users.models import User
+from app.users.models import Login, User
 from tests.conftest import change, make_settings, serve
 from tests.people import PASSWORD, log_in, register, sign_up
 
@@ -36,7 +35,7 @@ async def test_token_lifetimes_follow_settings(settings: Settings, session: Asyn
         pair = (await log_in(service.client)).json()
 
     claims = jwt.decode(pair["access_token"], options={"verify_signature": False})
-    refresh_token = (await session.scalars(select(RefreshToken))).one()
+    refresh_token = (await session.scalars(select(Login))).one()
     assert claims["exp"] - claims["iat"] == pair["expires_in"] == 7 * 60
     assert timedelta(days=1) < refresh_token.expires_at - refresh_token.created_at < timedelta(days=3)
 
@@ -79,12 +78,12 @@ async def test_login_deletes_own_expired_tokens(client: httpx.AsyncClient, sessi
     ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
     for _ in range(3):
         await log_in(client)
-    await session.execute(update(RefreshToken).values(expires_at=utc_now()))
+    await session.execute(update(Login).values(expires_at=utc_now()))
     await session.commit()
 
     await log_in(client)
 
-    owners = await session.scalars(select(RefreshToken.user_id).order_by(RefreshToken.user_id))
+    owners = await session.scalars(select(Login.user_id).order_by(Login.user_id))
     assert owners.all() == [ann.id, bob.id]
 
 
@@ -97,4 +96,4 @@ async def test_login_deletes_tokens_revoked_by_password_change(
 
     await log_in(client, password="another password")
 
-    assert await session.scalar(select(func.count()).select_from(RefreshToken)) == 1
+    assert await session.scalar(select(func.count()).select_from(Login)) == 1

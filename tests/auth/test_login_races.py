@@ -12,10 +12,9 @@ from argon2 import PasswordHasher
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth.models import RefreshToken
 from app.database import utc_now
 from app.security import Passwords
-from app.users.models import User
+from app.users.models import Login, User
 from tests.conftest import make_settings, wait_for_blocked_statement
 from tests.people import PASSWORD, log_in, register, sign_up
 
@@ -88,7 +87,7 @@ async def test_concurrent_login_and_account_deletion_do_not_deadlock(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
     await sign_up(client)
-    await session.execute(update(RefreshToken).values(expires_at=utc_now()))
+    await session.execute(update(Login).values(expires_at=utc_now()))
     await session.commit()
 
     await session.execute(select(User.id).with_for_update())  # the first lock that a deletion takes

@@ -9,10 +9,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth.models import RefreshToken
 from app.database import utc_now
 from app.settings import Settings
-from app.users.models import User
+from app.users.models import Login, User
 from tests.conftest import SECRET_KEY, change, serve
 from tests.people import log_in, sign_up
 
@@ -43,7 +42,7 @@ async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
     """Lets the overlap of all refresh tokens end."""
 
     async def let_overlap_end() -> None:
-        await session.execute(update(RefreshToken).values(rotated_at=utc_now() - timedelta(seconds=11)))
+        await session.execute(update(Login).values(rotated_at=utc_now() - timedelta(seconds=11)))
         await session.commit()
 
     return let_overlap_end
@@ -114,7 +113,7 @@ async def test_overlap_of_zero_rejects_second_use_that_began_before_first(settin
         ann = await sign_up(service.client)
         await refresh(service.client, ann.refresh_token)
         async with AsyncSession(service.state["engine"]) as session, session.begin():
-            await session.execute(update(RefreshToken).values(rotated_at=utc_now() + timedelta(seconds=1)))
+            await session.execute(update(Login).values(rotated_at=utc_now() + timedelta(seconds=1)))
 
         assert (await refresh(service.client, ann.refresh_token)).status_code == 401
 
@@ -135,23 +134,23 @@ async def test_overlap_does_not_extend_expiry(client: httpx.AsyncClient, session
     ann = await sign_up(client)
     await refresh(client, ann.refresh_token)
     soon = utc_now() + timedelta(minutes=1)
-    await session.execute(update(RefreshToken).values(expires_at=soon))
+    await session.execute(update(Login).values(expires_at=soon))
     await session.commit()
 
     assert (await refresh(client, ann.refresh_token)).status_code == 200
 
-    assert await session.scalar(select(RefreshToken.expires_at)) == soon
+    assert await session.scalar(select(Login.expires_at)) == soon
 
 
 async def test_refresh_extends_expiry(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann = await sign_up(client)
     soon = utc_now() + timedelta(minutes=1)
-    await session.execute(update(RefreshToken).values(expires_at=soon))
+    await session.execute(update(Login).values(expires_at=soon))
     await session.commit()
 
     await refresh(client, ann.refresh_token)
 
-    expires_at = await session.scalar(select(RefreshToken.expires_at))
+    expires_at = await session.scalar(select(Login.expires_at))
     assert expires_at is not None
     assert timedelta(days=29) < expires_at - soon < timedelta(days=31)
 
@@ -168,7 +167,7 @@ async def test_expired_refresh_token_returns_401_and_stays(client: httpx.AsyncCl
     """A clock that was ahead for a while logs nobody out."""
     ann = await sign_up(client)
     for expires_at, expected in ((-60, 401), (-2, 200)):
-        await session.execute(update(RefreshToken).values(expires_at=utc_now() + timedelta(seconds=expires_at)))
+        await session.execute(update(Login).values(expires_at=utc_now() + timedelta(seconds=expires_at)))
         await session.commit()
 
         assert (await refresh(client, ann.refresh_token)).status_code == expected
@@ -207,7 +206,7 @@ async def test_logout_with_used_token_ends_login(client: httpx.AsyncClient) -> N
 async def test_database_stores_only_token_hash(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann = await sign_up(client)
 
-    row = (await session.scalars(select(RefreshToken))).one()
+    row = (await session.scalars(select(Login))).one()
 
     assert len(row.secret_hash) == 32
     assert row.secret_hash not in ann.refresh_token.encode()

@@ -25,7 +25,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Co
     folder = tmp_path_factory.mktemp("compose") / "repository"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"))
     shutil.copy(ROOT / ".dockerignore", folder)
-    ports = {"WEB_PORT": "0", "DB_PORT": "0", "REDIS_PORT": "0"}
+    ports = {"WEB_PORT": "0", "MAIL_PORT": "0", "DB_PORT": "0", "REDIS_PORT": "0"}
     with compose_project(folder / "docker-compose.yml", **ports) as project:
         project.run(command("compose-up").strip() + " --detach --wait")
         yield project
@@ -37,10 +37,22 @@ def stored_emails(compose: Compose) -> list[str]:
     return compose("exec", "-T", "db", *psql, "--command=SELECT email FROM users").splitlines()
 
 
-def test_service_is_ready_with_postgresql_and_redis(compose: Compose) -> None:
+def test_service_is_ready_with_postgresql_redis_and_mail(compose: Compose) -> None:
     ready = httpx.get(f"{compose.url}/health/ready", timeout=PATIENCE)
 
-    assert ready.json() == {"status": "ready", "database": "connected", "redis": "connected"}
+    assert ready.json() == {"status": "ready", "database": "connected", "redis": "connected", "mail": "available"}
+
+
+def test_mail_arrives_in_maildev(compose: Compose) -> None:
+    httpx.post(f"{compose.url}/users/", json=PERSON | {"email": "mail@example.com"}, timeout=PATIENCE)
+    maildev = compose("port", "mail", "1080").strip()
+
+    def find_mail() -> str | None:
+        mails = httpx.get(f"http://{maildev}/email", timeout=PATIENCE).json()
+        return next((mail["text"] for mail in mails if mail["to"][0]["address"] == "mail@example.com"), None)
+
+    text = until(find_mail, "maildev has received the mail")
+    assert "http://127.0.0.1:0/account/email-verification#token=" in text  # WEB_PORT is 0 in this test
 
 
 def test_users_are_stored_in_postgresql_and_kept_after_down_and_up(compose: Compose) -> None:
@@ -64,12 +76,17 @@ def test_changed_file_is_reloaded(compose: Compose) -> None:
 
 
 def test_ports_are_published_only_to_this_machine(compose: Compose) -> None:
-    for service, port in ("web", "8000"), ("db", "5432"), ("redis", "6379"):
+    for service, port in ("web", "8000"), ("mail", "1080"), ("db", "5432"), ("redis", "6379"):
         assert compose("port", service, port).startswith("127.0.0.1:")
 
 
 def test_default_ports_are_the_usual_ones() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
 
-    for port in ("${WEB_PORT:-8000}:8000", "${DB_PORT:-5432}:5432", "${REDIS_PORT:-6379}:6379"):
+    for port in (
+        "${WEB_PORT:-8000}:8000",
+        "${MAIL_PORT:-1080}:1080",
+        "${DB_PORT:-5432}:5432",
+        "${REDIS_PORT:-6379}:6379",
+    ):
         assert port in text

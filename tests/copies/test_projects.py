@@ -114,7 +114,6 @@ PROJECT = {
         "    of_role = {",
         '    await client.post("/projects/", json=PROJECT, headers=of_role[Role.SELF].auth)',
     ),
-    Addition("tests/test_access.py", "from typing import", "from uuid import UUID"),
 ]
 
 

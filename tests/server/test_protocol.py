@@ -108,7 +108,7 @@ def test_rejected_request_gets_the_headers_of_an_application_error(
     start_service: Start, tls: TLS, database_url: str, scheme: str
 ) -> None:
     files = {"SSL_CERTFILE": str(tls.certfile), "SSL_KEYFILE": str(tls.keyfile)} if scheme == "https" else {}
-    production = {"ENVIRONMENT": "production", "SECRET_KEY": SECRET_KEY, "ALLOWED_HOSTS": "*"}
+    production = {"ENVIRONMENT": "production", "SECRET_KEY": SECRET_KEY, "ALLOWED_HOSTS": "*", "MAIL": "off"}
     server = start_service(DATABASE_URL=database_url, **production, **files)
 
     def send(request: bytes) -> dict[str, str]:

@@ -23,6 +23,8 @@ async def test_registration_returns_user_without_password(client: httpx.AsyncCli
         "full_name": "Ann Smith",
         "is_active": True,
         "is_superuser": False,
+        "email_verified": False,
+        "pending_email": None,
     }
 
 

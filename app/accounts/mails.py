@@ -1,0 +1,137 @@
+"""Write the mails about accounts, when they are sent."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from string import Template
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, and_, not_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import PREFIX, TITLE
+from app.accounts.models import AccountToken
+from app.accounts.texts import TEXTS
+from app.accounts.tokens import MailTokens, Purpose
+from app.database import utc_now
+from app.mail.message import Content
+from app.mail.models import Mail
+from app.mail.outbox import Writer
+from app.settings import Settings
+from app.users.models import User
+
+# The routes that take the tokens.
+ROUTES: dict[Purpose, str] = {
+    "password_reset": f"{PREFIX}/auth/password-reset/confirm",
+    "email_verification": f"{PREFIX}/auth/email-verification/confirm",
+}
+NOTICES = ("password_changed", "email_change_requested", "email_changed")
+
+
+class Link(NamedTuple):
+    """A kind of mail with a link.
+
+    Attributes:
+        purpose: What the token is for.
+        page: The page that the link leads to.
+        lifetime: How long the token is valid.
+        addressee: The condition that an active user meets to whom the mail is sent. There is at most one.
+    """
+
+    purpose: Purpose
+    page: str
+    lifetime: timedelta
+    addressee: Callable[[Mail], ColumnElement[bool]]
+
+
+def mail_writers(settings: Settings) -> dict[str, Writer]:
+    """Return the function that writes the text, for each kind of mail."""
+    password_page = settings.password_reset_url or f"{settings.public_url}{PREFIX}/account/password-reset"
+    email_page = settings.email_verification_url or f"{settings.public_url}{PREFIX}/account/email-verification"
+    hours = timedelta(hours=settings.email_verification_hours)
+    links = {
+        "password_reset": Link(
+            "password_reset",
+            password_page,
+            timedelta(minutes=settings.password_reset_minutes),
+            lambda mail: User.email == mail.recipient,
+        ),
+        "invitation": Link(
+            "password_reset",
+            password_page,
+            timedelta(days=settings.invitation_days),
+            lambda mail: and_(User.email == mail.recipient, User.password_hash == ""),
+        ),
+        "email_verification": Link(
+            "email_verification",
+            email_page,
+            hours,
+            lambda mail: and_(User.email == mail.recipient, not_(User.email_verified)),
+        ),
+        "email_change": Link(
+            "email_verification",
+            email_page,
+            hours,
+            lambda mail: and_(User.id == mail.context["user_id"], User.pending_email == mail.recipient),
+        ),
+    }
+    tokens = MailTokens(settings)
+    return {kind: partial(write_link, tokens, link) for kind, link in links.items()} | dict.fromkeys(
+        NOTICES, write_notice
+    )
+
+
+async def write_notice(_: AsyncSession, mail: Mail) -> Content:
+    """Write a mail without a link."""
+    return _fill(mail.kind)
+
+
+async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
+    """Write a mail with a link, and store what its token is bound to.
+
+    The mail is not sent if there is no such user, if a newer one has been sent, or if it was sent before and its token
+    has been used.
+    """
+    user = await session.scalar(
+        select(User).where(User.is_active, link.addressee(mail)).with_for_update(key_share=True)
+    )
+    if user is None:
+        return None
+    newest = await session.get(AccountToken, (user.id, link.purpose))
+    if newest:
+        is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp
+        if is_used or newest.requested_at > mail.created_at:
+            return None
+    await session.merge(
+        AccountToken(
+            user_id=user.id,
+            purpose=link.purpose,
+            token_id=mail.id,
+            email=mail.recipient,
+            security_stamp=user.security_stamp,
+            requested_at=mail.created_at,
+            expires_at=utc_now() + link.lifetime,
+        )
+    )
+    token = tokens.issue(link.purpose, mail.id)
+    return _fill(
+        mail.kind,
+        link=f"{link.page}#token={token}",
+        token=token,
+        path=ROUTES[link.purpose],
+        lifetime=_describe(link.lifetime),
+    )
+
+
+def _fill(kind: str, **values: str) -> Content:
+    subject, paragraphs = (Template(text).substitute(values, title=TITLE) for text in TEXTS[kind])
+    return Content(subject, paragraphs)
+
+
+def _describe(duration: timedelta) -> str:
+    """Return a duration in the largest unit in which it is a whole number."""
+    minutes = duration // timedelta(minutes=1)
+    for unit, length in (("day", 24 * 60), ("hour", 60)):
+        if minutes % length == 0:
+            return f"{minutes // length} {unit}{'s' if minutes > length else ''}"
+    return f"{minutes} minutes"

@@ -1,0 +1,33 @@
+"""The pages that links in mails lead to, unless the settings name others.
+
+They are static. The token is in the fragment of the URL, which browsers send to no server, and opening a page changes
+nothing, because mail scanners open links too.
+"""
+
+from pathlib import Path
+
+from fastapi import Response
+
+from app.errors import NotFound
+
+_FOLDER = Path(__file__).with_name("static")
+_MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+# The names in the URL, without `.html`.
+_FILES = {path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix]) for path in _FOLDER.iterdir()}
+# Nothing inline, nothing from elsewhere. Without JavaScript, no form is submitted.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def read_page(name: str) -> Response:
+    """Return a page, a script or a style sheet.
+
+    Raises:
+        NotFound: There is no such file.
+    """
+    if name not in _FILES:
+        raise NotFound
+    body, media_type = _FILES[name]
+    return Response(body, media_type=media_type, headers={"Content-Security-Policy": _POLICY})

@@ -1,0 +1,191 @@
+"""The routes of accounts."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response, status
+
+from app.accounts import service
+from app.accounts.errors import IncorrectPassword, InvalidToken
+from app.accounts.pages import read_page
+from app.accounts.schemas import Accepted, EmailVerification, Invitation, MailRequest, PasswordReset
+from app.accounts.tokens import MailTokens
+from app.dependencies import (
+    FastReaderDep,
+    LimiterDep,
+    OutboxDep,
+    PasswordsDep,
+    SettingsDep,
+    WriteSession,
+)
+from app.errors import PermissionDenied, responses
+from app.limiter import rate_limit
+from app.pagination import url_path
+from app.schemas import Id
+from app.users.dependencies import CurrentSuperuser
+from app.users.errors import EmailTaken, UserNotFound
+from app.users.models import User
+from app.users.schemas import UserResponse
+from app.users.service import get_user
+
+router = APIRouter(tags=["accounts"])
+
+
+async def get_mail_tokens(settings: SettingsDep) -> MailTokens:
+    return MailTokens(settings)
+
+
+MailTokensDep = Annotated[MailTokens, Depends(get_mail_tokens)]
+
+
+@router.post(
+    "/auth/password-reset",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_description="The request is accepted",
+    summary="Request a mail to set a new password",
+)
+@rate_limit("mail")
+async def request_password_reset(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
+    """Send a link to set a new password, if there is an active account with the address.
+
+    The response is the same for every address, and takes the same time. The link works once, and for a limited time. A
+    newer one, and everything that ends all logins, makes it invalid.
+    """
+    await outbox.add(session, "password_reset", data.email)
+    return Accepted()
+
+
+@router.post(
+    "/auth/password-reset/confirm",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(InvalidToken),
+    response_description="The password is set",
+    summary="Set a new password",
+)
+@rate_limit("login")
+async def reset_password(  # noqa: PLR0913  each is needed
+    *,
+    data: PasswordReset,
+    reader: FastReaderDep,
+    session: WriteSession,
+    passwords: PasswordsDep,
+    tokens: MailTokensDep,
+    outbox: OutboxDep,
+) -> None:
+    """Set a new password with the token of a mail, and end all logins.
+
+    It also accepts an invitation, and cancels a change of the email address that is not confirmed yet.
+    """
+    await service.reset_password(
+        data, reader=reader, session=session, passwords=passwords, tokens=tokens, outbox=outbox
+    )
+
+
+@router.post(
+    "/auth/email-verification",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_description="The request is accepted",
+    summary="Request a mail to verify an email address",
+)
+@rate_limit("mail")
+async def request_email_verification(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
+    """Send a link to verify an address, if there is an active account with it, and it is not verified.
+
+    The response is the same for every address, and takes the same time. To receive another link for a new address that
+    is not confirmed yet, update the current user again.
+    """
+    await outbox.add(session, "email_verification", data.email)
+    return Accepted()
+
+
+@router.post(
+    "/auth/email-verification/confirm",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(InvalidToken, EmailTaken, IncorrectPassword),
+    response_description="The address is verified",
+    summary="Verify an email address",
+)
+@rate_limit("login")
+async def verify_email(  # noqa: PLR0913  each is needed
+    *,
+    data: EmailVerification,
+    reader: FastReaderDep,
+    session: WriteSession,
+    passwords: PasswordsDep,
+    tokens: MailTokensDep,
+    outbox: OutboxDep,
+    limiter: LimiterDep,
+) -> None:
+    """Verify an email address with the token of a mail and the password of the account.
+
+    A new address replaces the present one. If the password is wrong, the token remains valid.
+    """
+    await service.verify_email(
+        data,
+        reader=reader,
+        session=session,
+        passwords=passwords,
+        tokens=tokens,
+        outbox=outbox,
+        limiter=limiter,
+    )
+
+
+@router.post(
+    "/users/invitations",
+    status_code=status.HTTP_201_CREATED,
+    response_model=UserResponse,
+    responses=responses(EmailTaken, PermissionDenied)
+    | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
+    response_description="The created user",
+    summary="Invite a user",
+)
+async def invite_user(
+    *,
+    _: CurrentSuperuser,
+    session: WriteSession,
+    outbox: OutboxDep,
+    data: Invitation,
+    request: Request,
+    response: Response,
+) -> User:
+    """Create a user account without a password, and send a link to set one. For superusers.
+
+    To revoke the invitation, delete the user. To repeat it, send a mail to set a new password.
+    """
+    user = await service.invite(session, outbox, data)
+    response.headers["Location"] = f"{url_path(request).removesuffix('invitations')}{user.id}"
+    return user
+
+
+@router.post(
+    "/users/{user_id}/password-reset",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses=responses(PermissionDenied, UserNotFound),
+    response_description="The request is accepted",
+    summary="Send a user a mail to set a new password",
+)
+async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep) -> Accepted:
+    """Send an active user a link to set a new password. For superusers."""
+    await outbox.add(session, "password_reset", (await get_user(session, user_id)).email)
+    return Accepted()
+
+
+@router.post(
+    "/users/{user_id}/email-verification",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses=responses(PermissionDenied, UserNotFound),
+    response_description="The request is accepted",
+    summary="Send a user a mail to verify the email address",
+)
+async def send_email_verification(
+    user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep
+) -> Accepted:
+    """Send an active user a link to verify the email address, if it is not verified. For superusers."""
+    await outbox.add(session, "email_verification", (await get_user(session, user_id)).email)
+    return Accepted()
+
+
+@router.get("/account/{name}", include_in_schema=False)
+async def get_page(name: str) -> Response:
+    """Return a page that links in mails lead to, or its script or style sheet."""
+    return read_page(name)

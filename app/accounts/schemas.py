@@ -1,0 +1,59 @@
+"""The request and response bodies of accounts."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.schemas import Input
+from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, FullName, Password, UncheckedPassword
+
+_TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  an example
+
+Token = Annotated[
+    str, Field(max_length=256, repr=False, description="From the mail: what follows `#token=` in its link")
+]
+
+
+class MailRequest(Input):
+    """An email address."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL}]})
+
+    email: Email
+
+
+class PasswordReset(Input):
+    """The token of a mail, and a new password."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"token": _TOKEN, "new_password": "Tr0ub4dor&3 is shorter"}]}
+    )
+
+    token: Token
+    new_password: Password
+
+
+class EmailVerification(Input):
+    """The token of a mail, and the password of the account."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN, "password": EXAMPLE_PASSWORD}]})
+
+    token: Token
+    password: UncheckedPassword
+
+
+class Invitation(Input):
+    """A user who is to set a password."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL, "full_name": "John Doe"}]})
+
+    email: Email
+    full_name: FullName
+
+
+class Accepted(BaseModel):
+    """The request is accepted. Whether a mail is sent depends on the account."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "accepted"}]})
+
+    status: Literal["accepted"] = "accepted"

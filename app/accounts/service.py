@@ -1,0 +1,124 @@
+"""Passwords and addresses that a mail's token proves. The caller opens the session, and commits it."""
+
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import and_, bindparam, delete, not_, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.errors import IncorrectPassword, InvalidToken
+from app.accounts.models import AccountToken
+from app.accounts.schemas import EmailVerification, Invitation, PasswordReset
+from app.accounts.tokens import MailTokens, Purpose
+from app.database import FastReader, utc_now
+from app.limiter import RateLimiter
+from app.mail.outbox import Outbox
+from app.security import Passwords
+from app.users.models import User
+from app.users.service import add_user, new_security_stamp, raise_email_taken
+
+
+class Proof(NamedTuple):
+    """What a valid token proves: its bearer reads the mails that are sent to an address of an active user."""
+
+    address: str
+    user_id: int
+    email: str
+    password_hash: str
+    security_stamp: UUID
+
+
+_PROOF = (
+    select(AccountToken.email, User.id, User.email, User.password_hash, User.security_stamp)
+    .join(User, and_(User.id == AccountToken.user_id, User.security_stamp == AccountToken.security_stamp))
+    .where(
+        AccountToken.token_id == bindparam("token_id"),
+        AccountToken.purpose == bindparam("purpose"),
+        AccountToken.expires_at > bindparam("now"),
+        User.is_active,
+    )
+)
+
+
+async def reset_password(  # noqa: PLR0913  each is needed
+    data: PasswordReset,
+    *,
+    reader: FastReader,
+    session: AsyncSession,
+    passwords: Passwords,
+    tokens: MailTokens,
+    outbox: Outbox,
+) -> None:
+    """Set a new password, end every login, and tell the user. The address counts as verified.
+
+    Raises:
+        InvalidToken: The token is unknown, expired or used, or the account has changed since.
+    """
+    proof = await _check(reader, tokens, "password_reset", data.token)
+    new_hash = await passwords.hash(data.new_password)  # before the session connects
+    await outbox.add(session, "password_changed", proof.email)
+    # Another request with this token waits here, and then finds another security stamp.
+    is_unchanged = User.id == proof.user_id, User.security_stamp == proof.security_stamp, User.email == proof.address
+    changes = {"password_hash": new_hash, "email_verified": True, **new_security_stamp()}
+    if await session.scalar(update(User).where(*is_unchanged).values(**changes).returning(User.id)) is None:
+        raise InvalidToken(reason="used, or the account has changed")
+
+
+async def verify_email(  # noqa: PLR0913  each is needed
+    data: EmailVerification,
+    *,
+    reader: FastReader,
+    session: AsyncSession,
+    passwords: Passwords,
+    tokens: MailTokens,
+    outbox: Outbox,
+    limiter: RateLimiter,
+) -> None:
+    """Mark an address as verified. If it is a new one, it replaces the user's address, and the old one is told.
+
+    The password shows that the account belongs to the address's owner. Somebody else may have entered the address.
+
+    Raises:
+        InvalidToken: The token is unknown, expired or used, or the account has changed since.
+        RateLimited: Too many attempts for this account, together with its logins.
+        IncorrectPassword: The token remains valid.
+        EmailTaken: Another user has the address by now.
+    """
+    proof = await _check(reader, tokens, "email_verification", data.token)
+    await limiter.enforce("account", proof.email)
+    matches, _ = await passwords.verify(data.password, proof.password_hash)
+    if not matches:
+        raise IncorrectPassword
+    if proof.address != proof.email:
+        await outbox.add(session, "email_changed", proof.email)
+    is_expected = or_(User.pending_email == proof.address, and_(User.email == proof.address, not_(User.email_verified)))
+    with raise_email_taken():
+        user_id = await session.scalar(
+            update(User)
+            .where(User.id == proof.user_id, User.security_stamp == proof.security_stamp, is_expected)
+            .values(email=proof.address, email_verified=True, pending_email=None)
+            .returning(User.id)
+        )
+    if user_id is None:
+        raise InvalidToken(reason="used, or the account has changed")
+    # Otherwise it could be used again if the address were changed and changed back.
+    is_used = AccountToken.user_id == user_id, AccountToken.purpose == "email_verification"
+    await session.execute(delete(AccountToken).where(*is_used))
+
+
+async def invite(session: AsyncSession, outbox: Outbox, data: Invitation) -> User:
+    """Create a user without a password, and send a link to set it.
+
+    Raises:
+        EmailTaken: Another user has the address.
+    """
+    await outbox.add(session, "invitation", data.email)
+    return await add_user(session, User(email=data.email, full_name=data.full_name, password_hash=""))
+
+
+async def _check(reader: FastReader, tokens: MailTokens, purpose: Purpose, token: str) -> Proof:
+    token_id = tokens.verify(purpose, token)
+    row = await reader.fetch_one(_PROOF, token_id=token_id, purpose=purpose, now=utc_now())
+    if row is None:
+        raise InvalidToken(reason="expired or used, or the account has changed")
+    return Proof._make(row)

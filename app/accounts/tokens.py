@@ -1,0 +1,53 @@
+"""Tokens in mails: a random id, and what proves that it was issued here."""
+
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from hashlib import blake2b
+from typing import Literal
+from uuid import UUID
+
+from app.accounts.errors import InvalidToken
+from app.settings import Settings
+
+Purpose = Literal["password_reset", "email_verification"]
+
+_ID_BYTES = 16
+
+
+class MailTokens:
+    """Derives tokens from ids that the database stores, so that neither it nor its backups contain a token.
+
+    Everything is also accepted with the previous key, so that a new key invalidates no mail.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._keys = [
+            blake2b(key.get_secret_value().encode(), person=b"mail tokens").digest()
+            for key in (settings.secret_key, settings.secret_key_previous)
+            if key is not None
+        ]
+
+    def issue(self, purpose: Purpose, token_id: UUID) -> str:
+        """Return the token of an id. It is always the same."""
+        return urlsafe_b64encode(token_id.bytes + _sign(self._keys[0], purpose, token_id)).decode()
+
+    def verify(self, purpose: Purpose, token: str) -> UUID:
+        """Return the id in a token.
+
+        Raises:
+            InvalidToken: The token was not issued here, or for another purpose.
+        """
+        try:
+            data = urlsafe_b64decode(token)
+        except ValueError as error:
+            raise InvalidToken(reason="malformed token") from error
+        if len(data) <= _ID_BYTES:
+            raise InvalidToken(reason="malformed token")
+        token_id = UUID(bytes=data[:_ID_BYTES])
+        if not any(hmac.compare_digest(data[_ID_BYTES:], _sign(key, purpose, token_id)) for key in self._keys):
+            raise InvalidToken(reason="invalid signature")
+        return token_id
+
+
+def _sign(key: bytes, purpose: Purpose, token_id: UUID) -> bytes:
+    return hmac.digest(key, purpose.encode() + b"|" + token_id.bytes, "sha256")

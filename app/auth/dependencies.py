@@ -1,0 +1,29 @@
+"""The client of a request, as a type for the signatures of routes."""
+
+import re
+from typing import Annotated, NamedTuple
+
+from fastapi import Depends, Request
+
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Client(NamedTuple):
+    """The client of a request. Both fields may be anything that a client or a proxy sends."""
+
+    ip_address: str | None
+    user_agent: str | None
+
+
+async def get_client(request: Request) -> Client:
+    """Return the client of the request, without control characters and cut to what the database stores."""
+    return Client(
+        _clean(request.client.host if request.client else None, 45), _clean(request.headers.get("user-agent"), 256)
+    )
+
+
+def _clean(text: str | None, length: int) -> str | None:
+    return text and _CONTROL_CHARACTERS.sub("", text)[:length]
+
+
+ClientDep = Annotated[Client, Depends(get_client)]

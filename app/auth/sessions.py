@@ -1,0 +1,86 @@
+"""The routes of logins, which the API calls sessions."""
+
+from uuid import UUID
+
+from fastapi import APIRouter, status
+
+from app.auth import service
+from app.auth.errors import SessionNotFound
+from app.auth.schemas import SessionList
+from app.dependencies import ReadSession, WriteSession
+from app.errors import PermissionDenied, responses
+from app.schemas import Id
+from app.users.dependencies import AccessTokenDep, CurrentSuperuser, CurrentUser
+from app.users.errors import UserNotFound
+from app.users.service import get_user
+
+router = APIRouter(tags=["auth"])
+
+
+@router.get("/auth/sessions", response_description="The sessions", summary="List the current user's sessions")
+async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: ReadSession) -> SessionList:
+    """List the logins of the current user, the latest used first, at most 100.
+
+    A login is used when it begins and when its tokens are refreshed, not with each request.
+    """
+    return await service.list_sessions(session, user.id, current=token.login_id)
+
+
+@router.delete(
+    "/auth/sessions",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_description="The other sessions have ended",
+    summary="End the current user's other sessions",
+)
+async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, session: WriteSession) -> None:
+    """End all logins of the current user except the one that this request belongs to. Their tokens stop working."""
+    await service.end_sessions(session, user.id, keep=token.login_id)
+
+
+@router.delete(
+    "/auth/sessions/{session_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(SessionNotFound),
+    response_description="The session has ended",
+    summary="End one of the current user's sessions",
+)
+async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSession) -> None:
+    """End a login of the current user, which may be the one that this request belongs to. Its tokens stop working."""
+    await service.end_session(session, user.id, session_id)
+
+
+@router.get(
+    "/users/{user_id}/sessions",
+    responses=responses(PermissionDenied, UserNotFound),
+    response_description="The sessions",
+    summary="List a user's sessions",
+)
+async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep, session: ReadSession) -> SessionList:
+    """List the logins of a user, the latest used first, at most 100. For superusers."""
+    await get_user(session, user_id)
+    return await service.list_sessions(session, user_id, current=token.login_id)
+
+
+@router.delete(
+    "/users/{user_id}/sessions",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(PermissionDenied, UserNotFound),
+    response_description="The sessions have ended",
+    summary="End a user's sessions",
+)
+async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
+    """End all logins of a user. Their tokens stop working. For superusers."""
+    await get_user(session, user_id)
+    await service.end_sessions(session, user_id)
+
+
+@router.delete(
+    "/users/{user_id}/sessions/{session_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(PermissionDenied, SessionNotFound),
+    response_description="The session has ended",
+    summary="End a user's session",
+)
+async def end_session(user_id: Id, session_id: UUID, _: CurrentSuperuser, session: WriteSession) -> None:
+    """End a login of a user. Its tokens stop working. For superusers."""
+    await service.end_session(session, user_id, session_id)

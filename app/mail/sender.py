@@ -1,0 +1,183 @@
+"""Send the mails in the outbox, in the background of each worker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from time import monotonic
+
+import structlog
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from app.database import DATABASE_ERRORS, is_unavailable, utc_now
+from app.errors import OutageLog
+from app.mail.message import Content, build_message
+from app.mail.models import Mail
+from app.mail.outbox import Outbox
+from app.mail.transport import Deferred, MailServerUnavailable, Undeliverable, create_transport
+from app.settings import Settings
+
+log = structlog.stdlib.get_logger("app.mail")
+
+# Seconds between two looks into the outbox, for mails that are due again, or that another worker has left.
+POLL_SECONDS = 5.0
+# How long a worker has a mail to itself. If it is killed, another one sends the mail afterwards.
+LEASE = timedelta(minutes=5)
+# The wait after a failure, which doubles with each, and the age at which a mail is given up.
+FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
+MAX_AGE = timedelta(days=2)
+# The longest wait, in seconds, before an unavailable mail server is tried again.
+LONGEST_PAUSE = 60.0
+# Seconds that a shutdown waits for the mail that is being sent. After that it may be sent twice.
+SHUTDOWN_SECONDS = 3.0
+
+
+class Sender:
+    """Takes one mail after the other, sends it, and deletes it. A mail is sent at least once.
+
+    No transaction is open while the mail server is spoken to.
+
+    Args:
+        settings: The mail server and the sender's address.
+        engine: Connects to the database.
+        outbox: Says when there is a new mail, and has the functions that write them.
+        outages: Logs that the database is unavailable.
+    """
+
+    def __init__(self, settings: Settings, engine: AsyncEngine, outbox: Outbox, outages: OutageLog) -> None:
+        self._transport = create_transport(settings)
+        self._from = settings.mail_from
+        self._engine = engine
+        self._outbox = outbox
+        self._outages = outages
+        self._failures = 0  # of the mail server, one after the other
+        self._retry_at = 0.0
+        self._is_stopping = False
+
+    @property
+    def is_available(self) -> bool:
+        """Return whether the mail server took the latest mail, or none has been sent yet."""
+        return self._failures == 0
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Send mails while the block runs. At its end, finish the mail that is being sent."""
+        if not self._outbox.writers:
+            yield
+            return
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._is_stopping = True
+            self._outbox.has_news.set()
+            await asyncio.wait({task}, timeout=SHUTDOWN_SECONDS)
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _run(self) -> None:
+        while not self._is_stopping:
+            self._outbox.has_news.clear()
+            try:
+                await self._send_due_mails()
+            except Exception as error:  # a bug must not end the task
+                if _is_outage(error):
+                    self._outages.add(error)
+                else:
+                    log.exception("the mail sender failed")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._outbox.has_news.wait()
+
+    async def _send_due_mails(self) -> None:
+        try:
+            while not self._is_stopping and monotonic() >= self._retry_at and (mail := await self._claim()):
+                await self._send(mail)
+        finally:
+            await self._transport.close()
+
+    async def _claim(self) -> Mail | None:
+        """Take the mail that has been due for longest, so that no other worker does."""
+        now = utc_now()
+        due = (
+            select(Mail.id)
+            # Another release may write kinds that this one does not know.
+            .where(Mail.next_attempt_at <= now, Mail.kind.in_(self._outbox.writers))
+            .order_by(Mail.next_attempt_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)  # no effect on SQLite, where transactions wait for each other
+            .scalar_subquery()
+        )
+        claim = (
+            update(Mail)
+            .where(Mail.id == due)
+            .values(next_attempt_at=now + LEASE, attempts=Mail.attempts + 1)
+            .returning(Mail)
+        )
+        async with self._begin() as session:
+            return await session.scalar(claim)
+
+    async def _send(self, mail: Mail) -> None:
+        with structlog.contextvars.bound_contextvars(mail_id=str(mail.id), kind=mail.kind):
+            try:
+                if content := await self._write(mail):
+                    await self._transport.send(build_message(mail, content, self._from))
+                    self._note_available()
+                    log.info("mail sent")
+                await self._delete(mail)
+            except Undeliverable as error:
+                self._note_available()
+                await self._give_up(mail, str(error))
+            except Deferred as error:
+                self._note_available()
+                await self._postpone(mail, str(error))
+            except MailServerUnavailable as error:
+                self._note_unavailable(str(error))
+                await self._postpone(mail, str(error), longest=timedelta(seconds=LONGEST_PAUSE))
+            except Exception as error:
+                if _is_outage(error):
+                    raise
+                log.exception("mail failed")
+                await self._postpone(mail, repr(error))
+
+    async def _write(self, mail: Mail) -> Content | None:
+        async with self._begin() as session:
+            return await self._outbox.writers[mail.kind](session, mail)
+
+    async def _postpone(self, mail: Mail, reason: str, *, longest: timedelta = LONGEST_RETRY) -> None:
+        if utc_now() - mail.created_at > MAX_AGE:
+            await self._give_up(mail, reason)
+            return
+        wait = min(FIRST_RETRY * 2 ** min(mail.attempts - 1, 10), longest)
+        is_mine = Mail.id == mail.id, Mail.attempts == mail.attempts  # else the lease has ended
+        async with self._begin() as session:
+            await session.execute(update(Mail).where(*is_mine).values(next_attempt_at=utc_now() + wait))
+
+    async def _give_up(self, mail: Mail, reason: str) -> None:
+        log.warning("mail given up", reason=reason, attempts=mail.attempts)
+        await self._delete(mail)
+
+    async def _delete(self, mail: Mail) -> None:
+        async with self._begin() as session:
+            await session.execute(delete(Mail).where(Mail.id == mail.id))
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def _note_available(self) -> None:
+        if self._failures:
+            log.info("the mail server accepts mails again")
+        self._failures = 0
+
+    def _note_unavailable(self, reason: str) -> None:
+        if not self._failures:
+            log.warning("the mail server is unavailable: mails wait", reason=reason)
+        self._retry_at = monotonic() + min(2.0**self._failures, LONGEST_PAUSE)
+        self._failures += 1
+
+
+def _is_outage(error: Exception) -> bool:
+    return isinstance(error, DATABASE_ERRORS) and is_unavailable(error)

@@ -1,0 +1,129 @@
+"""Hand a message to the mail server, or print it to the log."""
+
+import asyncio
+from contextlib import suppress
+from email.message import EmailMessage
+from typing import Protocol
+
+import structlog
+from aiosmtplib import (
+    SMTP,
+    SMTPDataError,
+    SMTPException,
+    SMTPNotSupported,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+)
+
+from app.mail.url import parse_smtp_url
+from app.settings import Settings
+
+log = structlog.stdlib.get_logger("app.mail")
+
+# Seconds for one mail, with the connection.
+SEND_SECONDS = 30.0
+# Seconds that a single command may take, which is less than RFC 5321 allows for slow servers.
+COMMAND_SECONDS = 10.0
+# https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
+SERVER_CLOSES, PERMANENT = 421, 500
+
+
+class Undeliverable(Exception):
+    """The mail server rejects this mail for good."""
+
+
+class Deferred(Exception):
+    """The mail server rejects this mail for now."""
+
+
+class MailServerUnavailable(Exception):
+    """The mail server cannot be reached, accepts no mail at all, or lacks the encryption that is required."""
+
+
+class Transport(Protocol):
+    """Where messages go. It connects when the first message is sent."""
+
+    async def send(self, message: EmailMessage) -> None:
+        """Send a message.
+
+        Raises:
+            Undeliverable, Deferred, MailServerUnavailable: It was not sent.
+        """
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+
+
+class SMTPTransport:
+    """Sends over one connection. Certificates are verified."""
+
+    def __init__(self, url: str) -> None:
+        self._server = parse_smtp_url(url)
+        self._client: SMTP | None = None
+
+    async def send(self, message: EmailMessage) -> None:
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                client = self._client or await self._connect()
+                await client.send_message(message)
+        except SMTPRecipientsRefused as refused:
+            raise self._explain(refused.recipients[0]) from refused
+        except SMTPDataError as error:
+            raise self._explain(error) from error
+        except SMTPNotSupported as error:  # an address that is not ASCII, and no SMTPUTF8
+            raise Undeliverable(error.message) from error
+        except (SMTPException, OSError) as error:  # TimeoutError is an OSError
+            self._disconnect()
+            raise MailServerUnavailable(str(error) or f"no answer within {SEND_SECONDS:g} s") from error
+        except asyncio.CancelledError:
+            self._disconnect()
+            raise
+
+    async def _connect(self) -> SMTP:
+        server = self._server
+        self._client = SMTP(
+            hostname=server.host,
+            port=server.port,
+            username=server.username,
+            password=server.password,
+            use_tls=server.encryption == "tls",
+            start_tls=server.encryption == "starttls",  # None would mean: if the server offers it
+            timeout=COMMAND_SECONDS,
+        )
+        await self._client.connect()
+        return self._client
+
+    def _explain(self, error: SMTPResponseException) -> Exception:
+        reason = f"{error.code} {error.message}"
+        if error.code == SERVER_CLOSES:
+            self._disconnect()
+            return MailServerUnavailable(reason)
+        return Undeliverable(reason) if error.code >= PERMANENT else Deferred(reason)
+
+    def _disconnect(self) -> None:
+        if self._client:
+            self._client.close()
+        self._client = None
+
+    async def close(self) -> None:
+        with suppress(SMTPException, OSError):  # the mails were accepted before
+            if self._client:
+                await self._client.quit()
+        self._disconnect()
+
+
+class LogTransport:
+    """Prints mails to the log, with their links and tokens. For development."""
+
+    async def send(self, message: EmailMessage) -> None:
+        (text, *_) = message.iter_parts()
+        line = f"mail to {message['To']}: {message['Subject']}\n\n{text.get_content()}"
+        log.info(line)
+
+    async def close(self) -> None:
+        pass
+
+
+def create_transport(settings: Settings) -> Transport:
+    """Return the transport that the settings name."""
+    return SMTPTransport(settings.smtp_url.get_secret_value()) if settings.smtp_url else LogTransport()

@@ -1,0 +1,70 @@
+"""Validation of the mail server's URL and of the sender. No error repeats any part of them."""
+
+from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr, validate_email
+
+# Whether and how the connection is encrypted, and the default port (RFC 8314, RFC 6409).
+_SCHEMES: dict[str, tuple[Literal["none", "starttls", "tls"], int]] = {
+    "smtp": ("none", 25),
+    "smtp+starttls": ("starttls", 587),
+    "smtps": ("tls", 465),
+}
+
+
+class SMTPServer(NamedTuple):
+    """A mail server, and how to connect to it."""
+
+    host: str
+    port: int
+    encryption: Literal["none", "starttls", "tls"]
+    username: str | None
+    password: str | None
+
+
+def parse_smtp_url(url: str) -> SMTPServer:
+    """Parse a URL such as `smtps://user:password@host`. Credentials are percent-decoded.
+
+    Raises:
+        ValueError: The URL is not valid.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        port, parts = None, urlsplit("")
+    has_extras = parts.path.strip("/") or parts.query or parts.fragment or bool(parts.username) != bool(parts.password)
+    if parts.scheme not in _SCHEMES or not parts.hostname or has_extras:
+        raise ValueError(
+            "must be like smtps://user:password@host, smtp+starttls://, or smtp:// without TLS; special characters in "
+            "a password are percent-encoded, such as %40 for @"
+        )
+    encryption, default_port = _SCHEMES[parts.scheme]
+    if parts.username and encryption == "none":
+        raise ValueError("would send a password unencrypted; use smtps:// or smtp+starttls://")
+    username, password = (unquote(text) if text else None for text in (parts.username, parts.password))
+    return SMTPServer(parts.hostname, port or default_port, encryption, username, password)
+
+
+def check_smtp_url(value: SecretStr) -> SecretStr:
+    """Return the URL of a mail server.
+
+    Raises:
+        ValueError: The URL is not valid.
+    """
+    parse_smtp_url(value.get_secret_value())
+    return value
+
+
+def check_sender(value: str) -> str:
+    """Return an address such as `no-reply@example.com`, with or without a name in front.
+
+    Raises:
+        ValueError: The address is not valid.
+    """
+    try:
+        validate_email(value)
+    except ValueError:
+        raise ValueError("must be like no-reply@example.com, or Example <no-reply@example.com>") from None
+    return value

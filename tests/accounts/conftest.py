@@ -1,0 +1,82 @@
+"""The service with a mail server, and a person's mailbox."""
+
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import TITLE
+from app.mail.models import Mail
+from app.settings import Settings
+from tests.conftest import NO_LIMIT, Service, make_settings, serve
+from tests.smtp_server import MailServer, mail_server, text_of
+
+PUBLIC_URL = "https://app.example.org/api"
+RESET = "Set a new password"
+VERIFICATION = "Verify your email address"
+INVITATION = f"You are invited to {TITLE}"
+CHANGE = "Confirm your new email address"
+NEW_PASSWORD = "another password"
+
+
+@pytest.fixture
+async def mails() -> AsyncIterator[MailServer]:
+    async with mail_server() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(database_url: str, mails: MailServer) -> Settings:
+    return make_settings(
+        database_url=database_url,
+        database_migrate=False,
+        mail=True,
+        smtp_url=f"smtp://127.0.0.1:{mails.port}",
+        mail_from="Example <no-reply@example.org>",
+        public_url=PUBLIC_URL,
+        rate_limit_mail=NO_LIMIT,
+        rate_limit_recipient=NO_LIMIT,
+    )
+
+
+@pytest.fixture
+async def service(settings: Settings, mails: MailServer) -> AsyncIterator[Service]:  # noqa: ARG001  it outlives the service
+    async with serve(settings) as service:
+        yield service
+
+
+async def token_from(mails: MailServer, subject: str, recipient: str = "ann@example.com", *, number: int = 1) -> str:
+    """Return the token in the newest mail with a subject to a recipient, when there are that many."""
+    mail = await mails.wait_for(subject, recipient, number=number)
+    (token,) = re.findall(r"#token=(\S+)", text_of(mail))
+    return str(token)
+
+
+async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
+    """Return when all mails have been sent or given up."""
+    while await session.scalar(select(func.count()).select_from(Mail)):
+        await session.rollback()
+    await session.rollback()
+
+
+async def request_reset(client: httpx.AsyncClient, email: str = "ann@example.com") -> httpx.Response:
+    """Request a mail to set a new password."""
+    return await client.post("/auth/password-reset", json={"email": email})
+
+
+async def reset(client: httpx.AsyncClient, token: str, password: str = NEW_PASSWORD) -> httpx.Response:
+    """Set a new password."""
+    return await client.post("/auth/password-reset/confirm", json={"token": token, "new_password": password})
+
+
+async def request_verification(client: httpx.AsyncClient, email: str = "ann@example.com") -> httpx.Response:
+    """Request a mail to verify an address."""
+    return await client.post("/auth/email-verification", json={"email": email})
+
+
+async def verify(client: httpx.AsyncClient, token: str, password: str) -> httpx.Response:
+    """Verify an address."""
+    return await client.post("/auth/email-verification/confirm", json={"token": token, "password": password})

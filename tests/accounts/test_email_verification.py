@@ -1,0 +1,288 @@
+"""Verified addresses: a link by mail and the account's password verify them."""
+
+import asyncio
+
+import httpx
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import PREFIX
+from app.settings import Settings
+from app.users.models import User
+from tests.accounts.conftest import (
+    CHANGE,
+    NEW_PASSWORD,
+    RESET,
+    VERIFICATION,
+    request_reset,
+    request_verification,
+    reset,
+    token_from,
+    verify,
+    wait_until_outbox_is_empty,
+)
+from tests.conftest import change, serve
+from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
+from tests.smtp_server import MailServer, text_of
+
+NOT_VERIFIED = {
+    "error": f"Verify your email address first; POST {PREFIX}/auth/email-verification sends a mail for it",
+    "type": "permission_error",
+}
+
+
+async def get_me(client: httpx.AsyncClient, auth: dict[str, str]) -> dict[str, object]:
+    me: dict[str, object] = (await client.get("/users/me", headers=auth)).json()
+    return me
+
+
+async def test_registration_sends_a_link_that_verifies_the_address(
+    client: httpx.AsyncClient, mails: MailServer
+) -> None:
+    ann = await sign_up(client)
+    before = await get_me(client, ann.auth)
+
+    response = await verify(client, await token_from(mails, VERIFICATION), PASSWORD)
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert (before["email_verified"], before["pending_email"]) == (False, None)
+    assert (await get_me(client, ann.auth))["email_verified"] is True  # the login has not ended
+    assert "for 24 hours" not in text_of(await mails.wait_for(VERIFICATION))
+    assert "for 1 day." in text_of(await mails.wait_for(VERIFICATION))
+
+
+async def test_registration_with_a_taken_address_sends_no_mail(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
+    await register(client)
+    await mails.wait_for(VERIFICATION)
+
+    response = await register(client)
+    await wait_until_outbox_is_empty(session)
+
+    assert response.status_code == 400
+    assert len(mails.mails) == 1
+
+
+async def test_wrong_password_leaves_the_token_valid(client: httpx.AsyncClient, mails: MailServer) -> None:
+    """Somebody may have registered with another person's address. The click of its owner must not verify it."""
+    ann = await sign_up(client)
+    token = await token_from(mails, VERIFICATION)
+
+    response = await verify(client, token, "the password of somebody else")
+
+    assert (response.status_code, response.json()["error"]) == (401, "Incorrect password")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert (await get_me(client, ann.auth))["email_verified"] is False
+    assert (await verify(client, token, PASSWORD)).status_code == 204
+
+
+async def test_guesses_of_the_password_are_limited_together_with_logins(settings: Settings, mails: MailServer) -> None:
+    async with serve(change(settings, rate_limit_login="3/minute")) as service:
+        await register(service.client)
+        token = await token_from(mails, VERIFICATION)
+        statuses = [(await verify(service.client, token, "wrong")).status_code for _ in range(2)]
+        statuses += [(await log_in(service.client)).status_code]
+        statuses += [(await log_in(service.client)).status_code]
+
+    assert statuses == [401, 401, 200, 429]
+
+
+async def test_token_works_once(client: httpx.AsyncClient, mails: MailServer) -> None:
+    await register(client)
+    token = await token_from(mails, VERIFICATION)
+
+    responses = await asyncio.gather(*(verify(client, token, PASSWORD) for _ in range(3)))
+
+    assert sorted(response.status_code for response in responses) == [204, 400, 400]
+
+
+async def test_token_works_once_even_if_the_address_is_changed_and_changed_back(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
+    token = await token_from(mails, VERIFICATION)
+    await verify(client, token, PASSWORD)
+
+    for email in ("new@example.com", "ann@example.com"):
+        response = await client.patch(f"/users/{ann.id}", headers=root.auth, json={"email": email})
+        assert response.json()["email_verified"] is False
+
+    assert (await verify(client, token, PASSWORD)).status_code == 400
+
+
+async def test_reset_by_the_owner_ends_the_logins_and_links_of_a_squatter(
+    client: httpx.AsyncClient, mails: MailServer
+) -> None:
+    squatter = await sign_up(client)  # with Ann's address
+    token = await token_from(mails, VERIFICATION)
+    await request_reset(client)
+
+    await reset(client, await token_from(mails, RESET))
+
+    assert (await client.get("/users/me", headers=squatter.auth)).status_code == 401
+    assert (await verify(client, token, PASSWORD)).status_code == 400
+    ann = (await log_in(client, password=NEW_PASSWORD)).json()
+    assert (await get_me(client, {"Authorization": f"Bearer {ann['access_token']}"}))["email_verified"] is True
+
+
+async def test_further_link_is_sent_on_request_until_the_address_is_verified(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
+    await register(client)
+    older = await token_from(mails, VERIFICATION)
+
+    response = await request_verification(client)
+    newer = await token_from(mails, VERIFICATION, number=2)
+    statuses = [(await verify(client, token, PASSWORD)).status_code for token in (older, newer)]
+    last = await request_verification(client)
+    await wait_until_outbox_is_empty(session)
+
+    assert (response.status_code, last.status_code) == (202, 202)
+    assert response.text == last.text == (await request_verification(client, "bob@example.com")).text
+    assert statuses == [400, 204]
+    assert len(mails.mails) == 2
+
+
+async def test_superuser_has_a_link_sent(client: httpx.AsyncClient, session: AsyncSession, mails: MailServer) -> None:
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
+
+    response = await client.post(f"/users/{ann.id}/email-verification", headers=root.auth)
+
+    assert response.status_code == 202
+    token = await token_from(mails, VERIFICATION, number=2)
+    assert (await verify(client, token, PASSWORD)).status_code == 204
+    assert (await client.post("/users/99/email-verification", headers=root.auth)).status_code == 404
+
+
+async def test_login_may_require_a_verified_address(settings: Settings, mails: MailServer) -> None:
+    async with serve(change(settings, require_verified_email=True)) as service:
+        await register(service.client)
+        early = await log_in(service.client)
+        wrong = await log_in(service.client, password="a wrong password")
+        await verify(service.client, await token_from(mails, VERIFICATION), PASSWORD)
+        late = await log_in(service.client)
+
+    assert (early.status_code, early.json()) == (403, NOT_VERIFIED)
+    assert wrong.status_code == 401
+    assert late.status_code == 200
+
+
+# A new address -------------------------------------------------------------------------------------------------------
+
+
+async def test_new_address_takes_effect_when_it_is_confirmed(client: httpx.AsyncClient, mails: MailServer) -> None:
+    ann = await sign_up(client)
+    asked = await client.patch("/users/me", headers=ann.auth, json={"email": "New@example.com", "full_name": "Ann New"})
+    token = await token_from(mails, CHANGE, "new@example.com")
+    pending = await log_in(client, "new@example.com")
+
+    response = await verify(client, token, PASSWORD)
+
+    assert asked.status_code == 200
+    assert (asked.json()["email"], asked.json()["pending_email"]) == ("ann@example.com", "new@example.com")
+    assert asked.json()["full_name"] == "Ann New"
+    assert pending.status_code == 401
+    assert response.status_code == 204
+    me = await get_me(client, ann.auth)
+    assert (me["email"], me["pending_email"], me["email_verified"]) == ("new@example.com", None, True)
+    assert (await log_in(client, "new@example.com")).status_code == 200
+    assert await mails.wait_for("A new email address was entered for your account", "ann@example.com")
+    assert await mails.wait_for("The email address of your account was changed", "ann@example.com")
+    assert (await verify(client, token, PASSWORD)).status_code == 400
+
+
+async def test_taken_address_returns_400_and_sends_no_mail(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
+    ann = await sign_up(client)
+    await register(client, "bob@example.com")
+
+    response = await client.patch("/users/me", headers=ann.auth, json={"email": "bob@example.com"})
+    await wait_until_outbox_is_empty(session)
+
+    assert response.status_code == 400
+    assert response.json() == {"error": "Email already registered", "type": "validation_error"}
+    assert {mail["Subject"] for mail in mails.mails} == {VERIFICATION}
+
+
+async def test_address_taken_before_the_confirmation_returns_400(client: httpx.AsyncClient, mails: MailServer) -> None:
+    ann = await sign_up(client)
+    await client.patch("/users/me", headers=ann.auth, json={"email": "new@example.com"})
+    token = await token_from(mails, CHANGE, "new@example.com")
+    await register(client, "new@example.com")
+
+    response = await verify(client, token, PASSWORD)
+
+    assert response.status_code == 400
+    assert response.json() == {"error": "Email already registered", "type": "validation_error"}
+    assert (await get_me(client, ann.auth))["email"] == "ann@example.com"
+
+
+async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
+    """A token is bound to the address that it was sent to, whatever address is pending when it is used."""
+    ann = await sign_up(client)
+    await client.patch("/users/me", headers=ann.auth, json={"email": "first@example.com"})
+    first = await token_from(mails, CHANGE, "first@example.com")
+    await client.patch("/users/me", headers=ann.auth, json={"email": "second@example.com"})
+    second = await token_from(mails, CHANGE, "second@example.com")
+
+    assert (await verify(client, first, PASSWORD)).status_code == 400
+    assert (await verify(client, second, PASSWORD)).status_code == 204
+    assert (await get_me(client, ann.auth))["email"] == "second@example.com"
+
+
+async def test_own_address_cancels_a_pending_change(client: httpx.AsyncClient, mails: MailServer) -> None:
+    ann = await sign_up(client)
+    await verify(client, await token_from(mails, VERIFICATION), PASSWORD)
+    await client.patch("/users/me", headers=ann.auth, json={"email": "new@example.com"})
+    token = await token_from(mails, CHANGE, "new@example.com")
+
+    response = await client.patch("/users/me", headers=ann.auth, json={"email": "ann@example.com"})
+
+    assert (response.json()["pending_email"], response.json()["email_verified"]) == (None, True)
+    assert (await verify(client, token, PASSWORD)).status_code == 400
+
+
+async def test_changes_of_the_address_are_limited(settings: Settings) -> None:
+    """Otherwise a user could have mails sent to any number of other people."""
+    async with serve(change(settings, rate_limit_recipient="2/hour")) as service:
+        ann = await sign_up(service.client)
+        statuses = [
+            (
+                await service.client.patch("/users/me", headers=ann.auth, json={"email": f"{name}@example.com"})
+            ).status_code
+            for name in ("first", "second", "third")
+        ]
+
+    assert statuses == [200, 200, 429]
+
+
+@pytest.mark.parametrize("is_verified", [True, False])
+async def test_address_that_a_superuser_enters_is_not_verified(
+    client: httpx.AsyncClient, session: AsyncSession, *, is_verified: bool
+) -> None:
+    root, ann = await sign_up_superuser(client, session), await sign_up(client)
+    await session.execute(update(User).values(email_verified=is_verified))
+    await session.commit()
+    url = f"/users/{ann.id}"
+
+    same = await client.patch(url, headers=root.auth, json={"email": "ann@example.com", "is_active": True})
+    other = await client.patch(url, headers=root.auth, json={"email": "new@example.com"})
+
+    assert same.json()["email_verified"] is is_verified
+    assert (other.json()["email"], other.json()["email_verified"]) == ("new@example.com", False)
+
+
+async def test_without_mail_a_new_address_takes_effect_at_once(settings: Settings) -> None:
+    async with serve(change(settings, mail=False)) as service:
+        ann = await sign_up(service.client)
+
+        response = await service.client.patch("/users/me", headers=ann.auth, json={"email": "new@example.com"})
+        missing = await request_reset(service.client)
+        async with AsyncSession(service.state["engine"]) as session:
+            assert (await session.scalars(select(User.email))).all() == ["new@example.com"]
+
+    assert (response.json()["email"], response.json()["pending_email"]) == ("new@example.com", None)
+    assert missing.status_code == 404

@@ -1,0 +1,362 @@
+"""Forgotten passwords: a link by mail sets a new one."""
+
+import asyncio
+import re
+from base64 import urlsafe_b64decode
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import structlog
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import PREFIX
+from app.accounts.models import AccountToken
+from app.database import Base, utc_now
+from app.settings import Settings
+from app.users.models import User
+from tests.accounts.conftest import (
+    CHANGE,
+    NEW_PASSWORD,
+    PUBLIC_URL,
+    RESET,
+    VERIFICATION,
+    request_reset,
+    request_verification,
+    reset,
+    token_from,
+    verify,
+    wait_until_outbox_is_empty,
+)
+from tests.conftest import SECRET_KEY, change, serve
+from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
+from tests.smtp_server import MailServer, html_of, text_of
+
+ACCEPTED = {"status": "accepted"}
+INVALID = {"error": "The link is not valid any more, request another one", "type": "validation_error"}
+
+
+async def test_link_sets_the_password_and_ends_every_login(client: httpx.AsyncClient, mails: MailServer) -> None:
+    ann = await sign_up(client)
+    asked = await request_reset(client)
+
+    done = await reset(client, await token_from(mails, RESET))
+
+    assert (asked.status_code, asked.json()) == (202, ACCEPTED)
+    assert (done.status_code, done.content) == (204, b"")
+    assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
+    assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 401
+    assert (await log_in(client)).status_code == 401
+    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # in the same second as the reset
+    me = await client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
+    assert (me.status_code, me.json()["email_verified"]) == (200, True)
+    notice = await mails.wait_for("Your password was changed")
+    assert "#token=" not in text_of(notice)
+
+
+async def test_mail_contains_the_link_as_text_and_html_and_nothing_that_a_user_entered(
+    client: httpx.AsyncClient, mails: MailServer
+) -> None:
+    await register(client, fields={"full_name": "Buy <b>now</b>: https://spam.example"})
+    # The host of the request must not get into the link.
+    await client.post(
+        "/auth/password-reset",
+        json={"email": "ann@example.com"},
+        headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http"},
+    )
+
+    mail = await mails.wait_for(RESET)
+
+    token = await token_from(mails, RESET)
+    link = f"{PUBLIC_URL}{PREFIX}/account/password-reset#token={token}"
+    assert f"\n{link}\n" in text_of(mail)
+    assert f"\n{token}\n" in text_of(mail)
+    assert "The link works once, for 1 hour." in text_of(mail)
+    assert f'<a href="{link}">{link}</a>' in html_of(mail)
+    assert set(re.findall(r"https?://[^\s<\"]+", text_of(mail) + html_of(mail))) == {link}
+    for word in ("evil", "spam", "Buy"):
+        assert word not in mail.as_string()
+    page = await client.get(urlsplit(link).path.removeprefix(f"/api{PREFIX}"))
+    assert page.status_code == 200
+    assert mail["From"] == "Example <no-reply@example.org>"
+    assert mail["Auto-Submitted"] == "auto-generated"
+
+
+async def test_link_leads_to_the_page_of_the_settings(settings: Settings, mails: MailServer) -> None:
+    async with serve(change(settings, password_reset_url="https://www.example.org/reset?lang=en")) as service:
+        await register(service.client)
+        await request_reset(service.client)
+
+        mail = await mails.wait_for(RESET)
+
+    assert "\nhttps://www.example.org/reset?lang=en#token=" in text_of(mail)
+
+
+@pytest.mark.parametrize("kind", ["unknown", "inactive", "look-alike"])
+async def test_response_is_the_same_if_no_mail_is_sent(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, kind: str
+) -> None:
+    """A dotless i has the upper case of `i`, so some databases and languages take both for the same."""
+    await register(client, "mike@example.com")
+    if kind == "inactive":
+        await session.execute(update(User).values(is_active=False))
+        await session.commit()
+    email = {"unknown": "bob@example.com", "inactive": "mike@example.com", "look-alike": "m\u0131ke@example.com"}[kind]
+
+    response = await request_reset(client, email)
+    await wait_until_outbox_is_empty(session)
+
+    assert (response.status_code, response.json()) == (202, ACCEPTED)
+    assert RESET not in [mail["Subject"] for mail in mails.mails]
+    assert not (await session.scalars(select(AccountToken).where(AccountToken.purpose == "password_reset"))).all()
+
+
+async def test_mail_goes_to_the_stored_address_whatever_the_case_of_the_request(
+    client: httpx.AsyncClient, mails: MailServer
+) -> None:
+    await register(client, "Ann@Example.com")
+
+    await request_reset(client, "ANN@EXAMPLE.COM")
+
+    mail = await mails.wait_for(RESET, "ann@example.com")
+    assert mail["To"] == "ann@example.com"
+
+
+async def test_further_mails_to_one_address_are_dropped_in_silence(
+    settings: Settings, mails: MailServer, logs: list[structlog.typing.EventDict]
+) -> None:
+    async with serve(change(settings, rate_limit_recipient="3/hour")) as service:
+        await register(service.client)
+        responses = [await request_reset(service.client) for _ in range(5)]
+        responses += [await request_reset(service.client, "bob@example.com") for _ in range(5)]
+        await request_verification(service.client)  # another kind of mail
+        await mails.wait_for(VERIFICATION, number=2)
+        async with AsyncSession(service.state["engine"]) as session:
+            await wait_until_outbox_is_empty(session)
+
+    assert {(response.status_code, response.text) for response in responses} == {(202, '{"status":"accepted"}')}
+    assert len([mail for mail in mails.mails if mail["Subject"] == RESET]) <= 3
+    assert [entry["kind"] for entry in logs if "too many" in entry["event"]] == ["password_reset"] * 4
+
+
+async def test_requests_are_limited_by_client_before_the_account_is_looked_up(settings: Settings) -> None:
+    async with serve(change(settings, rate_limit_mail="2/minute")) as service:
+        await register(service.client)
+
+        statuses = [
+            (await request_reset(service.client, email)).status_code
+            for email in ("ann@example.com", "bob@example.com", "ann@example.com", "bob@example.com")
+        ]
+
+    assert statuses == [202, 202, 429, 429]
+
+
+async def test_token_works_once(client: httpx.AsyncClient, mails: MailServer) -> None:
+    await register(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+
+    first, second = await reset(client, token), await reset(client, token, "a third password")
+
+    assert first.status_code == 204
+    assert (second.status_code, second.json()) == (400, INVALID)
+    assert (await log_in(client, password=NEW_PASSWORD)).status_code == 200
+
+
+async def test_concurrent_uses_of_a_token_set_one_password(client: httpx.AsyncClient, mails: MailServer) -> None:
+    await register(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+    passwords = [f"new password {number}" for number in range(4)]
+
+    responses = await asyncio.gather(*(reset(client, token, password) for password in passwords))
+
+    statuses = [response.status_code for response in responses]
+    assert sorted(statuses) == [204, 400, 400, 400]
+    assert (await log_in(client, password=passwords[statuses.index(204)])).status_code == 200
+
+
+async def test_weak_password_leaves_the_token_valid(client: httpx.AsyncClient, mails: MailServer) -> None:
+    await register(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+
+    weak = await reset(client, token, "short")
+
+    assert weak.status_code == 422
+    assert (await reset(client, token)).status_code == 204
+
+
+async def test_newer_link_makes_an_older_one_invalid(client: httpx.AsyncClient, mails: MailServer) -> None:
+    await register(client)
+    await request_reset(client)
+    older = await token_from(mails, RESET)
+    await request_reset(client)
+    newer = await token_from(mails, RESET, number=2)
+
+    assert newer != older
+    assert (await reset(client, older)).status_code == 400
+    assert (await reset(client, newer)).status_code == 204
+
+
+@pytest.mark.parametrize("end", ["password change", "deactivation", "deletion", "change of the address", "expiry"])
+async def test_link_ends_with_what_it_depends_on(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, end: str
+) -> None:
+    root = await sign_up_superuser(client, session)
+    ann = await sign_up(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+    url = f"/users/{ann.id}"
+
+    match end:
+        case "password change":
+            passwords = {"current_password": PASSWORD, "new_password": "a third password"}
+            await client.put("/users/me/password", headers=ann.auth, json=passwords)
+        case "deactivation":
+            await client.patch(url, headers=root.auth, json={"is_active": False})
+            await client.patch(url, headers=root.auth, json={"is_active": True})
+        case "deletion":
+            await client.delete(url, headers=root.auth)
+        case "change of the address":
+            await client.patch(url, headers=root.auth, json={"email": "new@example.com"})
+        case _:
+            await session.execute(update(AccountToken).values(expires_at=utc_now() - timedelta(seconds=1)))
+            await session.commit()
+    response = await reset(client, token)
+
+    assert (response.status_code, response.json()) == (400, INVALID)
+
+
+async def test_logout_and_refresh_leave_the_link_valid(client: httpx.AsyncClient, mails: MailServer) -> None:
+    ann = await sign_up(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+
+    await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})
+    await client.delete("/auth/sessions", headers=ann.auth)
+
+    assert (await reset(client, token)).status_code == 204
+
+
+async def test_token_for_another_purpose_is_invalid(client: httpx.AsyncClient, mails: MailServer) -> None:
+    await register(client)
+    await request_reset(client)
+    for_reset, for_verification = await token_from(mails, RESET), await token_from(mails, VERIFICATION)
+
+    assert (await reset(client, for_verification)).status_code == 400
+    assert (await verify(client, for_reset, PASSWORD)).status_code == 400
+    assert (await verify(client, for_verification, PASSWORD)).status_code == 204
+    assert (await reset(client, for_reset)).status_code == 204
+
+
+async def test_forged_tokens_are_invalid(client: httpx.AsyncClient, mails: MailServer) -> None:
+    await register(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+    other_signature = token[:-4] + ("AAAA" if token[-4:] != "AAAA" else "BBBB")
+
+    for forged in ("", "x", "é", token[:24], token[:-4], token + token, other_signature, "A" * 64, "A" * 256):
+        response = await reset(client, forged)
+
+        assert (response.status_code, response.json()) == (400, INVALID), forged
+    assert (await reset(client, "A" * 257)).status_code == 422
+    assert (await reset(client, token)).status_code == 204
+
+
+async def test_reset_cancels_a_pending_change_of_the_address(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
+    """Somebody else may have been logged in, and may have entered their own address."""
+    ann = await sign_up(client)
+    await client.patch("/users/me", headers=ann.auth, json={"email": "thief@example.com"})
+    token = await token_from(mails, CHANGE, "thief@example.com")
+    await request_reset(client)
+
+    await reset(client, await token_from(mails, RESET))
+
+    assert (await verify(client, token, NEW_PASSWORD)).status_code == 400
+    user = (await session.scalars(select(User))).one()
+    assert (user.email, user.pending_email) == ("ann@example.com", None)
+    assert await mails.wait_for("A new email address was entered for your account")
+
+
+async def test_refresh_during_the_reset_leaves_no_login(client: httpx.AsyncClient, mails: MailServer) -> None:
+    ann = await sign_up(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+
+    async def keep_refreshing() -> list[httpx.Response]:
+        responses: list[httpx.Response] = []
+        refresh_token = ann.refresh_token
+        while not responses or responses[-1].status_code == 200:
+            responses.append(await client.post("/auth/refresh", json={"refresh_token": refresh_token}))
+            refresh_token = responses[-1].json().get("refresh_token")
+        return responses
+
+    refreshing = asyncio.create_task(keep_refreshing())
+    done = await reset(client, token)
+    responses = await refreshing
+
+    assert done.status_code == 204
+    assert responses[-1].status_code == 401
+    for response in responses[:-1]:
+        auth = {"Authorization": f"Bearer {response.json()['access_token']}"}
+        assert (await client.get("/users/me", headers=auth)).status_code == 401
+
+
+async def test_opening_the_page_spends_nothing(client: httpx.AsyncClient, mails: MailServer) -> None:
+    """Mail scanners open links, some of them several times."""
+    await register(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+
+    for method in ("GET", "HEAD") * 5:
+        assert (await client.request(method, f"/account/password-reset?token={token}")).status_code == 200
+
+    assert (await reset(client, token)).status_code == 204
+
+
+async def test_token_is_in_no_table_and_in_no_log(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, logs: list[structlog.typing.EventDict]
+) -> None:
+    await register(client)
+    await request_reset(client)
+    token = await token_from(mails, RESET)
+    await wait_until_outbox_is_empty(session)
+
+    stored = [row for table in Base.metadata.sorted_tables for row in await session.execute(select(table))]
+    await reset(client, token)
+
+    signature = urlsafe_b64decode(token)[16:]
+    for secret in (token, repr(signature), signature.hex()):
+        assert secret not in repr(stored)
+        assert secret not in repr(logs)
+    assert "ann@example.com" not in repr(logs)
+    assert [entry["kind"] for entry in logs if entry["event"] == "mail sent"][:2]
+
+
+async def test_link_survives_a_change_of_the_secret_key(settings: Settings, mails: MailServer) -> None:
+    async with serve(settings) as service:
+        await register(service.client)
+        await request_reset(service.client)
+        token = await token_from(mails, RESET)
+
+    new_key = {"secret_key": "another secret key, also of 32 bytes or more"}
+    async with serve(change(settings, **new_key)) as service:
+        assert (await reset(service.client, token)).status_code == 400
+    async with serve(change(settings, **new_key, secret_key_previous=SECRET_KEY)) as service:
+        assert (await reset(service.client, token)).status_code == 204
+
+
+async def test_superuser_has_a_mail_sent(client: httpx.AsyncClient, session: AsyncSession, mails: MailServer) -> None:
+    root = await sign_up_superuser(client, session)
+    ann = await sign_up(client)
+
+    response = await client.post(f"/users/{ann.id}/password-reset", headers=root.auth)
+
+    assert (response.status_code, response.json()) == (202, ACCEPTED)
+    assert (await reset(client, await token_from(mails, RESET))).status_code == 204
+    assert (await client.post("/users/99/password-reset", headers=root.auth)).status_code == 404

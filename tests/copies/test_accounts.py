@@ -1,0 +1,40 @@
+"""The commands of the page about accounts, with the mail read from the log."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import PATIENCE, free_port, get_or_none, until
+
+from tests.pages import command
+
+
+@pytest.fixture
+def server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[tuple[str, Path]]:
+    """The URL of the service without any settings, and the file of its log."""
+    port, log = free_port(), tmp_path / "service.log"
+    arguments = [sys.executable, "-m", "uvicorn", "app.main:app", f"--port={port}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(arguments, cwd=tmp_path, env=clean_environment, stdout=output, stderr=output)
+    until(lambda: get_or_none(f"http://127.0.0.1:{port}/health"), "the service responds")
+    yield f"http://127.0.0.1:{port}", log
+    process.terminate()
+    process.wait(timeout=PATIENCE)
+
+
+def test_account_is_recovered_with_curl(server: tuple[str, Path]) -> None:
+    url, log = server
+    session = command("curl-accounts").replace("http://127.0.0.1:8000", url).replace("service.log", str(log))
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    script = "\necho; echo ---\n".join(step for step, _ in steps)
+
+    result = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=10 * PATIENCE)
+
+    outputs = result.stdout.split("---\n")
+    assert len(outputs) == len(steps)
+    for (step, expected), output in zip(steps, outputs, strict=True):
+        pattern = ".+".join(map(re.escape, expected.strip().split("…")))
+        assert re.fullmatch(pattern, output.strip()), f"$ {step}\n{output}"

@@ -1,0 +1,380 @@
+"""The outbox: no mail is lost, none blocks another, and no request waits for the mail server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+import pytest
+import structlog
+from processes import free_port
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from app.database import create_engine, utc_now
+from app.errors import OutageLog
+from app.limiter import MemoryCounter, RateLimiter
+from app.mail import sender as sender_module
+from app.mail.message import Content
+from app.mail.models import Mail
+from app.mail.outbox import Outbox
+from app.mail.sender import LEASE, MAX_AGE, Sender
+from app.settings import Settings
+from tests.conftest import NO_LIMIT, change, make_settings, serve
+from tests.people import register
+from tests.smtp_server import MailServer, mail_server, text_of
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the tests wait for tenths of seconds instead of seconds."""
+    monkeypatch.setattr(sender_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(sender_module, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(sender_module, "FIRST_RETRY", timedelta(seconds=0.1))
+
+
+@pytest.fixture
+async def mails() -> AsyncIterator[MailServer]:
+    async with mail_server() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(database_url: str, mails: MailServer) -> Settings:
+    return make_settings(
+        database_url=database_url,
+        database_migrate=False,
+        mail=True,
+        smtp_url=f"smtp://127.0.0.1:{mails.port}",
+        mail_from="no-reply@example.org",
+        rate_limit_recipient=NO_LIMIT,
+    )
+
+
+@pytest.fixture
+async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(settings)
+    yield engine
+    await engine.dispose()
+
+
+async def write_number(_: AsyncSession, mail: Mail) -> Content | None:
+    """Write a mail about its number. There is nothing to say about zero."""
+    number = mail.context["number"]
+    return Content(f"Mail {number}", f"This is mail {number}.") if number else None
+
+
+class Worker:
+    """A sender, with an outbox of its own, as each worker has them."""
+
+    def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
+        limiter = RateLimiter(settings, None, MemoryCounter())
+        self.outbox = Outbox({"test": write_number}, limiter)
+        self.sender = Sender(settings, engine, self.outbox, OutageLog(settings))
+
+
+@pytest.fixture
+def worker(settings: Settings, engine: AsyncEngine) -> Worker:
+    return Worker(settings, engine)
+
+
+async def add(engine: AsyncEngine, outbox: Outbox, *numbers: int, recipient: str = "ann@example.com") -> None:
+    """Add mails in one transaction."""
+    async with AsyncSession(engine) as session, session.begin():
+        for number in numbers:
+            await outbox.add(session, "test", recipient, number=number)
+
+
+async def stored_mails(engine: AsyncEngine) -> list[Mail]:
+    async with AsyncSession(engine) as session:
+        return list(await session.scalars(select(Mail)))
+
+
+async def wait_for_mails(engine: AsyncEngine, condition: Callable[[list[Mail]], bool]) -> list[Mail]:
+    """Return the mails in the outbox when they meet a condition."""
+    while not condition(found := await stored_mails(engine)):  # noqa: ASYNC110  there is no event
+        await asyncio.sleep(0.01)
+    return found
+
+
+async def wait_until_empty(engine: AsyncEngine) -> None:
+    """Return when all mails have been sent or given up."""
+    await wait_for_mails(engine, lambda mails: not mails)
+
+
+Logs = list[structlog.typing.EventDict]
+
+
+async def wait_for_log(logs: Logs, event: str) -> structlog.typing.EventDict:
+    """Return the first line of the log about an event."""
+    while not (found := [entry for entry in logs if entry["event"] == event]):  # noqa: ASYNC110  there is no event
+        await asyncio.sleep(0.01)
+    return found[0]
+
+
+async def test_mail_is_sent_after_the_commit_and_deleted(
+    worker: Worker, engine: AsyncEngine, mails: MailServer
+) -> None:
+    async with worker.sender.run():
+        async with AsyncSession(engine) as session:
+            await worker.outbox.add(session, "test", "ann@example.com", number=1)
+            await session.commit()
+        mail = await mails.wait_for("Mail 1")
+        await wait_until_empty(engine)
+
+    assert text_of(mail) == "This is mail 1.\n"
+    assert worker.sender.is_available
+
+
+async def test_mail_of_a_failed_transaction_is_not_sent(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
+    async with worker.sender.run():
+        async with AsyncSession(engine) as session:
+            await worker.outbox.add(session, "test", "ann@example.com", number=1)
+            await session.flush()
+            await session.rollback()
+        await add(engine, worker.outbox, 2)
+        await mails.wait_for("Mail 2")
+
+    assert len(mails.mails) == 1
+
+
+async def test_mail_with_nothing_to_say_is_deleted(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 0)
+        await wait_until_empty(engine)
+
+    assert mails.mails == []
+
+
+async def test_mail_of_an_unknown_kind_is_left_alone(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
+    """During a rollout, another release may write a kind that this one does not know."""
+    async with AsyncSession(engine) as session:
+        session.add(Mail(kind="later", recipient="ann@example.com", context={}))
+        await worker.outbox.add(session, "unknown", "ann@example.com", number=1)
+        await session.commit()
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 2)
+        await mails.wait_for("Mail 2")
+
+    assert [mail.kind for mail in await stored_mails(engine)] == ["later"]
+
+
+async def test_mail_of_a_killed_process_is_sent_by_the_next(
+    worker: Worker, engine: AsyncEngine, mails: MailServer
+) -> None:
+    await add(engine, worker.outbox, 1)  # and the process was killed before its sender looked
+
+    async with worker.sender.run():
+        await mails.wait_for("Mail 1")
+
+
+async def test_mail_that_was_being_sent_by_a_killed_process_is_sent_after_its_lease(
+    worker: Worker, engine: AsyncEngine, mails: MailServer
+) -> None:
+    await add(engine, worker.outbox, 1, 2)
+    async with AsyncSession(engine) as session, session.begin():
+        first = (await session.scalars(select(Mail).order_by(Mail.created_at))).first()
+        assert first
+        first.next_attempt_at, first.attempts = utc_now() + LEASE, 1
+    async with worker.sender.run():
+        (waiting,) = await wait_for_mails(engine, lambda mails: len(mails) == 1)
+        is_untouched = waiting.attempts == 1
+        async with AsyncSession(engine) as session, session.begin():
+            await session.execute(update(Mail).values(next_attempt_at=utc_now()))
+        await wait_until_empty(engine)
+
+    assert is_untouched
+    assert len(mails.mails) == 2
+
+
+async def test_mail_that_is_sent_twice_has_the_same_id_and_date(
+    engine: AsyncEngine, worker: Worker, mails: MailServer
+) -> None:
+    """As if the process were killed after the mail server has accepted the mail, and before it is deleted."""
+    await add(engine, worker.outbox, 1)
+    (row,) = await stored_mails(engine)
+    again = Mail(id=row.id, kind=row.kind, recipient=row.recipient, context=row.context, created_at=row.created_at)
+    async with worker.sender.run():
+        await wait_until_empty(engine)
+        async with AsyncSession(engine) as session, session.begin():
+            session.add(again)
+        await wait_until_empty(engine)
+
+    first, second = mails.mails
+    assert first["Message-ID"] == second["Message-ID"]
+    assert first["Date"] == second["Date"]
+
+
+async def test_workers_send_each_mail_once(settings: Settings, engine: AsyncEngine, mails: MailServer) -> None:
+    workers = [Worker(settings, engine) for _ in range(4)]
+    await add(engine, workers[0].outbox, *range(1, 41))
+
+    async with AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(worker.sender.run())
+        await wait_until_empty(engine)
+
+    assert sorted(str(mail["Subject"]) for mail in mails.mails) == sorted(f"Mail {n}" for n in range(1, 41))
+
+
+async def test_refused_mails_block_no_other(worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs) -> None:
+    mails.replies |= {"gone@example.com": "550 no such user", "busy@example.com": "450 mailbox busy"}
+    async with AsyncSession(engine) as session, session.begin():
+        for number in range(1, 5):
+            await worker.outbox.add(session, "test", "gone@example.com", number=number)
+            await worker.outbox.add(session, "test", "busy@example.com", number=number)
+        await worker.outbox.add(session, "test", "ann@example.com", number=9)
+    async with worker.sender.run():
+        await mails.wait_for("Mail 9")
+        waiting = await wait_for_mails(engine, lambda mails: len(mails) == 4)
+
+    assert {mail.recipient for mail in waiting} == {"busy@example.com"}
+    given_up = [entry for entry in logs if entry["event"] == "mail given up"]
+    assert [entry["log_level"] for entry in given_up] == ["warning"] * 4
+    assert {entry["reason"] for entry in given_up} == {"550 no such user"}
+    assert "@example.com" not in repr(given_up)
+
+
+async def test_deferred_mail_is_sent_later(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
+    mails.replies["ann@example.com"] = "450 mailbox busy"
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 1)
+        await wait_for_mails(engine, lambda mails: mails[0].attempts >= 3)
+        del mails.replies["ann@example.com"]
+        await wait_until_empty(engine)
+
+    assert len(mails.mails) == 1
+
+
+async def test_mail_is_given_up_after_two_days(
+    worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
+) -> None:
+    mails.replies["ann@example.com"] = "450 mailbox busy"
+    await add(engine, worker.outbox, 1)
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(update(Mail).values(created_at=utc_now() - MAX_AGE - timedelta(seconds=1)))
+
+    async with worker.sender.run():
+        await wait_until_empty(engine)
+
+    assert [entry["reason"] for entry in logs if entry["event"] == "mail given up"] == ["450 mailbox busy"]
+
+
+async def test_mails_are_sent_when_the_mail_server_is_back(settings: Settings, engine: AsyncEngine, logs: Logs) -> None:
+    port = free_port()
+    worker = Worker(change(settings, smtp_url=f"smtp://127.0.0.1:{port}"), engine)
+    async with worker.sender.run():
+        await add(engine, worker.outbox, *range(1, 11))
+        await wait_for_mails(engine, lambda mails: sum(mail.attempts for mail in mails) >= 4)
+        was_available = worker.sender.is_available
+        async with mail_server(port=port) as server:
+            await wait_until_empty(engine)
+        is_available = worker.sender.is_available
+
+    assert (was_available, is_available) == (False, True)
+    assert len({mail["Message-ID"] for mail in server.mails}) == 10
+    lines = [(entry["log_level"], entry["event"]) for entry in logs if "mail server" in entry["event"]]
+    assert lines == [
+        ("warning", "the mail server is unavailable: mails wait"),
+        ("info", "the mail server accepts mails again"),
+    ]
+
+
+async def test_error_in_a_writer_is_logged_and_blocks_no_other_mail(
+    worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
+) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        session.add(Mail(kind="test", recipient="ann@example.com", context={}))  # without a number
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 2)
+        await mails.wait_for("Mail 2")
+        failure = await wait_for_log(logs, "mail failed")
+
+    assert failure["log_level"] == "error"
+    assert [mail.context for mail in await stored_mails(engine)] == [{}]
+
+
+async def test_outage_of_the_database_does_not_end_the_sender(
+    worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
+) -> None:
+    rename = "ALTER TABLE {} RENAME TO {}"
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql(rename.format("mails", "hidden"))
+    async with worker.sender.run():
+        await wait_for_log(logs, "the mail sender failed")
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql(rename.format("hidden", "mails"))
+        await add(engine, worker.outbox, 1)
+        await mails.wait_for("Mail 1")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_unavailable_database_is_logged_as_an_outage(settings: Settings, logs: Logs) -> None:
+    engine = create_engine(change(settings, database_url=f"postgresql://127.0.0.1:{free_port()}/x"))
+    worker = Worker(settings, engine)
+    async with worker.sender.run():
+        await wait_for_log(logs, "database unavailable")
+    await engine.dispose()
+
+    assert not [entry for entry in logs if entry["log_level"] == "error"]
+
+
+async def test_shutdown_finishes_the_mail_that_is_being_sent(
+    engine: AsyncEngine, worker: Worker, mails: MailServer
+) -> None:
+    entered, may_continue = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: AsyncSession, mail: Mail) -> Content:
+        entered.set()
+        await may_continue.wait()
+        return Content(f"Mail {mail.context['number']}", "Hello.")
+
+    worker.outbox.writers = {"test": wait}
+    await add(engine, worker.outbox, 1, 2)
+    async with worker.sender.run():
+        await entered.wait()
+        asyncio.get_running_loop().call_later(0.1, may_continue.set)
+
+    assert len(mails.mails) == 1
+    assert len(await stored_mails(engine)) == 1
+
+
+async def test_shutdown_does_not_wait_for_a_silent_mail_server(
+    settings: Settings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "SHUTDOWN_SECONDS", 0.1)
+    connected, finished = asyncio.Event(), asyncio.Event()
+
+    async def keep_silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await finished.wait()
+        writer.close()
+
+    server = await asyncio.start_server(keep_silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    worker = Worker(change(settings, smtp_url=f"smtp://127.0.0.1:{port}"), engine)
+    await add(engine, worker.outbox, 1)
+    async with asyncio.timeout(60):
+        async with worker.sender.run():
+            await connected.wait()
+    finished.set()
+    server.close()
+    await server.wait_closed()
+
+    (mail,) = await stored_mails(engine)
+    assert mail.attempts == 1
+
+
+async def test_readiness_reports_the_mail_server_without_becoming_unready(settings: Settings, logs: Logs) -> None:
+    away = change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}")
+    async with serve(settings) as service:
+        ready = await service.client.get("/health/ready")
+    async with serve(away) as service:
+        await register(service.client)
+        await wait_for_log(logs, "the mail server is unavailable: mails wait")
+        unavailable = await service.client.get("/health/ready")
+
+    assert (ready.status_code, ready.json()["mail"]) == (200, "available")
+    assert (unavailable.status_code, unavailable.json()["mail"]) == (200, "unavailable")
