@@ -45,7 +45,8 @@ workers = capacity.workers  # WEB_CONCURRENCY; 2 x CPUs + 1 by default
 worker_connections = 1000  # has no effect on Uvicorn workers
 max_requests = settings.max_requests  # MAX_REQUESTS; 1000 by default
 max_requests_jitter = settings.max_requests_jitter  # MAX_REQUESTS_JITTER; 100 by default
-# For the heartbeat files. A read-only root file system has no other place, and a slow disk would block the workers.
+# For the heartbeat files. A read-only root file system has no other place for them, and a slow disk would block the
+# workers.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn creates unguessable names
 
 # Timeouts, each longer than the ones inside it: DATABASE_STATEMENT_TIMEOUT (5), the last requests of a worker (25, see
@@ -122,5 +123,5 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     server.log.info("%s, and %d database connections", capacity.description, connections)
     if capacity.warning:
         server.log.warning(capacity.warning)
-    # Everything loaded so far stays. Without this, a worker would copy it to its own memory in a garbage collection.
+    # Objects loaded so far are never freed. Frozen, they are not copied to a worker's memory by its garbage collection.
     gc.freeze()

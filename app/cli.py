@@ -38,15 +38,15 @@ def main() -> None:
                 sys.stdout.write(json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n")
     except EmailTaken:
         sys.exit(
-            "A user with this address exists already, and is not changed. "
-            "A superuser can promote it. If there is none, create one with another address."
+            "A user with this address already exists, and was not changed. "
+            "A superuser can promote them. If there is no superuser, create one with another address."
         )
     except ValidationError as error:
         sys.exit("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
     except (StartupError, AppError) as error:
         sys.exit(str(error))
     except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D at a prompt
-        sys.exit(130)  # as a shell reports a command that Ctrl-C ended
+        sys.exit(130)  # the status that shells report after Ctrl-C
 
 
 def _create_parser() -> argparse.ArgumentParser:
@@ -128,7 +128,7 @@ async def _create_superuser(data: UserCreate) -> None:
 async def _set_password(data: _NewPassword) -> None:
     async with _open_session() as session:
         await service.set_password(session, Passwords(settings), data.email, data.password)
-    sys.stdout.write(f"The password of {data.email} is changed, and its logins have ended.\n")
+    sys.stdout.write(f"The password of {data.email} has been changed, and all of their logins have ended.\n")
 
 
 async def _end_logins(account: _Account) -> None:

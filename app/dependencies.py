@@ -1,4 +1,4 @@
-"""What a route can ask for in its signature."""
+"""Dependencies that routes declare in their signatures."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -28,7 +28,7 @@ async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
 
 def _check_nothing_is_pending(session: AsyncSession) -> None:
     if session.new or session.dirty or session.deleted:
-        raise RuntimeError("A ReadSession writes nothing. Depend on WriteSession to change objects.")
+        raise RuntimeError("ReadSession is read-only: depend on WriteSession to change objects.")
 
 
 # With scope="function" the code after `yield` runs before the response is sent. By default it would run afterwards.

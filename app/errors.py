@@ -28,7 +28,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
-from fastapi import FastAPI, Request, WebSocketDisconnect
+from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
@@ -52,7 +52,7 @@ _PHRASES = {
 OUTAGE_SECONDS = 30.0
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
-# The names of fields that are repeated in an error. Any other name may be a secret in the wrong place.
+# Names of fields that an error may repeat. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 # Together they keep the body of a 422 under 8 KiB, whatever the request contained.
 MAX_DETAILS = 20
@@ -75,7 +75,7 @@ class ErrorResponse(BaseModel):
 
     model_config = ConfigDict(title="Error")
 
-    error: str = Field(description="A sentence for people")
+    error: str = Field(description="A message for people")
     type: str = Field(description="A stable identifier for programs")
     details: Details = Field(None, description="The invalid fields, if any; some routes may return other details")
 
@@ -101,7 +101,7 @@ class AppError(Exception):
         self, message: str | None = None, *, headers: dict[str, str] | None = None, reason: str | None = None
     ) -> None:
         super().__init__(message or self.message)
-        self.own_headers = headers or {}
+        self.extra_headers = headers or {}
         self.reason = reason
 
 
@@ -244,17 +244,17 @@ def add_error_handlers(app: FastAPI) -> None:
 async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
     if error.reason:
         structlog.contextvars.bind_contextvars(reason=error.reason)
-    return error_response(error, headers=error.own_headers)
+    return error_response(error, headers=error.extra_headers)
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    """Respond to an HTTPException, raised by FastAPI or by a route, as to the AppError of the same status."""
+    """Respond to an HTTPException, raised by FastAPI or by a route, like the AppError with the same status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # FastAPI allows any JSON as the detail. A text replaces the message, anything else is added.
+    # FastAPI allows any JSON as the detail. A string replaces the message, anything else is added.
     message, details = (error.detail, None) if isinstance(error.detail, str) else (None, error.detail)
     for known in AppError.__subclasses__():
         if known.status == error.status_code:
@@ -305,7 +305,7 @@ def _describe(problem: dict[str, Any]) -> FieldError:
 
 
 class OutageLog:
-    """Logs the first failure of an outage with its reason, and then one line per 30 seconds with all reasons."""
+    """Logs the first failure of an outage, and then at most one line per 30 seconds with the most common reasons."""
 
     def __init__(self, settings: Settings) -> None:
         timeout, size = settings.database_pool_timeout, settings.database_pool_size

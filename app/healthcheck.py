@@ -1,4 +1,7 @@
-"""Exit with 0 if the server in this container responds 200 at /health. The image's HEALTHCHECK, instead of curl."""
+"""Exit with 0 if the server in this container responds with 200 at /health.
+
+It is the image's HEALTHCHECK, because the image has no curl.
+"""
 
 import http.client
 import os

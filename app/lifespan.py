@@ -21,7 +21,7 @@ from app.security import Passwords, Tokens
 from app.settings import Settings
 from app.startup import prepare_database
 
-# One for the rate limiter, which sends one command for all requests that wait, and one for the readiness check.
+# One for the rate limiter, which batches waiting requests into one command, and one for the readiness check.
 REDIS_CONNECTIONS = 2
 
 
@@ -43,15 +43,15 @@ class State(TypedDict):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-    """Create the state at startup, and close its connections at shutdown."""
+    """Create the state of the process at startup, and close its connections at shutdown."""
     asyncio.get_running_loop().set_exception_handler(ignore_abandoned_connections)
     settings: Settings = app.state.settings
     if not app.state.is_database_prepared:  # gunicorn.conf.py does it once for all workers
         await prepare_database(settings)
     # Created here and not at import: gunicorn forks after the import, and workers must not share connections.
     engine = create_engine(settings)
-    # The readiness check has its own connection. If it waited for one behind the requests, a busy worker would look
-    # like one without a database.
+    # The readiness check has its own connection. If it had to wait behind requests, a busy worker would look as if
+    # its database were down.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)

@@ -49,12 +49,12 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=f"{PREFIX}/openapi.json" if settings.docs else None,  # None also removes the pages
         docs_url=f"{PREFIX}/docs",
         redoc_url=f"{PREFIX}/redoc",
-        swagger_ui_oauth2_redirect_url=None,  # a page for a kind of login that is not offered
+        swagger_ui_oauth2_redirect_url=None,  # the page for OAuth2 login, which is not offered
     )
     app.state.settings = settings
     app.state.is_database_prepared = False  # see lifespan.py
     app.state.rate_counter = MemoryCounter()  # shared by the workers, which are forked later
-    app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
+    app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as in FastAPI's documentation
     add_routers(app)
     applications = {path: route.app for path, route in iter_routes(app.routes) if isinstance(route.app, FastAPI)}
     applications[""] = app
@@ -107,5 +107,7 @@ log = structlog.stdlib.get_logger("app")
 for warning in describe_unknown_names(settings):
     log.warning(warning)
 if "secret_key" not in settings.model_fields_set:
-    log.warning("SECRET_KEY is not set: access tokens are signed with a random key, and end with this process")
+    log.warning(
+        "SECRET_KEY is not set: access tokens are signed with a random key, and become invalid when this process stops"
+    )
 app = create_app(settings)

@@ -54,13 +54,15 @@ def _split(value: object) -> object:
 
 
 def _check_network(value: str) -> str:
-    # Uvicorn would take any other string for a host name, and `*` or 0.0.0.0/0 would trust every client.
+    # Uvicorn would treat any other string as a host name, and `*` or 0.0.0.0/0 would trust every client.
     try:
         is_valid = ip_network(value).prefixlen > 0
     except ValueError:
         is_valid = False
     if not is_valid:
-        raise ValueError("must be addresses or networks like 10.0.0.0/8, not names, and not all addresses")
+        raise ValueError(
+            "must be addresses or networks like 10.0.0.0/8, neither host names nor a network of all addresses"
+        )
     return value
 
 
@@ -130,10 +132,10 @@ class SettingsFiles(BaseSettings):
 
     environment: Literal["development", "test", "production"] = Field(
         "development",
-        description="`production` refuses unsafe settings; also names a second file, `.env.<ENVIRONMENT>`",
+        description="`production` refuses unsafe settings; also selects a second file, `.env.<ENVIRONMENT>`",
     )
     secrets_dir: Path = Field(
-        Path("/run/secrets"), description="Directory of secret files, each named like its variable"
+        Path("/run/secrets"), description="Directory of secret files, each named after its variable"
     )
 
 
@@ -151,7 +153,9 @@ class Settings(SettingsFiles):
         100, ge=0, description="Random extra requests per worker, so that workers are not all replaced at once"
     )
     keepalive_seconds: int = Field(
-        5, ge=1, description="Seconds that an idle connection is kept open; more than the proxy in front keeps it"
+        5,
+        ge=1,
+        description="Seconds that an idle connection is kept open; longer than the proxy in front keeps it open",
     )
     drain_seconds: int = Field(
         0,
@@ -177,7 +181,7 @@ class Settings(SettingsFiles):
         5, ge=1, description="Connections per worker for requests; the readiness check has one more"
     )
     database_pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before responding 503")
-    # Less than the pool's, so that an attempt from before the database came back ends before requests give up waiting.
+    # Less than the pool's, so that an attempt begun during an outage ends before waiting requests give up.
     database_connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a new connection")
     database_statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     database_migrate: bool | None = Field(
@@ -200,14 +204,14 @@ class Settings(SettingsFiles):
     access_token_minutes: int = Field(15, ge=1, le=525_600, description="Lifetime of an access token in minutes")
     refresh_token_days: int = Field(30, ge=1, le=3650, description="Lifetime of an unused refresh token in days")
     refresh_overlap_seconds: int = Field(
-        10, ge=0, le=300, description="Seconds in which a used refresh token returns the same next token again"
+        10, ge=0, le=300, description="Seconds during which a used refresh token still returns the same new token"
     )
     # The first choice of https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
     argon2_time_cost: int = Field(2, ge=1, description="Argon2id iterations")
     argon2_parallelism: int = Field(1, ge=1, description="Argon2id lanes")
     argon2_memory_kib: int = Field(19_456, description="Argon2id memory per hash in KiB")
     argon2_concurrency: int | None = Field(
-        None, ge=1, description="Hashes that a worker computes at a time; by default as many as fit into the memory"
+        None, ge=1, description="Hashes that a worker computes at a time; by default as many as fit in memory"
     )
 
     # Mail
@@ -243,7 +247,7 @@ class Settings(SettingsFiles):
     # HTTP
     max_body_size: int = Field(1_048_576, ge=0, description="Maximum size of a request body in bytes")
     max_total_body_size: int = Field(
-        16_777_216, ge=0, description="Maximum size of all request bodies that a worker holds at a time in bytes"
+        16_777_216, ge=0, description="Maximum total size in bytes of the request bodies that a worker holds at a time"
     )
     rate_limit: Rate = Field("600/minute", description="Requests allowed per client IP address")
     rate_limit_login: Rate = Field(
@@ -260,7 +264,7 @@ class Settings(SettingsFiles):
     allowed_hosts: Annotated[list[Host], *CommaSeparated] = Field(
         [],
         description="Comma-separated host names to accept in the Host header, `*.example.com` for subdomains, `*` for "
-        "any; required in production, elsewhere any; health checks accept any",
+        "any; required in production; otherwise any host is accepted; health checks always accept any",
     )
     docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json")
 
@@ -295,7 +299,7 @@ class Settings(SettingsFiles):
     @classmethod
     def _require_argon2_minimum(cls, memory: int, info: ValidationInfo) -> int:
         if memory < 8 * info.data.get("argon2_parallelism", 1):  # RFC 9106, section 3.1
-            raise ValueError("must be at least 8 for each of ARGON2_PARALLELISM")
+            raise ValueError("must be at least 8 times ARGON2_PARALLELISM")
         return memory
 
     @field_validator("database_url", "cors_origins", "allowed_hosts")
@@ -303,7 +307,7 @@ class Settings(SettingsFiles):
     def _check_for_production(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  of three fields
         if info.data.get("environment") == "production":
             if info.field_name == "database_url" and value.get_secret_value().startswith("sqlite"):
-                raise ValueError("must be PostgreSQL in production, SQLite is for development")
+                raise ValueError("must be PostgreSQL in production; SQLite is for development")
             if info.field_name == "cors_origins" and "*" in value:
                 raise ValueError("must name each origin in production, not *")
             if info.field_name == "allowed_hosts" and not value:
@@ -334,7 +338,7 @@ class Settings(SettingsFiles):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let secret files win over the environment, because the image sets DATABASE_URL there."""
+        """Let secret files win over the environment, because the image sets DATABASE_URL in the environment."""
         return init_settings, file_secret_settings, env_settings, dotenv_settings
 
 
@@ -371,7 +375,7 @@ def load_settings() -> Settings:
 
 
 def describe_unknown_names(settings: Settings) -> list[str]:
-    """Return a warning for each name in the `.env` files and SECRETS_DIR that is not a setting, such as a typing error.
+    """Return a warning for each name in the `.env` files and SECRETS_DIR that is not a setting, such as a typo.
 
     The environment itself is not checked, because it is full of the variables of other programs.
     """

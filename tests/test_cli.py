@@ -159,7 +159,7 @@ async def test_create_superuser_does_not_promote_an_existing_user(
     )
 
     assert result.status == 1
-    assert "A user with this address exists already" in result.stderr
+    assert "A user with this address already exists" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (await session.get_one(User, 1)).is_superuser
     await session.rollback()  # otherwise the login would wait for SQLite's write lock
@@ -173,7 +173,7 @@ async def test_set_password_changes_the_password_and_ends_all_logins(run: Run, s
 
     assert (result.status, result.stdout) == (
         0,
-        "The password of ann@example.com is changed, and its logins have ended.\n",
+        "The password of ann@example.com has been changed, and all of their logins have ended.\n",
     )
     assert "another password" not in result.stdout + result.stderr
     assert (await log_in(service.client)).status_code == 401

@@ -230,7 +230,7 @@ async def test_silent_server_returns_503_after_one_timeout(
     reasons = [entry["reason"] for entry in logs if entry["event"] == "database unavailable"]
     assert reasons[-1] == "TimeoutError: no answer within 1 s"
     assert after.status_code == 200
-    # 3 seconds, and 1. Each would take longer if the driver closed the connection in order.
+    # 3 seconds, and 1. Each would take longer if the driver closed the connection gracefully.
     assert seconds < 4.9
     assert ready_seconds < 2.9
 

@@ -39,7 +39,7 @@ async def login(  # noqa: PLR0913  all that a login takes
 
     Raises:
         RateLimited: Too many attempts for this account, from any address, whether or not the account exists.
-        LoginFailed: Unknown address, wrong password or inactive user. Each takes the same time.
+        LoginFailed: Unknown address, wrong password or inactive user. All three take the same time.
         EmailNotVerified: The credentials are correct, but the address must be verified first.
     """
     await limiter.enforce("account", credentials.email)
@@ -108,7 +108,7 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         .where(User.id == Login.user_id, User.is_active, User.security_stamp == Login.security_stamp)
         .exists()
     )
-    # One statement decides: of two requests with one token, the second waits, and then finds the token repeated.
+    # One statement decides: of two requests with the same token, the second waits, and then finds the token repeated.
     row = (
         await session.execute(
             update(Login)

@@ -17,7 +17,7 @@ from app.errors import (
 )
 
 DESCRIPTION = f"""\
-User accounts, and the logins that protect them.
+User accounts and authentication.
 
 ### Authentication
 

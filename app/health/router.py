@@ -18,7 +18,7 @@ from app.settings import Settings
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# An outage then shows within two seconds to a client that asks every second. Kubernetes' default is one second, too.
+# A client that polls every second then sees an outage within two. Kubernetes' default timeout is one second, too.
 READY_SECONDS = 1
 
 
@@ -63,7 +63,10 @@ async def health() -> Alive:
 
 @router.get("/live", response_description="The process responds", summary="Check liveness")
 async def live() -> Alive:
-    """Respond as long as the process runs. It uses nothing else, so an unavailable database restarts no container."""
+    """Respond as long as the process runs.
+
+    It depends on nothing else, so that containers are not restarted when the database is unavailable.
+    """
     return Alive()
 
 
@@ -75,7 +78,7 @@ async def live() -> Alive:
     summary="Check readiness",
 )
 async def ready(request: AppRequest) -> Ready:
-    """Respond 200 if the database answers a query within a second and the server is not shutting down.
+    """Respond with 200 if the database answers a query within a second and the server is not shutting down.
 
     `redis` is present if Redis is configured, and `mail` if a mail server is. The service works without them: mails
     are sent when the mail server is back.

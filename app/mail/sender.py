@@ -150,7 +150,7 @@ class Sender:
             await self._give_up(mail, reason)
             return
         wait = min(FIRST_RETRY * 2 ** min(mail.attempts - 1, 10), longest)
-        is_mine = Mail.id == mail.id, Mail.attempts == mail.attempts  # else the lease has ended
+        is_mine = Mail.id == mail.id, Mail.attempts == mail.attempts  # otherwise the lease has ended
         async with self._begin() as session:
             await session.execute(update(Mail).where(*is_mine).values(next_attempt_at=utc_now() + wait))
 

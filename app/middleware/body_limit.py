@@ -1,4 +1,4 @@
-"""Limit the size of request bodies: of each one, and of all that a worker holds at a time."""
+"""Limit the size of each request body, and of all bodies that a worker holds in memory."""
 
 import asyncio
 from contextlib import suppress
@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PayloadTooLarge, error_response
-from app.middleware.paths import find_option, list_option, route_path
+from app.middleware.paths import find_option, list_routes_with, route_path
 
 # Seconds that the connection stays open after a rejection. If it were closed with unread data in its buffer, it would
 # be reset, and the client might never see the response.
@@ -21,20 +21,20 @@ class BodyRejected(HTTPException):
 
 
 class BodyLimitMiddleware:
-    """Responds 413 to a body that is too large, by its Content-Length or while a route reads it.
+    """Responds with 413 to a body that is too large, by its Content-Length or while a route reads it.
 
     Only what a route reads is held in memory and counted.
 
     Args:
         app: The next application.
-        routes: The routes, of which some may have FastAPI's `max_body_size`.
+        routes: The routes. Some may have FastAPI's `max_body_size`.
         max_size: The maximum size of the bodies of all other routes, in bytes.
         max_total: The maximum size of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
         self.app = app
-        self.sizes = list_option(routes, lambda route: getattr(route, "max_body_size", None))
+        self.sizes = list_routes_with(routes, lambda route: getattr(route, "max_body_size", None))
         self.max_size = max_size
         self.max_total = max_total
         self.total = 0

@@ -1,4 +1,4 @@
-"""Respond to HEAD as to GET, without the body."""
+"""Respond to HEAD like GET, without the body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

@@ -36,12 +36,12 @@ def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
             yield from iter_routes(mounted.routes, path)
 
 
-def list_option(
+def list_routes_with(
     routes: Sequence[BaseRoute], get: Callable[[Any], Option | None]
 ) -> list[tuple[str, Pattern[str], Option]]:
     """Return the method, the pattern and the option of each route that has the option.
 
-    Middleware that runs before the router can so apply a rule that is written at a route.
+    This lets middleware that runs before the router apply a rule that is declared on a route.
     """
     return [
         (method, compile_path(path)[0], option)

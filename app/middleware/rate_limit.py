@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited, error_response
 from app.limiter import RateLimiter
-from app.middleware.paths import RESPONSE_STARTS, find_option, is_below, list_option, route_path
+from app.middleware.paths import RESPONSE_STARTS, find_option, is_below, list_routes_with, route_path
 
 _IPV6_HOST_BITS = 64
 
@@ -19,14 +19,14 @@ class RateLimitMiddleware:
 
     Args:
         app: The next application.
-        routes: The routes, of which some have a limit from `rate_limit`. All others share the limit named `default`.
+        routes: The routes. Those decorated with `rate_limit` have a limit of their own, all others share `default`.
         exempt: The roots of paths that are not counted, such as `/health/`.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: tuple[str, ...]) -> None:
         self.app = app
         self.exempt = exempt
-        self.limits = list_option(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
+        self.limits = list_routes_with(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or is_below(path := route_path(scope), self.exempt):
@@ -42,7 +42,7 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # If the route itself responds 429, the headers are those of the limit that it checked.
+            # If the route itself responds with 429, the headers are those of the limit that it checked.
             if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)

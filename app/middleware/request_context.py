@@ -63,7 +63,7 @@ class RequestContextMiddleware:
                 sent_at = perf_counter()
                 self._log(outer, scope, status, size, sent_at - started_at)
 
-        structlog.contextvars.clear_contextvars()  # a pipelined request starts in the context of the one before
+        structlog.contextvars.clear_contextvars()  # a pipelined request starts in the context of the previous one
         structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         try:
             await self.app(scope, receive_close_code, send_with_id)

@@ -11,7 +11,7 @@ log = structlog.stdlib.get_logger("app.error")
 
 
 class UnhandledErrorMiddleware:
-    """Responds 500 to any unhandled exception, and raises it again. The server logs it, and a test fails with it.
+    """Responds with 500 to any unhandled exception, and raises it again. The server logs it, and a test fails with it.
 
     It is inside the middleware that adds headers, so that these responses have them as well.
     """
@@ -34,12 +34,12 @@ class UnhandledErrorMiddleware:
 
         try:
             await self.app(scope, receive, track_response)
-        except asyncio.CancelledError:  # the server stops, and this request exceeds its grace
+        except asyncio.CancelledError:  # the server is stopping, and the grace period is over
             if is_complete:
                 log.warning("background task cancelled", path=scope["path"])
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:
-            if not has_started:  # else the server closes the connection after the partial response
+            if not has_started:  # otherwise the server closes the connection after the partial response
                 await error_response(InternalError)(scope, receive, send)
             raise

@@ -1,4 +1,4 @@
-"""The current user, as types for the signatures of routes."""
+"""Dependencies for the current user."""
 
 from typing import Annotated
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.database import Base, utc_now
 
 
-def _as_created(context: DefaultExecutionContext) -> datetime:
+def _same_as_created_at(context: DefaultExecutionContext) -> datetime:
     """Return the value of `created_at`, so that both are equal until the first update."""
     created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]  # SQLAlchemy's
     return created_at
@@ -39,7 +39,7 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_lower_case"),
-        # For searching by any part of three or more characters, in any case. PostgreSQL only.
+        # For searching by any part of three or more characters, ignoring case. PostgreSQL only.
         Index(
             "ix_users_search",
             "email",
@@ -63,7 +63,7 @@ class User(Base):
     # Changed to end all logins: when the password is changed or the account deactivated. Every token contains it.
     security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
-    updated_at: Mapped[datetime] = mapped_column(default=_as_created, onupdate=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=_same_as_created_at, onupdate=utc_now)
 
 
 class Login(Base):

@@ -79,7 +79,7 @@ async def read_me(user: CurrentUser) -> UserRecord:
     response_description="The updated user",
     summary="Update the current user",
 )
-@rate_limit("register")  # it also tells whether an address is taken
+@rate_limit("register")  # like registration, it reveals whether an address is taken
 async def update_me(
     user: CurrentUser, session: WriteSession, outbox: OutboxDep, limiter: LimiterDep, data: ProfileUpdate
 ) -> User:
@@ -88,7 +88,7 @@ async def update_me(
     A new email address is `pending_email` until the link that is sent to it is confirmed. The service may be set up
     without mail; then it replaces `email` at once.
     """
-    with missing_user_is_unauthenticated():
+    with respond_401_if_user_is_gone():
         return await service.update_profile(session, outbox, limiter, user, data)
 
 
@@ -121,13 +121,13 @@ async def change_my_password(  # noqa: PLR0913  each is needed
 )
 async def delete_me(user: CurrentUser, session: WriteSession) -> None:
     """Delete the account and everything that belongs to it. Its tokens stop working at once."""
-    with missing_user_is_unauthenticated():
+    with respond_401_if_user_is_gone():
         await service.delete_user(session, user.id)
 
 
 @contextmanager
-def missing_user_is_unauthenticated() -> Iterator[None]:
-    """If the account was deleted after the token was verified, respond 401."""
+def respond_401_if_user_is_gone() -> Iterator[None]:
+    """If the account was deleted after the token was verified, respond with 401."""
     try:
         yield
     except UserNotFound as error:
@@ -149,13 +149,13 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     request: Request,
     limit: Limit = 50,
     cursor: Cursor = None,
-    q: Annotated[Search | None, Query(description="Part of the email address or the name, in any case")] = None,
+    q: Annotated[Search | None, Query(description="Part of the email address or the name, ignoring case")] = None,
     is_active: Annotated[bool | None, Query(description="Only active users, or only inactive ones")] = None,
 ) -> Response:
     """List users, newest first. For superusers. `next_cursor` and the `Link` header lead to the next page, if any."""
     users, next_cursor = await service.list_users(reader, limit=limit, after=cursor, search=q, is_active=is_active)
     headers = {"Link": next_page_link(request, next_cursor)} if next_cursor else {}
-    # The rows have the types of UserResponse. To validate them would take a third of the request's time.
+    # The rows have the types of UserResponse. Validating them would take a third of the request's time.
     body = to_json({"items": users, "next_cursor": next_cursor})
     return Response(body, media_type="application/json", headers=headers)
 
@@ -184,7 +184,7 @@ async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> U
     summary="Update a user",
 )
 async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, data: UserUpdate) -> User:
-    """Update a user's email address, full name, activity or superuser status.
+    """Update a user's email address, full name, active status or superuser status.
 
     For superusers. The tokens of a deactivated user stop working at once.
     """

@@ -13,7 +13,7 @@ from app.schemas import ANY_TEXT, SINGLE_LINE, Input
 def normalize_email(address: str) -> str:
     """Return the form in which an address is stored and compared.
 
-    Each character is lowered by itself, because Python's `lower` depends on the neighbors of a sigma. Lowering can
+    Each character is lowercased by itself, because Python's `lower` depends on the neighbors of a sigma. Lowering can
     separate a letter from its accent, so the address is composed again (Unicode NFC).
     """
     return normalize("NFC", "".join(character.lower() for character in normalize("NFC", address)))
@@ -54,7 +54,7 @@ class ProfileUpdate(Input):
 
 
 class UserUpdate(ProfileUpdate):
-    """The fields that a superuser can change of any user. Omitted fields keep their values."""
+    """The fields of any user that a superuser can change. Omitted fields keep their values."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": False}]})
 

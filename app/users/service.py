@@ -51,7 +51,7 @@ async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) 
 
 
 async def find_user_by_email(reader: FastReader, email: str) -> UserRecord | None:
-    """Return the user with an email address, given in lower case, or None."""
+    """Return the user with an email address, in its normal form, or None."""
     row = await reader.fetch_one(_RECORD_BY_EMAIL, email=email)
     return UserRecord._make(row) if row else None
 
@@ -95,7 +95,7 @@ async def create_user(
     """Create a user. The address of a superuser counts as verified, because the operator of the server entered it.
 
     Raises:
-        EmailTaken: Another user has the address, in any case.
+        EmailTaken: Another user has the address, ignoring case.
     """
     return await add_user(
         session,
@@ -125,7 +125,7 @@ async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, 
     """Create a user, and ask for the confirmation of its address.
 
     Raises:
-        EmailTaken: Another user has the address, in any case.
+        EmailTaken: Another user has the address, ignoring case.
     """
     await outbox.add(session, "email_verification", data.email)
     return await create_user(session, passwords, data)
@@ -161,7 +161,7 @@ async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) 
     """
     changes = data.model_dump()
     if changes.get("is_active") is False or changes.get("is_superuser") is False:
-        await _refuse_last_superuser(session, user_id)
+        await _require_another_superuser(session, user_id)
     if changes.get("is_active") is False:
         changes |= new_security_stamp()
     if "email" in changes:
@@ -191,14 +191,14 @@ async def change_password(  # noqa: PLR0913  each is needed
     """Set a new password, end every login, and tell the user.
 
     Raises:
-        RateLimited: Too many attempts for this account, together with its logins.
+        RateLimited: Too many attempts for this account, including logins.
         WrongPassword: The current password is wrong, or has just been changed.
     """
     await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword
-    new_hash = await passwords.hash(data.new_password)  # before the session connects
+    new_hash = await passwords.hash(data.new_password)  # first, so that no connection is held meanwhile
     await outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)
@@ -247,12 +247,12 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
     """
     by_id = delete(User).where(User.id == user_id).returning(User.id)
     if await session.scalar(by_id.where(~User.is_superuser)) is None:
-        await _refuse_last_superuser(session, user_id)
+        await _require_another_superuser(session, user_id)
         if await session.scalar(by_id) is None:
             raise UserNotFound
 
 
-async def _refuse_last_superuser(session: AsyncSession, user_id: int) -> None:
+async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
     """Raise LastSuperuser if no active superuser would remain without this user.
 
     The rows are locked until the transaction ends: if two superusers remove each other, the second waits here, and then

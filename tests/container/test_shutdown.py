@@ -65,7 +65,7 @@ def test_request_longer_than_the_grace_returns_503_and_the_lifespan_shuts_down(
         assert response.result().status_code == 503
         assert response.result().json() == {"error": "Shutting down", "type": "service_unavailable"}
         assert container.exit_code == 0
-        assert container.messages("warning") == ["1 requests exceed the grace of 3 s and are cancelled"]
+        assert container.messages("warning") == ["1 requests exceed the grace period of 3 s and are cancelled"]
         assert container.messages("error") == []
         assert "Traceback" not in container.log
         assert container.log.count("Application shutdown complete.") == 2

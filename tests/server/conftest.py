@@ -40,7 +40,7 @@ def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Star
 
 @pytest.fixture
 def start_service(gunicorn: Start) -> Iterator[Start]:
-    """Start the service with one worker, by default on SQLite, and stop it in order after the test."""
+    """Start the service with one worker, by default on SQLite, and stop it gracefully after the test."""
     servers = []
 
     def start(app: str = "app.main:app", **variables: str) -> Gunicorn:

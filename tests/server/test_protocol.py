@@ -28,7 +28,7 @@ POST = b"POST /auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: application/j
 
 @pytest.fixture
 def start_service(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Start the service with one worker and short limits, and stop it in order after the test."""
+    """Start the service with one worker and short limits, and stop it gracefully after the test."""
     servers = []
 
     def start(**variables: str) -> Gunicorn:

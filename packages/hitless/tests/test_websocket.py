@@ -393,7 +393,7 @@ def test_message_that_takes_longer_than_the_grace_is_cancelled(start: Start) -> 
 
         assert close_code(client) == 1012
     assert server.wait() == 0
-    assert "1 requests exceed the grace of 2 s and are cancelled" in server.log
+    assert "1 requests exceed the grace period of 2 s and are cancelled" in server.log
     assert "has shut down its lifespan" in server.log
 
 

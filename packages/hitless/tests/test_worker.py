@@ -51,7 +51,7 @@ def test_request_longer_than_the_grace_is_cancelled(start: Start, background: Th
     server.send(signal.SIGTERM)
 
     assert server.wait() == 0
-    assert "1 requests exceed the grace of 1 s and are cancelled" in server.log
+    assert "1 requests exceed the grace period of 1 s and are cancelled" in server.log
     assert "has shut down its lifespan" in server.log
 
 

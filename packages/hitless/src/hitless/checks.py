@@ -29,7 +29,7 @@ def check_startup(arbiter: Arbiter) -> None:
     # A master that replaces another one (SIGUSR2), or that systemd starts, inherits its sockets.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
         for address in arbiter.address:
-            if isinstance(address, tuple):  # else a Unix socket
+            if isinstance(address, tuple):  # otherwise a Unix socket
                 check_address(*address)
 
 
@@ -37,11 +37,11 @@ def check_address(host: str, port: int) -> None:
     """Check that the address can be bound. gunicorn would try five times, and log a dozen lines.
 
     Raises:
-        StartupError: It cannot.
+        StartupError: The address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As gunicorn does: connections in TIME_WAIT are no obstacle.
+        # As gunicorn does: connections in TIME_WAIT do not prevent binding.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -53,7 +53,7 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
     """Check that both files can be read and belong together.
 
     Raises:
-        StartupError: They cannot, or do not.
+        StartupError: A file cannot be read, or they do not belong together.
     """
     for file in (certfile, keyfile):
         try:

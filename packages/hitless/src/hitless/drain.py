@@ -22,10 +22,10 @@ DRAINING, STOPPING = 1, 2
 # Shared by the master and its workers, because this module is imported before the fork.
 _draining = mmap.mmap(-1, 1)
 
-# Seconds between two checks whether a worker accepts.
+# Seconds between checks whether any worker accepts connections.
 POLL_INTERVAL = 0.1
 
-# asm-generic/socket.h; in Python's socket module from 3.14 on.
+# asm-generic/socket.h; in Python's socket module since 3.14.
 SO_BINDTOIFINDEX = 62
 NO_INTERFACE = 2**31 - 1
 
@@ -33,7 +33,7 @@ Arbiter = Any  # gunicorn has no type hints
 
 
 def is_draining() -> bool:
-    """Return whether the server was told to stop, so that readiness should fail."""
+    """Return whether the server was told to stop, in which case readiness checks should fail."""
     return _draining[0] != 0
 
 
@@ -73,7 +73,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         # Repeated, because workers may still be started until the master's loop handles the signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)
-        arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs which
+        arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs its name
 
     signal.signal(signal.SIGTERM, start_draining)
     signal.signal(signal.SIGINT, stop_now)
@@ -93,7 +93,7 @@ def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
 
 
 def refuse_connections(listener: socket.socket) -> None:
-    """Refuse new connections, and keep those in the backlog acceptable.
+    """Refuse new connections, and but let those in the backlog be accepted.
 
     Closing a listening socket resets the connections in its backlog, whose requests may have been sent already.
     Instead, the socket is bound to a network interface that does not exist. That needs no privilege (Linux 5.7) and

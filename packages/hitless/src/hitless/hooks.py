@@ -1,4 +1,4 @@
-"""The hooks that gunicorn.conf.py needs beside the worker class."""
+"""The hooks that gunicorn.conf.py needs in addition to the worker class."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

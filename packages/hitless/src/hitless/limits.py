@@ -1,4 +1,4 @@
-"""The limits of one connection, as far as they do not depend on the parser that reads it."""
+"""The limits of one connection, as far as they are independent of the parser."""
 
 import asyncio
 import contextlib
@@ -20,11 +20,11 @@ class Limits:
 
     Attributes:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
-        pipelined_requests: Maximum number of requests sent before earlier ones are answered. Browsers send none.
+        pipelined_requests: Maximum number of requests sent before earlier ones are answered. Browsers do not pipeline.
         request_seconds: Time for a request to arrive, in seconds. Each `bytes_per_second` received extend it by one
             second, but never to more than `request_seconds` from now, so that a body without progress is refused.
         bytes_per_second: Minimum upload rate once `request_seconds` are used up.
-        unread_seconds: Time after which a connection is closed whose client reads nothing of its response (Linux only).
+        unread_seconds: Time after which a connection is closed if its client reads none of the response (Linux only).
         websocket_message_size: Maximum size of a WebSocket message, in bytes. A larger one closes the connection.
         websocket_queue: Number of messages that wait for the application before no more are read. The last 1 KiB that
             was read may contain some more.
@@ -43,7 +43,7 @@ class Limits:
 
 
 class Deadline:
-    """A timer for one request at a time, which moves with the bytes that arrive.
+    """A timer for one request at a time, which is extended as bytes arrive.
 
     Attributes:
         received: The number of bytes of the request so far.

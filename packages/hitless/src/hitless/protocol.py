@@ -1,7 +1,7 @@
 """Uvicorn's HTTP/1.1 protocol with limits on what a client may send and how long it may take.
 
 Uvicorn by itself buffers a head of any size and any number of pipelined requests, waits for a request forever, and
-takes trailers for headers.
+treats trailers as headers.
 
 The callbacks of the parser, httptools, are the only part of hitless that a change of the parser would touch. See
 INTERNALS.md for what Uvicorn's newest protocol, zttp, would need.
@@ -114,7 +114,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._check_limits(is_new=is_new)
 
     def _check_limits(self, *, is_new: bool) -> None:
-        """Run the timer while a request is incomplete, and refuse data that never becomes one."""
+        """Run the timer while a request is incomplete, and refuse data that is too long for a head."""
         if self.is_refused:
             return
         if not self.is_incomplete:
@@ -144,7 +144,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
-        # The parser stops after a head with `Upgrade`, and would take a body for the next request.
+        # The parser stops after a head with `Upgrade`, and would treat a body as the next request.
         has_upgrade = self.parser.should_upgrade()
         if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError
@@ -190,7 +190,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_refused = True
         self.deadline.cancel()
         if self._follows_unanswered_requests():
-            # The earlier requests are answered. A refusal now would be taken for the response to one of them.
+            # Earlier requests still get their responses. A refusal now would be mistaken for one of those.
             if not self.in_head:
                 self.pipeline.popleft()
             last = self.pipeline[0][0] if self.pipeline else self.running

@@ -20,7 +20,7 @@ from hitless.shared import Phase, master_beat, silence_reported, starts
 
 log = logging.getLogger("uvicorn.error")
 
-# Seconds that a worker still answers on open connections after it has stopped accepting. A client that sends requests
+# Seconds for which a worker keeps serving open connections after it has stopped accepting. A client that sends requests
 # steadily sends its next one within this time, and learns from `Connection: close` to open a new connection.
 LAST_REQUESTS_SECONDS = 0.5
 # Seconds that a leaving worker waits for TLS handshakes in progress.
@@ -39,15 +39,17 @@ class GracefulServer(Server):
         worker: The worker's number among all workers.
         phase: The worker's phase, a byte that the master reads.
         notify: Sends a heartbeat to the master.
-        grace: Seconds for the last requests.
+        grace_seconds: The grace period: time for the last requests.
     """
 
-    def __init__(self, config: Config, *, worker: int, phase: mmap, notify: Callable[[], None], grace: float) -> None:
+    def __init__(
+        self, config: Config, *, worker: int, phase: mmap, notify: Callable[[], None], grace_seconds: float
+    ) -> None:
         super().__init__(config)
         self._worker = worker
         self._phase = phase
         self._notify = notify
-        self._grace = grace
+        self._grace_seconds = grace_seconds
         self._warn_at = math.inf
         self._acceptor: Acceptor
 
@@ -91,7 +93,7 @@ class GracefulServer(Server):
         self._phase[0] = Phase.LEAVING
         self._warn_at = time.monotonic() + PATIENCE_SECONDS
         with contextlib.suppress(OSError):  # the master has died
-            os.kill(os.getppid(), signal.SIGCHLD)  # makes it look at its workers now
+            os.kill(os.getppid(), signal.SIGCHLD)  # makes the master check its workers now
 
     def _warn_without_successor(self) -> None:
         """Log one line if the master has started no successor in time."""
@@ -109,9 +111,9 @@ class GracefulServer(Server):
             log.error("The master process has not responded for %d s: no worker is replaced", silence)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let clients leave, finish running requests within the grace, then shut down the lifespan."""
+        """Let clients leave, finish running requests within the grace period, then shut down the lifespan."""
         heartbeat = asyncio.create_task(self._send_heartbeat())
-        deadline = asyncio.get_running_loop().time() + self._grace
+        deadline = asyncio.get_running_loop().time() + self._grace_seconds
         self._phase[0] = Phase.STOPPING
         self._close_after_responses()
         if is_draining():
@@ -132,14 +134,14 @@ class GracefulServer(Server):
     def _close_after_responses(self) -> None:
         """Add `Connection: close` to every response from now on."""
         self.server_state.default_headers.append((b"connection", b"close"))
-        # Running requests may have copied the default headers before.
+        # Running requests may already have copied the default headers.
         for connection in self.server_state.connections:
             cycle = getattr(connection, "cycle", None)  # the running request of an HTTP/1.1 connection
             if cycle and not cycle.response_complete:
                 connection.shutdown()
 
     async def _finish_requests(self, deadline: float) -> None:
-        """Wait for running requests, and cancel those that take too long, so that the application can respond 503.
+        """Wait for running requests, and cancel those that take too long, so that the application can respond with 503.
 
         Uvicorn would cancel them too, but shut down the lifespan before they can respond.
         """
@@ -150,13 +152,15 @@ class GracefulServer(Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()  # again, which closes a WebSocket whose application is not idle
         if tasks := list(self.server_state.tasks):
-            log.warning("%d requests exceed the grace of %d s and are cancelled", len(tasks), self._grace)
+            log.warning(
+                "%d requests exceed the grace period of %d s and are cancelled", len(tasks), self._grace_seconds
+            )
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=LAST_REQUESTS_SECONDS)
 
     async def _send_heartbeat(self) -> None:
         """Send heartbeats for as long as a shutdown may take, and no longer."""
-        for _ in range(round(self._grace + LIFESPAN_SECONDS)):
+        for _ in range(round(self._grace_seconds + LIFESPAN_SECONDS)):
             self._notify()
             await asyncio.sleep(1)

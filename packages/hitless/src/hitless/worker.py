@@ -54,7 +54,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
     render_refusal: RenderRefusal = staticmethod(plain_text)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Run in the master, before the fork."""
+        """Called in the master, before the fork."""
         super().__init__(*args, **kwargs)
         self.config.root_path = self.cfg.root_path
         self.config.forwarded_allow_ips = add_mapped_addresses(self.cfg.forwarded_allow_ips)
@@ -97,7 +97,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
         """Log where the worker is stuck, and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
-        self.log.error("Stuck, and therefore replaced, at:\n%s", "".join(traceback.format_stack(frame)))
+        self.log.error("A stuck worker is replaced. It was at:\n%s", "".join(traceback.format_stack(frame)))
         os._exit(1)
 
     async def _serve(self) -> None:
@@ -112,7 +112,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
             worker=self.age,
             phase=self._phase,
             notify=self.notify,
-            grace=max(1, self.cfg.graceful_timeout - LIFESPAN_SECONDS),
+            grace_seconds=max(1, self.cfg.graceful_timeout - LIFESPAN_SECONDS),
         )
         await server.serve(sockets)
 

@@ -1,4 +1,4 @@
-"""A pytest plugin for Uvicorn's suite: hitless' protocol in the place of Uvicorn's for httptools."""
+"""A pytest plugin for Uvicorn's suite: hitless' protocol instead of Uvicorn's for httptools."""
 
 import pytest
 import uvicorn.protocols.http.httptools_impl

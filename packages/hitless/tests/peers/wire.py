@@ -81,7 +81,7 @@ class ServerThread(threading.Thread):
             worker=next(worker_numbers),
             phase=mmap(-1, 1),
             notify=lambda: None,
-            grace=PATIENCE,
+            grace_seconds=PATIENCE,
         )
 
     def run(self) -> None:

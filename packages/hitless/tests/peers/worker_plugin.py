@@ -1,4 +1,4 @@
-"""A pytest plugin for uvicorn-worker's suite: hitless' worker in the place of `UvicornWorker`, and more patience."""
+"""A pytest plugin for uvicorn-worker's suite: hitless' worker instead of `UvicornWorker`, and longer timeouts."""
 
 import os
 import subprocess
