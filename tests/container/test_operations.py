@@ -82,6 +82,18 @@ def test_disk_usage_is_shown_and_expired_logins_are_deleted(production: Compose)
     assert query(production, "SELECT count(*) FROM refresh_tokens") == "0"
 
 
+def test_waiting_mails_are_shown(production: Compose) -> None:
+    query(
+        production,
+        "INSERT INTO mails VALUES (gen_random_uuid(), 'password_reset', 'a@example.com', '{}', now(), now(), 3)",
+    )
+
+    output = run(production, command("waiting-mails"))
+
+    query(production, "DELETE FROM mails")
+    assert "password_reset |     1 |" in output
+
+
 def test_restarting_container_tells_why_and_can_be_inspected(production: Compose) -> None:
     file = production.file.with_name(".env.production")
     settings = file.read_text()
