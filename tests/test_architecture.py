@@ -108,6 +108,7 @@ DOCUMENTED_MODULES = {
     "starlette.responses",
     "starlette.routing",
     "starlette.types",
+    "starlette.websockets",
     "structlog",
     "structlog.contextvars",
     "structlog.dev",

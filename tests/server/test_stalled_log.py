@@ -31,7 +31,7 @@ def test_requests_are_served_while_nobody_reads_the_log(tmp_path: Path, clean_en
         with httpx.Client(base_url=url, timeout=PATIENCE) as client:
             statuses = {client.get("/nothing").status_code for _ in range(1000)}  # more than a pipe holds
         server.terminate()
-        log, _ = server.communicate(timeout=PATIENCE)
+        _, log = server.communicate(timeout=PATIENCE)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
