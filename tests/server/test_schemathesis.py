@@ -49,8 +49,8 @@ RUNS = {
 def run_schemathesis(server: Gunicorn, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run schemathesis, and return its exit code and its output.
 
-    If it sends no request for five minutes, it is aborted with a traceback of where it is stuck. That was seen in one of
-    about 70 runs on Python 3.11: in a garbage collection, in an endless deletion from a dictionary of its own.
+    If it sends no request for five minutes, it is aborted with a traceback of where it is stuck. That was seen in one
+    of about 70 runs on Python 3.11: in a garbage collection, in an endless deletion from a dictionary of its own.
     """
     output = server.folder / "schemathesis.log"
     with (
