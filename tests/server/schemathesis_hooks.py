@@ -1,6 +1,7 @@
 """Tell schemathesis how to authenticate, and which email addresses are valid."""
 
 import asyncio
+import json
 import os
 from typing import Any
 from uuid import uuid4
@@ -21,11 +22,13 @@ from app.users.service import create_user
 from tests.people import PASSWORD
 
 CALLER = os.environ["CALLER"]
+# The settings of the service, in JSON, because `tests` removes those of the environment.
+SETTINGS = json.loads(os.environ["SERVICE"])
 
 
 async def _create_user(email: str) -> None:
     """Create a user in the database, because no route can create a superuser."""
-    settings = Settings()
+    settings = Settings(**SETTINGS)
     engine = create_engine(settings)
     data = UserCreate(email=email, password=PASSWORD, full_name="Ann")
     async with AsyncSession(engine) as session, session.begin():

@@ -98,7 +98,13 @@ def test_generated_requests_are_answered_as_documented(
         "--seed=1",  # the same cases in each run, so that a failure is caused by a change
         f"--include-name-regex=^({routes})$",
     ]
-    environment = clean_environment | service | {"CALLER": caller, "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"}
+    settings = json.dumps({name.lower(): value for name, value in service.items()})
+    environment = clean_environment | {
+        "CALLER": caller,
+        "SERVICE": settings,
+        "NO_COLOR": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
     exit_code, output = run_schemathesis(server, command, environment)
     if exit_code == -signal.SIGABRT:
         assert server.get(PREFIX + "/health/ready").status_code == 200  # schemathesis was stuck, not the server
