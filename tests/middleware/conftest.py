@@ -1,15 +1,23 @@
-"""A Uvicorn server for tests that need a real connection."""
+"""A database for all tests of middleware, and a Uvicorn server for those that need a real connection."""
 
 import asyncio
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
 Serve = Callable[[ASGIApp], AbstractAsyncContextManager[tuple[str, int]]]
+
+
+@pytest.fixture
+def database_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """A migrated SQLite database. Middleware does the same on PostgreSQL."""
+    return f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'app.db')}"
 
 
 @asynccontextmanager
