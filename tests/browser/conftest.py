@@ -57,13 +57,13 @@ StartServer = Callable[..., str]
 
 @pytest.fixture
 def start_server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[StartServer]:
-    """Starts the service on a new database with the given arguments of Uvicorn, and returns its URL."""
+    """Starts the service on a new database with the given arguments and settings, and returns its URL."""
     processes = []
 
-    def start(*arguments: str) -> str:
-        port = free_port()
+    def start(*arguments: str, port: int | None = None, **settings: str) -> str:
+        port = port or free_port()
         command = [sys.executable, "-m", "uvicorn", "app.main:app", f"--port={port}", *arguments]
-        processes.append(subprocess.Popen(command, cwd=tmp_path, env=clean_environment))
+        processes.append(subprocess.Popen(command, cwd=tmp_path, env=clean_environment | settings))
         url = f"http://127.0.0.1:{port}"
         until(lambda: get_or_none(f"{url}/health"), "the service responds")
         return url

@@ -1,0 +1,123 @@
+"""The pages that links in mails lead to, on a phone's screen, in a browser that reaches nothing except the service."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import expect
+from processes import PATIENCE, free_port
+
+from tests.browser.conftest import StartServer, Visit
+from tests.people import PASSWORD, log_in, register
+from tests.smtp_server import MailServer, mail_server, text_of
+
+expect.set_options(timeout=PATIENCE * 1000)
+
+NEW_PASSWORD = "Tr0ub4dor&3 is shorter"
+PHONE = {"width": 360, "height": 640}
+
+
+@pytest.fixture
+async def mails() -> AsyncIterator[MailServer]:
+    async with mail_server() as server:
+        yield server
+
+
+@pytest.fixture
+def url(start_server: StartServer, mails: MailServer) -> str:
+    port = free_port()
+    return start_server(
+        port=port,
+        SMTP_URL=f"smtp://127.0.0.1:{mails.port}",
+        PUBLIC_URL=f"http://127.0.0.1:{port}",
+        ALLOWED_HOSTS="127.0.0.1",
+    )
+
+
+async def link_from(mails: MailServer, subject: str) -> str:
+    """Return the link in a mail, when it has arrived."""
+    text = text_of(await mails.wait_for(subject))
+    return next(line for line in text.splitlines() if line.startswith("http://"))
+
+
+async def take_screenshot(visit: Visit, folder: Path, name: str) -> None:
+    """Write a screenshot for people to look at, into the directory SCREENSHOTS if it is set."""
+    await visit.page.screenshot(path=Path(os.environ.get("SCREENSHOTS", folder)) / f"{name}.png", full_page=True)
+
+
+def errors(visit: Visit) -> list[str]:
+    """Return the messages in the console, without Chromium's advice about forms."""
+    return [message for message in visit.console if not message.startswith("[DOM]")]
+
+
+async def assert_fits_and_leaks_nothing(visit: Visit, url: str, token: str) -> None:
+    assert await visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert token not in visit.page.url
+    assert visit.external_requests(url) == []
+    for request in visit.requests[1:]:  # the browser keeps the fragment of the first to itself
+        assert token not in request
+
+
+async def test_password_is_set_on_the_page(visit: Visit, url: str, mails: MailServer, tmp_path: Path) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        await register(client)
+        await client.post("/auth/password-reset", json={"email": "ann@example.com"})
+        link = await link_from(mails, "Set a new password")
+        await visit.page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a dictionary of its own type
+
+        await visit.page.goto(link)
+        await expect(visit.page.get_by_label("New password")).to_be_focused()
+        await take_screenshot(visit, tmp_path, "password-reset")
+        await visit.page.keyboard.type("short")
+        await visit.page.keyboard.press("Enter")
+        is_valid = await visit.page.get_by_label("New password").evaluate("input => input.checkValidity()")
+        await assert_fits_and_leaks_nothing(visit, url, link.partition("#token=")[2])
+        sent_early = [request for request in visit.requests if "confirm" in request]
+        await visit.page.get_by_label("New password").fill(NEW_PASSWORD)
+        await visit.page.get_by_label("Show the password").check()
+        await take_screenshot(visit, tmp_path, "password-reset-filled")
+        await visit.page.get_by_role("button", name="Set the password").click()
+        await expect(visit.page.get_by_role("status")).to_have_text("Your new password is set. You can log in with it.")
+        await take_screenshot(visit, tmp_path, "password-reset-done")
+        status = (await log_in(client, password=NEW_PASSWORD)).status_code
+
+        await visit.page.goto("about:blank")
+        await visit.page.goto(link)
+        await visit.page.get_by_label("New password").fill(PASSWORD)
+        await visit.page.get_by_role("button").click()
+        await expect(visit.page.get_by_role("status")).to_have_text(
+            "The link is not valid any more, request another one."
+        )
+        await expect(visit.page.get_by_role("button")).to_be_hidden()
+
+    assert (is_valid, sent_early, status) == (False, [], 200)
+    assert errors(visit) == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
+
+
+async def test_address_is_verified_on_the_page(visit: Visit, url: str, mails: MailServer, tmp_path: Path) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        await register(client)
+    link = await link_from(mails, "Verify your email address")
+    await visit.page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a dictionary of its own type
+
+    await visit.page.goto(link)
+    await visit.page.get_by_label("Password", exact=True).fill("a wrong password")
+    await visit.page.get_by_role("button").click()
+    await expect(visit.page.get_by_role("status")).to_have_text("Incorrect password.")
+    await take_screenshot(visit, tmp_path, "email-verification-wrong")
+    await visit.page.get_by_label("Password", exact=True).fill(PASSWORD)
+    await visit.page.keyboard.press("Enter")
+    await expect(visit.page.get_by_role("status")).to_have_text("Your email address is verified.")
+    await take_screenshot(visit, tmp_path, "email-verification-done")
+
+    await assert_fits_and_leaks_nothing(visit, url, link.partition("#token=")[2])
+
+
+async def test_link_without_a_token_says_so(visit: Visit, url: str) -> None:
+    await visit.page.goto(f"{url}/account/password-reset")
+
+    await expect(visit.page.get_by_role("status")).to_contain_text("This link is incomplete.")
+    await expect(visit.page.get_by_role("button")).to_be_hidden()
+    assert errors(visit) == []
