@@ -202,14 +202,16 @@ def error_response(
 
 
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """Build the `responses` argument of a route from the errors it can return."""
+    """Build the `responses` argument of a route from the errors it can return.
+
+    `build_openapi` adds their schema: with `model`, FastAPI would build a validator for each error of each route.
+    """
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         body = ErrorResponse(error=error.message, type=error.type, details=error.example_details)
         entry = entries.setdefault(
             error.status.value,
             {
-                "model": ErrorResponse,
                 "description": _PHRASES.get(error.status, error.status.phrase),
                 "content": {"application/json": {"examples": {}}},
                 "headers": {

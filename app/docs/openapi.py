@@ -16,6 +16,8 @@ from app.errors import (
     responses,
 )
 
+REFERENCE = "#/components/schemas/{model}"
+
 DESCRIPTION = f"""\
 User accounts and authentication.
 
@@ -65,15 +67,18 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
             tags=app.openapi_tags,
             routes=app.routes,
         )
+        schemas = document["components"]["schemas"]
+        schema = ErrorResponse.model_json_schema(mode="serialization", ref_template=REFERENCE)
+        schemas |= {**schema.pop("$defs"), ErrorResponse.__name__: schema}
         for path in document["paths"].values():
             for operation in path.values():
                 _add_implied_errors(operation)
                 _correct_media_types(operation)
-                _add_examples(operation, document["components"]["schemas"])
-        for schema in document["components"]["schemas"].values():
+                _add_examples(operation, schemas)
+        for schema in schemas.values():
             _drop_redundant_patterns(schema)
         for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own format of a 422
-            document["components"]["schemas"].pop(name, None)
+            schemas.pop(name, None)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -88,7 +93,6 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
     if "requestBody" in operation or "parameters" in operation:
         errors.append(InvalidRequest)
     for status, entry in responses(*errors).items():
-        del entry["model"]
         operation["responses"][str(status)] = entry
     operation["responses"] = dict(sorted(operation["responses"].items()))
 
@@ -97,7 +101,7 @@ def _correct_media_types(operation: dict[str, Any]) -> None:
     """Describe errors as JSON, also those of routes that return something else, and events in OpenAPI 3.1."""
     for status, response in operation["responses"].items():
         if int(status) >= HTTPStatus.BAD_REQUEST:
-            schema = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
+            schema = {"$ref": REFERENCE.format(model=ErrorResponse.__name__)}
             response["content"] = {"application/json": response["content"]["application/json"] | {"schema": schema}}
         for media in response.get("content", {}).values():
             if media.pop("itemSchema", None):  # of OpenAPI 3.2, which few tools can read

@@ -56,6 +56,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
         log.info("sending a large response")
         await send({"type": "http.response.body", "body": b"x" * int(arguments[0]), "more_body": True})
     await send({"type": "http.response.body", "body": body})
+    if action == "fail":
+        raise RuntimeError("after the response")
 
 
 async def websocket(path: str, receive: Receive, send: Send) -> None:

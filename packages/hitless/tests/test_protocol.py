@@ -57,6 +57,19 @@ def statuses(responses: bytes) -> list[int]:
     return [int(part[:3]) for part in responses.split(b"HTTP/1.1 ")[1:]]
 
 
+def test_exception_after_a_response_is_logged_and_leaves_the_connection_open(start: Start) -> None:
+    server = start("--access-logfile=-")
+    server.wait_for_log("Application startup complete.")
+
+    with httpx.Client(base_url=server.url, timeout=PATIENCE, limits=httpx.Limits(max_connections=1)) as client:
+        responses = [client.get("/fail") for _ in range(20)]
+
+    assert {response.status_code for response in responses} == {200}
+    assert {response.headers.get("connection") for response in responses} == {None}
+    until(lambda: server.log.count("RuntimeError: after the response") == 20, "each exception is logged")
+    assert server.log.count("Exception in ASGI application") == 20
+
+
 # Malformed requests --------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,34 @@ LINGER_SECONDS = 1.0
 # Seconds after which an idle connection is checked again if its next request has arrived but is not read yet.
 RECHECK_SECONDS = 1.0
 
+Application = Callable[..., Awaitable[None]]
+Message = dict[str, Any]
+
 _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
+
+
+def log_late_exceptions(app: Application) -> Application:
+    """Log an exception that follows a complete response, such as that of a background task or of a 500.
+
+    Uvicorn would log it as well, but also close the connection, and lose a request that the client is just sending.
+    """
+
+    async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
+        is_complete = False
+
+        async def track_response(message: Message) -> None:
+            nonlocal is_complete
+            await send(message)
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await app(scope, receive, track_response)
+        except Exception:
+            if not is_complete:
+                raise
+            logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+
+    return call
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -54,6 +81,7 @@ class LimitedProtocol(HttpToolsProtocol):
         render_refusal: RenderRefusal = plain_text,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.app = log_late_exceptions(self.app)
         self.limits = limits
         self.render_refusal = render_refusal
         if HAS_WEBSOCKETS:
