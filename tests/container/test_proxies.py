@@ -1,12 +1,21 @@
-"""`X-Forwarded-For` is trusted only from proxies that FORWARDED_ALLOW_IPS names."""
+"""The service behind proxies: which addresses it trusts, and that no request meets a connection being closed."""
 
+import asyncio
+import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from tests.container.engine import Container
+import httpx
+from processes import PATIENCE
+
+from app import PREFIX
+from tests.container.engine import Container, run_container, run_docker
 from tests.container.service import get, run_service
 
 LIMIT = 3
+CONNECTIONS = 1000
 
 
 @contextmanager
@@ -46,3 +55,37 @@ def test_clients_behind_a_trusted_proxy_are_identified_by_the_address_that_it_ad
         assert statuses == [401] * LIMIT + [429]
         assert other_client == 401
         assert logged_clients(container) == ["203.0.113.1"] * (LIMIT + 1) + ["203.0.113.2"]
+
+
+async def post_after_five_idle_seconds(url: str) -> Counter[object]:
+    """Open many connections, send a POST on each after about five idle seconds, and count the results."""
+    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=60)
+
+    async def post(client: httpx.AsyncClient) -> object:
+        await client.get(f"{PREFIX}/health/live")
+        await asyncio.sleep(random.uniform(4.9, 5.1))  # noqa: S311  the moment at which the service closes by default
+        try:
+            return (await client.post(f"{PREFIX}/auth/refresh", json={"refresh_token": "x"})).status_code
+        except httpx.TransportError as error:
+            return type(error).__name__
+
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as client:
+        return Counter(await asyncio.gather(*(post(client) for _ in range(CONNECTIONS))))
+
+
+async def test_no_request_is_lost_behind_nginx_if_the_service_keeps_connections_longer(
+    image: str, network: str
+) -> None:
+    nginx = run_docker("build", "--quiet", Path(__file__).with_name("nginx"))
+    options = (f"--network={network}", "--network-alias=service")
+    with (
+        run_service(image, *options, KEEPALIVE_SECONDS="65") as service,
+        run_container(nginx, f"--network={network}") as proxy,
+    ):
+        proxied = await post_after_five_idle_seconds(f"http://{proxy.ip}:8080")
+        direct = await post_after_five_idle_seconds(f"http://{service.ip}:8000")
+    with run_service(image) as service:
+        by_default = await post_after_five_idle_seconds(f"http://{service.ip}:8000")
+    print(f"-- behind nginx: {proxied}; direct: {direct}; direct, closed after 5 s: {by_default}")  # noqa: T201  -rP
+
+    assert proxied == direct == {401: CONNECTIONS}
