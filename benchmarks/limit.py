@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from app import NAME
 
 ALIVE = b'{"status":"alive"}'
-COLUMNS = "id, email, full_name, is_active, is_superuser, created_at, updated_at"
+COLUMNS = "id, email, full_name, is_active, is_superuser, email_verified, pending_email, created_at, updated_at"
 SELECT_ONE = f"SELECT {COLUMNS} FROM users WHERE id = $1"  # noqa: S608  a constant
 SELECT_PAGE = f"SELECT {COLUMNS} FROM users ORDER BY id DESC LIMIT $1"  # noqa: S608  a constant
 CURSOR = "MTAx"  # after the first 100 of 200 users

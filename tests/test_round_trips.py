@@ -70,6 +70,7 @@ async def test_requests_run_the_minimum_of_statements_in_one_round_trip_each(
         for _, request in REQUESTS.values():
             await request(service.client, ann)
             await request(service.client, root)
+        root = await with_new_tokens(service.client, root)  # it has been logged out
         await service.client.delete("/users/3", headers=root.auth)
 
         for name, (_, request) in REQUESTS.items():

@@ -121,7 +121,7 @@ def test_port_applies_to_the_server_and_the_healthcheck(image: str) -> None:
 
 STARTUP_FAILURES = {
     "invalid setting": (["--env", "LOG_LEVEL=loud"], "The settings are not valid:\n  LOG_LEVEL: "),
-    "production without its settings": (["--env", "ENVIRONMENT=production"], "\n  SECRET_KEY: must have"),
+    "production without its settings": (["--env", "ENVIRONMENT=production"], "\n  SECRET_KEY: must be set"),
     "unreachable database": (
         ["--env", "DATABASE_URL=postgresql://user:hunter2@127.0.0.1:1/x"],
         "The database at 127.0.0.1:1/x cannot be used",
