@@ -13,6 +13,8 @@ from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, run_container, run_docker
 from tests.container.service import run_service, wait_for_workers
 
+pytestmark = pytest.mark.soak  # a mail that a killed worker was sending is sent again after five minutes
+
 MAILDEV = "maildev/maildev:2.2.1"
 ACCOUNTS = 1000
 CLIENTS = 16
