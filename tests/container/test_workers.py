@@ -58,7 +58,7 @@ def test_stuck_worker_is_killed_after_the_timeout_and_replaced(image: str, backg
             continue_load(report)
 
         assert isinstance(response.exception(), httpx.RemoteProtocolError)
-        (stuck,) = [message for message in container.messages("error") if message.startswith("Stuck")]
+        (stuck,) = [message for message in container.messages("error") if message.startswith("A stuck worker")]
         assert "time.sleep(seconds)" in stuck
         # At most one per connection that the stuck worker had accepted.
         assert len(report.failures) <= CLIENTS
