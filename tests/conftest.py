@@ -30,6 +30,7 @@ from app.migrations import migrate
 from app.settings import Settings
 from tests import image, servers
 from tests.conformance import check_conformance
+from tests.smtp_server import MailServer, mail_server
 
 ROOT = Path(__file__).parent.parent
 NO_LIMIT = "1000000/minute"
@@ -181,6 +182,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url: str = request.getfixturevalue("postgresql_url")
     asyncio.run(execute(url, f"TRUNCATE {', '.join(Base.metadata.tables)} RESTART IDENTITY"))
     return url
+
+
+@pytest.fixture
+async def mails() -> AsyncIterator[MailServer]:
+    """A real SMTP server on loopback, and what it has received."""
+    async with mail_server() as server:
+        yield server
 
 
 # The application -----------------------------------------------------------------------------------------------------

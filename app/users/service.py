@@ -198,7 +198,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword
-    new_hash = await passwords.hash(data.new_password)  # first, so that no connection is held meanwhile
+    new_hash = await passwords.hash(data.new_password)  # before the session connects, because it takes long
     await outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)

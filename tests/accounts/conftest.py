@@ -12,7 +12,7 @@ from app import TITLE
 from app.mail.models import Mail
 from app.settings import Settings
 from tests.conftest import NO_LIMIT, Service, make_settings, serve
-from tests.smtp_server import MailServer, mail_server, text_of
+from tests.smtp_server import MailServer, text_of
 
 PUBLIC_URL = "https://app.example.org/api"
 RESET = "Set a new password"
@@ -20,12 +20,6 @@ VERIFICATION = "Verify your email address"
 INVITATION = f"You are invited to {TITLE}"
 CHANGE = "Confirm your new email address"
 NEW_PASSWORD = "another password"
-
-
-@pytest.fixture
-async def mails() -> AsyncIterator[MailServer]:
-    async with mail_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ async def test_address_taken_before_the_confirmation_returns_400(client: httpx.A
 
 
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """A token is bound to the address that it was sent to, whatever address is pending when it is used."""
+    """A token verifies only the address that it was sent to, even if another one is pending when it is used."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "first@example.com"})
     first = await token_from(mails, CHANGE, "first@example.com")

@@ -1,7 +1,6 @@
 """The pages that links in mails lead to, on a phone's screen, in a browser that reaches nothing except the service."""
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -11,18 +10,12 @@ from processes import PATIENCE, free_port
 
 from tests.browser.conftest import StartServer, Visit
 from tests.people import PASSWORD, log_in, register
-from tests.smtp_server import MailServer, mail_server, text_of
+from tests.smtp_server import MailServer, text_of
 
 expect.set_options(timeout=PATIENCE * 1000)
 
 NEW_PASSWORD = "Tr0ub4dor&3 is shorter"
 PHONE = {"width": 360, "height": 640}
-
-
-@pytest.fixture
-async def mails() -> AsyncIterator[MailServer]:
-    async with mail_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -36,12 +36,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def mails() -> AsyncIterator[MailServer]:
-    async with mail_server() as server:
-        yield server
-
-
-@pytest.fixture
 def settings(database_url: str, mails: MailServer) -> Settings:
     return make_settings(
         database_url=database_url,

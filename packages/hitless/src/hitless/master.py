@@ -98,7 +98,7 @@ class Supervisor:
         gone = [worker for pid, worker in before.items() if pid not in self._arbiter.WORKERS]
         if any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
-        if self._is_reloading:  # gunicorn waits until the old workers have exited, and does nothing else meanwhile
+        if self._is_reloading:  # gunicorn does nothing else until the old workers have exited
             self.manage_workers()
 
     def reload(self) -> None:

@@ -105,7 +105,7 @@ async def add_member(session: AsyncSession, project_id: int, data: Invitation) -
 
 
 async def notify_member(engine: AsyncEngine, project_id: int, user_id: int) -> None:
-    """Tell a user about an invitation. Runs after the response, and therefore with a session of its own."""
+    """Tell a user about an invitation. It runs after the response, so it opens its own session."""
     async with AsyncSession(engine) as session, session.begin():
         member = update(Member).where(Member.project_id == project_id, Member.user_id == user_id)
         await session.execute(member.values(notified_at=utc_now()))
