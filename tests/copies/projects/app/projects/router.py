@@ -1,7 +1,6 @@
 """The routes of projects."""
 
 from collections.abc import AsyncIterator
-from datetime import date
 from hashlib import sha256
 from typing import Annotated
 from uuid import UUID
@@ -25,6 +24,7 @@ from app.projects.schemas import (
     ProjectCreate,
     ProjectPage,
     ProjectResponse,
+    QueryDate,
 )
 from app.users.dependencies import CurrentUser
 from app.users.errors import UserNotFound
@@ -68,7 +68,7 @@ async def list_projects(  # noqa: PLR0913  one for each query parameter
     limit: Limit = 50,
     cursor: Cursor = None,
     state: Annotated[Status | None, Query(alias="status", description="Only projects in this state")] = None,
-    starts_after: Annotated[date | None, Query(description="Only projects that start later")] = None,
+    starts_after: Annotated[QueryDate | None, Query(description="Only projects that start later")] = None,
     min_budget: Annotated[Money | None, Query(description="Only projects with at least this budget")] = None,
     key: Annotated[UUID | None, Query(description="Only the project with this key")] = None,
 ) -> dict[str, object]:

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.config import JsonDict
 
 from app.projects.models import MemberRole, Status
@@ -13,7 +13,16 @@ from app.schemas import MAX_ID, SINGLE_LINE, Input
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=30, pattern=SINGLE_LINE)]
-Money = Annotated[Decimal, Field(ge=0, max_digits=12, decimal_places=2)]
+# In a query, Pydantic also takes a number for a date: the seconds since 1970.
+QueryDate = Annotated[date, BeforeValidator(date.fromisoformat)]
+# Pydantic's own schema has no limits, so that generated requests would be rejected.
+_MONEY: JsonDict = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": 9_999_999_999.99, "multipleOf": 0.01},
+        {"type": "string", "pattern": r"^\d{1,10}(\.\d{1,2})?$"},
+    ]
+}
+Money = Annotated[Decimal, Field(ge=0, max_digits=12, decimal_places=2), WithJsonSchema(_MONEY, mode="validation")]
 
 _CREATE: JsonDict = {
     "key": "6c84fb90-12c4-11e1-840d-7b25c5ee775a",
