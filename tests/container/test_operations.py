@@ -15,6 +15,7 @@ from tests.container.engine import Compose
 from tests.container.production import log_in, production_project, query, run
 from tests.container.service import CREDENTIALS, PERSON
 from tests.container.service import log_in as get_auth
+from tests.conftest import NO_LIMIT
 from tests.pages import blocks, command
 
 # The values in the documentation.
@@ -25,6 +26,8 @@ EMAIL, USER_ID, PID, BACKUP = "user@example.com", "42", "12345", "backup-2026-11
 def production(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:
     """The running project, with one user."""
     with production_project(tmp_path_factory.mktemp("host"), image) as compose:
+        with compose.file.with_name(".env.production").open("a") as settings:
+            settings.write(f"RATE_LIMIT_LOGIN={NO_LIMIT}\n")
         run(compose, command("up"))
         httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
         yield compose
