@@ -32,6 +32,8 @@ SUPPORTED: dict[str, set[str] | None] = {
 # Parameters that providers add, and that are left out: asyncpg has no channel binding, and the timeout is a setting.
 IGNORED = {"channel_binding", "connect_timeout"}
 
+# RFC 3986, appendix B. `urllib.parse.urlsplit` rejects an IPv6 address that is not the first host.
+_URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 _HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -55,9 +57,13 @@ def parse_database_url(value: SecretStr) -> SecretStr:
     return SecretStr(_parse_postgresql_url(f"postgresql://{rest}"))
 
 
+def _split(url: str) -> SplitResult:
+    return SplitResult(*next(_URL.finditer(url)).groups(""))
+
+
 def _parse_postgresql_url(url: str) -> str:
+    parts = _split(url)
     try:
-        parts = urlsplit(url)
         parameters = _join_hosts(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError(_ESCAPE) from None
@@ -107,14 +113,14 @@ def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
 
 def split_hosts(url: str) -> list[str]:
     """Return one PostgreSQL URL per host."""
-    parts = urlsplit(url)
+    parts = _split(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     return [urlunsplit(parts._replace(netloc=f"{credentials}{at}{host}")) for host in hosts.split(",")]
 
 
 def describe_database(url: str) -> str:
     """Return the hosts and the name of a database, or the file of an SQLite database, without credentials."""
-    parts = urlsplit(url)
+    parts = _split(url)
     if parts.scheme == "postgresql":
         return unquote(parts.netloc.rpartition("@")[2] + parts.path)
     return parts.path.removeprefix("/")

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from processes import PATIENCE, until
 
+from tests.conftest import NO_LIMIT
 from tests.container.engine import Compose
 from tests.container.production import log_in, production_project, query, run
 from tests.container.service import CREDENTIALS, PERSON
 from tests.container.service import log_in as get_auth
-from tests.conftest import NO_LIMIT
 from tests.pages import blocks, command
 
 # The values in the documentation.
