@@ -30,12 +30,15 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 
 
 def add_routers(app: FastAPI) -> None:
-    """Add the routes of every feature to the application, and the functions that write their mails."""
+    """Add the routes of every feature to the application, and what writes their mails.
+
+    The lifespan calls each of `app.state.mail_writers` with the settings.
+    """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))
     settings: Settings = app.state.settings
-    app.state.mail_writers = {}
+    app.state.mail_writers = []
     if settings.mail:
         app.include_router(accounts, prefix=PREFIX, responses=responses(*COMMON_ERRORS))
-        app.state.mail_writers |= mail_writers(settings)
+        app.state.mail_writers.append(mail_writers)
     app.include_router(health, prefix=PREFIX, responses=responses(PayloadTooLarge, InternalError))

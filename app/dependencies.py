@@ -68,8 +68,7 @@ async def get_passwords(request: AppRequest) -> Passwords:
 
 
 async def get_settings(request: AppRequest) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
+    return request.state["settings"]
 
 
 async def get_tokens(request: AppRequest) -> Tokens:

@@ -230,7 +230,8 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
-    Any other exception is a bug, which `UnhandledErrorMiddleware` turns into a 500.
+    Any other exception is a bug. `UnhandledErrorMiddleware` responds with 500, or `_handle_bug` if it is in a mounted
+    application.
     """
     app.exception_handler(AppError)(_handle_app_error)
     app.exception_handler(HTTPException)(_handle_http_exception)
@@ -240,6 +241,7 @@ def add_error_handlers(app: FastAPI) -> None:
     for exception in DATABASE_ERRORS:
         app.exception_handler(exception)(_handle_database_error)
     app.exception_handler(HashingUnavailable)(_handle_hashing_unavailable)
+    app.exception_handler(Exception)(_handle_bug)
 
 
 async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
@@ -255,8 +257,9 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> JSON
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # FastAPI allows any JSON as the detail. A string replaces the message, anything else is added.
-    message, details = (error.detail, None) if isinstance(error.detail, str) else (None, error.detail)
+    # FastAPI allows any JSON as the detail. An object or a list is added, anything else replaces the message.
+    detail = jsonable_encoder(error.detail)
+    message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
         if known.status == error.status_code:
             is_default = message in {None, known.status.phrase}
@@ -331,6 +334,10 @@ async def _handle_database_error(request: Request, error: Exception) -> JSONResp
         raise error
     request.state["outages"].add(error)
     return error_response(ServiceUnavailable)
+
+
+async def _handle_bug(_: Request, __: Exception) -> JSONResponse:
+    return error_response(InternalError)
 
 
 async def _handle_hashing_unavailable(_: Request, error: Exception) -> JSONResponse:

@@ -28,6 +28,7 @@ REDIS_CONNECTIONS = 2
 class State(TypedDict):
     """What the lifespan yields. Requests read it as `request.state["redis"]`."""
 
+    settings: Settings
     engine: AsyncEngine
     read_engine: AsyncEngine
     fast_reader: FastReader
@@ -55,12 +56,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)
-    outbox = Outbox(app.state.mail_writers, limiter)
+    outbox = Outbox({kind: write for writers in app.state.mail_writers for kind, write in writers(settings).items()})
     outages = OutageLog(settings)
-    mail_sender = Sender(settings, engine, outbox, outages)
+    mail_sender = Sender(settings, engine, outbox, limiter, outages)
     try:
         async with mail_sender.run():
             yield State(
+                settings=settings,
                 engine=engine,
                 read_engine=autocommit(engine),
                 fast_reader=FastReader(engine, settings),

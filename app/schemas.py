@@ -11,7 +11,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from app.errors import MAX_DETAILS
 
@@ -33,18 +33,32 @@ def _require_exact_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, o
     `ConfigDict(strict=True)` would also reject dates, enums and sets, which FastAPI passes as strings and lists.
     """
     if isinstance(schema, dict):
-        if schema.get("type") in {"bool", "float", "int", "str"}:
+        kind = schema.get("type") if isinstance(schema.get("type"), str) else None  # it may be a field named `type`
+        if kind in {"bool", "float", "int", "str"}:
             schema["strict"] = True
-        if schema.get("type") == "str":
+        if kind == "str":
             schema.setdefault("pattern", NO_NUL)
-        elif schema.get("type") in {"frozenset", "list", "set", "tuple"}:
+        elif kind in {"frozenset", "list", "set", "tuple"}:
             schema["fail_fast"] = True
+        elif kind in {"date", "datetime", "time", "timedelta"}:
+            inner = schema.copy()
+            schema.clear()
+            schema |= core_schema.no_info_before_validator_function(_reject_number, inner)
+            return
         for key, part in schema.items():
-            if key != "keys_schema":  # in JSON, the keys of an object are always strings
+            # In JSON, the keys of an object are always strings. A default is no schema.
+            if key not in {"keys_schema", "default", "metadata"}:
                 _require_exact_json_types(part)
     elif isinstance(schema, list):
         for part in schema:
             _require_exact_json_types(part)
+
+
+def _reject_number(value: object) -> object:
+    """Reject a number in the place of a date or time: for Pydantic, it would be the seconds since 1970."""
+    if isinstance(value, int | float):
+        raise PydanticCustomError("iso_8601", "Input should be a string in ISO 8601 format")
+    return value
 
 
 class Input(BaseModel):

@@ -83,6 +83,7 @@ DOCUMENTED_MODULES = {
     "pydantic",
     "pydantic.config",
     "pydantic_core",
+    "pydantic_core.core_schema",
     "pydantic_settings",
     "redis.asyncio",
     "redis.asyncio.connection",

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import HTTPException
-from pydantic import HttpUrl, TypeAdapter, ValidationError
+from pydantic import Field, HttpUrl, TypeAdapter, ValidationError
 
 from app import PREFIX
 from app.errors import MAX_DETAILS
@@ -95,6 +95,11 @@ def test_json_value_is_parsed(body: dict[str, Any], expected: object) -> None:
         {"text": "\ud800"},
         {"role": "writer"},
         {"at": "yesterday"},
+        {"at": 86400},
+        {"day": 86400},
+        {"time": 3},
+        {"wait": 3},
+        {"wait": True},
         {"tags": "a"},
         {"tags": [1]},
         {"by_number": {"1": 1}},
@@ -105,6 +110,16 @@ def test_json_value_is_parsed(body: dict[str, Any], expected: object) -> None:
 def test_value_of_another_json_type_is_rejected(body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ADAPTER.validate_python(body)
+
+
+def test_fields_may_have_any_name_and_default() -> None:
+    class Note(Input):
+        type: str
+        meta: dict[str, str] = Field({"type": "list"})
+
+    assert Note(type="a").model_dump() == {"type": "a", "meta": {"type": "list"}}
+    with pytest.raises(ValidationError):
+        TypeAdapter(Note).validate_python({"type": 1})
 
 
 HUGE: dict[str, Any] = {
@@ -173,6 +188,15 @@ async def test_more_errors_than_are_listed_are_counted(service: Service) -> None
     ("detail", "expected"),
     [
         ("No seat is left", {"error": "No seat is left", "type": "conflict"}),
+        (5, {"error": "5", "type": "conflict"}),
+        (
+            {"seat": uuid.UUID(int=1)},
+            {
+                "error": "Conflicts with the current state",
+                "type": "conflict",
+                "details": {"seat": str(uuid.UUID(int=1))},
+            },
+        ),
         (
             {"code": "full", "seats": 3},
             {"error": "Conflicts with the current state", "type": "conflict", "details": {"code": "full", "seats": 3}},

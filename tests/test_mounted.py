@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app import PREFIX
 from app.api import add_routers
+from app.dependencies import SettingsDep
 from app.limiter import rate_limit
 from app.settings import Settings
 from app.users.dependencies import CurrentUser
@@ -35,6 +36,14 @@ def mount_reports(app: FastAPI) -> None:
     async def outage() -> None:
         raise PoolTimeoutError
 
+    @reports.get("/settings")
+    async def settings(settings: SettingsDep) -> bool:
+        return settings.docs
+
+    @reports.get("/bug")
+    async def bug() -> None:
+        raise RuntimeError
+
     @reports.get("/health")
     async def health() -> None: ...
 
@@ -48,7 +57,7 @@ async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         mount_reports(app)
 
     monkeypatch.setattr("app.main.add_routers", add_all_routers)
-    async with serve(change(settings, rate_limit_login="2/minute")) as service:
+    async with serve(change(settings, rate_limit_login="2/minute"), raises=False) as service:
         yield service
 
 
@@ -58,6 +67,16 @@ async def test_route_knows_the_current_user(client: httpx.AsyncClient) -> None:
     response = await client.get("/reports/me", headers=ann.auth)
 
     assert (response.status_code, response.json()) == (200, ann.id)
+
+
+async def test_route_knows_the_settings(client: httpx.AsyncClient, settings: Settings) -> None:
+    assert (await client.get("/reports/settings")).json() is settings.docs
+
+
+async def test_bug_returns_500_in_the_format_of_all_others(client: httpx.AsyncClient) -> None:
+    response = await client.get("/reports/bug")
+
+    assert (response.status_code, response.json()["type"]) == (500, "internal_error")
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,6 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# The routes that take the tokens.
-ROUTES: dict[Purpose, str] = {
-    "password_reset": f"{PREFIX}/auth/password-reset/confirm",
-    "email_verification": f"{PREFIX}/auth/email-verification/confirm",
-}
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
 
 
@@ -34,12 +29,14 @@ class Link(NamedTuple):
     Attributes:
         purpose: What the token is for.
         page: The page that the link leads to.
+        url: The route that takes the token.
         lifetime: How long the token is valid.
-        addressee: The condition that an active user meets to whom the mail is sent. There is at most one.
+        addressee: The condition that selects the recipient among the active users. At most one user meets it.
     """
 
     purpose: Purpose
     page: str
+    url: str
     lifetime: timedelta
     addressee: Callable[[Mail], ColumnElement[bool]]
 
@@ -48,29 +45,36 @@ def mail_writers(settings: Settings) -> dict[str, Writer]:
     """Return the function that writes the text, for each kind of mail."""
     password_page = settings.password_reset_url or f"{settings.public_url}{PREFIX}/account/password-reset"
     email_page = settings.email_verification_url or f"{settings.public_url}{PREFIX}/account/email-verification"
+    password_url = f"{settings.public_url}{PREFIX}/auth/password-reset/confirm"
+    email_url = f"{settings.public_url}{PREFIX}/auth/email-verification/confirm"
     hours = timedelta(hours=settings.email_verification_hours)
     links = {
         "password_reset": Link(
             "password_reset",
             password_page,
+            password_url,
             timedelta(minutes=settings.password_reset_minutes),
-            lambda mail: User.email == mail.recipient,
+            # Somebody who was invited and has no password yet needs the superuser's link, which is valid for days.
+            lambda mail: and_(User.email == mail.recipient, User.password_hash != ""),
         ),
         "invitation": Link(
             "password_reset",
             password_page,
+            password_url,
             timedelta(days=settings.invitation_days),
             lambda mail: and_(User.email == mail.recipient, User.password_hash == ""),
         ),
         "email_verification": Link(
             "email_verification",
             email_page,
+            email_url,
             hours,
             lambda mail: and_(User.email == mail.recipient, not_(User.email_verified)),
         ),
         "email_change": Link(
             "email_verification",
             email_page,
+            email_url,
             hours,
             lambda mail: and_(User.id == mail.context["user_id"], User.pending_email == mail.recipient),
         ),
@@ -118,7 +122,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
         mail.kind,
         link=f"{link.page}#token={token}",
         token=token,
-        path=ROUTES[link.purpose],
+        url=link.url,
         lifetime=_describe(link.lifetime),
     )
 
@@ -130,8 +134,6 @@ def _fill(kind: str, **values: str) -> Content:
 
 def _describe(duration: timedelta) -> str:
     """Return a duration in the largest unit in which it is a whole number."""
-    minutes = duration // timedelta(minutes=1)
-    for unit, length in (("day", 24 * 60), ("hour", 60)):
-        if minutes % length == 0:
-            return f"{minutes // length} {unit}{'s' if minutes > length else ''}"
-    return f"{minutes} minutes"
+    units = (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1)))
+    unit, length = next((unit, length) for unit, length in units if not duration % length)
+    return f"{duration // length} {unit}{'s' if duration > length else ''}"

@@ -13,7 +13,11 @@ from app.errors import NotFound
 _FOLDER = Path(__file__).with_name("static")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 # The names in the URL, without `.html`.
-_FILES = {path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix]) for path in _FOLDER.iterdir()}
+_FILES = {
+    path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
+    for path in _FOLDER.iterdir()
+    if path.suffix in _MEDIA_TYPES
+}
 # Nothing inline, nothing from elsewhere. Without JavaScript, no form is submitted.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "

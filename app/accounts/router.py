@@ -45,12 +45,12 @@ MailTokensDep = Annotated[MailTokens, Depends(get_mail_tokens)]
 )
 @rate_limit("mail")
 async def request_password_reset(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a link to set a new password, if there is an active account with the address.
+    """Send a link to set a new password, if there is an active account with the address and a password.
 
     The response is the same for every address, and takes the same time. The link works once, and for a limited time. A
     newer one, and everything that ends all logins, makes it invalid.
     """
-    await outbox.add(session, "password_reset", data.email)
+    outbox.add(session, "password_reset", data.email)
     return Accepted()
 
 
@@ -93,7 +93,7 @@ async def request_email_verification(session: WriteSession, outbox: OutboxDep, d
     The response is the same for every address, and takes the same time. To receive another link for a new address that
     is not confirmed yet, update the current user again.
     """
-    await outbox.add(session, "email_verification", data.email)
+    outbox.add(session, "email_verification", data.email)
     return Accepted()
 
 
@@ -165,8 +165,9 @@ async def invite_user(
     summary="Send a user a mail to set a new password",
 )
 async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep) -> Accepted:
-    """Send an active user a link to set a new password. For superusers."""
-    await outbox.add(session, "password_reset", (await get_user(session, user_id)).email)
+    """Send an active user a link to set a new password, or the invitation again. For superusers."""
+    user = await get_user(session, user_id)
+    outbox.add(session, "password_reset" if user.password_hash else "invitation", user.email)
     return Accepted()
 
 
@@ -181,7 +182,7 @@ async def send_email_verification(
     user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep
 ) -> Accepted:
     """Send an active user a link to verify the email address, if it is not verified. For superusers."""
-    await outbox.add(session, "email_verification", (await get_user(session, user_id)).email)
+    outbox.add(session, "email_verification", (await get_user(session, user_id)).email)
     return Accepted()
 
 

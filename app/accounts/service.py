@@ -56,7 +56,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
     """
     proof = await _check(reader, tokens, "password_reset", data.token)
     new_hash = await passwords.hash(data.new_password)  # before the session connects
-    await outbox.add(session, "password_changed", proof.email)
+    outbox.add(session, "password_changed", proof.email)
     # Another request with this token waits here, and then finds another security stamp.
     is_unchanged = User.id == proof.user_id, User.security_stamp == proof.security_stamp, User.email == proof.address
     changes = {"password_hash": new_hash, "email_verified": True, **new_security_stamp()}
@@ -90,7 +90,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
     if not matches:
         raise IncorrectPassword
     if proof.address != proof.email:
-        await outbox.add(session, "email_changed", proof.email)
+        outbox.add(session, "email_changed", proof.email)
     is_expected = or_(User.pending_email == proof.address, and_(User.email == proof.address, not_(User.email_verified)))
     with raise_email_taken():
         user_id = await session.scalar(
@@ -112,7 +112,7 @@ async def invite(session: AsyncSession, outbox: Outbox, data: Invitation) -> Use
     Raises:
         EmailTaken: Another user has the address.
     """
-    await outbox.add(session, "invitation", data.email)
+    outbox.add(session, "invitation", data.email)
     return await add_user(session, User(email=data.email, full_name=data.full_name, password_hash=""))
 
 

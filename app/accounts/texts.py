@@ -16,7 +16,7 @@ class Text(NamedTuple):
 LINK = """\
 $link
 
-The link works once, for $lifetime. Without a browser, send its token to POST $path:
+The link works once, for $lifetime. Without a browser, send its token to POST $url:
 
 $token
 """

@@ -14,7 +14,6 @@ from app.database import DATABASE_ERRORS, is_unavailable
 from app.dependencies import AppRequest
 from app.errors import ServiceUnavailable, responses
 from app.limiter import REDIS_SECONDS, RateLimiter
-from app.settings import Settings
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -114,8 +113,8 @@ async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["con
 
 
 def check_mail(request: AppRequest) -> Literal["available", "unavailable"] | None:
-    """Return whether the mail server took this worker's latest mail, or None if none is configured."""
-    settings: Settings = request.app.state.settings
+    """Return whether this worker could reach the mail server lately, or None if none is configured."""
+    settings = request.state["settings"]
     if not settings.mail or settings.smtp_url is None:
         return None
     return "available" if request.state["mail_sender"].is_available else "unavailable"

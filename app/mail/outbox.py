@@ -1,17 +1,13 @@
-"""Write mails into the outbox, in the transaction of what they are about."""
+"""Add mails to the outbox, in the same transaction as the change that they are about."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-import structlog
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.limiter import RateLimiter
 from app.mail.message import Content
 from app.mail.models import Mail
-
-log = structlog.stdlib.get_logger("app.mail")
 
 # Writes the text of a mail, or returns None if there is nothing to send any more. It runs in a transaction.
 Writer = Callable[[AsyncSession, Mail], Awaitable[Content | None]]
@@ -23,34 +19,28 @@ class Outbox:
     Args:
         writers: A function that writes the text, for each kind of mail. Mails of other kinds are not added, so that a
             feature need not know whether mail is switched on, nor which feature writes it.
-        limiter: Limits the mails of one kind to one recipient. Further ones are not added.
     """
 
-    def __init__(self, writers: Mapping[str, Writer], limiter: RateLimiter) -> None:
+    def __init__(self, writers: Mapping[str, Writer]) -> None:
         self.writers = writers
-        self._limiter = limiter
-        self.has_news = asyncio.Event()
+        self.wake_event = asyncio.Event()
 
     def sends(self, kind: str) -> bool:
         """Return whether mails of a kind are sent."""
         return kind in self.writers
 
-    async def add(self, session: AsyncSession, kind: str, recipient: str, **context: int) -> None:
+    def add(self, session: AsyncSession, kind: str, recipient: str, **context: int) -> None:
         """Add a mail to a session. It is sent after the commit.
 
         Args:
-            session: The session. Best before its first statement, because counting may wait for Redis.
+            session: The session of the transaction.
             kind: What the mail is about, such as `password_reset`.
             recipient: The address.
             context: What the text depends on, such as the id of a user. No secrets: it is stored.
         """
-        if not self.sends(kind):
-            return
-        if (await self._limiter.hit("recipient", f"{kind} {recipient}")).is_exceeded:
-            log.info("mail not sent: too many to one recipient", kind=kind)
-            return
-        session.add(Mail(kind=kind, recipient=recipient, context=context))
-        event.listen(session.sync_session, "after_commit", self._wake_sender, once=True)
+        if self.sends(kind):
+            session.add(Mail(kind=kind, recipient=recipient, context=context))
+            event.listen(session.sync_session, "after_commit", self._wake_sender, once=True)
 
     def _wake_sender(self, _: object) -> None:
-        self.has_news.set()
+        self.wake_event.set()

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.database import DATABASE_ERRORS, is_unavailable, utc_now
 from app.errors import OutageLog
+from app.limiter import RateLimiter
 from app.mail.message import Content, build_message
 from app.mail.models import Mail
 from app.mail.outbox import Outbox
@@ -42,14 +43,18 @@ class Sender:
         settings: The mail server and the sender's address.
         engine: Connects to the database.
         outbox: Says when there is a new mail, and has the functions that write them.
+        limiter: Limits the mails of one kind to one recipient. Further ones are not sent.
         outages: Logs that the database is unavailable.
     """
 
-    def __init__(self, settings: Settings, engine: AsyncEngine, outbox: Outbox, outages: OutageLog) -> None:
+    def __init__(
+        self, settings: Settings, engine: AsyncEngine, outbox: Outbox, limiter: RateLimiter, outages: OutageLog
+    ) -> None:
         self._transport = create_transport(settings)
         self._from = settings.mail_from
         self._engine = engine
         self._outbox = outbox
+        self._limiter = limiter
         self._outages = outages
         self._failures = 0  # of the mail server, one after the other
         self._retry_at = 0.0
@@ -57,8 +62,11 @@ class Sender:
 
     @property
     def is_available(self) -> bool:
-        """Return whether the mail server took the latest mail, or none has been sent yet."""
-        return self._failures == 0
+        """Return whether the mail server is not known to be unavailable.
+
+        This worker may have no mail to try again with, because another one has sent it.
+        """
+        return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -71,14 +79,14 @@ class Sender:
             yield
         finally:
             self._is_stopping = True
-            self._outbox.has_news.set()
+            self._outbox.wake_event.set()
             await asyncio.wait({task}, timeout=SHUTDOWN_SECONDS)
             task.cancel()
             await asyncio.wait({task})
 
     async def _run(self) -> None:
         while not self._is_stopping:
-            self._outbox.has_news.clear()
+            self._outbox.wake_event.clear()
             try:
                 await self._send_due_mails()
             except Exception as error:  # a bug must not end the task
@@ -88,7 +96,7 @@ class Sender:
                     log.exception("the mail sender failed")
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
-                    await self._outbox.has_news.wait()
+                    await self._outbox.wake_event.wait()
 
     async def _send_due_mails(self) -> None:
         try:
@@ -143,7 +151,18 @@ class Sender:
 
     async def _write(self, mail: Mail) -> Content | None:
         async with self._begin() as session:
-            return await self._outbox.writers[mail.kind](session, mail)
+            content = await self._outbox.writers[mail.kind](session, mail)
+            # Counted here and not when it is requested: a mail that is not sent must not use up the recipient's limit.
+            if content and mail.attempts == 1 and await self._is_too_many(mail):
+                await session.rollback()  # the tokens of earlier mails remain valid
+                return None
+            return content
+
+    async def _is_too_many(self, mail: Mail) -> bool:
+        count = await self._limiter.hit("recipient", f"{mail.kind} {mail.recipient}")
+        if count.is_exceeded:
+            log.info("mail not sent: too many to one recipient")
+        return count.is_exceeded
 
     async def _postpone(self, mail: Mail, reason: str, *, longest: timedelta = LONGEST_RETRY) -> None:
         if utc_now() - mail.created_at > MAX_AGE:
@@ -175,7 +194,7 @@ class Sender:
     def _note_unavailable(self, reason: str) -> None:
         if not self._failures:
             log.warning("the mail server is unavailable: mails wait", reason=reason)
-        self._retry_at = monotonic() + min(2.0**self._failures, LONGEST_PAUSE)
+        self._retry_at = monotonic() + min(2.0 ** min(self._failures, 10), LONGEST_PAUSE)
         self._failures += 1
 
 

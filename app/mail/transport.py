@@ -98,7 +98,9 @@ class SMTPTransport:
         if error.code == SERVER_CLOSES:
             self._disconnect()
             return MailServerUnavailable(reason)
-        return Undeliverable(reason) if error.code >= PERMANENT else Deferred(reason)
+        # X.7 is about the sender's rights (RFC 3463), such as "Relay access denied". Mails wait until they are given.
+        is_permanent = error.code >= PERMANENT and not error.message.startswith("5.7.")
+        return Undeliverable(reason) if is_permanent else Deferred(reason)
 
     def _disconnect(self) -> None:
         if self._client:

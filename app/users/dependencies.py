@@ -24,10 +24,10 @@ _bearer = HTTPBearer(
 async def get_access_token(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], tokens: TokensDep
 ) -> AccessToken:
-    """Return what the access token in the Authorization header says.
+    """Return the contents of the access token in the Authorization header. Its login may have ended.
 
     Raises:
-        AuthenticationFailed: There is no valid token. Its login may have ended.
+        AuthenticationFailed: There is no valid token.
     """
     if credentials is None:
         raise AuthenticationFailed(reason="no token")
@@ -37,17 +37,15 @@ async def get_access_token(
         raise AuthenticationFailed(reason=str(error)) from error
 
 
-async def get_current_user(
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    tokens: TokensDep,
-    reader: FastReaderDep,
-) -> UserRecord:
+AccessTokenDep = Annotated[AccessToken, Depends(get_access_token)]
+
+
+async def get_current_user(token: AccessTokenDep, reader: FastReaderDep) -> UserRecord:
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
         AuthenticationFailed: There is no valid token, or its login has ended.
     """
-    token = await get_access_token(credentials, tokens)
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
     user = await find_logged_in_user(reader, token.user_id, token.login_id)
     if user is None:
@@ -59,7 +57,6 @@ async def get_current_user(
     return user
 
 
-AccessTokenDep = Annotated[AccessToken, Depends(get_access_token)]
 CurrentUser = Annotated[UserRecord, Depends(get_current_user)]
 
 

@@ -127,7 +127,7 @@ async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, 
     Raises:
         EmailTaken: Another user has the address, ignoring case.
     """
-    await outbox.add(session, "email_verification", data.email)
+    outbox.add(session, "email_verification", data.email)
     return await create_user(session, passwords, data)
 
 
@@ -144,8 +144,8 @@ async def update_profile(
     if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
         return await update_user(session, user.id, data)
     await limiter.enforce("recipient", f"changes by {user.id}")
-    await outbox.add(session, "email_change", data.email, user_id=user.id)
-    await outbox.add(session, "email_change_requested", user.email)
+    outbox.add(session, "email_change", data.email, user_id=user.id)
+    outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
     return await _update(session, user.id, **data.model_dump(exclude={"email"}), pending_email=data.email)
@@ -199,7 +199,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     if not matches:
         raise WrongPassword
     new_hash = await passwords.hash(data.new_password)  # before the session connects, because it takes long
-    await outbox.add(session, "password_changed", user.email)
+    outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)
         .where(User.id == user.id, User.password_hash == user.password_hash)

@@ -245,6 +245,17 @@ async def test_own_address_cancels_a_pending_change(client: httpx.AsyncClient, m
     assert (await verify(client, token, PASSWORD)).status_code == 400
 
 
+async def test_requests_for_an_unknown_address_do_not_use_up_its_limit(settings: Settings, mails: MailServer) -> None:
+    async with serve(change(settings, rate_limit_recipient="1/hour")) as service:
+        async with AsyncSession(service.state["engine"]) as session:
+            for _ in range(3):
+                await request_verification(service.client)
+                await wait_until_outbox_is_empty(session)
+        await register(service.client)
+
+        await mails.wait_for(VERIFICATION)
+
+
 async def test_changes_of_the_address_are_limited(settings: Settings) -> None:
     """Otherwise a user could have mails sent to any number of other people."""
     async with serve(change(settings, rate_limit_recipient="2/hour")) as service:

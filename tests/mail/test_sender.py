@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 import structlog
-from processes import free_port
+from processes import PATIENCE, free_port
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -64,9 +64,9 @@ class Worker:
     """A sender, with an outbox of its own, as each worker has them."""
 
     def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
+        self.outbox = Outbox({"test": write_number})
         limiter = RateLimiter(settings, None, MemoryCounter())
-        self.outbox = Outbox({"test": write_number}, limiter)
-        self.sender = Sender(settings, engine, self.outbox, OutageLog(settings))
+        self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ async def add(engine: AsyncEngine, outbox: Outbox, *numbers: int, recipient: str
     """Add mails in one transaction."""
     async with AsyncSession(engine) as session, session.begin():
         for number in numbers:
-            await outbox.add(session, "test", recipient, number=number)
+            outbox.add(session, "test", recipient, number=number)
 
 
 async def stored_mails(engine: AsyncEngine) -> list[Mail]:
@@ -113,7 +113,7 @@ async def test_mail_is_sent_after_the_commit_and_deleted(
 ) -> None:
     async with worker.sender.run():
         async with AsyncSession(engine) as session:
-            await worker.outbox.add(session, "test", "ann@example.com", number=1)
+            worker.outbox.add(session, "test", "ann@example.com", number=1)
             await session.commit()
         mail = await mails.wait_for("Mail 1")
         await wait_until_empty(engine)
@@ -125,7 +125,7 @@ async def test_mail_is_sent_after_the_commit_and_deleted(
 async def test_mail_of_a_failed_transaction_is_not_sent(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
     async with worker.sender.run():
         async with AsyncSession(engine) as session:
-            await worker.outbox.add(session, "test", "ann@example.com", number=1)
+            worker.outbox.add(session, "test", "ann@example.com", number=1)
             await session.flush()
             await session.rollback()
         await add(engine, worker.outbox, 2)
@@ -146,7 +146,7 @@ async def test_mail_of_an_unknown_kind_is_left_alone(worker: Worker, engine: Asy
     """During a rollout, another release may write a kind that this one does not know."""
     async with AsyncSession(engine) as session:
         session.add(Mail(kind="later", recipient="ann@example.com", context={}))
-        await worker.outbox.add(session, "unknown", "ann@example.com", number=1)
+        worker.outbox.add(session, "unknown", "ann@example.com", number=1)
         await session.commit()
     async with worker.sender.run():
         await add(engine, worker.outbox, 2)
@@ -217,9 +217,9 @@ async def test_refused_mails_block_no_other(worker: Worker, engine: AsyncEngine,
     mails.replies |= {"gone@example.com": "550 no such user", "busy@example.com": "450 mailbox busy"}
     async with AsyncSession(engine) as session, session.begin():
         for number in range(1, 5):
-            await worker.outbox.add(session, "test", "gone@example.com", number=number)
-            await worker.outbox.add(session, "test", "busy@example.com", number=number)
-        await worker.outbox.add(session, "test", "ann@example.com", number=9)
+            worker.outbox.add(session, "test", "gone@example.com", number=number)
+            worker.outbox.add(session, "test", "busy@example.com", number=number)
+        worker.outbox.add(session, "test", "ann@example.com", number=9)
     async with worker.sender.run():
         await mails.wait_for("Mail 9")
         waiting = await wait_for_mails(engine, lambda mails: len(mails) == 4)
@@ -274,6 +274,32 @@ async def test_mails_are_sent_when_the_mail_server_is_back(settings: Settings, e
         ("warning", "the mail server is unavailable: mails wait"),
         ("info", "the mail server accepts mails again"),
     ]
+
+
+async def test_mail_server_that_another_worker_has_reached_is_not_reported_as_unavailable(
+    settings: Settings, engine: AsyncEngine, logs: Logs, mails: MailServer
+) -> None:
+    worker = Worker(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}"), engine)
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 1)
+        await wait_for_log(logs, "the mail server is unavailable: mails wait")
+    other = Worker(settings, engine)
+    async with other.sender.run():
+        await mails.wait_for("Mail 1")
+
+    async with asyncio.timeout(PATIENCE):
+        while not worker.sender.is_available:  # noqa: ASYNC110  there is no event
+            await asyncio.sleep(0.01)
+
+
+async def test_outage_of_any_length_ends(settings: Settings, engine: AsyncEngine, logs: Logs) -> None:
+    worker = Worker(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}"), engine)
+    worker.sender._failures = 2000  # noqa: SLF001  two days of them
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 1)
+        await wait_for_mails(engine, lambda mails: mails[0].attempts >= 2)
+
+    assert "mail failed" not in [entry["event"] for entry in logs]
 
 
 async def test_error_in_a_writer_is_logged_and_blocks_no_other_mail(

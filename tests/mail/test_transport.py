@@ -107,6 +107,7 @@ async def test_server_without_starttls_gets_neither_password_nor_mail() -> None:
         ("550 no such user", Undeliverable),
         ("553 mailbox name not allowed", Undeliverable),
         ("450 mailbox busy", Deferred),
+        ("554 5.7.1 relay access denied", Deferred),
         ("452 out of storage", Deferred),
         ("421 shutting down", MailServerUnavailable),
     ],

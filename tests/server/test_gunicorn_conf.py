@@ -17,7 +17,7 @@ from gunicorn_process import Gunicorn, Start
 from hitless.accept import SLOTS
 from processes import PATIENCE, free_port
 
-from app import NAME
+from app import NAME, PREFIX
 from tests.server.conftest import GUNICORN_CONF, LoadConf
 
 
@@ -201,3 +201,15 @@ def test_worker_restarted_during_a_database_outage_does_not_stop_the_server(star
 
     server.wait_for_log("Application startup complete.", times=2)
     assert server.get("/health/ready").status_code == 503
+
+
+def test_links_in_mails_work_without_a_secret_key(start: Start) -> None:
+    server = start(WEB_CONCURRENCY="1")
+    server.wait_for_log("Application startup complete.")
+    person = {"email": "ann@example.com", "password": "a good password", "full_name": "Ann"}
+    httpx.post(f"{server.url}{PREFIX}/users/", json=person, timeout=PATIENCE).raise_for_status()
+    server.wait_for_log("#token=")
+    (token,) = re.findall(r"#token=([\w=-]+)", server.log)
+
+    url = f"{server.url}{PREFIX}/auth/email-verification/confirm"
+    assert httpx.post(url, json={"token": token, "password": person["password"]}, timeout=PATIENCE).status_code == 204
