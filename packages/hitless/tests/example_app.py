@@ -1,6 +1,7 @@
 """An ASGI application whose requests do what applications do to a worker: respond, wait, block it, fill its buffers."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ class Noisy:
 noisy = Noisy()
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901  one branch for each action
+async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912  one branch for each action
     """Run the action that the path names, then respond with the worker's process id or the action's result."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
@@ -49,6 +50,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
         body = str(is_draining()).encode()
     elif action == "headers":
         body = repr(scope["headers"]).encode()
+    elif action == "poll":  # as Starlette's `is_disconnected` does
+        for _ in range(100):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(receive(), 0.01)
     elif action == "read":
         body = str(await count_body(receive)).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})

@@ -64,6 +64,14 @@ def test_startup_problem_is_logged_in_one_line_and_leaves_no_pidfile(launch: Sta
     assert not (server.folder / "pid").exists()
 
 
+def test_reuse_port_is_refused(launch: Start) -> None:
+    server = launch("--reuse-port")
+
+    assert server.wait() == 1
+    assert "reuse_port must be off" in server.log
+    assert "Traceback" not in server.log
+
+
 def test_address_in_use_is_logged_in_one_line(launch: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = launch(f"--bind=127.0.0.1:{listener.getsockname()[1]}")

@@ -11,6 +11,7 @@ from certificates import TLS
 from gunicorn_process import Gunicorn, Start
 from processes import PATIENCE, until
 
+EXAMPLE_CONF = Path(__file__).with_name("example_conf.py").read_text()
 FAILED_START = "A worker has failed to start. The next attempt is in "
 
 
@@ -105,3 +106,22 @@ def test_master_that_does_not_respond_is_logged_once(start: Start) -> None:
     assert {response.status_code for response in responses} == {200}
     assert server.log.count("The master process has not responded for 2 s: no worker is replaced") == 1
     server.wait_for_log("Application startup complete.", times=3)
+
+
+def test_invalid_configuration_is_not_reloaded(gunicorn: Start, tmp_path: Path) -> None:
+    conf = tmp_path / "conf.py"
+    conf.write_text(EXAMPLE_CONF)
+    server = gunicorn("example_app:app", f"--config={conf}")
+    server.wait_for_log("Application startup complete.")
+    old = server.get("/pid").text
+    conf.write_text("import sys; sys.exit(1)")
+
+    server.send(signal.SIGHUP)
+    server.wait_for_log("The configuration cannot be loaded, so nothing was reloaded")
+    kept = server.get("/pid").text
+    conf.write_text(EXAMPLE_CONF)
+    server.send(signal.SIGHUP)
+    server.wait_for_log(f"worker {old} has exited")
+
+    assert kept == old
+    assert server.get("/pid").status_code == 200

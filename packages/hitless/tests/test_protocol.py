@@ -77,6 +77,7 @@ def test_exception_after_a_response_is_logged_and_leaves_the_connection_open(sta
     "request_",
     [
         pytest.param(b"\x16\x03\x01\x02\x00\x01\r\n\r\n", id="TLS"),
+        pytest.param(b"GET /pid HTTP/2.0\r\n\r\n", id="no Host"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
         pytest.param(b"GET /pid HTTP/3.7\r\nHost: test\r\n\r\n", id="version"),
         pytest.param(b"get /pid HTTP/1.1\r\nHost: test\r\n\r\n", id="method in lower case"),
@@ -371,3 +372,33 @@ def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> 
         assert server.log.count("status 408") == 3 * NUMBER_OF_SLOW_CLIENTS
         assert client.get("/pid").status_code == 200
     assert "Traceback" not in server.log
+
+
+# Connections that are kept open --------------------------------------------------------------------------------------
+
+
+def test_connection_is_idle_after_a_body_that_arrives_later_than_the_response(server: Gunicorn) -> None:
+    with connect(server, b"POST /pid HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n") as client:
+        response = client.recv(65536)
+        client.sendall(b"x")
+
+        assert statuses(response) == [200]
+        assert read_all(client) == b""  # it is closed after `keepalive`, before the socket's timeout
+
+
+def test_pipelined_body_is_bounded_while_an_earlier_request_polls(server: Gunicorn) -> None:
+    with connect(server, b"GET /poll HTTP/1.1\r\nHost: test\r\n\r\n") as client:
+        client.sendall(POST + b"Content-Length: 8000000\r\n\r\n" + b"x" * 8_000_000)
+
+        assert statuses(read_all(client)) == [200]
+
+
+def test_upload_that_runs_at_a_shutdown_is_the_last_request_of_its_connection(start: Start) -> None:
+    server = start("--keep-alive=3600", "--graceful-timeout=3600", "--timeout=3600")
+    with connect(server, POST + b"Content-Length: 2\r\n\r\nx") as client:
+        server.get("/pid")  # until the upload has begun
+        server.send(signal.SIGTERM)
+        time.sleep(3)  # until the worker has closed idle connections
+        client.sendall(b"x")
+
+        assert read_all(client).endswith(b"\r\n1\r\n2\r\n0\r\n\r\n")

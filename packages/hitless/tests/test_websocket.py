@@ -171,6 +171,16 @@ def test_invalid_handshake_is_answered_as_an_ordinary_request(server: Gunicorn, 
     assert b"connection: close" in response
 
 
+def test_message_before_the_end_of_the_handshake_closes_the_connection(server: Gunicorn) -> None:
+    with socket.create_connection(server.address, PATIENCE) as client:
+        client.sendall(HANDSHAKE.replace(b"/echo", b"/handshake") + b"\r\n")
+        server.wait_for_log("a handshake is waiting")
+        client.sendall(b"not masked")
+
+        with suppress(ConnectionResetError):
+            assert client.recv(1000) == b""
+
+
 def test_handshake_in_the_pipeline_does_not_mix_with_an_earlier_response(server: Gunicorn) -> None:
     with socket.create_connection(server.address, PATIENCE) as client:
         client.sendall(b"GET /sleep/1 HTTP/1.1\r\nHost: test\r\n\r\n" + HANDSHAKE + b"\r\n")

@@ -126,11 +126,13 @@ class Acceptor:
         loop.call_later(seconds, self.start)
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Accept one connection, and return whether there was one."""
+        """Accept one connection, and return whether there may be more."""
         try:
             connection, _ = listener.accept()
-        except (BlockingIOError, ConnectionError):  # another worker accepted it first, or the client has gone
+        except BlockingIOError:  # there is none, or another worker accepted it first
             return False
+        except ConnectionError:  # the client has gone
+            return True
         except OSError as error:
             log.warning("Not accepting connections for %d s: %s", EXHAUSTED_SECONDS, error)
             for unused in [each for each in self._connections if isinstance(each, LimitedProtocol)]:

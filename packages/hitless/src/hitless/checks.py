@@ -22,8 +22,10 @@ def check_startup(arbiter: Arbiter) -> None:
     """Check the certificate and the addresses.
 
     Raises:
-        StartupError: One of them cannot be used.
+        StartupError: One of them cannot be used, or gunicorn's `reuse_port` is on.
     """
+    if arbiter.cfg.reuse_port:
+        raise StartupError("reuse_port must be off: connections that wait for a worker would be lost with it")
     if arbiter.cfg.certfile and arbiter.cfg.keyfile:
         check_certificate(Path(arbiter.cfg.certfile), Path(arbiter.cfg.keyfile))
     # A master that replaces another one (SIGUSR2), or that systemd starts, inherits its sockets.

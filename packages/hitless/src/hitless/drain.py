@@ -93,7 +93,7 @@ def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
 
 
 def refuse_connections(listener: socket.socket) -> None:
-    """Refuse new connections, and but let those in the backlog be accepted.
+    """Refuse new connections, but let those in the backlog be accepted.
 
     Closing a listening socket resets the connections in its backlog, whose requests may have been sent already.
     Instead, the socket is bound to a network interface that does not exist. That needs no privilege (Linux 5.7) and

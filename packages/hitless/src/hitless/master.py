@@ -94,20 +94,29 @@ class Supervisor:
         except HaltServer:
             if not starts[0]:
                 raise
-            os.kill(os.getpid(), signal.SIGCHLD)  # there may be others
+            os.kill(os.getpid(), signal.SIGCHLD)  # other workers may have exited too
         gone = [worker for pid, worker in before.items() if pid not in self._arbiter.WORKERS]
-        if any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
+        for worker in gone:
+            worker.tmp.close()  # gunicorn leaves it open if the worker has failed to start
+        if not is_stopping() and any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
         if self._is_reloading:  # gunicorn does nothing else until the old workers have exited
             self.manage_workers()
 
     def reload(self) -> None:
-        """Replace all workers."""
+        """Replace all workers, if the configuration can be loaded."""
+        master, app, outdated_age = os.getpid(), self._arbiter.app, self._outdated_age
+        configuration = app.cfg
         self._outdated_age = self._arbiter.worker_age
         self._next_start = 0.0
         self._is_reloading = True
         try:
             self._reload()
+        except SystemExit:  # gunicorn ends the whole server if the configuration is invalid
+            if os.getpid() != master:  # a worker that was forked here ends
+                raise
+            app.cfg, self._outdated_age = configuration, outdated_age
+            self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  one line
         finally:
             self._is_reloading = False
 
@@ -132,6 +141,8 @@ class Supervisor:
                 self._arbiter.kill_worker(worker.pid, signal.SIGTERM)
 
     def _delay_next_start(self, problem: str) -> None:
+        if time.monotonic() < self._next_start:  # another worker of the same attempt has failed
+            return
         delay = min(2.0**self._failures, MAX_DELAY)
         self._failures += 1
         self._next_start = time.monotonic() + delay

@@ -36,6 +36,9 @@ log = logging.getLogger("hitless")
 LINGER_SECONDS = 1.0
 # Seconds after which an idle connection is checked again if its next request has arrived but is not read yet.
 RECHECK_SECONDS = 1.0
+# Bytes of the body of a pipelined request that are held. Uvicorn reads more of it each time that the application asks
+# for a message of an earlier request.
+PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
 Message = dict[str, Any]
@@ -115,14 +118,15 @@ class LimitedProtocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        """Close the connection, unless a request has begun to arrive: its response will announce the end."""
+        """Close the connection, or let its response be the last one. That of a request that has just begun says so."""
         has_begun = self.is_incomplete and self.deadline.received
-        if not has_begun and not has_unread_bytes(self.transport):
+        is_uploading = self.is_incomplete and not self.in_head and not self.cycle.response_complete
+        if is_uploading or (not has_begun and not has_unread_bytes(self.transport)):
             super().shutdown()
 
     def close_if_unused(self) -> None:
-        """Close the connection if it has never sent a request."""
-        if not self.cycle and not has_unread_bytes(self.transport):
+        """Close the connection if it has never sent anything."""
+        if not self.deadline.received and not has_unread_bytes(self.transport):
             self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
@@ -147,10 +151,19 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if not self.is_incomplete:
             self.deadline.cancel()
+            self._keep_alive_after_late_body()
         elif self.unparsed > self.limits.head_size:  # an endless head, or endless data after a chunked body
             self._refuse(HEAD_TOO_LARGE)
         elif is_new:
             self.deadline.start(self._refuse_slow_request)
+
+    def _keep_alive_after_late_body(self) -> None:
+        """Limit the idle time again if the end of a body has arrived after the response, and canceled that limit."""
+        is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
+        if is_idle and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     # Callbacks of the parser -----------------------------------------------------------------------------------------
 
@@ -168,7 +181,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.reason = HEAD_TOO_LARGE
             raise ValueError  # the parser reports it as a malformed request
         hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):  # RFC 9112, section 3.2
             raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
@@ -192,6 +205,8 @@ class LimitedProtocol(HttpToolsProtocol):
         return self.is_handshake
 
     def on_body(self, body: bytes) -> None:
+        if self.pipeline and len(self.cycle.body) > PIPELINED_BODY:
+            raise ValueError
         super().on_body(body)
         self.unparsed = 0
 

@@ -152,7 +152,9 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             self._parse()
 
     def handle_parser_exception(self) -> None:
-        if not self.is_closed_by_server:
+        if self.conn.close_sent is None:  # the client sent something before the end of the handshake
+            self.transport.abort()
+        elif not self.is_closed_by_server:
             self._close()
 
     def _close(self) -> None:
