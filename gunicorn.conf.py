@@ -1,6 +1,7 @@
 """The production server: gunicorn with Uvicorn workers.
 
-Names, values and variables are the usual ones. Where one is not, a comment says why. docs/server.md explains each one.
+Names, values and environment variables are the usual ones. A comment gives the reason for each exception.
+docs/server.md explains each setting.
 """
 
 import gc

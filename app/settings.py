@@ -155,7 +155,7 @@ class Settings(SettingsFiles):
     keepalive_seconds: int = Field(
         5,
         ge=1,
-        description="Seconds that an idle connection is kept open; longer than the proxy in front keeps it open",
+        description="Seconds that an idle connection is kept open; must be longer than in the proxy in front",
     )
     drain_seconds: int = Field(
         0,
@@ -190,7 +190,7 @@ class Settings(SettingsFiles):
 
     # Redis
     redis_url: RedisURL | None = Field(
-        None, description="Redis URL; rate limits then count across all workers, and readiness reports its state"
+        None, description="Redis URL; limits then count for all containers together, and readiness reports its state"
     )
 
     # Authentication

@@ -1,1 +1,1 @@
-"""What people do with their account by mail: set a forgotten password, verify an address, accept an invitation."""
+"""Accounts by mail: password reset, email verification and invitations."""

@@ -1,4 +1,4 @@
-"""Passwords and addresses that a mail's token proves. The caller opens the session, and commits it."""
+"""Password reset, email verification and invitations. The caller opens the session, and commits it."""
 
 from typing import NamedTuple
 from uuid import UUID
@@ -19,7 +19,7 @@ from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 
 class Proof(NamedTuple):
-    """What a valid token proves: its bearer reads the mails that are sent to an address of an active user."""
+    """The user and the address of a valid token. Its bearer can read mail sent to that address."""
 
     address: str
     user_id: int
@@ -102,8 +102,8 @@ async def verify_email(  # noqa: PLR0913  each is needed
     if user_id is None:
         raise InvalidToken(reason="used, or the account has changed")
     # Otherwise it could be used again if the address were changed and changed back.
-    is_used = AccountToken.user_id == user_id, AccountToken.purpose == "email_verification"
-    await session.execute(delete(AccountToken).where(*is_used))
+    used_token = AccountToken.user_id == user_id, AccountToken.purpose == "email_verification"
+    await session.execute(delete(AccountToken).where(*used_token))
 
 
 async def invite(session: AsyncSession, outbox: Outbox, data: Invitation) -> User:

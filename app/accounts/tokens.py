@@ -1,4 +1,4 @@
-"""Tokens in mails: a random id, and what proves that it was issued here."""
+"""Tokens in mails: a random id, and an HMAC that proves that it was issued here."""
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -17,7 +17,7 @@ _ID_BYTES = 16
 class MailTokens:
     """Derives tokens from ids that the database stores, so that neither it nor its backups contain a token.
 
-    Everything is also accepted with the previous key, so that a new key invalidates no mail.
+    Tokens made with the previous key are also accepted, so that links in mails stay valid after a change of the key.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -61,8 +61,8 @@ async def login(  # noqa: PLR0913  all that a login takes
 
     now = utc_now()
     login_id, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
-    # During the hashing the password may have been changed, or the user deactivated or deleted. From here on that waits
-    # for this lock. It comes before the locks of the tokens, in the same order as when a user is deleted.
+    # While the hash was computed, the password may have been changed, or the user deactivated or deleted. From here on,
+    # such changes wait for this lock. Users are locked before logins, in the same order as when a user is deleted.
     is_unchanged = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*is_unchanged).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -97,7 +97,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(secret): secret for secret in tokens.derive_next_secrets(secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # Without an overlap no time may count: a concurrent request may have begun after this one, but finished before.
+        # An overlap of 0 must disable this: `rotated_at` is later than `now` if a concurrent request began after this
+        # one, but finished before it.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),

@@ -21,9 +21,9 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.mail")
 
-# Seconds between two looks into the outbox, for mails that are due again, or that another worker has left.
+# Seconds between two polls of the outbox, for retries and for mails that another worker did not finish.
 POLL_SECONDS = 5.0
-# How long a worker has a mail to itself. If it is killed, another one sends the mail afterwards.
+# The time in which no other worker takes a mail. If the worker is killed, another one sends the mail afterwards.
 LEASE = timedelta(minutes=5)
 # The wait after a failure, which doubles with each, and the age at which a mail is given up.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
@@ -37,7 +37,7 @@ SHUTDOWN_SECONDS = 3.0
 class Sender:
     """Takes one mail after the other, sends it, and deletes it. A mail is sent at least once.
 
-    No transaction is open while the mail server is spoken to.
+    No transaction is open while a mail is handed to the mail server.
 
     Args:
         settings: The mail server and the sender's address.
@@ -169,9 +169,9 @@ class Sender:
             await self._give_up(mail, reason)
             return
         wait = min(FIRST_RETRY * 2 ** min(mail.attempts - 1, 10), longest)
-        is_mine = Mail.id == mail.id, Mail.attempts == mail.attempts  # otherwise the lease has ended
+        lease = Mail.id == mail.id, Mail.attempts == mail.attempts  # otherwise it has ended
         async with self._begin() as session:
-            await session.execute(update(Mail).where(*is_mine).values(next_attempt_at=utc_now() + wait))
+            await session.execute(update(Mail).where(*lease).values(next_attempt_at=utc_now() + wait))
 
     async def _give_up(self, mail: Mail, reason: str) -> None:
         log.warning("mail given up", reason=reason, attempts=mail.attempts)

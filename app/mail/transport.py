@@ -25,15 +25,15 @@ SEND_SECONDS = 30.0
 # Seconds that a single command may take, which is less than RFC 5321 allows for slow servers.
 COMMAND_SECONDS = 10.0
 # https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
-SERVER_CLOSES, PERMANENT = 421, 500
+SERVICE_NOT_AVAILABLE, PERMANENT_FAILURE = 421, 500
 
 
 class Undeliverable(Exception):
-    """The mail server rejects this mail for good."""
+    """The mail server rejects this mail permanently."""
 
 
 class Deferred(Exception):
-    """The mail server rejects this mail for now."""
+    """The mail server rejects this mail temporarily."""
 
 
 class MailServerUnavailable(Exception):
@@ -95,11 +95,11 @@ class SMTPTransport:
 
     def _explain(self, error: SMTPResponseException) -> Exception:
         reason = f"{error.code} {error.message}"
-        if error.code == SERVER_CLOSES:
+        if error.code == SERVICE_NOT_AVAILABLE:
             self._disconnect()
             return MailServerUnavailable(reason)
         # X.7 is about the sender's rights (RFC 3463), such as "Relay access denied". Mails wait until they are given.
-        is_permanent = error.code >= PERMANENT and not error.message.startswith("5.7.")
+        is_permanent = error.code >= PERMANENT_FAILURE and not error.message.startswith("5.7.")
         return Undeliverable(reason) if is_permanent else Deferred(reason)
 
     def _disconnect(self) -> None:

@@ -48,7 +48,7 @@ def parse_smtp_url(url: str) -> SMTPServer:
 
 
 def check_smtp_url(value: SecretStr) -> SecretStr:
-    """Return the URL of a mail server.
+    """Check the URL of a mail server, and return it.
 
     Raises:
         ValueError: The URL is not valid.
@@ -58,7 +58,7 @@ def check_smtp_url(value: SecretStr) -> SecretStr:
 
 
 def check_sender(value: str) -> str:
-    """Return an address such as `no-reply@example.com`, with or without a name in front.
+    """Check a sender such as `no-reply@example.com`, with or without a name in front, and return it.
 
     Raises:
         ValueError: The address is not valid.

@@ -1,8 +1,8 @@
 """Changes to gunicorn's master process, other than its shutdown.
 
-gunicorn stops a worker and then starts its successor. If that fails, nobody serves any more: a certificate that was
-renewed wrongly, a limit on processes or a broken release is then an outage. Here a worker serves until its successor
-accepts, however long that takes.
+gunicorn stops a worker and then starts its successor. If the start fails, no worker serves: a certificate that was
+renewed wrongly, a limit on processes or a broken release is then an outage. With hitless, a worker serves until its
+successor accepts connections, however long that takes.
 """
 
 import os
@@ -86,7 +86,7 @@ class Supervisor:
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:
-        """Remove the workers that have exited, and tell a failed start from a server that cannot start at all."""
+        """Remove the workers that have exited. Retry a failed start, or end the server if none ever succeeded."""
         master_beat[0] = time.monotonic()
         before = dict(self._arbiter.WORKERS)
         try:

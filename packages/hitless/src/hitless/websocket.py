@@ -127,7 +127,8 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._leave_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # At its end, like a request. Otherwise the clients of a worker that is recycled would recycle the next one.
+        # Counted when it ends, as requests are. Otherwise the clients of a recycled worker, which connect again at
+        # once, would have the next worker recycled.
         self.server_state.total_requests += 1
         super().connection_lost(exc)
 
