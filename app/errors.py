@@ -20,11 +20,11 @@ A feature derives its own errors from these, such as `EmailTaken(RuleViolated)`,
 follow from a route's signature, such as 401 and 422, are added by `docs/openapi.py`.
 """
 
+import asyncio
 import re
 from collections import Counter
 from http import HTTPStatus
 from itertools import takewhile
-from time import monotonic
 from typing import Any, ClassVar
 
 import structlog
@@ -309,12 +309,12 @@ def _describe(problem: dict[str, Any]) -> FieldError:
 
 
 class OutageLog:
-    """Logs the first failure of an outage, and then at most one line per 30 seconds with the most common reasons."""
+    """Logs the first failure of an outage, and then one line per 30 seconds with the most common reasons."""
 
     def __init__(self, settings: Settings) -> None:
         timeout, size = settings.database_pool_timeout, settings.database_pool_size
         self._pool_timeout = f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})"
-        self._next_line_at = 0.0
+        self._is_waiting = False
         self._reasons = Counter[str]()
 
     def add(self, error: Exception) -> None:
@@ -322,11 +322,18 @@ class OutageLog:
         message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
         reason = f"{type(error).__name__}: {message}"
         self._reasons[reason] += 1
-        if monotonic() >= self._next_line_at:
-            self._next_line_at = monotonic() + OUTAGE_SECONDS
-            others = [f"{number} x {reason}" for reason, number in self._reasons.most_common(3)]
-            log.warning("database unavailable", reason=reason, failures=self._reasons.total(), reasons=others)
+        if not self._is_waiting:
+            self._report()
+
+    def _report(self) -> None:
+        """Log what has failed since the last line, and again after 30 seconds, until nothing fails any more."""
+        self._is_waiting = bool(self._reasons)
+        if self._reasons:
+            reasons = self._reasons.most_common(3)
+            others = [f"{number} x {reason}" for reason, number in reasons]
+            log.warning("database unavailable", reason=reasons[0][0], failures=self._reasons.total(), reasons=others)
             self._reasons.clear()
+            asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report)
 
 
 async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:

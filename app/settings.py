@@ -381,7 +381,8 @@ def describe_unknown_names(settings: Settings) -> list[str]:
     """
     names = [name for file in (".env", f".env.{settings.environment}") for name in dotenv_values(file)]
     if settings.secrets_dir.is_dir():
-        names += [path.name for path in settings.secrets_dir.iterdir() if path.is_file() and path.name.isidentifier()]
+        files = [path.name for path in settings.secrets_dir.iterdir() if path.is_file()]
+        names += [name for name in files if not name.startswith(".")]
     known = [name.upper() for name in Settings.model_fields]
     found = []
     for name in dict.fromkeys(map(str.upper, names)):

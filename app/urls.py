@@ -138,8 +138,11 @@ def check_redis_url(value: SecretStr) -> SecretStr:
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)
+        # Otherwise part of a password that is not encoded.
+        is_valid &= not parts.fragment and "@" not in parts.netloc.rpartition("@")[0]
+        is_valid &= parts.scheme == "unix" or "@" not in parts.path + parts.query
     except (ValueError, TypeError, RedisError):  # their messages quote the URL
         is_valid = False
-    if not is_valid or parts.fragment or "@" in parts.netloc.rpartition("@")[0]:
+    if not is_valid:
         raise ValueError("must be like redis://host:6379, rediss:// for TLS, or unix:///path, with known parameters")
     return value

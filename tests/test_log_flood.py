@@ -26,6 +26,23 @@ def test_written_field_is_at_most_512_characters(text: str) -> None:
     assert len(shorten(text)) == len(text) or len(written) > MAX_FIELD - 12
 
 
+@pytest.mark.parametrize(("path", "host"), [("/users/me", "evil.example"), ("/health/nowhere", "test")])
+async def test_requests_that_reach_no_route_do_not_fill_the_log(
+    settings: Settings,
+    logs: list[structlog.typing.EventDict],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    host: str,
+) -> None:
+    monkeypatch.setattr("app.middleware.request_context.refusal_log", RefusalLog(lines_per_second=10))
+    monkeypatch.setattr("app.logging.monotonic", lambda: 1000.0)
+    async with serve(change(settings, allowed_hosts=["test"])) as service:
+        for _ in range(20):
+            await service.client.get(path, headers={"Host": host})
+
+    assert len([entry for entry in logs if entry["event"] == "request"]) == 10
+
+
 async def test_long_path_and_headers_are_cut_in_access_log(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
 ) -> None:

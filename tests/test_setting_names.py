@@ -30,12 +30,15 @@ def test_misspelt_name_in_env_file_suggests_setting(directory: Path) -> None:
 def test_misspelt_secret_file_suggests_setting(directory: Path) -> None:
     secrets = directory / "secrets"
     (secrets / "kubernetes.io").mkdir(parents=True)
-    for name in ("SECRET_KEYS", "database_url", "..data", "POSTGRES_PASSWORD"):
+    for name in ("SECRET_KEYS", "DATABASE-URL", "database_url", "..data", "POSTGRES_PASSWORD"):
         (secrets / name).write_text("x")
 
     warnings = describe_unknown_names(make_settings(secrets_dir=secrets))
 
-    assert warnings == ["SECRET_KEYS is not a setting; did you mean SECRET_KEY?"]
+    assert sorted(warnings) == [
+        "DATABASE-URL is not a setting; did you mean DATABASE_URL?",
+        "SECRET_KEYS is not a setting; did you mean SECRET_KEY?",
+    ]
 
 
 def test_names_of_other_programs_are_not_reported(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

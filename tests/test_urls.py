@@ -222,6 +222,8 @@ def test_redis_url_is_accepted(url: str) -> None:
         "redis://:hunter#2@cache",
         "redis://:hunter/2@cache",
         "redis://:hunter?2@cache",
+        "redis://default:84/hunter2@cache",
+        "redis://default:84?hunter2@cache",
         "redis://cache?db=hunter2",
         "redis://cache?hunter2=1",
         "redis://cache?ssl_cert_reqs=none",

@@ -6,6 +6,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+import structlog
 from sqlalchemy import and_, case, delete, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -149,6 +150,7 @@ async def end_login(token: str, *, session: AsyncSession) -> None:
         InvalidRefreshToken: The token is malformed.
     """
     login_id, _ = _parse(token)
+    structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
     await session.execute(delete(Login).where(Login.login_id == login_id))
 
 
@@ -201,6 +203,7 @@ async def end_sessions(session: AsyncSession, user_id: int, *, keep: UUID | None
 
 
 def _issue_pair(tokens: Tokens, access_token: AccessToken, secret: bytes) -> TokenPair:
+    structlog.contextvars.bind_contextvars(user_id=access_token.user_id, login_id=access_token.login_id.hex)
     return TokenPair(
         access_token=tokens.issue(access_token),
         refresh_token=urlsafe_b64encode(access_token.login_id.bytes + secret).decode(),

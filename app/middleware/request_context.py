@@ -76,9 +76,13 @@ class RequestContextMiddleware:
     def _log(  # noqa: PLR0913, PLR0917  each is a field of the line
         self, outer: Scope, scope: Scope, status: int, size: int, seconds: float, close_code: int | None = None
     ) -> None:
-        if status == RateLimited.status and not refusal_log.allow():
-            return
         route = getattr(scope.get("route"), "path", None)
+        # Too many requests, and those that reach no route, such as with an unknown host.
+        is_refused = status == RateLimited.status or (
+            route is None and HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+        )
+        if is_refused and not refusal_log.allow():
+            return
         if route is not None:
             # A mounted application adds its path to `root_path`. FastAPI leaves out the prefix of an included router.
             route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
@@ -95,7 +99,7 @@ class RequestContextMiddleware:
             route=route,
             bytes=size,
             http_version=outer["http_version"],
-            client=outer["client"][0] if outer["client"] else None,
+            client=shorten(outer["client"][0]) if outer["client"] else None,
             referer=_decode(headers.get(b"referer")),
             user_agent=_decode(headers.get(b"user-agent")),
             **({"close_code": close_code} if is_websocket else {}),

@@ -82,7 +82,10 @@ async def test_concurrent_account_deletion_returns_401(client: httpx.AsyncClient
     assert sorted(statuses) == [204, 401, 401, 401]
 
 
-@pytest.mark.parametrize("change", [{"is_superuser": True}, {"is_active": False}, {"email": None}, {"full_name": ""}])
+@pytest.mark.parametrize(
+    "change",
+    [{"is_superuser": True}, {"is_active": False}, {"email": None}, {"full_name": ""}, {"full_name": "\x9b31m"}],
+)
 async def test_update_of_protected_or_empty_field_returns_422(
     client: httpx.AsyncClient, change: dict[str, object]
 ) -> None:
