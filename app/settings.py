@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from app.mail.url import check_sender, check_smtp_url
-from app.urls import check_redis_url, parse_database_url
+from app.urls import check_redis_url, parse_database_url, parse_web_database_url
 
 # RFC 7518, section 3.2: a key for HS256 is at least as long as its output, 32 bytes.
 SECRET_KEY_BYTES = 32
@@ -83,6 +83,7 @@ def _lower(value: object) -> object:
 
 CommaSeparated = (NoDecode, BeforeValidator(_split))
 DatabaseURL = Annotated[SecretStr, AfterValidator(parse_database_url)]
+WebDatabaseURL = Annotated[SecretStr, AfterValidator(parse_web_database_url)]
 RedisURL = Annotated[SecretStr, AfterValidator(check_redis_url)]
 SMTPURL = Annotated[SecretStr, AfterValidator(check_smtp_url)]
 MailSender = Annotated[str, AfterValidator(check_sender)]
@@ -186,6 +187,11 @@ class Settings(SettingsFiles):
     database_statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     database_migrate: bool | None = Field(
         None, description="Migrate the schema at startup; by default only on SQLite, else run `python -m app migrate`"
+    )
+
+    web_database_url: WebDatabaseURL | None = Field(
+        None,
+        description="For `python -m app migrate`: the service's own DATABASE_URL, whose role it creates",
     )
 
     # Redis

@@ -111,6 +111,24 @@ def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
     return credentials + at + ",".join(f"{name}:{port}" if port else name for name, port in pairs)
 
 
+def parse_web_database_url(value: SecretStr) -> SecretStr:
+    """Check a PostgreSQL URL that contains a role and its password, and return it normalized.
+
+    Raises:
+        ValueError: The URL is not valid.
+    """
+    url = parse_database_url(value)
+    if not all(split_credentials(url.get_secret_value())):
+        raise ValueError("must contain a role and its password, such as postgresql://web:password@db/app")
+    return url
+
+
+def split_credentials(url: str) -> tuple[str, str]:
+    """Return the user name and the password in a URL, or empty strings."""
+    name, _, password = _split(url).netloc.rpartition("@")[0].partition(":")
+    return unquote(name), unquote(password)
+
+
 def split_hosts(url: str) -> list[str]:
     """Return one PostgreSQL URL per host."""
     parts = _split(url)

@@ -25,9 +25,10 @@ DATABASE_ERRORS = (
 # The SQLSTATE of a write on a server that is read-only, such as a standby.
 READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, invalid authorization (while the
-# password is changed), no such database, no such schema, insufficient resources, operator intervention (a cancelled
+# password is changed), no such database, no such schema, no permission (while a backup is restored), insufficient
+# resources, operator intervention (a cancelled
 # statement, a shutdown), system error, serialization failure, deadlock, lock not available, read-only transaction.
-_UNAVAILABLE_SQLSTATES = ("08", "28", "3D", "3F", "53", "57", "58", "40001", "40P01", "55P03", READ_ONLY)
+_UNAVAILABLE_SQLSTATES = ("08", "28", "3D", "3F", "42501", "53", "57", "58", "40001", "40P01", "55P03", READ_ONLY)
 # https://sqlite.org/rescode.html
 _UNAVAILABLE_SQLITE = (
     "SQLITE_BUSY",

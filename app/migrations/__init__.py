@@ -15,10 +15,12 @@ from sqlalchemy import DateTime, event, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import create_engine
+from app.migrations.web_role import grant_to_web_role
 from app.settings import Settings
+from app.urls import split_credentials
 
 log = structlog.stdlib.get_logger("app.migrations")
 
@@ -85,7 +87,8 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
     The schema of a later release is not changed, so that a release can be rolled back.
 
     Raises:
-        MigrationFailed: A statement failed, or a lock was not available. Nothing was changed.
+        MigrationFailed: A statement failed, a lock was not available, or WEB_DATABASE_URL names a role that cannot be
+            created. Nothing was changed.
     """
     engine = create_migration_engine(settings)
     try:
@@ -95,6 +98,8 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
             try:
                 async with engine.begin() as connection:
                     await connection.run_sync(_migrate, revision)
+                    if settings.web_database_url and revision == "head":
+                        await _grant_to_web_role(connection, settings.web_database_url.get_secret_value())
             except LockTimeout as error:
                 holders = await _find_lock_holders(engine)
                 log.warning(
@@ -111,6 +116,13 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
         )
     finally:
         await engine.dispose()
+
+
+async def _grant_to_web_role(connection: AsyncConnection, url: str) -> None:
+    try:
+        await grant_to_web_role(connection, *split_credentials(url))
+    except DBAPIError as error:  # not as the cause: it contains the password
+        raise MigrationFailed(f"The role of WEB_DATABASE_URL cannot be set up: {error.orig}") from None
 
 
 async def _find_lock_holders(engine: AsyncEngine) -> str:

@@ -60,6 +60,15 @@ def test_number_of_workers_follows_from_the_cpu_limit(production: Compose) -> No
     assert web.log_levels == {"info"}
 
 
+def test_service_can_change_rows_but_no_tables(production: Compose) -> None:
+    psql = f"docker compose exec -T db psql '{read_secrets(production)['DATABASE_URL']}' --command"
+
+    assert "1 row" in run(production, f"{psql} 'SELECT count(*) FROM users'")
+    for statement in ("DROP TABLE users", "ALTER TABLE users ADD x int", "DELETE FROM alembic_version"):
+        with pytest.raises(AssertionError, match=r"permission denied|must be owner"):
+            run(production, f"{psql} '{statement}'")
+
+
 def test_only_the_service_is_published_and_only_to_this_host(production: Compose) -> None:
     published = {
         service: json.loads(production.container(service).inspect("{{json .NetworkSettings.Ports}}"))
@@ -89,7 +98,7 @@ def test_docker_commands_show_no_secret(production: Compose) -> None:
     outputs += [production("top"), production("config"), production("logs", "--no-color")]
 
     secrets = read_secrets(production)
-    assert secrets.keys() == {"SECRET_KEY", "DATABASE_URL", "POSTGRES_PASSWORD"}
+    assert secrets.keys() == {"SECRET_KEY", "DATABASE_URL", "DATABASE_OWNER_URL", "POSTGRES_PASSWORD"}
     assert [name for name, value in secrets.items() if any(value in output for output in outputs)] == []
     # The containers have them, so these outputs are of containers that could have shown them.
     assert production("exec", "-T", "web", "cat", "/run/secrets/SECRET_KEY") == secrets["SECRET_KEY"]
@@ -105,7 +114,7 @@ def test_each_container_has_resource_limits_and_no_capabilities(production: Comp
     assert config["SecurityOpt"] == ["no-new-privileges:true"]
     assert config["Privileged"] is False
     assert config["Memory"] > 0
-    assert 0 < config["PidsLimit"] <= 256
+    assert 0 < config["PidsLimit"] <= 1024
     assert container.inspect("{{.Config.User}}") not in {"", "root", "0"}
     # PostgreSQL also writes outside its data directory.
     assert config["ReadonlyRootfs"] is (service != "db")

@@ -1,0 +1,26 @@
+"""Give the service a database role of its own, which can read and write rows, but change no table."""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+# They can be run again, after each migration and after a restore. `format` quotes the names and the password.
+_STATEMENTS = text("""
+    SELECT format(statement, CAST(:role AS text), CAST(:password AS text), current_schema()) FROM unnest(ARRAY[
+        'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %1$L) THEN CREATE ROLE %1$I; END IF; END $$',
+        'ALTER ROLE %1$I LOGIN PASSWORD %2$L',
+        'GRANT USAGE ON SCHEMA %3$I TO %1$I',
+        'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %3$I TO %1$I',
+        'REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM %1$I'
+    ]) AS statement
+""")
+
+
+async def grant_to_web_role(connection: AsyncConnection, role: str, password: str) -> None:
+    """Create a role if it is missing, and set its password and its rights.
+
+    Raises:
+        DBAPIError: The connection's own role may not do that. The statement contains the password.
+    """
+    statements = await connection.execute(_STATEMENTS, {"role": role, "password": password})
+    for statement in statements.scalars().all():
+        await connection.exec_driver_sql(statement)
