@@ -22,6 +22,7 @@ MODULES = [
     "uvicorn.lifespan.on",
     "uvicorn.protocols.http.flow_control",
     "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.utils",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvicorn.server",
     "uvicorn_worker._workers",

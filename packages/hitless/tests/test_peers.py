@@ -58,18 +58,21 @@ def test_hitless_works_on_the_lowest_versions_of_its_dependencies(tmp_path: Path
     require_package_index()
     copy = tmp_path / "hitless"
     shutil.copytree(PACKAGE, copy)
-    options = ["--quiet", "--resolution=lowest-direct", "--no-default-groups", "--group=peers"]
+    options = ["--quiet", "--resolution=lowest-direct", "--no-default-groups", "--group=peers", "--all-extras"]
     subprocess.run(["uv", "sync", *options], cwd=copy, env=outside_of_the_project(), check=True)
     python = copy / ".venv/bin/python"
-    dependencies = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    dependencies = project["dependencies"] + project["optional-dependencies"]["websockets"]
     lowest = dict(re.findall(r"([\w-]+)>=([\d.]+),<", " ".join(dependencies)))
     script = f"import importlib.metadata as m; print(*map(m.version, {list(lowest)}))"
     versions = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    tests = [f"tests/test_{name}.py" for name in ("drain", "idle_connections", "master", "protocol", "worker")]
+    tests = [
+        f"tests/test_{name}.py" for name in ("drain", "idle_connections", "master", "protocol", "websocket", "worker")
+    ]
 
     outcomes = run_suite(python, copy, "anyio", *tests, "-n2", "-oanyio_mode=auto", PYTHONPATH=str(copy / "tests"))
 
-    assert len(lowest) == 4
+    assert len(lowest) == 5
     for version, bound in zip(versions, lowest.values(), strict=True):
         assert f"{version}.0".startswith(f"{bound}.0")
     assert failures(outcomes, "") == set()
