@@ -129,10 +129,8 @@ class Acceptor:
         """Accept one connection, and return whether there may be more."""
         try:
             connection, _ = listener.accept()
-        except BlockingIOError:  # there is none, or another worker accepted it first
-            return False
-        except ConnectionError:  # the client has gone
-            return True
+        except (BlockingIOError, ConnectionError) as error:  # there is none any more, or its client has gone
+            return isinstance(error, ConnectionError)
         except OSError as error:
             log.warning("Not accepting connections for %d s: %s", EXHAUSTED_SECONDS, error)
             for unused in [each for each in self._connections if isinstance(each, LimitedProtocol)]:
