@@ -78,7 +78,7 @@ def test_generated_requests_are_answered_as_documented(
     if database_url.startswith("postgresql"):
         if not os.environ.get(REQUIRE_ALL):
             pytest.skip(f"schemathesis on PostgreSQL, which takes minutes: {REQUIRE_ALL} is not set")
-        examples, minimum_cases = examples * 8, minimum_cases + 200
+        examples, minimum_cases = max(40, 2 * examples), minimum_cases + 200
     service = {
         "DATABASE_URL": database_url,
         "SECRET_KEY": SECRET_KEY,
