@@ -22,6 +22,7 @@ EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S
 
 # Variables in a `.env` file that are not for this program: those of the compose files, and of other programs.
 COMPOSE_VARIABLES = {
+    "DATABASE_OWNER_URL",
     "DB_MEMORY",
     "DB_PORT",
     "IMAGE",

@@ -9,7 +9,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import PREFIX
-from app.errors import RateLimited
+from app.errors import RateLimited, UnknownHost
 from app.logging import refusal_log, shorten
 from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
@@ -77,17 +77,16 @@ class RequestContextMiddleware:
         self, outer: Scope, scope: Scope, status: int, size: int, seconds: float, close_code: int | None = None
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
-        # Too many requests, and those that reach no route, such as with an unknown host.
-        is_refused = status == RateLimited.status or (
-            route is None and HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
-        )
-        if is_refused and not refusal_log.allow():
+        is_below_quiet = is_below(route_path(outer), self.quiet)
+        # Those with an unknown host, and those of paths like /health/x, are not limited.
+        is_unlimited = route is None and (status == UnknownHost.status or is_below_quiet)
+        if (status == RateLimited.status or is_unlimited) and not refusal_log.allow():
             return
         if route is not None:
             # A mounted application adds its path to `root_path`. FastAPI leaves out the prefix of an included router.
             route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
         # Health checks are frequent, and a failing one is visible elsewhere.
-        log = access_log.debug if route and is_below(route_path(outer), self.quiet) else access_log.info
+        log = access_log.debug if route and is_below_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
         # The fields of the combined log format. The query is left out: it may contain an email address.
         log(
