@@ -55,6 +55,8 @@ _UNREADABLE = "There was an error parsing the body"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 # Together they keep the body of a 422 under 8 KiB, whatever the request contained.
 MAX_DETAILS = 20
+# The type of the validation error that stands for more than that, see `Input`.
+TOO_MANY_ERRORS = "too_many_errors"
 MAX_FIELD_LENGTH = 128
 MAX_MESSAGE_LENGTH = 200
 
@@ -285,10 +287,12 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
         return error_response(UnsupportedMediaType)
     problems = error.errors()
     details = [_describe(problem) for problem in problems[:MAX_DETAILS]]
+    message = InvalidRequest.message
     if len(problems) > MAX_DETAILS:
-        message = f"{InvalidRequest.message}; the first {MAX_DETAILS} of {len(problems)} errors are listed"
-        return error_response(InvalidRequest(message), details=details)
-    return error_response(InvalidRequest, details=details)
+        message += f"; the first {MAX_DETAILS} of {len(problems)} errors are listed"
+    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):
+        message += f"; more than {MAX_DETAILS} errors are not listed"
+    return error_response(InvalidRequest(message), details=details)
 
 
 async def _ignore_disconnect(_: Request, __: Exception) -> None:

@@ -171,11 +171,12 @@ class RedisCounter:
             self._retry_at = monotonic() + RETRY_SECONDS
             if self.is_available:
                 self.is_available = False
-                log.warning("Redis does not answer: requests are counted in memory", reason=repr(error))
+                reason = repr(error) if isinstance(error, RedisError) else f"no answer within {REDIS_SECONDS:g} s"
+                log.warning("Redis cannot count: requests are counted in memory", reason=reason)
             return []
         if not self.is_available:
             self.is_available = True
-            log.info("Redis answers again: requests are counted in Redis")
+            log.info("Redis counts again: requests are counted in Redis")
         return [Count(used, milliseconds / 1000) for used, milliseconds in counts]
 
 
@@ -197,7 +198,7 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether the latest requests were counted in Redis, which may be full or read-only."""
+        """Return whether the latest requests were counted in Redis. If it is full or read-only, it cannot count."""
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:

@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from app.errors import MAX_DETAILS
+from app.errors import MAX_DETAILS, TOO_MANY_ERRORS
 
 MAX_ID = 2**63 - 1  # PostgreSQL's bigint
 
@@ -85,4 +85,4 @@ class Input(BaseModel):
         except ValidationError as error:
             if error.error_count() <= MAX_DETAILS:
                 raise
-            raise PydanticCustomError("too_many_errors", "Too many errors to list") from None
+            raise PydanticCustomError(TOO_MANY_ERRORS, "Too many errors to list") from None

@@ -297,7 +297,7 @@ async def test_requests_are_counted_in_memory_while_redis_is_unavailable(
         assert after == list(range(recovering[-1] + 1, recovering[-1] + 6))
         assert seconds < 30  # 250 if each had waited
         assert [(entry["log_level"], entry["event"]) for entry in logs] == [
-            ("warning", "Redis does not answer: requests are counted in memory"),
-            ("info", "Redis answers again: requests are counted in Redis"),
+            ("warning", "Redis cannot count: requests are counted in memory"),
+            ("info", "Redis counts again: requests are counted in Redis"),
         ]
         in_redis, in_memory = after[-1], max(during + recovering)

@@ -17,8 +17,8 @@ from tests.container.service import get, make_targets, run_service
 SLOW_PROXY = Path(__file__).with_name("slow_proxy.py")
 # The longest acceptable response time in seconds. With redis-py's defaults it would be 5 seconds times 10 retries.
 MAX_RESPONSE_SECONDS = 3
-UNAVAILABLE = "Redis does not answer: requests are counted in memory"
-AVAILABLE = "Redis answers again: requests are counted in Redis"
+UNAVAILABLE = "Redis cannot count: requests are counted in memory"
+AVAILABLE = "Redis counts again: requests are counted in Redis"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -32,6 +33,12 @@ def get_or_none(url: str) -> httpx.Response | None:
         return httpx.get(url, timeout=PATIENCE)
     except httpx.TransportError:
         return None
+
+
+def memory(pid: int) -> int:
+    """Return the bytes of memory that belong to a process alone."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) * 1024
 
 
 def free_port() -> int:

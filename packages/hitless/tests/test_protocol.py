@@ -14,7 +14,7 @@ import pytest
 from certificates import TLS
 from gunicorn_process import Gunicorn, Start
 from hitless import Limits
-from processes import PATIENCE, until
+from processes import PATIENCE, memory, until
 
 GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n"
@@ -402,3 +402,17 @@ def test_upload_that_runs_at_a_shutdown_is_the_last_request_of_its_connection(st
         client.sendall(b"x")
 
         assert read_all(client).endswith(b"\r\n1\r\n2\r\n0\r\n\r\n")
+
+
+def test_body_that_the_application_does_not_read_is_not_kept(start: Start) -> None:
+    server = start("--keep-alive=3600")
+    pid = int(server.get("/pid").text)
+    before = memory(pid)
+    body = b"x" * 100_000
+    with ExitStack() as stack:
+        for _ in range(100):
+            client = stack.enter_context(connect(server, b"POST /pid HTTP/1.1\r\nHost: test\r\n"))
+            client.sendall(b"Content-Length: 100000\r\n\r\n" + body)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+        assert memory(pid) - before < 5_000_000  # half of what was sent

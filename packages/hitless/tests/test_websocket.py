@@ -17,7 +17,7 @@ from certificates import TLS
 from gunicorn_process import Gunicorn, Start
 from hitless import Limits
 from hitless.server import LIFESPAN_SECONDS
-from processes import PATIENCE, until
+from processes import PATIENCE, memory, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -98,12 +98,6 @@ def read_all(client: socket.socket) -> bytes:
 def unread_bytes(client: socket.socket) -> int:
     """Return the number of bytes that a client has sent and the server has not read (Linux)."""
     return int(struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0])
-
-
-def memory(pid: int) -> int:
-    """Return the bytes of memory that belong to a process alone."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) * 1024
 
 
 def flood(client: socket.socket, data: bytes, size: int) -> None:

@@ -129,6 +129,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.deadline.received and not has_unread_bytes(self.transport):
             self.transport.close()
 
+    def on_response_complete(self) -> None:
+        if self.running:
+            self.running.body.clear()  # what the application has not read would be kept until the next request
+        super().on_response_complete()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
         self.running = cycle
         super()._start_asgi_task(cycle, app)
