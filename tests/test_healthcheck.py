@@ -1,6 +1,7 @@
 """The command of the image's HEALTHCHECK exits with 0 only if /health responds 200."""
 
 import http.server
+import socket
 import ssl
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from app import PREFIX, healthcheck
 
 
 @contextmanager
-def serve_health(status: HTTPStatus, tls: TLS | None = None) -> Iterator[int]:
+def serve_health(status: HTTPStatus, tls: TLS | None = None, host: str = "127.0.0.1") -> Iterator[int]:
     """Respond to /health with a status, and 404 elsewhere. Yield the port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -29,7 +30,10 @@ def serve_health(status: HTTPStatus, tls: TLS | None = None) -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             """Log nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    with Server((host, 0), Handler) as server:
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(tls.certfile, tls.keyfile)
@@ -47,6 +51,14 @@ def test_status_200_is_healthy(clean_environment: dict[str, str]) -> None:
         result = subprocess.run(command, env=clean_environment | {"PORT": str(port)}, check=False)
 
     assert result.returncode == 0
+
+
+def test_address_of_ipv6_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_health(HTTPStatus.OK, host="::1") as port:
+        monkeypatch.setenv("HOST", "::")
+        monkeypatch.setenv("PORT", str(port))
+
+        healthcheck.main()
 
 
 def test_https_is_used_with_a_certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
