@@ -16,7 +16,7 @@ import hitless
 from fastapi.routing import iter_route_contexts
 
 from app import NAME
-from app.capacity import plan_capacity
+from app.capacity import check_process_limit, plan_capacity
 from app.errors import StartupError
 from app.logging import configure_logging, log_config, log_uncaught_exceptions
 from app.middleware.refusals import render_refusal
@@ -122,7 +122,8 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     # A worker is replaced before it leaves, so there may be one more.
     connections = (server.num_workers + 1) * connections_per_worker(settings)
     server.log.info("%s, and %d database connections", capacity.description, connections)
-    if capacity.warning:
-        server.log.warning(capacity.warning)
+    for warning in (capacity.warning, check_process_limit(server.num_workers, hitless.available_processes())):
+        if warning:
+            server.log.warning(warning)
     # Objects loaded so far are never freed. Frozen, they are not copied to a worker's memory by its garbage collection.
     gc.freeze()

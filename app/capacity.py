@@ -14,6 +14,11 @@ MASTER = 64 * MIB
 WORKER = 48 * MIB
 
 
+# Processes and threads of a worker at most: itself, those that hash passwords, and Python's and a driver's own threads,
+# such as for name lookups.
+THREADS = 12
+
+
 class Capacity(NamedTuple):
     """How many workers to run, how many passwords each may hash at a time, and their peak memory.
 
@@ -30,6 +35,17 @@ class Capacity(NamedTuple):
     needed: int
     description: str
     warning: str
+
+
+def check_process_limit(workers: int, limit: int | None) -> str:
+    """Return what to do if the workers do not fit into the limit on processes and threads, or an empty string.
+
+    A worker that cannot start a thread cannot hash passwords, so that logins are 503.
+    """
+    needed = 1 + (workers + 1) * THREADS  # with the master, and a worker that is just replaced
+    if limit is None or needed <= limit:
+        return ""
+    return f"{workers} workers may need {needed} processes and threads, but the limit is {limit}: raise it (`pids`)"
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:

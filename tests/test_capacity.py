@@ -3,7 +3,7 @@
 import pytest
 from hitless import CPUs, Memory
 
-from app.capacity import MIB, plan_capacity
+from app.capacity import MIB, check_process_limit, plan_capacity
 from tests.conftest import make_settings
 
 LIMIT = "the cgroup's memory limit"
@@ -57,3 +57,15 @@ def test_description_names_what_decides(mebibytes: int, description: str) -> Non
     capacity = plan_capacity(settings, CPUs(2, "the machine"), Memory(mebibytes * MIB, LIMIT))
 
     assert capacity.description == description
+
+
+@pytest.mark.parametrize(
+    ("limit", "warning"),
+    [
+        (None, ""),
+        (73, ""),
+        (72, "5 workers may need 73 processes and threads, but the limit is 72: raise it (`pids`)"),
+    ],
+)
+def test_too_small_limit_on_processes_is_a_warning(limit: int | None, warning: str) -> None:
+    assert check_process_limit(5, limit) == warning

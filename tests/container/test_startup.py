@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from tests.conftest import ROOT
 from tests.container.conftest import Database
 from tests.container.engine import run_container
-from tests.container.service import CONFLICTING_TABLE, options, wait_for_workers
+from tests.container.service import CONFLICTING_TABLE, options, run_service, wait_for_workers
 
 
 def test_failed_migration_exits_with_one_error_line(image: str, database: Database) -> None:
@@ -42,3 +42,8 @@ def test_five_containers_starting_at_once_migrate_once(image: str, database: Dat
     revisions = sorted(path.name[:4] for path in (ROOT / "app/migrations/versions").glob("*.py"))
     assert {line["level"] for line in lines} == {"info"}
     assert [line["revision"] for line in lines if line["event"] == "migration"] == revisions
+
+
+def test_too_small_limit_on_processes_is_logged(image: str) -> None:
+    with run_service(image, "--pids-limit=30", WEB_CONCURRENCY="2") as container:
+        container.wait_for_log("2 workers may need 37 processes and threads, but the limit is 30: raise it (`pids`)")

@@ -6,6 +6,7 @@ from hitless.checks import StartupError, abort_startup, usable_pidfile
 from hitless.cpus import CPUs, available_cpus
 from hitless.drain import is_draining
 from hitless.memory import Memory, available_memory
+from hitless.processes import available_processes
 from hitless.refusals import Refusal, RefusalResponse, RenderRefusal, plain_text
 from hitless.stderr import LogStream, log_stream
 
@@ -23,6 +24,7 @@ __all__ = [
     "abort_startup",
     "available_cpus",
     "available_memory",
+    "available_processes",
     "hooks",
     "is_draining",
     "log_stream",

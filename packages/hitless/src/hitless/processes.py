@@ -1,0 +1,21 @@
+"""The processes and threads that the container may have."""
+
+from pathlib import Path
+
+from hitless.cgroups import read_limits
+
+
+def available_processes(root: Path = Path("/")) -> int | None:
+    """Return the smallest of the cgroups' limits on processes and threads together, or None if there is none.
+
+    Args:
+        root: The directory that contains `proc` and `sys`.
+    """
+    return min(read_limits(root, "pids", v1=_read, v2=_read), default=None)
+
+
+def _read(directory: Path) -> int | None:
+    """Read `pids.max`, such as `max` or `256`."""
+    file = directory / "pids.max"
+    limit = file.read_text().strip() if file.is_file() else "max"
+    return None if limit == "max" else int(limit)
