@@ -89,19 +89,44 @@ async def test_migrations_run_up_down_and_up_again(database: Settings) -> None:
     await engine.dispose()
 
 
-async def test_addresses_from_before_the_migration_count_as_verified(database: Settings) -> None:
-    """Otherwise REQUIRE_VERIFIED_EMAIL would lock out everybody who registered before."""
-    await migrate(database, "0004")
-    engine = create_engine(database)
+async def add_user_of_release_3(engine: AsyncEngine, email: str) -> None:
     async with engine.begin() as connection:
         await connection.execute(
             text(
                 "INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, security_stamp,"
-                " created_at, updated_at) VALUES ('ann@example.com', 'Ann', '', true, false, :stamp, :now, :now)"
+                " created_at, updated_at) VALUES (:email, 'Ann', '', true, false, :stamp, :now, :now)"
             ).bindparams(
-                bindparam("now", utc_now(), Base.type_annotation_map[datetime]), bindparam("stamp", uuid4(), Uuid)
+                bindparam("email", email),
+                bindparam("now", utc_now(), Base.type_annotation_map[datetime]),
+                bindparam("stamp", uuid4(), Uuid),
             )
         )
+
+
+async def test_addresses_get_their_normal_form_unless_another_user_has_it(
+    database: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    await migrate(database, "0003")
+    engine = create_engine(database)
+    before = ["e\u0301ve@example.com", "j\u030cohn@example.com", "\u01f0ohn@example.com"]
+    for email in before:
+        await add_user_of_release_3(engine, email)
+
+    await migrate(database)
+    async with engine.begin() as connection:
+        after = list(await connection.scalars(select(User.email).order_by(User.id)))
+        await connection.execute(delete(User))
+    await engine.dispose()
+
+    assert after == ["\u00e9ve@example.com", *before[1:]]
+    assert "have the same email address" in caplog.text
+
+
+async def test_addresses_from_before_the_migration_count_as_verified(database: Settings) -> None:
+    """Otherwise REQUIRE_VERIFIED_EMAIL would lock out everybody who registered before."""
+    await migrate(database, "0004")
+    engine = create_engine(database)
+    await add_user_of_release_3(engine, "ann@example.com")
 
     await migrate(database)
     async with engine.begin() as connection:

@@ -173,6 +173,8 @@ def test_database_url_is_accepted_as_providers_write_it(monkeypatch: pytest.Monk
         ("FORWARDED_ALLOW_IPS", "127.0.0.1,*"),
         ("FORWARDED_ALLOW_IPS", "hunter2"),
         ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
+        ("FORWARDED_ALLOW_IPS", "0.0.0.0/0"),
+        ("FORWARDED_ALLOW_IPS", "::/0"),
     ],
 )
 def test_invalid_value_is_reported_by_name_only(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
