@@ -330,7 +330,7 @@ class OutageLog:
             self._report()
 
     def _report(self) -> None:
-        """Log what has failed since the last line, and again after 30 seconds, until nothing fails any more."""
+        """Log the failures since the last line. Repeat it every 30 seconds while there are new failures."""
         self._is_waiting = bool(self._reasons)
         if self._reasons:
             reasons = self._reasons.most_common(3)

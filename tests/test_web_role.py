@@ -1,4 +1,4 @@
-"""`migrate` gives the service a database role of its own."""
+"""`migrate` creates the database role of the service."""
 
 from collections.abc import AsyncIterator
 

@@ -1,6 +1,6 @@
 """The texts of all mails about accounts, as plain text. The HTML version is made from it: a `$link` becomes a link.
 
-No text repeats what a user has entered, because a stranger can enter somebody else's address.
+No text contains anything that a user has entered, because anyone can enter the address of another person.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Give the service a database role of its own, which can read and write rows, but change no table."""
+"""Create the database role of the service, which can read and write rows, but cannot change tables."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
