@@ -39,7 +39,7 @@ class UnhandledErrorMiddleware:
                 log.warning("background task cancelled", path=scope["path"])
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
-        except Exception:
+        except Exception:  # any bug of a route; it is raised again
             if not has_started:  # otherwise the server closes the connection after the partial response
                 await error_response(InternalError)(scope, receive, send)
             raise

@@ -62,7 +62,7 @@ def log_late_exceptions(app: Application) -> Application:
 
         try:
             await app(scope, receive, track_response)
-        except Exception:
+        except Exception:  # any bug of the application
             if not is_complete:
                 raise
             logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
