@@ -379,11 +379,11 @@ def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> 
 
 def test_connection_is_idle_after_a_body_that_arrives_later_than_the_response(server: Gunicorn) -> None:
     with connect(server, b"POST /pid HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n") as client:
-        response = client.recv(65536)
+        response = client.recv(65536)  # or its beginning: its head and its body may arrive one after the other
         client.sendall(b"x")
+        response += read_all(client)  # the connection is closed after `keepalive`, before the socket's timeout
 
         assert statuses(response) == [200]
-        assert read_all(client) == b""  # it is closed after `keepalive`, before the socket's timeout
 
 
 def test_pipelined_body_is_bounded_while_an_earlier_request_polls(server: Gunicorn) -> None:
