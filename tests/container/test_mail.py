@@ -11,11 +11,10 @@ import pytest
 import trustme
 from processes import PATIENCE, free_port, get_or_none, until
 
-from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
+from tests.container.conftest import MAILDEV, POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, run_container, run_docker
 from tests.container.service import PERSON, run_service, wait_for_workers
 
-MAILDEV = "maildev/maildev:2.2.1"
 CLIENTS = 16
 # Seconds for all mails to arrive. One that was being sent by a killed worker is sent after its lease, five minutes.
 DELIVERY_SECONDS = 900
