@@ -22,7 +22,11 @@ from tests.conftest import ROOT, change, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
 # The operations without an access token. Those that check other credentials can also return 401.
-LOGINS = {"POST /auth/login", "POST /auth/refresh", "POST /auth/email-verification/confirm"}
+LOGINS = {
+    "POST /auth/login",
+    "POST /auth/refresh",
+    "POST /auth/email-verification/confirm",
+}
 PUBLIC = LOGINS | {
     "POST /auth/logout",
     "POST /auth/password-reset",

@@ -14,7 +14,7 @@ from app.mail.models import Mail
 _HTML = """\
 <!doctype html>
 <html lang="en">
-<body style="max-width: 36em; margin: auto; padding: 1em; font: 16px/1.5 system-ui, sans-serif">
+<body style="max-width: 36em; margin: auto; padding: 1em; font: 16px/1.5 sans-serif; overflow-wrap: anywhere">
 {}
 </body>
 </html>

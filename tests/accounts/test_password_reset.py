@@ -118,13 +118,22 @@ async def test_response_is_the_same_if_no_mail_is_sent(
     assert not (await session.scalars(select(AccountToken).where(AccountToken.purpose == "password_reset"))).all()
 
 
-async def test_response_is_the_same_while_the_mail_server_is_unavailable(settings: Settings) -> None:
-    async with serve(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}")) as service:
+async def test_mail_server_that_is_unavailable_changes_no_response_except_that_of_readiness(
+    settings: Settings, mails: MailServer, logs: list[structlog.typing.EventDict]
+) -> None:
+    async with serve(settings) as service:
         await register(service.client)
-
+        await mails.wait_for(VERIFICATION)
+        ready = await service.client.get("/health/ready")
+    async with serve(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}")) as service:
         responses = [await request_reset(service.client, f"{name}@example.com") for name in ("ann", "bob", "ann")]
+        while "the mail server is unavailable: mails wait" not in [entry["event"] for entry in logs]:  # noqa: ASYNC110  there is no event
+            await asyncio.sleep(0.01)
+        unavailable = await service.client.get("/health/ready")
 
     assert {(response.status_code, response.text) for response in responses} == {(202, '{"status":"accepted"}')}
+    assert (ready.status_code, ready.json()["mail"]) == (200, "available")
+    assert (unavailable.status_code, unavailable.json()["mail"]) == (200, "unavailable")
 
 
 async def test_mail_goes_to_the_stored_address_whatever_the_case_of_the_request(

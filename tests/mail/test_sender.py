@@ -15,13 +15,13 @@ from app.database import create_engine, utc_now
 from app.errors import OutageLog
 from app.limiter import MemoryCounter, RateLimiter
 from app.mail import sender as sender_module
+from app.mail import transport as transport_module
 from app.mail.message import Content
 from app.mail.models import Mail
 from app.mail.outbox import Outbox
 from app.mail.sender import LEASE, MAX_AGE, Sender
 from app.settings import Settings
-from tests.conftest import NO_LIMIT, change, make_settings, serve
-from tests.people import register
+from tests.conftest import NO_LIMIT, change, make_settings
 from tests.smtp_server import MailServer, mail_server, text_of
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -29,7 +29,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the tests wait for tenths of seconds instead of seconds."""
+    """Lets the tests wait for tenths of seconds instead of seconds, and mails take any time on a busy machine."""
+    monkeypatch.setattr(transport_module, "COMMAND_SECONDS", PATIENCE)
+    monkeypatch.setattr(transport_module, "SEND_SECONDS", PATIENCE)
     monkeypatch.setattr(sender_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(sender_module, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(sender_module, "FIRST_RETRY", timedelta(seconds=0.1))
@@ -464,19 +466,3 @@ async def test_shutdown_does_not_wait_for_a_silent_mail_server(
 
     (mail,) = await stored_mails(engine)
     assert mail.attempts == 1
-
-
-async def test_readiness_reports_the_mail_server_without_becoming_unready(
-    settings: Settings, logs: Logs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}")
-    async with serve(settings) as service:
-        ready = await service.client.get("/health/ready")
-    async with serve(away) as service:
-        await register(service.client)
-        await wait_for_log(logs, "the mail server is unavailable: mails wait")
-        monkeypatch.setattr(sender_module, "LONGEST_PAUSE", 60.0)
-        unavailable = await service.client.get("/health/ready")
-
-    assert (ready.status_code, ready.json()["mail"]) == (200, "available")
-    assert (unavailable.status_code, unavailable.json()["mail"]) == (200, "unavailable")

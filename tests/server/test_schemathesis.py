@@ -121,7 +121,13 @@ def test_generated_requests_are_answered_as_documented(
     if routes == ALL:
         assert selected == total
     else:
-        paths = ["/users/", "/auth/login", "/auth/logout", "/auth/password-reset", "/auth/email-verification"]
+        paths = [
+            "/users/",
+            "/auth/login",
+            "/auth/logout",
+            "/auth/password-reset",
+            "/auth/email-verification",
+        ]
         assert successful > {("POST", PREFIX + path) for path in paths}
     if caller == "superuser":  # others get few responses with links
         # Responses led to other requests. For example, a created user was then requested.
