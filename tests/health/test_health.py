@@ -4,6 +4,7 @@ import socket
 from asyncio import timeout
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
 from tests.conftest import Service, change, serve
+from tests.tcp_proxy import tcp_proxy
 
 NOT_READY = {"error": "Database unavailable", "type": "service_unavailable"}
 
@@ -78,6 +80,20 @@ async def test_redis_unavailable_is_ready(settings: Settings) -> None:
 
     assert response.status_code == 200
     assert response.json() == {"status": "ready", "database": "connected", "redis": "unavailable"}
+
+
+async def test_redis_that_counts_again_is_reported(settings: Settings, redis_url: str) -> None:
+    url = urlsplit(redis_url)
+    async with tcp_proxy(url.hostname or "", url.port or 6379) as proxy:
+        proxy.set_state("closed")
+        async with serve(change(settings, redis_url=f"redis://{proxy.address}")) as service, timeout(30):
+            during = await service.client.get("/health/ready")
+            await service.client.get("/users/me")  # a request that Redis cannot count
+            proxy.set_state("open")
+            while (await service.client.get("/health/ready")).json()["redis"] != "connected":
+                pass
+
+    assert during.json()["redis"] == "unavailable"
 
 
 @pytest.fixture
