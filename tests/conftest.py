@@ -18,6 +18,7 @@ import pytest
 import structlog
 from availability import cannot_run, docker_problem
 from fastapi import FastAPI
+from processes import PATIENCE
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
@@ -118,6 +119,23 @@ def anyio_backend() -> str:
 def postgresql_server() -> str:
     """The URL of a server for test databases: TEST_DATABASE_URL, or else a container."""
     return servers.postgresql_url()
+
+
+@pytest.fixture(autouse=True)
+def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets Redis answer later than the service allows: the machine may be busy."""
+    set_redis_timeout(monkeypatch, PATIENCE)
+
+
+@pytest.fixture
+def impatient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the service wait for Redis for one second, for tests in which Redis does not answer."""
+    set_redis_timeout(monkeypatch, 1)
+
+
+def set_redis_timeout(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for module in ("app.limiter", "app.lifespan", "app.health.router"):
+        monkeypatch.setattr(f"{module}.REDIS_SECONDS", seconds)
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,7 @@ async def test_database_not_answering_is_not_ready(settings: Settings, silent_se
     assert response.json()["error"] == "Database unavailable"
 
 
+@pytest.mark.usefixtures("impatient_redis")
 async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, silent_server: str) -> None:
     silent = change(settings, redis_url=f"redis://{silent_server}")
 
