@@ -52,8 +52,14 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug")
 
 
 # The groups of tests that only run if they are asked for, by `pytest -m drills` or by their path.
-GROUPS = ["drills", "attack", "copies", "browser", "peers", "soak"]
-FOLDERS = {"tests/container/": "drills", "tests/copies/": "copies", "tests/browser/": "browser"}
+GROUPS = ["server", "drills", "attack", "copies", "browser", "peers", "soak"]
+FOLDERS = {
+    "tests/server/": "server",
+    "packages/hitless/": "server",
+    "tests/container/": "drills",
+    "tests/copies/": "copies",
+    "tests/browser/": "browser",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,7 +82,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for folder, group in FOLDERS.items():
-            if folder in item.path.as_posix() and not {"smoke", "soak"} & {mark.name for mark in item.iter_markers()}:
+            if folder in item.path.as_posix() and not {"smoke", *GROUPS} & {mark.name for mark in item.iter_markers()}:
                 item.add_marker(group)
         if "tests/container/" in item.path.as_posix():
             item.add_marker(pytest.mark.usefixtures("docker"))
