@@ -102,9 +102,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def docker() -> None:
+def docker() -> str:
+    """The name of the image, built from the working tree. Skips the test if Docker cannot build it."""
     if problem := docker_problem():
         cannot_run(f"container tests: {problem}")
+    return image.build()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def server(network: str) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="module")
-def pgbouncer_image(docker: None) -> str:  # noqa: ARG001  skips the tests if there is no Docker engine
+def pgbouncer_image(docker: str) -> str:  # noqa: ARG001  skips the tests if there is no Docker engine
     return run_docker("build", "--quiet", FOLDER)
 
 
