@@ -136,6 +136,7 @@ def test_switchover_behind_a_name_replaces_all_connections(
         continue_load(report, 6)  # longer than a connection to a read-only server is kept
         change_address(service, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
+        writers.wait_for_writes()  # those that had begun on a replaced connection have failed by then
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before
@@ -153,6 +154,7 @@ def test_switchover_to_the_second_host_replaces_all_connections(
     with service_under_load(image, network, url) as (service, _, writers):
         switch_over(primary, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
+        writers.wait_for_writes()  # those that had begun on a replaced connection have failed by then
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before
