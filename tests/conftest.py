@@ -130,20 +130,21 @@ def postgresql_server() -> str:
 
 
 @pytest.fixture(autouse=True)
-def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets Redis answer later than the service allows: the machine may be busy."""
-    set_redis_timeout(monkeypatch, PATIENCE)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets Redis and the readiness check take longer than the service allows: the machine may be busy."""
+    set_timeouts(monkeypatch, PATIENCE)
 
 
 @pytest.fixture
-def impatient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the service wait for Redis for one second, for tests in which Redis does not answer."""
-    set_redis_timeout(monkeypatch, 1)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits Redis and the readiness check to one second, for tests in which a server does not answer."""
+    set_timeouts(monkeypatch, 1)
 
 
-def set_redis_timeout(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def set_timeouts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for module in ("app.limiter", "app.lifespan", "app.health.router"):
         monkeypatch.setattr(f"{module}.REDIS_SECONDS", seconds)
+    monkeypatch.setattr("app.health.router.READY_SECONDS", seconds)
 
 
 @pytest.fixture(scope="session")
