@@ -24,7 +24,8 @@ from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.middleware.websocket_errors import WebSocketErrorMiddleware
-from app.settings import Settings, describe_unknown_names, load_settings
+from app.setting_names import describe_unknown_names
+from app.settings import Settings, load_settings
 
 # The paths that document the API.
 DOCS = (f"{PREFIX}/docs/", f"{PREFIX}/redoc/", f"{PREFIX}/openapi.json/")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import COMPOSE_VARIABLES, Settings, describe_unknown_names
+from app.setting_names import COMPOSE_VARIABLES, describe_unknown_names
+from app.settings import Settings
 from tests.conftest import ROOT, make_settings
 
 

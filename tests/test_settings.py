@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from app.settings import EXAMPLE_SECRET_KEY, load_settings
+from app.setting_types import EXAMPLE_SECRET_KEY
+from app.settings import load_settings
 from tests.conftest import SECRET_KEY
 
 
