@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from app.database import DATABASE_ERRORS, is_unavailable
+from app.database import DATABASE_ERRORS, FastReader, is_unavailable
 from app.security import HashingUnavailable
 from app.settings import Settings
 
@@ -315,7 +315,8 @@ def _describe(problem: dict[str, Any]) -> FieldError:
 class OutageLog:
     """Logs the first failure of an outage, and then one line per 30 seconds with the most common reasons."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reader: FastReader) -> None:
+        self._reader = reader
         timeout, size = settings.database_pool_timeout, settings.database_pool_size
         self._pool_timeout = f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})"
         self._is_waiting = False
@@ -335,7 +336,13 @@ class OutageLog:
         if self._reasons:
             reasons = self._reasons.most_common(3)
             others = [f"{number} x {reason}" for reason, number in reasons]
-            log.warning("database unavailable", reason=reasons[0][0], failures=self._reasons.total(), reasons=others)
+            log.warning(
+                "database unavailable",
+                reason=reasons[0][0],
+                failures=self._reasons.total(),
+                reasons=others,
+                waiting=self._reader.waiting,
+            )
             self._reasons.clear()
             asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report)
 

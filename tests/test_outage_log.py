@@ -36,16 +36,18 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
 async def test_exhausted_pool_is_described_in_plain_words(
     settings: Settings, logs: list[structlog.typing.EventDict]
 ) -> None:
-    async with serve(change(settings, database_pool_size=1, database_pool_timeout=0.2)) as service:
+    async with serve(change(settings, database_pool_size=1, database_pool_timeout=1)) as service:
         ann = await sign_up(service.client)
         async with AsyncSession(service.state["engine"]) as session:
             await session.execute(select(1))
-            read = await service.client.get("/users/me", headers=ann.auth)
-            write = await register(service.client, "bob@example.com")
+            reads = [service.client.get("/users/me", headers=ann.auth) for _ in range(3)]
+            write = service.client.post("/auth/logout", json={"refresh_token": ann.refresh_token})
+            responses = await asyncio.gather(*reads, write)
 
-    assert (read.status_code, write.status_code) == (503, 503)
+    assert [response.status_code for response in responses] == [503] * 4
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
-    assert line["reason"] == "TimeoutError: no connection was free for 0.2 s (DATABASE_POOL_SIZE=1)"
+    assert line["reason"] == "TimeoutError: no connection was free for 1 s (DATABASE_POOL_SIZE=1)"
+    assert line["waiting"] == 3  # besides the one that has failed
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
