@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import structlog
-from sqlalchemy import select
+from sqlalchemy import make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
@@ -51,11 +51,15 @@ async def test_exhausted_pool_is_described_in_plain_words(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_missing_database_is_an_outage(settings: Settings, logs: list[structlog.typing.EventDict]) -> None:
-    dropped = change(settings, database_url=settings.database_url.get_secret_value() + "_dropped")
+@pytest.mark.parametrize("missing", [{"database": "dropped"}, {"username": "dropped"}], ids=["database", "role"])
+async def test_missing_database_or_role_is_an_outage(
+    settings: Settings, missing: dict[str, str], logs: list[structlog.typing.EventDict]
+) -> None:
+    url = make_url(settings.database_url.get_secret_value()).set(**missing)  # type: ignore[arg-type]  # two of its names
+    dropped = change(settings, database_url=url.render_as_string(hide_password=False))
     async with serve(dropped, prepared=True) as service:
         responses = [await register(service.client), await service.client.get("/health/ready")]
 
     assert [response.status_code for response in responses] == [503, 503]
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
-    assert "does not exist" in line["reason"]
+    assert '"dropped"' in line["reason"]
