@@ -325,7 +325,7 @@ class OutageLog:
     def add(self, error: Exception) -> None:
         """Note that the database is unavailable."""
         message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
-        reason = f"{type(error).__name__}: {message}"
+        reason = f"{type(getattr(error, 'driver_exception', error)).__name__}: {message}"
         self._reasons[reason] += 1
         if not self._is_waiting:
             self._report()

@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 import structlog
-from sqlalchemy import make_url, select
+from sqlalchemy import make_url, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
+from app.users.models import User
 from tests.conftest import change, serve
 from tests.people import register, sign_up
 
@@ -48,6 +49,19 @@ async def test_exhausted_pool_is_described_in_plain_words(
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
     assert line["reason"] == "TimeoutError: no connection was free for 1 s (DATABASE_POOL_SIZE=1)"
     assert line["waiting"] == 3  # besides the one that has failed
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_reason_contains_the_name_of_the_drivers_error(
+    settings: Settings, session: AsyncSession, logs: list[structlog.typing.EventDict]
+) -> None:
+    async with serve(change(settings, database_statement_timeout=0.5)) as service:
+        ann = await sign_up(service.client)
+        await session.execute(update(User).values(full_name="locked"))
+        await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
+
+    (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
+    assert line["reason"] == "QueryCanceledError: canceling statement due to statement timeout"
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
