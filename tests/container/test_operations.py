@@ -206,22 +206,6 @@ def test_damaged_backup_changes_nothing(production: Compose) -> None:
     assert log_in(production).status_code == 200
 
 
-def test_postgresql_is_upgraded(production: Compose) -> None:
-    """Only the directory of the data is that of another version: the image of the next version has another default."""
-    run(production, command("stop-web") + command("backup"))
-    backup = f"backup-{datetime.now().astimezone():%F}"
-    text = production.file.read_text()
-    database = "      POSTGRES_DB: app\n"
-    assert text.count(database) == 1
-    production.file.write_text(text.replace(database, database + "      PGDATA: /var/lib/postgresql/19/docker\n"))
-
-    run(production, command("start-database"))
-    assert query(production, "SELECT to_regclass('users') IS NULL") == "t"
-    run(production, command("restore").replace(BACKUP, backup) + command("up"))
-
-    assert log_in(production).status_code == 200
-
-
 def test_password_is_reset(production: Compose) -> None:
     auth = get_auth(production.url)
     script = command("set-password").replace(EMAIL, PERSON["email"]).replace("exec", "exec -T").strip()

@@ -184,6 +184,21 @@ def test_previous_release_starts_on_the_schema_of_a_later_one(production: Compos
         run_docker("rmi", "--force", previous)
 
 
+def test_release_with_an_empty_secret_leaves_the_old_version_running(production: Compose, image: str) -> None:
+    started_at = production.container("web").inspect("{{.State.StartedAt}}")
+    secret_key = production.file.with_name("secrets") / "SECRET_KEY"
+    before = secret_key.read_text()
+    secret_key.write_text("")
+    try:
+        with pytest.raises(AssertionError, match=r"The settings are not valid:\n  SECRET_KEY: must be set"):
+            run(production, command("release").replace(RELEASE, image))
+    finally:
+        secret_key.write_text(before)
+
+    assert production.container("web").inspect("{{.State.StartedAt}}") == started_at
+    assert log_in(production).status_code == 200
+
+
 def test_failed_migration_during_a_release_leaves_the_old_version_running(production: Compose, image: str) -> None:
     started_at = production.container("web").inspect("{{.State.StartedAt}}")
     query(production, "UPDATE alembic_version SET version_num = '0001'")  # so that the next one fails

@@ -32,6 +32,15 @@ async def test_prepared_statements_of_searches_are_bounded(settings: Settings) -
     assert 0 < prepared < 150
 
 
+async def test_pool_does_not_log(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    engine = create_engine(settings)
+    async with engine.connect():
+        pass
+    await engine.dispose()
+
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_postgresql_connection_has_a_name_and_timeouts(session: AsyncSession) -> None:
     name = await session.scalar(text("SHOW application_name"))

@@ -11,7 +11,7 @@ from processes import PATIENCE, free_port
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.database import create_engine, utc_now
+from app.database import FastReader, create_engine, utc_now
 from app.errors import OutageLog
 from app.limiter import MemoryCounter, RateLimiter
 from app.mail import sender as sender_module
@@ -66,7 +66,7 @@ class Worker:
     def __init__(self, settings: Settings, engine: AsyncEngine, write: Writer = write_number) -> None:
         self.outbox = Outbox({"test": write})
         limiter = RateLimiter(settings, None, MemoryCounter())
-        self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings))
+        self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings, FastReader(engine, settings)))
 
 
 @pytest.fixture

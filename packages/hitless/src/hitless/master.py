@@ -13,6 +13,7 @@ from typing import Any
 
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # it has no type hints
 
+from hitless.checks import StartupError, check_tls
 from hitless.drain import is_stopping
 from hitless.shared import Phase, master_beat, starts
 
@@ -81,8 +82,9 @@ class Supervisor:
         if time.monotonic() < self._next_start:
             return
         try:
+            check_tls(self._arbiter.cfg)  # here, where a problem is one line for all workers
             self._spawn_worker()
-        except (OSError, RuntimeError) as error:  # such as a limit on processes, or no `worker_tmp_dir`
+        except (StartupError, OSError, RuntimeError) as error:  # such as a limit on processes, or no `worker_tmp_dir`
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:
