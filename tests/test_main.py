@@ -58,6 +58,11 @@ def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -
             3,
             "The SQLite database at /proc/none/app.db cannot be opened",
         ),
+        (
+            {"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x?channel_binding=require"},
+            3,
+            "channel_binding=require has no effect",
+        ),
         ({"LOG_LEVEL": "loud", "PORT": "x"}, 1, "  LOG_LEVEL: "),
         ({"ENVIRONMENT": "production"}, 1, "  SECRET_KEY: must be set"),
     ],

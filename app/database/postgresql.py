@@ -81,7 +81,7 @@ class Connector:
             for host in split_hosts(url)
         ]
         self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
-        self._connect_timeout = connect_timeout
+        self._connect_timeout = float(self._parameters.get("connect_timeout", connect_timeout))
         # Longer than the server's limit: it is for a server that does not answer.
         self._command_timeout = statement_timeout + 1
         self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
