@@ -119,6 +119,19 @@ def test_port_applies_to_the_server_and_the_healthcheck(image: str) -> None:
         assert "Listening at: http://0.0.0.0:9000" in container.log
 
 
+@pytest.mark.parametrize("disable_ipv6", ["0", "1"])
+def test_host_of_ipv6_applies_to_the_server_and_the_healthcheck(image: str, disable_ipv6: str) -> None:
+    options = ("--env", "HOST=::", "--sysctl", f"net.ipv6.conf.all.disable_ipv6={disable_ipv6}")
+    with run_container(image, *options) as container:
+        container.wait_until_healthy()
+        if disable_ipv6 == "0":
+            get = "import urllib.request; print(urllib.request.urlopen('http://[::1]:8000/health').status)"
+            assert container.execute("python", "-c", get) == "200"
+
+        assert httpx.get(f"http://{container.ip}:8000/health", timeout=PATIENCE).status_code == 200
+        assert "Listening at: http://[::]:8000" in container.log
+
+
 STARTUP_FAILURES = {
     "invalid setting": (["--env", "LOG_LEVEL=loud"], "The settings are not valid:\n  LOG_LEVEL: "),
     "production without its settings": (["--env", "ENVIRONMENT=production"], "\n  SECRET_KEY: must be set"),

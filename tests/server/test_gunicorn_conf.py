@@ -63,6 +63,7 @@ def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
     ("variables", "setting", "value"),
     [
         ({"PORT": "9000"}, "bind", "0.0.0.0:9000"),
+        ({"HOST": "::"}, "bind", "[::]:8000"),
         ({"WEB_CONCURRENCY": "3"}, "workers", 3),
         ({"LOG_LEVEL": "WARNING"}, "loglevel", "warning"),
         ({"MAX_REQUESTS": "200"}, "max_requests", 200),
