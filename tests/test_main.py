@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE, free_port, get_or_none, until
 
+from app import PREFIX
 from tests.conftest import SECRET_KEY
 
 
@@ -38,7 +39,7 @@ def uvicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Uvicorn:
 @pytest.mark.parametrize("secret", ["", SECRET_KEY])
 def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -> None:
     process = uvicorn.start(SECRET_KEY=secret, LOG_FORMAT="json")
-    ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}/health/ready"), "a response")
+    ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}{PREFIX}/health/ready"), "a response")
 
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=PATIENCE)

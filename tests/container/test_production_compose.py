@@ -10,7 +10,7 @@ import httpx
 import pytest
 from processes import PATIENCE, free_port, get_or_none, until
 
-from app import NAME
+from app import NAME, PREFIX
 from tests.conftest import NO_LIMIT, RATE_LIMITS, ROOT
 from tests.container.engine import Compose, run_container, run_docker
 from tests.container.load import Target, assert_no_request_lost, continue_load, load
@@ -149,7 +149,7 @@ def test_documented_proxy_passes_on_the_host_and_the_address_of_its_client(
     production: Compose, readable_path: Path
 ) -> None:
     with run_proxy(readable_path, production) as url:
-        response = httpx.get(f"{url}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=PATIENCE)
+        response = httpx.get(f"{url}{PREFIX}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=PATIENCE)
 
     assert response.status_code == 401
     lines = production.container("web").log_lines
@@ -207,7 +207,7 @@ def test_release_behind_the_documented_proxy_loses_no_request(
         httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
         headers = get_auth(compose.url)
         url = urlsplit(stack.enter_context(run_proxy(readable_path, compose)))
-        read = Target("localhost", url.port or 80, "/users/me", headers)
+        read = Target("localhost", url.port or 80, f"{PREFIX}/users/me", headers)
         write = read._replace(method="PATCH", json='{"full_name": "A"}')
         with load(read, write) as report:
             for image_name in (later, image):
