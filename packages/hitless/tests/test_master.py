@@ -62,7 +62,7 @@ def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) 
         for event in ("Booting worker with pid", "Application startup complete.")
     )
     assert len(forks) == len(starts) == 3
-    assert all(start < exit for start, exit in zip(starts, exits, strict=True))
+    assert all(starts[number] < exits[number] for number in range(3))
     # One by one, so that there is never more than one worker too many.
     assert starts[0] < forks[1] < starts[1] < forks[2]
 
