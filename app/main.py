@@ -26,6 +26,7 @@ from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.middleware.websocket_errors import WebSocketErrorMiddleware
 from app.setting_names import describe_unknown_names
 from app.settings import Settings, load_settings
+from app.urls import describe_ignored_parameters
 
 # The paths that document the API.
 DOCS = (f"{PREFIX}/docs/", f"{PREFIX}/redoc/", f"{PREFIX}/openapi.json/")
@@ -105,7 +106,10 @@ def create_app(settings: Settings) -> FastAPI:
 settings = load_settings()
 configure_logging(settings)
 log = structlog.stdlib.get_logger("app")
-for warning in describe_unknown_names(settings):
+for warning in (
+    *describe_unknown_names(settings),
+    *describe_ignored_parameters(settings.database_url.get_secret_value()),
+):
     log.warning(warning)
 if "secret_key" not in settings.model_fields_set:
     log.warning(

@@ -61,7 +61,7 @@ class Supervisor:
         self._next_start = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        arbiter.spawn_worker = self.spawn_worker
+        arbiter.spawn_worker = lambda: None  # gunicorn's reload would start all at once, before it calls manage_workers
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
         master_beat[0] = time.monotonic()
@@ -72,8 +72,10 @@ class Supervisor:
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
         if not is_stopping():
-            staying = sum(not self._is_replaced(worker) for worker in self._active_workers())
-            for _ in range(self._arbiter.num_workers - staying):
+            active = list(self._active_workers())
+            missing = self._arbiter.num_workers - sum(not self._is_replaced(worker) for worker in active)
+            # One by one: each worker needs memory and database connections of its own.
+            for _ in range(min(missing, self._arbiter.num_workers + 1 - len(active))):
                 self.spawn_worker()
         self._stop_surplus()
 
