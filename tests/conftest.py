@@ -179,15 +179,15 @@ async def execute(url: str, statement: str) -> None:
     await connection.close()
 
 
-async def wait_for_blocked_statement(url: str) -> None:
-    """Return when a statement waits for a lock. SQLite does not tell, so there it is a fixed time."""
+async def wait_for_blocked_statement(url: str, number: int = 1) -> None:
+    """Return when so many statements wait for a lock. SQLite does not tell, so there it is a fixed time."""
     if url.startswith("sqlite"):
         await asyncio.sleep(0.3)
         return
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     connection = await asyncpg.connect(url)
     async with asyncio.timeout(60):
-        while not await connection.fetchval(waiting):  # noqa: ASYNC110  there is no event
+        while await connection.fetchval(waiting) < number:  # noqa: ASYNC110  there is no event
             await asyncio.sleep(0.02)
     await connection.close()
 

@@ -10,6 +10,7 @@ from certificates import TLS, make_certificate
 
 from tests.container.engine import Container, run_container, run_docker
 
+MAILDEV = "maildev/maildev:2.2.1"
 POSTGRESQL = "postgres:18-alpine"
 POSTGRESQL_OPTIONS = [
     "--env=POSTGRES_PASSWORD=password",
