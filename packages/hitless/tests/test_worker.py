@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -159,16 +160,18 @@ def test_sigterm_does_not_wait_for_idle_connections_of_a_replaced_worker(start: 
 
 def test_workers_at_max_requests_are_replaced_one_after_another(start: Start) -> None:
     server = start(*NO_TIMEOUT, "--workers=2", "--max-requests=1", PATIENCE_SECONDS="2")
-    with socket.create_connection(server.address) as client:
-        first = ask(client)
-        until(lambda: server.get("/pid").text != worker_of(first), "the worker accepts no more connections")
-        # The second worker and the first one's successor have served a request, or will.
-        until(lambda: server.get("/pid") and server.log.count("Maximum request limit") == 3, "all are at the limit")
+    asked = set()
+    with ExitStack() as idle:  # a connection to each worker at least, so that none leaves
 
-        server.wait_for_log("serves on because it has no successor yet", times=2)
+        def both_are_asked() -> bool:
+            asked.add(worker_of(ask(idle.enter_context(socket.create_connection(server.address)))))
+            return len(asked) >= 2
+
+        until(both_are_asked, "both workers are at the limit")
+        server.wait_for_log("Application startup complete.", times=3)
+        server.wait_for_log("serves on because it has no successor yet")
 
         assert server.log.count("forked") == 3
-        assert server.get("/pid").status_code == 200
     server.wait_for_log("forked", times=4)
 
 
