@@ -56,6 +56,20 @@ def test_readme_lists_every_public_name() -> None:
     assert {*table("also in `hitless`"), "hooks", "Limits"} == set(hitless.__all__)
 
 
+def test_first_table_has_the_sums_of_the_second() -> None:
+    sums: dict[str, list[int]] = {}
+    for server, *cells in re.findall(
+        r"^\| (.+) \| \d+ \| (.+/.+) \| (.+) \| (.+) \| ([\d,]+) \|$", README, re.MULTILINE
+    ):
+        numbers = [sum(map(int, cell.replace(",", "").split("/"))) for cell in cells]
+        sums[server] = list(map(sum, zip(sums.get(server, [0] * 4), numbers, strict=True)))
+
+    rows = re.findall(r"^\| (.+) \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", README.replace("**", ""), re.MULTILINE)
+
+    assert {server: [int(cell.replace(",", "")) for cell in cells] for server, *cells in rows} == sums
+    assert len(sums) == 4
+
+
 @pytest.fixture
 def address() -> str:
     """A free address, in the place of the README's."""
