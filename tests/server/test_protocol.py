@@ -43,7 +43,7 @@ def start_service(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator
     for server in servers:
         server.process.terminate()
         exit_code, log = server.wait(), server.log
-        server.kill()
+        server.stop()
         assert exit_code == 0
         assert "Traceback" not in log
         assert '"level": "error"' not in log

@@ -72,10 +72,13 @@ class Supervisor:
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
         if not is_stopping():
+            number = self._arbiter.num_workers
             active = list(self._active_workers())
-            missing = self._arbiter.num_workers - sum(not self._is_replaced(worker) for worker in active)
-            # One by one: each worker needs memory and database connections of its own.
-            for _ in range(min(missing, self._arbiter.num_workers + 1 - len(active))):
+            successors = number - sum(not self._is_replaced(worker) for worker in active)
+            # A worker that leaves still needs memory and may hold database connections. So that there is never more
+            # than one worker too many, workers that have to be replaced wait for their turn, and serve until then.
+            room = number + 1 - len(self._arbiter.WORKERS)
+            for _ in range(max(number - len(active), min(successors, room))):
                 self.spawn_worker()
         self._stop_surplus()
 
