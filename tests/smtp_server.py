@@ -21,7 +21,8 @@ class MailServer:
     Attributes:
         port: Where it listens.
         mails: The mails that it has accepted.
-        replies: What it replies to a recipient, such as `550 no such user`, or to every recipient by `*`.
+        replies: What it replies to a recipient, such as `550 no such user`, or to every recipient by `*`, or to the
+            content of a mail by `DATA`.
         login: The user name and the password of the latest client that logged in.
         is_asked: Set when a client has sent a recipient.
         may_reply: Cleared to let clients wait for the reply to a recipient.
@@ -77,8 +78,10 @@ class MailServer:
         return reply
 
     async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802
-        """Keep a mail."""
+        """Keep a mail, or refuse its content."""
         assert isinstance(envelope.content, bytes)
+        if "DATA" in self.replies:
+            return self.replies["DATA"]
         mail = message_from_bytes(envelope.content, _class=EmailMessage, policy=default)
         mail["X-Recipient"] = ", ".join(envelope.rcpt_tos)
         async with self._changed:

@@ -39,7 +39,12 @@ def settings(database_url: str, mails: MailServer) -> Settings:
 
 
 @pytest.fixture
-async def service(settings: Settings, mails: MailServer) -> AsyncIterator[Service]:  # noqa: ARG001  it outlives the service
+async def service(
+    settings: Settings,
+    mails: MailServer,  # noqa: ARG001  it outlives the service
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Service]:
+    monkeypatch.setattr("app.mail.sender.POLL_SECONDS", 0.1)
     async with serve(settings) as service:
         yield service
 

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import PREFIX
 from app.accounts.models import AccountToken
 from app.database import Base, utc_now
+from app.mail.models import Mail
 from app.settings import Settings
 from app.users.models import Login, User
 from tests.accounts.conftest import (
@@ -225,6 +226,23 @@ async def test_newer_link_makes_an_older_one_invalid(client: httpx.AsyncClient, 
     assert newer != older
     assert (await reset(client, older)).status_code == 400
     assert (await reset(client, newer)).status_code == 204
+
+
+async def test_mail_whose_link_was_used_is_not_sent_again(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
+    """As after a worker that was killed between sending the mail and deleting it."""
+    await register(client)
+    await request_reset(client)
+    await reset(client, await token_from(mails, RESET))
+    await wait_until_outbox_is_empty(session)
+    token = (await session.scalars(select(AccountToken).where(AccountToken.purpose == "password_reset"))).one()
+    session.add(Mail(id=token.token_id, kind="password_reset", recipient="ann@example.com", context={}))
+    await session.commit()
+
+    await wait_until_outbox_is_empty(session)
+
+    assert [mail["Subject"] for mail in mails.mails].count(RESET) == 1
 
 
 @pytest.mark.parametrize("end", ["password change", "deactivation", "deletion", "change of the address", "expiry"])

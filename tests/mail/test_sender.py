@@ -8,17 +8,17 @@ from datetime import timedelta
 import pytest
 import structlog
 from processes import PATIENCE, free_port
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.database import create_engine, utc_now
+from app.database import FastReader, create_engine, utc_now
 from app.errors import OutageLog
 from app.limiter import MemoryCounter, RateLimiter
 from app.mail import sender as sender_module
 from app.mail import transport as transport_module
 from app.mail.message import Content
 from app.mail.models import Mail
-from app.mail.outbox import Outbox
+from app.mail.outbox import Outbox, Writer
 from app.mail.sender import LEASE, MAX_AGE, Sender
 from app.settings import Settings
 from tests.conftest import NO_LIMIT, change, make_settings
@@ -65,10 +65,10 @@ async def write_number(_: AsyncSession, mail: Mail) -> Content | None:
 class Worker:
     """A sender, with an outbox of its own, as each worker has them."""
 
-    def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
-        self.outbox = Outbox({"test": write_number})
+    def __init__(self, settings: Settings, engine: AsyncEngine, write: Writer = write_number) -> None:
+        self.outbox = Outbox({"test": write})
         limiter = RateLimiter(settings, None, MemoryCounter())
-        self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings))
+        self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings, FastReader(engine, settings)))
 
 
 @pytest.fixture
@@ -420,6 +420,23 @@ async def test_unavailable_database_is_logged_as_an_outage(settings: Settings, l
     await engine.dispose()
 
     assert not [entry for entry in logs if entry["log_level"] == "error"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_outage_while_a_mail_is_written_is_no_error_of_the_mail(
+    settings: Settings, engine: AsyncEngine, logs: Logs
+) -> None:
+    async def write(session: AsyncSession, _: Mail) -> Content | None:
+        await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        return None
+
+    worker = Worker(settings, engine, write)
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 1)
+        await wait_for_log(logs, "database unavailable")
+
+    assert not [entry for entry in logs if entry["log_level"] == "error"]
+    assert len(await stored_mails(engine)) == 1
 
 
 async def test_shutdown_finishes_the_mail_that_is_being_sent(
