@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pydantic import MISSING
-from sqlalchemy import Boolean, String, and_, bindparam, delete, or_, select, update
+from sqlalchemy import Boolean, ColumnElement, String, and_, bindparam, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -137,7 +137,7 @@ async def update_profile(
     """Update the given fields of the current user. If mail is on, a new address must be confirmed before it is used.
 
     Raises:
-        UserNotFound: The user was deleted.
+        UserNotFound: The user was deleted, or all logins ended, such as by a reset of the password.
         EmailTaken: Another user has the address.
         RateLimited: The user has changed the address too often.
     """
@@ -148,7 +148,10 @@ async def update_profile(
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    return await _update(session, user.id, **data.model_dump(exclude={"email"}), pending_email=data.email)
+    # A reset that has just been committed cancels pending changes, so none may be added afterwards.
+    is_unchanged = User.security_stamp == user.security_stamp
+    changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
+    return await _update(session, user.id, is_unchanged, **changes)
 
 
 async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) -> User:
@@ -170,8 +173,8 @@ async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) 
     return await _update(session, user_id, **changes)
 
 
-async def _update(session: AsyncSession, user_id: int, **changes: object) -> User:
-    statement = update(User).where(User.id == user_id).returning(User).values(**changes)
+async def _update(session: AsyncSession, user_id: int, *conditions: ColumnElement[bool], **changes: object) -> User:
+    statement = update(User).where(User.id == user_id, *conditions).returning(User).values(**changes)
     with raise_email_taken():
         user = await session.scalar(statement if changes else select(User).where(User.id == user_id))
     if user is None:

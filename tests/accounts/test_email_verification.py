@@ -1,5 +1,7 @@
 """Verified addresses: a link by mail and the account's password verify them."""
 
+import asyncio
+
 import httpx
 import pytest
 from sqlalchemy import select, update
@@ -8,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import PREFIX
 from app.settings import Settings
 from app.users.models import User
+from app.users.service import new_security_stamp
 from tests.accounts.conftest import (
     CHANGE,
     NEW_PASSWORD,
@@ -21,7 +24,7 @@ from tests.accounts.conftest import (
     verify,
     wait_until_outbox_is_empty,
 )
-from tests.conftest import change, serve
+from tests.conftest import change, serve, wait_for_blocked_statement
 from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
 from tests.smtp_server import MailServer, text_of
 
@@ -279,6 +282,26 @@ async def test_reset_and_confirmation_of_a_change_at_once_do_not_both_succeed(
     assert sorted([done.status_code, changed.status_code]) == [204, 400]
     email, pending = (await session.execute(select(User.email, User.pending_email))).one()
     assert (email, pending) == ("ann@example.com" if done.is_success else "thief@example.com", None)
+
+
+async def test_change_that_a_reset_overtakes_returns_401(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
+) -> None:
+    """Somebody else may be logged in until the reset, and must not leave a pending change behind."""
+    ann = await sign_up(client)
+    await mails.wait_for(VERIFICATION)
+    await wait_until_outbox_is_empty(session)
+
+    await session.execute(update(User).values(new_security_stamp()))
+    changing = asyncio.create_task(client.patch("/users/me", headers=ann.auth, json={"email": "thief@example.com"}))
+    await wait_for_blocked_statement(database_url)
+    await session.commit()
+    response = await changing
+    await wait_until_outbox_is_empty(session)
+
+    assert response.status_code == 401
+    assert await session.scalar(select(User.pending_email)) is None
+    assert len(mails.mails) == 1
 
 
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
