@@ -6,11 +6,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from processes import PATIENCE, until
 
+from app import PREFIX
 from tests.conftest import NO_LIMIT
 from tests.container.engine import Compose
 from tests.container.production import log_in, production_project, query, run
@@ -52,7 +54,7 @@ def locked_users(compose: Compose) -> Iterator[None]:
 
 
 def test_first_look_shows_containers_and_readiness(production: Compose) -> None:
-    port = production.url.rpartition(":")[2]
+    port = str(urlsplit(production.url).port)
 
     output = run(production, command("first-look").replace("${WEB_PORT:-8000}", port))
 
@@ -133,7 +135,7 @@ def test_logs_tell_the_reason_of_401_and_the_requests_of_a_user(production: Comp
     requests = run(production, command("requests-of-user").replace(EMAIL, PERSON["email"]).replace(USER_ID, user_id))
 
     assert '"reason": "malformed token"' in reasons
-    assert '"path": "/users/me"' in requests
+    assert f'"path": "{PREFIX}/users/me"' in requests
 
 
 def test_log_driver_can_be_changed(production: Compose) -> None:

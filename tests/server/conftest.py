@@ -35,7 +35,7 @@ def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Star
 
     yield start
     for server in servers:
-        server.kill()
+        server.stop()
 
 
 @pytest.fixture

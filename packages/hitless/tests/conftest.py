@@ -31,7 +31,7 @@ def start_in(folder: Path) -> Iterator[Start]:
         yield start
     finally:
         for server in servers:
-            server.kill()
+            server.stop()
 
 
 def start_and_wait(launch: Start, *arguments: str, **variables: str) -> Gunicorn:

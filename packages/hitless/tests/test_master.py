@@ -47,19 +47,23 @@ def test_worker_serves_until_a_successor_starts_that_has_failed(
 
 
 def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) -> None:
-    server = start("--workers=2")
-    server.wait_for_log("Application startup complete.", times=2)
+    server = start("--workers=3")
+    server.wait_for_log("Application startup complete.", times=3)
     old = set(re.findall(r"Started server process \[(\d+)\]", server.log))
 
     server.send(signal.SIGHUP)
     for pid in old:
         server.wait_for_log(f"worker {pid} has exited")
 
-    exits = [server.log.index(f"worker {pid} has shut down its lifespan") for pid in old]
-    starts = [match.start() for match in re.finditer("Application startup complete.", server.log)]
-    assert len(starts) == 4
-    assert starts[2] < min(exits)
-    assert starts[3] < max(exits)
+    exits = sorted(server.log.index(f"worker {pid} has shut down its lifespan") for pid in old)
+    forks, starts = (
+        [match.start() for match in re.finditer(event, server.log)][3:]
+        for event in ("Booting worker with pid", "Application startup complete.")
+    )
+    assert len(forks) == len(starts) == 3
+    assert all(starts[number] < exits[number] for number in range(3))
+    # One by one, so that there is never more than one worker too many.
+    assert starts[0] < forks[1] < starts[1] < forks[2]
 
 
 def test_certificate_that_can_no_longer_be_read_is_one_line_per_attempt(start: Start, tls: TLS, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import hitless
 import httpx
 import pytest
 from availability import cannot_run, package_index_problem
-from processes import PATIENCE, until
+from processes import PATIENCE, free_port, until
 
 PACKAGE = Path(__file__).parents[1]
+ADDRESS = "127.0.0.1:8000"  # in the README
 README = (PACKAGE / "README.md").read_text()
 
 
@@ -55,16 +56,37 @@ def test_readme_lists_every_public_name() -> None:
     assert {*table("also in `hitless`"), "hooks", "Limits"} == set(hitless.__all__)
 
 
+def test_first_table_has_the_sums_of_the_second() -> None:
+    sums: dict[str, list[int]] = {}
+    for server, *cells in re.findall(
+        r"^\| (.+) \| \d+ \| (.+/.+) \| (.+) \| (.+) \| ([\d,]+) \|$", README, re.MULTILINE
+    ):
+        numbers = [sum(map(int, cell.replace(",", "").split("/"))) for cell in cells]
+        sums[server] = list(map(sum, zip(sums.get(server, [0] * 4), numbers, strict=True)))
+
+    rows = re.findall(r"^\| (.+) \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", README.replace("**", ""), re.MULTILINE)
+
+    assert {server: [int(cell.replace(",", "")) for cell in cells] for server, *cells in rows} == sums
+    assert len(sums) == 4
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+def address() -> str:
+    """A free address, in the place of the README's."""
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def run(tmp_path: Path, address: str) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Run the README's commands in a directory with the README's files, and return the last, which is the server."""
     if problem := package_index_problem():
         cannot_run(f"the README of hitless: {problem}")
     for name, text in re.findall(r"^`([\w.]+)`:\n\n```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(text)
     (commands,) = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert ADDRESS in commands
     # This version of hitless, not the published one.
-    lines = re.sub(r'"hitless @ .+?"', str(PACKAGE), commands).splitlines()
+    lines = re.sub(r'"hitless @ .+?"', str(PACKAGE), commands.replace(ADDRESS, address)).splitlines()
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | {
         name: value for name, value in os.environ.items() if name.startswith("PIP_")
     }
@@ -88,13 +110,12 @@ def run(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
 
 @pytest.mark.copies
 def test_application_in_the_readme_serves_reloads_and_stops(
-    run: Callable[[], subprocess.Popen[bytes]], tmp_path: Path
+    run: Callable[[], subprocess.Popen[bytes]], address: str, tmp_path: Path
 ) -> None:
-    url = "http://127.0.0.1:8000"
     server = run()
     log = tmp_path / "log"
     until(lambda: log.read_text().count("Application startup complete.") == 2 or server.poll(), "both workers accept")
-    with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE) as client:
         assert client.post("/echo", content=b"hello").text == "hello"
 
         os.kill(int((tmp_path / "gunicorn.pid").read_text()), signal.SIGHUP)

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -25,6 +26,11 @@ def ask(client: socket.socket) -> bytes:
         response += (part := client.recv(1000))
         assert part, "closed without a response"
     return response
+
+
+def worker_of(response: bytes) -> str:
+    """Return the process id in a response, which is its only chunk."""
+    return response.splitlines()[-3].decode()
 
 
 def test_sigterm_finishes_requests_and_shuts_down_in_order(start: Start, background: ThreadPoolExecutor) -> None:
@@ -105,6 +111,69 @@ def test_max_requests_loses_no_request_on_a_kept_connection(start: Start) -> Non
 
     assert {response.status_code for response in responses} == {200}
     assert "close" in {response.headers.get("connection") for response in responses}
+
+
+# Nothing in these tests takes that long.
+NO_TIMEOUT = ("--keep-alive=3600", "--graceful-timeout=10000")
+
+
+@pytest.mark.parametrize("options", [["--max-requests=1"], []], ids=["max_requests", "SIGHUP"])
+def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: Start, options: list[str]) -> None:
+    server = start(*NO_TIMEOUT, *options)
+    with socket.create_connection(server.address) as client:
+        first = ask(client)
+        if not options:
+            server.send(signal.SIGHUP)
+        server.wait_for_log("Application startup complete.", times=2)
+        until(lambda: server.get("/pid").text != worker_of(first), "the worker accepts no more connections")
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an idle connection is kept when the whole server stops
+
+        last = ask(client)
+
+        assert b"connection: close" not in first
+        assert b"connection: close" in last
+        assert worker_of(last) == worker_of(first)
+        assert client.recv(1000) == b""
+    server.wait_for_log("has exited")
+
+
+def test_replaced_worker_closes_idle_connections_after_half_the_grace(start: Start) -> None:
+    server = start("--keep-alive=3600", f"--graceful-timeout={LIFESPAN_SECONDS + 4}", "--max-requests=1")
+    with socket.create_connection(server.address) as client:
+        ask(client)
+
+        assert client.recv(1000) == b""
+
+    server.wait_for_log("has exited")
+
+
+def test_sigterm_does_not_wait_for_idle_connections_of_a_replaced_worker(start: Start) -> None:
+    server = start(*NO_TIMEOUT, "--max-requests=1")
+    with socket.create_connection(server.address) as client:
+        first = ask(client)
+        until(lambda: server.get("/pid").text != worker_of(first), "the worker accepts no more connections")
+
+        server.send(signal.SIGTERM)
+
+        assert server.wait() == 0
+        assert client.recv(1000) == b""
+
+
+def test_workers_at_max_requests_are_replaced_one_after_another(start: Start) -> None:
+    server = start(*NO_TIMEOUT, "--workers=2", "--max-requests=1", PATIENCE_SECONDS="2")
+    asked = set()
+    with ExitStack() as idle:  # a connection to each worker at least, so that none leaves
+
+        def both_are_asked() -> bool:
+            asked.add(worker_of(ask(idle.enter_context(socket.create_connection(server.address)))))
+            return len(asked) >= 2
+
+        until(both_are_asked, "both workers are at the limit")
+        server.wait_for_log("Application startup complete.", times=3)
+        server.wait_for_log("serves on because it has no successor yet")
+
+        assert server.log.count("forked") == 3
+    server.wait_for_log("forked", times=4)
 
 
 def test_worker_at_max_requests_serves_until_its_successor_accepts(start: Start) -> None:

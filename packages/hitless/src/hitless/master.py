@@ -61,7 +61,7 @@ class Supervisor:
         self._next_start = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        arbiter.spawn_worker = self.spawn_worker
+        arbiter.spawn_worker = lambda: None  # gunicorn's reload would start all at once, before it calls manage_workers
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
         master_beat[0] = time.monotonic()
@@ -72,8 +72,13 @@ class Supervisor:
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
         if not is_stopping():
-            staying = sum(not self._is_replaced(worker) for worker in self._active_workers())
-            for _ in range(self._arbiter.num_workers - staying):
+            number = self._arbiter.num_workers
+            active = list(self._active_workers())
+            successors = number - sum(not self._is_replaced(worker) for worker in active)
+            # A worker that leaves still needs memory and may hold database connections. So that there is never more
+            # than one worker too many, workers that have to be replaced wait for their turn, and serve until then.
+            room = number + 1 - len(self._arbiter.WORKERS)
+            for _ in range(max(number - len(active), min(successors, room))):
                 self.spawn_worker()
         self._stop_surplus()
 

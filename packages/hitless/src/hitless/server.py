@@ -15,13 +15,14 @@ from types import FrameType
 from uvicorn import Config, Server
 
 from hitless.accept import Acceptor
-from hitless.drain import is_draining
+from hitless.drain import is_draining, is_stopping
+from hitless.protocol import LimitedProtocol
 from hitless.shared import Phase, master_beat, silence_reported, starts
 
 log = logging.getLogger("uvicorn.error")
 
-# Seconds for which a worker keeps serving open connections after it has stopped accepting. A client that sends requests
-# steadily sends its next one within this time, and learns from `Connection: close` to open a new connection.
+# Seconds for which idle connections stay open when the whole server stops. A client that sends requests steadily sends
+# its next one within this time, and learns from `Connection: close` to open a new connection.
 LAST_REQUESTS_SECONDS = 0.5
 # Seconds that a leaving worker waits for TLS handshakes in progress.
 HANDSHAKE_SECONDS = 5
@@ -51,6 +52,7 @@ class GracefulServer(Server):
         self._notify = notify
         self._grace_seconds = grace_seconds
         self._warn_at = math.inf
+        self._starts = 0
         self._acceptor: Acceptor
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  Uvicorn's signature
@@ -96,7 +98,10 @@ class GracefulServer(Server):
             os.kill(os.getppid(), signal.SIGCHLD)  # makes the master check its workers now
 
     def _warn_without_successor(self) -> None:
-        """Log one line if the master has started no successor in time."""
+        """Log one line if the master has started no successor in time, and none for another worker either."""
+        if starts[0] != self._starts:
+            self._starts = starts[0]
+            self._warn_at = max(self._warn_at, time.monotonic() + PATIENCE_SECONDS)
         if time.monotonic() > self._warn_at:
             self._warn_at = math.inf
             log.warning("This worker has served `max_requests`, and serves on because it has no successor yet")
@@ -124,7 +129,7 @@ class GracefulServer(Server):
         self._acceptor.stop()
         remaining = deadline - asyncio.get_running_loop().time() - LAST_REQUESTS_SECONDS
         await self._acceptor.wait_for_handshakes(min(HANDSHAKE_SECONDS, remaining))
-        await asyncio.sleep(LAST_REQUESTS_SECONDS)
+        await self._wait_for_last_requests()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._finish_requests(deadline)
@@ -139,6 +144,22 @@ class GracefulServer(Server):
             cycle = getattr(connection, "cycle", None)  # the running request of an HTTP/1.1 connection
             if cycle and not cycle.response_complete:
                 connection.shutdown()
+
+    async def _wait_for_last_requests(self) -> None:
+        """Keep idle connections open until each client has sent one more request, or would be disconnected anyway."""
+        start = time.monotonic()
+        while self._has_http_connections() and time.monotonic() < start + self._idle_seconds():  # noqa: ASYNC110  no event
+            await asyncio.sleep(0.1)
+
+    def _has_http_connections(self) -> bool:
+        return any(isinstance(connection, LimitedProtocol) for connection in self.server_state.connections)
+
+    def _idle_seconds(self) -> float:
+        """Return for how long connections may be idle."""
+        if is_stopping():  # load balancers have had `drain_seconds` to leave, and no other worker takes their requests
+            return LAST_REQUESTS_SECONDS
+        # The other half of the grace period is for the last requests.
+        return max(LAST_REQUESTS_SECONDS, min(self.config.timeout_keep_alive, self._grace_seconds / 2))
 
     async def _finish_requests(self, deadline: float) -> None:
         """Wait for running requests, and cancel those that take too long, so that the application can respond with 503.

@@ -91,6 +91,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit at once."""
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # the master repeats it, which would interrupt a wrapped `_exit`
         os._exit(0)
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
