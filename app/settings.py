@@ -161,7 +161,7 @@ class Settings(SettingsFiles):
     # HTTP
     max_body_size: int = Field(1_048_576, ge=0, description="Maximum size of a request body in bytes")
     max_total_body_size: int = Field(
-        16_777_216, ge=0, description="Maximum total size in bytes of the request bodies that a worker holds at a time"
+        16_777_216, ge=0, description="Maximum memory in bytes for the request bodies that a worker holds at a time"
     )
     rate_limit: Rate = Field("600/minute", description="Requests allowed per client IP address")
     rate_limit_login: Rate = Field(

@@ -14,6 +14,9 @@ from app.middleware.paths import find_option, list_routes_with, route_path
 # Seconds that the connection stays open after a rejection. If it were closed with unread data in its buffer, it would
 # be reset, and the client might never see the response.
 LINGER_SECONDS = 1.0
+# Bytes that JSON takes when it is parsed, per `[`, `{`, `:` and `,`: `{"":0},` becomes 192 bytes. If these were not
+# counted, 16 bodies of 1 MiB that arrive at once would take 400 MiB.
+PARSED_BYTES = 64
 
 
 class BodyRejected(HTTPException):
@@ -29,7 +32,8 @@ class BodyLimitMiddleware:
         app: The next application.
         routes: The routes. Some may have FastAPI's `max_body_size`.
         max_size: The maximum size of the bodies of all other routes, in bytes.
-        max_total: The maximum size of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
+        max_total: The maximum memory of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
+            One of them may exceed it when it is parsed.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
@@ -51,18 +55,23 @@ class BodyLimitMiddleware:
             await _reject(scope, receive, send)
             return
 
-        size, is_rejected = 0, False
+        is_json = b"json" in headers.get(b"content-type", b"")
+        size, parsed_size, held, is_rejected = 0, 0, 0, False
 
         async def receive_limited() -> Message:
-            nonlocal size, is_rejected
+            nonlocal size, parsed_size, held, is_rejected
             message = await receive()
-            received = len(message.get("body", b""))
-            size += received
-            self.total += received
+            body = message.get("body", b"")
+            size += len(body)
+            if is_json:
+                parsed_size += PARSED_BYTES * sum(map(body.count, (b"[", b"{", b":", b",")))
+            others = self.total - held
+            held = size if message.get("more_body") else size + parsed_size  # FastAPI parses it now
+            self.total = others + held
             is_rejected = size > max_size
             if is_rejected:
                 raise BodyRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
-            if self.total > self.max_total and self.total > size:  # one body alone is always accepted
+            if others and others + size > self.max_total:  # one body alone is always accepted
                 raise BodyRejected(HTTPStatus.SERVICE_UNAVAILABLE)
             return message
 
@@ -72,7 +81,7 @@ class BodyLimitMiddleware:
         try:
             await self.app(scope, receive_limited, send_lingering)
         finally:
-            self.total -= size
+            self.total -= held
 
 
 async def _reject(scope: Scope, receive: Receive, send: Send) -> None:

@@ -32,10 +32,11 @@ def test_full_disk_fails_only_writes_and_is_named_in_few_lines(image: str, netwo
     settings = {"DATABASE_URL": database.url_by_name, "DATABASE_MIGRATE": "true", "MAX_REQUESTS": "0"}
     numbers = itertools.count()
     with run_service(image, f"--network={network}", **settings) as service:
+        users = f"http://{service.ip}:8000/users/"
 
         def register() -> int:
             person = {**PERSON, "email": f"user{next(numbers)}@example.com"}
-            return httpx.post(f"http://{service.ip}:8000/users/", json=person, timeout=PATIENCE).status_code
+            return httpx.post(users, json=person, timeout=PATIENCE).status_code
 
         def log_lines() -> list[dict[str, object]]:
             return [line for line in service.log_lines if line["event"] == "database unavailable"]

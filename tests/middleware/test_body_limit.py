@@ -131,6 +131,30 @@ async def test_bodies_beyond_total_return_503_until_others_are_finished(settings
     assert second.headers["retry-after"] == "1"
 
 
+async def test_parsed_json_counts_for_the_total(settings: Settings) -> None:
+    """Otherwise a worker could hold hundreds of MiB of parsed bodies."""
+    async with serve(change(settings, max_body_size=10_000, max_total_body_size=20_000)) as service:
+        may_finish = asyncio.Event()
+        is_parsed = asyncio.Event()
+
+        @service.app.post(PREFIX + "/slow")
+        async def slow(data: list[list[int]]) -> None:
+            if data:
+                is_parsed.set()
+                await may_finish.wait()
+
+        async def post(content: str) -> httpx.Response:
+            return await service.client.post("/slow", content=content, headers=JSON)
+
+        first = asyncio.create_task(post(f"[{'[],' * 1000}[]]"))
+        await is_parsed.wait()
+        second = await post("[]")
+        may_finish.set()
+        responses = [await first, second, await post("[]")]
+
+    assert [response.status_code for response in responses] == [200, 503, 200]
+
+
 def create_limited_echo() -> FastAPI:
     app = FastAPI(openapi_url=None)
     add_error_handlers(app)
