@@ -45,7 +45,7 @@ def _require_exact_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, o
 
 
 def _restrict(schema: dict[str, Any], kind: str) -> None:
-    if kind in {"bool", "float", "int", "str"}:
+    if kind in {"bool", "float", "str"}:
         schema["strict"] = True
     if kind == "str":
         schema.setdefault("pattern", NO_NUL)
@@ -53,8 +53,10 @@ def _restrict(schema: dict[str, Any], kind: str) -> None:
         schema["fail_fast"] = True
     elif kind in {"date", "datetime", "time", "timedelta"}:  # for Pydantic, a number would be the seconds since 1970
         _reject_types(schema, {bool, float, int}, "Input should be a string in ISO 8601 format")
-    elif kind == "enum":  # for Pydantic, `"1"`, `true` and `1.0` would be 1
-        others = {bool, float, str} - {type(member.value) for member in schema["members"]}
+    elif kind == "int":  # in JSON Schema, `1.0` is an integer, too
+        _reject_types(schema, {bool, str}, "Input should be a valid integer")
+    elif kind == "enum":  # for Pydantic, `"1"` and `true` would be 1
+        others = {bool, str} - {type(member.value) for member in schema["members"]}
         _reject_types(schema, others, "Input should have the JSON type of an allowed value")
 
 

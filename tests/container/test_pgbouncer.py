@@ -280,7 +280,8 @@ def test_restarted_pooler_loses_no_acknowledged_write(
 
 def test_tests_of_the_api_pass_through_the_pooler(pooler: Container) -> None:
     """Except one that prepares a statement by SQL, which is not possible in transaction pooling."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "tests/users", "tests/auth", "-k", "postgresql"]
+    folders = ["tests/accounts", "tests/auth", "tests/health", "tests/users"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *folders, "-k", "postgresql"]
     result = subprocess.run(
         [*command, "--deselect=tests/users/test_plans.py"],
         cwd=ROOT,

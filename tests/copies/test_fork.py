@@ -42,6 +42,12 @@ def test_feature_is_added(with_notes: Path) -> None:
     assert re.search(r"\d+ passed", run(with_notes, "pytest tests/notes"))
 
 
+def test_feature_passes_generated_requests(with_notes: Path) -> None:
+    output = run(with_notes, "pytest tests/server/test_schemathesis.py -k 'sqlite-user'")
+
+    assert "1 passed" in output
+
+
 def test_feature_is_removed(with_notes: Path, tmp_path: Path) -> None:
     copy = tmp_path / "without-notes"
     shutil.copytree(with_notes, copy)
