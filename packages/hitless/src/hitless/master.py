@@ -14,7 +14,7 @@ from typing import Any
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # it has no type hints
 
 from hitless.drain import is_stopping
-from hitless.shared import Phase, master_beat, starts
+from hitless.shared import Phase, master_heartbeat, starts
 
 # The signals with which the master stops a worker.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -63,11 +63,11 @@ class Supervisor:
         arbiter.spawn_worker = self.spawn_worker
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
-        master_beat[0] = time.monotonic()
+        master_heartbeat[0] = time.monotonic()
 
     def manage_workers(self) -> None:
         """Start the workers that are missing, and stop those that have a successor. gunicorn calls it every second."""
-        master_beat[0] = time.monotonic()
+        master_heartbeat[0] = time.monotonic()
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
         if not is_stopping():
@@ -92,7 +92,7 @@ class Supervisor:
 
     def reap_workers(self) -> None:
         """Remove the workers that have exited. Retry a failed start, or end the server if none ever succeeded."""
-        master_beat[0] = time.monotonic()
+        master_heartbeat[0] = time.monotonic()
         before = dict(self._arbiter.WORKERS)
         try:
             self._reap_workers()

@@ -17,7 +17,7 @@ from uvicorn import Config, Server
 from hitless.accept import Acceptor
 from hitless.drain import is_draining, is_stopping
 from hitless.protocol import LimitedProtocol
-from hitless.shared import Phase, master_beat, silence_reported, starts
+from hitless.shared import Phase, heartbeat_loss_logged, master_heartbeat, starts
 
 log = logging.getLogger("uvicorn.error")
 
@@ -84,7 +84,7 @@ class GracefulServer(Server):
         self._check_master()
         self._warn_without_successor()
         should_exit = await super().on_tick(counter)
-        if should_exit and not self.should_exit and master_beat[0]:  # it has served `max_requests`
+        if should_exit and not self.should_exit and master_heartbeat[0]:  # it has served `max_requests`
             self._leave()
             return False
         return should_exit
@@ -108,12 +108,12 @@ class GracefulServer(Server):
 
     def _check_master(self) -> None:
         """Log one line, in one worker, if the master does not respond."""
-        silence = time.monotonic() - master_beat[0] if master_beat[0] else 0.0
-        if silence < PATIENCE_SECONDS:
-            silence_reported[0] = 0
-        elif not silence_reported[0]:
-            silence_reported[0] = 1
-            log.error("The master process has not responded for %d s: no worker is replaced", silence)
+        seconds_without_heartbeat = time.monotonic() - master_heartbeat[0] if master_heartbeat[0] else 0.0
+        if seconds_without_heartbeat < PATIENCE_SECONDS:
+            heartbeat_loss_logged[0] = 0
+        elif not heartbeat_loss_logged[0]:
+            heartbeat_loss_logged[0] = 1
+            log.error("The master process has not responded for %d s: no worker is replaced", seconds_without_heartbeat)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let clients leave, finish running requests within the grace period, then shut down the lifespan."""
