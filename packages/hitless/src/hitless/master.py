@@ -131,7 +131,7 @@ class Supervisor:
                 yield worker
 
     def _is_replaced(self, worker: Worker) -> bool:
-        return bool(worker.age <= self._outdated_age or worker.phase == Phase.LEAVING)
+        return bool(worker.age <= self._outdated_age or worker.phase == Phase.AT_MAX_REQUESTS)
 
     def _stop_surplus(self) -> None:
         """Stop workers that are replaced or too many, as long as enough others accept."""

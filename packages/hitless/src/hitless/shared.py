@@ -16,5 +16,5 @@ class Phase(IntEnum):
 
     STARTING = 0
     ACCEPTING = 1
-    LEAVING = 2  # it has served `max_requests`, and accepts until its successor does
+    AT_MAX_REQUESTS = 2  # accepts until its successor does
     STOPPING = 3
