@@ -70,6 +70,16 @@ def test_exception_after_a_response_is_logged_and_leaves_the_connection_open(sta
     assert server.log.count("Exception in ASGI application") == 20
 
 
+def test_exception_before_a_response_returns_500_and_is_logged_once(start: Start) -> None:
+    server = start()
+
+    response = server.get("/sleep/forever")
+
+    assert response.status_code == 500
+    server.wait_for_log("ValueError: could not convert string to float: 'forever'")
+    assert server.log.count("Exception in ASGI application") == 1
+
+
 # Malformed requests --------------------------------------------------------------------------------------------------
 
 
