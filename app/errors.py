@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from app.database import DATABASE_ERRORS, is_unavailable
+from app.database import DATABASE_ERRORS, FastReader, is_unavailable
 from app.security import HashingUnavailable
 from app.settings import Settings
 
@@ -315,7 +315,8 @@ def _describe(problem: dict[str, Any]) -> FieldError:
 class OutageLog:
     """Logs the first failure of an outage, and then one line per 30 seconds with the most common reasons."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reader: FastReader) -> None:
+        self._reader = reader
         timeout, size = settings.database_pool_timeout, settings.database_pool_size
         self._pool_timeout = f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})"
         self._is_waiting = False
@@ -324,7 +325,7 @@ class OutageLog:
     def add(self, error: Exception) -> None:
         """Note that the database is unavailable."""
         message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
-        reason = f"{type(error).__name__}: {message}"
+        reason = f"{type(getattr(error, 'driver_exception', error)).__name__}: {message}"
         self._reasons[reason] += 1
         if not self._is_waiting:
             self._report()
@@ -335,7 +336,13 @@ class OutageLog:
         if self._reasons:
             reasons = self._reasons.most_common(3)
             others = [f"{number} x {reason}" for reason, number in reasons]
-            log.warning("database unavailable", reason=reasons[0][0], failures=self._reasons.total(), reasons=others)
+            log.warning(
+                "database unavailable",
+                reason=reasons[0][0],
+                failures=self._reasons.total(),
+                reasons=others,
+                waiting=self._reader.waiting,
+            )
             self._reasons.clear()
             asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report)
 

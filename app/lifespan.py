@@ -57,7 +57,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)
     outbox = Outbox({kind: write for writers in app.state.mail_writers for kind, write in writers(settings).items()})
-    outages = OutageLog(settings)
+    fast_reader = FastReader(engine, settings)
+    outages = OutageLog(settings, fast_reader)
     mail_sender = Sender(settings, engine, outbox, limiter, outages)
     try:
         async with mail_sender.run():
@@ -65,7 +66,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
                 settings=settings,
                 engine=engine,
                 read_engine=autocommit(engine),
-                fast_reader=FastReader(engine, settings),
+                fast_reader=fast_reader,
                 probe_engine=autocommit(probe_engine),
                 redis=redis,
                 limiter=limiter,

@@ -24,7 +24,9 @@ from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.middleware.websocket_errors import WebSocketErrorMiddleware
-from app.settings import Settings, describe_unknown_names, load_settings
+from app.setting_names import describe_unknown_names
+from app.settings import Settings, load_settings
+from app.urls import describe_ignored_parameters
 
 # The paths that document the API.
 DOCS = (f"{PREFIX}/docs/", f"{PREFIX}/redoc/", f"{PREFIX}/openapi.json/")
@@ -104,7 +106,10 @@ def create_app(settings: Settings) -> FastAPI:
 settings = load_settings()
 configure_logging(settings)
 log = structlog.stdlib.get_logger("app")
-for warning in describe_unknown_names(settings):
+for warning in (
+    *describe_unknown_names(settings),
+    *describe_ignored_parameters(settings.database_url.get_secret_value()),
+):
     log.warning(warning)
 if "secret_key" not in settings.model_fields_set:
     log.warning(

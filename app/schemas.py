@@ -1,6 +1,6 @@
 """Types shared by the request bodies and parameters of several features."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, LiteralString, Self
 
 from fastapi import Path
 from pydantic import (
@@ -28,37 +28,45 @@ SINGLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
 def _require_exact_json_types(schema: Any) -> None:  # noqa: ANN401  a schema, or any part of one
-    """Make strings, numbers and booleans strict in a core schema, and make lists stop at their first invalid item.
+    """Let a core schema accept only the JSON types that it names, and let lists stop at their first invalid item.
 
     `ConfigDict(strict=True)` would also reject dates, enums and sets, which FastAPI passes as strings and lists.
     """
     if isinstance(schema, dict):
-        kind = schema.get("type") if isinstance(schema.get("type"), str) else None  # it may be a field named `type`
-        if kind in {"bool", "float", "int", "str"}:
-            schema["strict"] = True
-        if kind == "str":
-            schema.setdefault("pattern", NO_NUL)
-        elif kind in {"frozenset", "list", "set", "tuple"}:
-            schema["fail_fast"] = True
-        elif kind in {"date", "datetime", "time", "timedelta"}:
-            inner = schema.copy()
-            schema.clear()
-            schema |= core_schema.no_info_before_validator_function(_reject_number, inner)
-            return
         for key, part in schema.items():
             # In JSON, the keys of an object are always strings. A default is no schema.
             if key not in {"keys_schema", "default", "metadata"}:
                 _require_exact_json_types(part)
+        if isinstance(schema.get("type"), str):  # it may be a field named `type`
+            _restrict(schema, schema["type"])
     elif isinstance(schema, list):
         for part in schema:
             _require_exact_json_types(part)
 
 
-def _reject_number(value: object) -> object:
-    """Reject a number in the place of a date or time: for Pydantic, it would be the seconds since 1970."""
-    if isinstance(value, int | float):
-        raise PydanticCustomError("iso_8601", "Input should be a string in ISO 8601 format")
-    return value
+def _restrict(schema: dict[str, Any], kind: str) -> None:
+    if kind in {"bool", "float", "int", "str"}:
+        schema["strict"] = True
+    if kind == "str":
+        schema.setdefault("pattern", NO_NUL)
+    elif kind in {"frozenset", "list", "set", "tuple"}:
+        schema["fail_fast"] = True
+    elif kind in {"date", "datetime", "time", "timedelta"}:  # for Pydantic, a number would be the seconds since 1970
+        _reject_types(schema, {bool, float, int}, "Input should be a string in ISO 8601 format")
+    elif kind == "enum":  # for Pydantic, `"1"`, `true` and `1.0` would be 1
+        others = {bool, float, str} - {type(member.value) for member in schema["members"]}
+        _reject_types(schema, others, "Input should have the JSON type of an allowed value")
+
+
+def _reject_types(schema: dict[str, Any], types: set[type], message: LiteralString) -> None:
+    def check(value: object) -> object:
+        if type(value) in types:
+            raise PydanticCustomError("json_type", message)
+        return value
+
+    inner = schema.copy()
+    schema.clear()
+    schema |= core_schema.no_info_before_validator_function(check, inner, ref=inner.pop("ref", None))
 
 
 class Input(BaseModel):

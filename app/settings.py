@@ -1,123 +1,30 @@
 """Every setting of the service, from environment variables, `.env` files and secret files."""
 
-import re
-import secrets
 import warnings
-from difflib import get_close_matches
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from app.mail.url import check_sender, check_smtp_url
-from app.urls import check_redis_url, parse_database_url, parse_web_database_url
-
-# RFC 7518, section 3.2: a key for HS256 is at least as long as its output, 32 bytes.
-SECRET_KEY_BYTES = 32
-# The value in .env.example and docker-compose.yml; refused in production.
-EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
-
-# Variables in a `.env` file that are not for this program: those of the compose files, and of other programs.
-COMPOSE_VARIABLES = {
-    "DATABASE_OWNER_URL",
-    "DB_MEMORY",
-    "DB_PORT",
-    "IMAGE",
-    "MAIL_PORT",
-    "POSTGRES_PASSWORD",
-    "REDIS_PORT",
-    "WEB_CPUS",
-    "WEB_MEMORY",
-    "WEB_NETWORK",
-    "WEB_PORT",
-}
-OTHER_PREFIXES = ("COMPOSE_", "DOCKER_", "FASTAPI_", "GUNICORN_", "OTEL_", "PG", "PYTHON", "UV_", "UVICORN_")
-
-
-def _check_secret_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
-    key = value.get_secret_value().strip()
-    if not value.get_secret_value() and info.data.get("environment") != "production":
-        key = secrets.token_urlsafe(SECRET_KEY_BYTES)
-    if not key:
-        raise ValueError("must be set; make one with `openssl rand -hex 32`")
-    if len(key.encode()) < SECRET_KEY_BYTES:
-        raise ValueError(f"must have at least {SECRET_KEY_BYTES} bytes; make one with `openssl rand -hex 32`")
-    if key == EXAMPLE_SECRET_KEY and info.data.get("environment") == "production":
-        raise ValueError("is the example; make one with `openssl rand -hex 32`")
-    return SecretStr(key)
-
-
-def _split(value: object) -> object:
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-
-
-def _check_network(value: str) -> str:
-    # Uvicorn would treat any other string as a host name, and `*` or 0.0.0.0/0 would trust every client.
-    try:
-        is_valid = ip_network(value).prefixlen > 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise ValueError(
-            "must be addresses or networks like 10.0.0.0/8, neither host names nor a network of all addresses"
-        )
-    return value
-
-
-def _matches(pattern: str, message: str) -> AfterValidator:
-    """Build a validator that raises `message` unless the whole value matches."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(message)
-        return value
-
-    return AfterValidator(check)
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-CommaSeparated = (NoDecode, BeforeValidator(_split))
-DatabaseURL = Annotated[SecretStr, AfterValidator(parse_database_url)]
-WebDatabaseURL = Annotated[SecretStr, AfterValidator(parse_web_database_url)]
-RedisURL = Annotated[SecretStr, AfterValidator(check_redis_url)]
-SMTPURL = Annotated[SecretStr, AfterValidator(check_smtp_url)]
-MailSender = Annotated[str, AfterValidator(check_sender)]
-PublicURL = Annotated[
-    str,
-    _matches(
-        r"https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~-]+)*",
-        "must be like https://example.com or https://example.com/api, without a slash at the end",
-    ),
-]
-PageURL = Annotated[
-    str, _matches(r"https?://[^\s#]+", "must be like https://example.com/reset, without a # and what follows it")
-]
-SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
-Network = Annotated[str, AfterValidator(_check_network)]
-Host = Annotated[
-    str,
-    BeforeValidator(_lower),
-    _matches(
-        r"\*|(\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\]",
-        "must be names like example.com, or *.example.com, without a port; or *",
-    ),
-]
-Origin = Annotated[
-    str,
-    _matches(r"\*|https?://[a-z0-9.-]+(:[0-9]+)?", "must be origins like https://example.com, without a path"),
-]
-RootPath = Annotated[str, _matches(r"(/[A-Za-z0-9._~-]+)*", "must be like /api, without a slash at the end")]
-Rate = Annotated[
-    str,
-    _matches(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", "must be like 600/minute, with second, minute, hour or day"),
-]
-Seconds = Annotated[float, Field(ge=0.1)]
+from app.setting_types import (
+    SMTPURL,
+    CommaSeparated,
+    DatabaseURL,
+    Host,
+    LogLevel,
+    MailSender,
+    Network,
+    Origin,
+    PageURL,
+    PublicURL,
+    Rate,
+    RedisURL,
+    RootPath,
+    Seconds,
+    SecretKey,
+    WebDatabaseURL,
+)
 
 
 class SettingsFiles(BaseSettings):
@@ -205,7 +112,7 @@ class Settings(SettingsFiles):
         SecretStr(""),
         description="Signs access tokens; at least 32 bytes; required in production, elsewhere random at each start",
     )
-    secret_key_previous: Annotated[SecretStr, AfterValidator(_check_secret_key)] | None = Field(
+    secret_key_previous: SecretKey | None = Field(
         None, description="The SECRET_KEY before the last change, which is still accepted"
     )
     access_token_minutes: int = Field(15, ge=1, le=525_600, description="Lifetime of an access token in minutes")
@@ -276,9 +183,7 @@ class Settings(SettingsFiles):
     docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json")
 
     # Logging
-    log_level: Annotated[Literal["critical", "error", "warning", "info", "debug"], BeforeValidator(_lower)] = Field(
-        "info", description="Minimum log level"
-    )
+    log_level: LogLevel = Field("info", description="Minimum log level")
     log_format: Literal["json", "console"] | None = Field(
         None, description="`json` or `console`; by default `console` on a terminal outside production"
     )
@@ -379,21 +284,3 @@ def load_settings() -> Settings:
     if settings.environment != environment:
         raise SystemExit("ENVIRONMENT must be set in the environment or in `.env`, because it names the other files")
     return settings
-
-
-def describe_unknown_names(settings: Settings) -> list[str]:
-    """Return a warning for each name in the `.env` files and SECRETS_DIR that is not a setting, such as a typo.
-
-    The environment itself is not checked, because it is full of the variables of other programs.
-    """
-    names = [name for file in (".env", f".env.{settings.environment}") for name in dotenv_values(file)]
-    if settings.secrets_dir.is_dir():
-        files = [path.name for path in settings.secrets_dir.iterdir() if path.is_file()]
-        names += [name for name in files if not name.startswith(".")]
-    known = [name.upper() for name in Settings.model_fields]
-    found = []
-    for name in dict.fromkeys(map(str.upper, names)):
-        if name not in known and name not in COMPOSE_VARIABLES and not name.startswith(OTHER_PREFIXES):
-            nearest = get_close_matches(name, known, n=1)
-            found.append(f"{name} is not a setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
-    return found

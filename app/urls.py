@@ -7,16 +7,21 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# https://www.postgresql.org/docs/current/libpq-connect.html: the parameters that asyncpg implements, and the allowed
-# values of those with a fixed set.
+# https://www.postgresql.org/docs/current/libpq-connect.html: the parameters that asyncpg implements, those that it is
+# not given, and the allowed values of those with a fixed set.
 SUPPORTED: dict[str, set[str] | None] = {
     "application_name": None,
+    "channel_binding": {"disable", "prefer", "require"},
+    "connect_timeout": None,
     "dbname": None,
+    "gsslib": {"gssapi", "sspi"},
     "host": None,
+    "krbsrvname": None,
     "options": None,
     "passfile": None,
     "password": None,
     "port": None,
+    "service": None,
     "sslcert": None,
     "sslcrl": None,
     "sslkey": None,
@@ -29,8 +34,8 @@ SUPPORTED: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# Parameters that providers add, and that are left out: asyncpg has no channel binding, and the timeout is a setting.
-IGNORED = {"channel_binding", "connect_timeout"}
+# asyncpg would send these to the server. The connector reads the timeout, `describe_ignored_parameters` the other.
+NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
 # RFC 3986, appendix B. `urllib.parse.urlsplit` rejects an IPv6 address that is not the first host.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
@@ -70,13 +75,16 @@ def _parse_postgresql_url(url: str) -> str:
     # A password with `?` or `#` ends up in the query or the fragment, together with the @ after it.
     if parts.fragment or "@" in parts.query or re.search(r"[@:/]", parts.path[1:]):
         raise ValueError(_ESCAPE)
-    if unsupported := parameters.keys() - SUPPORTED - IGNORED:
+    if unsupported := parameters.keys() - SUPPORTED:
         names = ", ".join(sorted(name for name in unsupported if name.isidentifier())) or "a parameter"
         raise ValueError(f"has parameters that asyncpg does not support: {names}")
     for name, values in SUPPORTED.items():
         if values and parameters.get(name, min(values)) not in values:
             raise ValueError(f"has a {name} that is not one of {', '.join(sorted(values))}")
-    query = urlencode({name: value for name, value in parameters.items() if name not in {*IGNORED, "host", "port"}})
+    # For libpq, 0 means no timeout.
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", parameters.get("connect_timeout", "1")):
+        raise ValueError("has a connect_timeout that is not a number of seconds from 1 to 999")
+    query = urlencode({name: value for name, value in parameters.items() if name not in {"host", "port"}})
     return urlunsplit(parts._replace(netloc=_parse_netloc(parts, parameters), query=query))
 
 
@@ -130,10 +138,21 @@ def split_credentials(url: str) -> tuple[str, str]:
 
 
 def split_hosts(url: str) -> list[str]:
-    """Return one PostgreSQL URL per host."""
+    """Return one PostgreSQL URL per host, for asyncpg."""
     parts = _split(url)
+    parameters = parse_qsl(parts.query, keep_blank_values=True)
+    query = urlencode([(name, value) for name, value in parameters if name not in NOT_FOR_ASYNCPG])
     credentials, at, hosts = parts.netloc.rpartition("@")
-    return [urlunsplit(parts._replace(netloc=f"{credentials}{at}{host}")) for host in hosts.split(",")]
+    return [urlunsplit(parts._replace(netloc=f"{credentials}{at}{host}", query=query)) for host in hosts.split(",")]
+
+
+def describe_ignored_parameters(url: str) -> list[str]:
+    """Return a warning for each parameter that asyncpg cannot fulfil."""
+    warning = (
+        "DATABASE_URL: channel_binding=require has no effect, because asyncpg does not implement it. Use "
+        "sslmode=verify-full, which checks the server's certificate, and remove it"
+    )
+    return [warning] if ("channel_binding", "require") in parse_qsl(_split(url).query) else []
 
 
 def describe_database(url: str) -> str:

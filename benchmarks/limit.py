@@ -10,7 +10,7 @@ import jwt
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from app import NAME
+from app import NAME, PREFIX
 
 ALIVE = b'{"status":"alive"}'
 COLUMNS = "id, email, full_name, is_active, is_superuser, email_verified, pending_email, created_at, updated_at"
@@ -25,7 +25,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await _run_lifespan(scope, receive, send)
         return
-    path = scope["path"]
+    path = scope["path"].removeprefix(PREFIX)
     if path == "/health/live":
         body = ALIVE
     else:

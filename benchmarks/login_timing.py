@@ -25,6 +25,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
 
+from app import PREFIX
 from app.lifespan import State, lifespan
 from app.logging import configure_logging
 from app.mail.models import Mail
@@ -72,7 +73,9 @@ async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": {**state}}, receive, send)
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://test") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(with_state), base_url=f"http://test{PREFIX}"
+        ) as client:
             for name in ("active", "inactive"):
                 user = {"email": f"{name}@example.com", "password": PASSWORD, "full_name": name}
                 (await client.post("/users/", json=user)).raise_for_status()

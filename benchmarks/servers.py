@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import httpx
 
+from app import PREFIX
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +110,7 @@ def _run(command: list[str], environment: Mapping[str, str]) -> Iterator[Server]
                 if process.poll() is not None or time.monotonic() > started_at + PATIENCE:
                     sys.exit(f"{command[0]} does not start:\n{Path(folder, 'log').read_text()}")
                 time.sleep(0.01)
-            yield Server(url, time.monotonic() - started_at, process.pid)
+            yield Server(url + PREFIX, time.monotonic() - started_at, process.pid)
         finally:
             process.terminate()
             process.wait(PATIENCE)
@@ -119,6 +120,6 @@ def _run(command: list[str], environment: Mapping[str, str]) -> Iterator[Server]
 
 def _responds(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/live").is_success
+        return httpx.get(f"{url}{PREFIX}/health/live").is_success
     except httpx.TransportError:
         return False

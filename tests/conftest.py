@@ -18,6 +18,7 @@ import pytest
 import structlog
 from availability import cannot_run, docker_problem
 from fastapi import FastAPI
+from processes import PATIENCE
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
@@ -51,8 +52,14 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug")
 
 
 # The groups of tests that only run if they are asked for, by `pytest -m drills` or by their path.
-GROUPS = ["drills", "attack", "copies", "browser", "peers", "soak"]
-FOLDERS = {"tests/container/": "drills", "tests/copies/": "copies", "tests/browser/": "browser"}
+GROUPS = ["server", "drills", "attack", "copies", "browser", "peers", "soak"]
+FOLDERS = {
+    "tests/server/": "server",
+    "packages/hitless/": "server",
+    "tests/container/": "drills",
+    "tests/copies/": "copies",
+    "tests/browser/": "browser",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,7 +82,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for folder, group in FOLDERS.items():
-            if folder in item.path.as_posix() and not {"smoke", "soak"} & {mark.name for mark in item.iter_markers()}:
+            if folder in item.path.as_posix() and not {"smoke", *GROUPS} & {mark.name for mark in item.iter_markers()}:
                 item.add_marker(group)
         if "tests/container/" in item.path.as_posix():
             item.add_marker(pytest.mark.usefixtures("docker"))
@@ -95,9 +102,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def docker() -> None:
+def docker() -> str:
+    """The name of the image, built from the working tree. Skips the test if Docker cannot build it."""
     if problem := docker_problem():
         cannot_run(f"container tests: {problem}")
+    return image.build()
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +127,24 @@ def anyio_backend() -> str:
 def postgresql_server() -> str:
     """The URL of a server for test databases: TEST_DATABASE_URL, or else a container."""
     return servers.postgresql_url()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets Redis and the readiness check take longer than the service allows: the machine may be busy."""
+    set_timeouts(monkeypatch, PATIENCE)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits Redis and the readiness check to one second, for tests in which a server does not answer."""
+    set_timeouts(monkeypatch, 1)
+
+
+def set_timeouts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for module in ("app.limiter", "app.lifespan", "app.health.router"):
+        monkeypatch.setattr(f"{module}.REDIS_SECONDS", seconds)
+    monkeypatch.setattr("app.health.router.READY_SECONDS", seconds)
 
 
 @pytest.fixture(scope="session")
@@ -152,15 +179,15 @@ async def execute(url: str, statement: str) -> None:
     await connection.close()
 
 
-async def wait_for_blocked_statement(url: str) -> None:
-    """Return when a statement waits for a lock. SQLite does not tell, so there it is a fixed time."""
+async def wait_for_blocked_statement(url: str, number: int = 1) -> None:
+    """Return when so many statements wait for a lock. SQLite does not tell, so there it is a fixed time."""
     if url.startswith("sqlite"):
         await asyncio.sleep(0.3)
         return
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     connection = await asyncpg.connect(url)
     async with asyncio.timeout(60):
-        while not await connection.fetchval(waiting):  # noqa: ASYNC110  there is no event
+        while await connection.fetchval(waiting) < number:  # noqa: ASYNC110  there is no event
             await asyncio.sleep(0.02)
     await connection.close()
 

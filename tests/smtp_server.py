@@ -21,8 +21,11 @@ class MailServer:
     Attributes:
         port: Where it listens.
         mails: The mails that it has accepted.
-        replies: What it replies to a recipient, such as `550 no such user`, or to every recipient by `*`.
+        replies: What it replies to a recipient, such as `550 no such user`, or to every recipient by `*`, or to the
+            content of a mail by `DATA`.
         login: The user name and the password of the latest client that logged in.
+        is_asked: Set when a client has sent a recipient.
+        may_reply: Cleared to let clients wait for the reply to a recipient.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  of aiosmtpd's SMTP
@@ -31,6 +34,8 @@ class MailServer:
         self._protocols: list[SMTP] = []
         self.replies: dict[str, str] = {}
         self.login: tuple[str, str] | None = None
+        self.is_asked, self.may_reply = asyncio.Event(), asyncio.Event()
+        self.may_reply.set()
         self._changed = asyncio.Condition()
         self._options = options
 
@@ -65,14 +70,18 @@ class MailServer:
         self, _: SMTP, __: Session, envelope: Envelope, address: str, ___: list[str]
     ) -> str:
         """Accept or refuse a recipient."""
+        self.is_asked.set()
+        await self.may_reply.wait()
         reply = self.replies.get(address, self.replies.get("*", "250 OK"))
         if reply.startswith("250"):
             envelope.rcpt_tos.append(address)
         return reply
 
     async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802
-        """Keep a mail."""
+        """Keep a mail, or refuse its content."""
         assert isinstance(envelope.content, bytes)
+        if "DATA" in self.replies:
+            return self.replies["DATA"]
         mail = message_from_bytes(envelope.content, _class=EmailMessage, policy=default)
         mail["X-Recipient"] = ", ".join(envelope.rcpt_tos)
         async with self._changed:

@@ -7,7 +7,7 @@ from typing import Literal
 
 # `closed`: connections are closed. `silent`: nothing is forwarded. `slow`: each response takes DELAY_SECONDS longer.
 ProxyState = Literal["open", "closed", "silent", "slow"]
-DELAY_SECONDS = 0.3
+DELAY_SECONDS = 1.2
 
 
 class TCPProxy:

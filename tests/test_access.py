@@ -1,5 +1,6 @@
 """Access control: every route, called with every kind of credentials."""
 
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 import httpx
 import jwt
 import pytest
+from fastapi.routing import APIWebSocketRoute, RouteContext
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,6 +25,7 @@ from app.settings import Settings
 from app.users.models import User
 from tests.conftest import SECRET_KEY, Service, change, make_settings, serve
 from tests.people import PASSWORD, Person, sign_up
+from tests.websocket_client import open_websocket
 
 # Roles and routes ----------------------------------------------------------------------------------------------------
 
@@ -53,7 +56,8 @@ SUPERUSERS = frozenset({Role.SUPERUSER})
 class Route:
     """A route, the roles that may call it, and a request with the status that it returns to them.
 
-    Any other role receives 401 if it is unauthenticated, else `refusal`, which is 403 by default.
+    The method of a WebSocket is WEBSOCKET, and its status 101. Any other role receives 401 if it is unauthenticated,
+    else `refusal`, which is 403 by default.
     """
 
     name: str
@@ -268,26 +272,40 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
         yield service
 
 
+async def call(service: Service, route: Route, headers: dict[str, str]) -> tuple[int, str | None]:
+    """Send the request, and return the status and the type of the error."""
+    method, path = route.name.format(**route.path).split()
+    if method != "WEBSOCKET":
+        response = await service.client.request(method, path, params=route.query, headers=headers, json=route.body)
+        return response.status_code, response.json()["type"] if response.is_error else None
+    async with open_websocket(service, PREFIX + path, headers) as websocket:
+        if (start := await websocket.receive())["type"] == "websocket.accept":
+            return 101, None
+        return start["status"], json.loads((await websocket.receive())["body"])["type"]
+
+
 @pytest.mark.parametrize("caller", CALLERS)
-async def test_route_serves_only_allowed_roles(client: httpx.AsyncClient, session: AsyncSession, caller: str) -> None:
+async def test_route_serves_only_allowed_roles(service: Service, session: AsyncSession, caller: str) -> None:
     role, token = CALLERS[caller]
-    people = await create_people(client, session)
+    people = await create_people(service.client, session)
     headers = {"Authorization": f"Bearer {token(people)}"} if token else {}
     before = await read_database(session)
 
     for route in routes(people.of_role[Role.SELF]):
-        method, path = route.name.format(**route.path).split()
-
-        response = await client.request(method, path, params=route.query, headers=headers, json=route.body)
+        status, error = await call(service, route, headers)
 
         if role in route.allowed:
-            assert response.status_code == route.status, route.name
+            assert status == route.status, route.name
             await restore_database(session, before)
         else:
-            status, error = UNAUTHORIZED if role is Role.UNAUTHENTICATED else route.refusal
-            assert response.status_code == status, route.name
-            assert response.json()["type"] == error, route.name
+            refusal = UNAUTHORIZED if role is Role.UNAUTHENTICATED else route.refusal
+            assert (status, error) == refusal, route.name
             assert await read_database(session) == before, route.name
+
+
+def methods(route: RouteContext) -> set[str]:
+    """Return the methods of a route. A mounted application has none of its own."""
+    return {"WEBSOCKET"} if isinstance(route.route, APIWebSocketRoute) else route.methods or set()
 
 
 async def test_every_route_is_tested(service: Service) -> None:
@@ -296,7 +314,7 @@ async def test_every_route_is_tested(service: Service) -> None:
     names = {
         f"{method} {path.removeprefix(PREFIX)}"
         for path, route in iter_routes(service.app.routes)
-        for method in (route.methods or set()) - {"HEAD"}
+        for method in methods(route) - {"HEAD"}
     }
 
     assert names == {route.name for route in routes(user)}

@@ -27,6 +27,8 @@ FOUNDATION = {
     "pagination",
     "schemas",
     "security",
+    "setting_names",
+    "setting_types",
     "settings",
     "startup",
     "urls",

@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from app.main import create_app
-from app.settings import EXAMPLE_SECRET_KEY, Settings, load_settings
+from app.setting_types import EXAMPLE_SECRET_KEY
+from app.settings import Settings, load_settings
 from tests.conftest import GROUPS, ROOT, make_settings
 from tests.pages import PAGES, blocks, command, table, tables
 

@@ -55,7 +55,7 @@ def test_status_200_is_healthy(clean_environment: dict[str, str]) -> None:
 
 def test_address_of_ipv6_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_health(HTTPStatus.OK, host="::1") as port:
-        monkeypatch.setenv("HOST", "::")
+        monkeypatch.setenv("HOST", "::1")
         monkeypatch.setenv("PORT", str(port))
 
         healthcheck.main()

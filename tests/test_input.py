@@ -23,6 +23,16 @@ class Role(enum.StrEnum):
     READER = "reader"
 
 
+class Priority(enum.IntEnum):
+    LOW = 1
+    HIGH = 3
+
+
+class Factor(enum.Enum):
+    HALF = 0.5
+    ONE = 1
+
+
 class Member(Input):
     name: str
     age: int = 0
@@ -34,6 +44,9 @@ class Everything(Input):
     time: dt.time | None = None
     wait: dt.timedelta | None = None
     role: Role | None = None
+    priority: Priority | None = None
+    priorities: dict[Priority, Priority] | None = None
+    factor: Factor | None = None
     id: uuid.UUID | None = None
     price: decimal.Decimal | None = None
     tags: set[str] | None = None
@@ -59,6 +72,10 @@ ADAPTER = TypeAdapter(Everything)  # what FastAPI makes of an annotation
         ({"time": "01:02:03"}, dt.time(1, 2, 3)),
         ({"wait": "PT5M"}, dt.timedelta(minutes=5)),
         ({"role": "reader"}, Role.READER),
+        ({"role": Role.READER}, Role.READER),
+        ({"priority": 3}, Priority.HIGH),
+        ({"priorities": {"1": 3}}, {Priority.LOW: Priority.HIGH}),
+        ({"factor": 0.5}, Factor.HALF),
         ({"id": "6c84fb90-12c4-11e1-840d-7b25c5ee775a"}, uuid.UUID("6c84fb90-12c4-11e1-840d-7b25c5ee775a")),
         ({"price": "1.50"}, decimal.Decimal("1.50")),
         ({"price": 1.5}, decimal.Decimal("1.5")),
@@ -94,6 +111,13 @@ def test_json_value_is_parsed(body: dict[str, Any], expected: object) -> None:
         {"text": "a\0"},
         {"text": "\ud800"},
         {"role": "writer"},
+        {"priority": "3"},
+        {"priority": True},
+        {"priority": 3.0},
+        {"priority": 2},
+        {"priorities": {"1": "3"}},
+        {"factor": True},
+        {"factor": "0.5"},
         {"at": "yesterday"},
         {"at": 86400},
         {"day": 86400},

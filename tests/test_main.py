@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE, free_port, get_or_none, until
 
+from app import PREFIX
 from tests.conftest import SECRET_KEY
 
 
@@ -38,7 +39,7 @@ def uvicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Uvicorn:
 @pytest.mark.parametrize("secret", ["", SECRET_KEY])
 def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -> None:
     process = uvicorn.start(SECRET_KEY=secret, LOG_FORMAT="json")
-    ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}/health/ready"), "a response")
+    ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}{PREFIX}/health/ready"), "a response")
 
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=PATIENCE)
@@ -57,6 +58,11 @@ def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -
             {"DATABASE_URL": "sqlite:////proc/none/app.db"},
             3,
             "The SQLite database at /proc/none/app.db cannot be opened",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x?channel_binding=require"},
+            3,
+            "channel_binding=require has no effect",
         ),
         ({"LOG_LEVEL": "loud", "PORT": "x"}, 1, "  LOG_LEVEL: "),
         ({"ENVIRONMENT": "production"}, 1, "  SECRET_KEY: must be set"),

@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 import structlog
-from sqlalchemy import select
+from sqlalchemy import make_url, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
+from app.users.models import User
 from tests.conftest import change, serve
 from tests.people import register, sign_up
 
@@ -36,24 +37,43 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
 async def test_exhausted_pool_is_described_in_plain_words(
     settings: Settings, logs: list[structlog.typing.EventDict]
 ) -> None:
-    async with serve(change(settings, database_pool_size=1, database_pool_timeout=0.2)) as service:
+    async with serve(change(settings, database_pool_size=1, database_pool_timeout=1)) as service:
         ann = await sign_up(service.client)
         async with AsyncSession(service.state["engine"]) as session:
             await session.execute(select(1))
-            read = await service.client.get("/users/me", headers=ann.auth)
-            write = await register(service.client, "bob@example.com")
+            reads = [service.client.get("/users/me", headers=ann.auth) for _ in range(3)]
+            write = service.client.post("/auth/logout", json={"refresh_token": ann.refresh_token})
+            responses = await asyncio.gather(*reads, write)
 
-    assert (read.status_code, write.status_code) == (503, 503)
+    assert [response.status_code for response in responses] == [503] * 4
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
-    assert line["reason"] == "TimeoutError: no connection was free for 0.2 s (DATABASE_POOL_SIZE=1)"
+    assert line["reason"] == "TimeoutError: no connection was free for 1 s (DATABASE_POOL_SIZE=1)"
+    assert line["waiting"] == 3  # besides the one that has failed
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_missing_database_is_an_outage(settings: Settings, logs: list[structlog.typing.EventDict]) -> None:
-    dropped = change(settings, database_url=settings.database_url.get_secret_value() + "_dropped")
+async def test_reason_contains_the_name_of_the_drivers_error(
+    settings: Settings, session: AsyncSession, logs: list[structlog.typing.EventDict]
+) -> None:
+    async with serve(change(settings, database_statement_timeout=0.5)) as service:
+        ann = await sign_up(service.client)
+        await session.execute(update(User).values(full_name="locked"))
+        await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
+
+    (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
+    assert line["reason"] == "QueryCanceledError: canceling statement due to statement timeout"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("missing", [{"database": "dropped"}, {"username": "dropped"}], ids=["database", "role"])
+async def test_missing_database_or_role_is_an_outage(
+    settings: Settings, missing: dict[str, str], logs: list[structlog.typing.EventDict]
+) -> None:
+    url = make_url(settings.database_url.get_secret_value()).set(**missing)  # type: ignore[arg-type]  # two of its names
+    dropped = change(settings, database_url=url.render_as_string(hide_password=False))
     async with serve(dropped, prepared=True) as service:
         responses = [await register(service.client), await service.client.get("/health/ready")]
 
     assert [response.status_code for response in responses] == [503, 503]
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
-    assert "does not exist" in line["reason"]
+    assert '"dropped"' in line["reason"]

@@ -201,7 +201,7 @@ async def test_connections_closed_by_the_server_are_replaced(service: Service, d
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("is_write", [False, True])
-@pytest.mark.usefixtures("log_every_failure")
+@pytest.mark.usefixtures("log_every_failure", "impatient")
 async def test_silent_server_returns_503_after_one_timeout(
     settings: Settings, is_write: bool, logs: list[structlog.typing.EventDict]
 ) -> None:
@@ -235,11 +235,15 @@ async def test_silent_server_returns_503_after_one_timeout(
     assert ready_seconds < 2.9
 
 
-async def get_server_pid(service: Service) -> int | None:
-    """Return the process id of the server's end of the only connection."""
-    async with AsyncSession(service.state["engine"]) as session:
-        pid: int | None = await session.scalar(text("SELECT pg_backend_pid()"))
-        return pid
+async def execute_on_two_connections(service: Service, statement: str) -> set[int]:
+    """Execute a statement on two connections, and return the process ids of the server's ends."""
+    pid = text("SELECT pg_backend_pid()")
+    async with AsyncSession(service.state["engine"]) as one, AsyncSession(service.state["engine"]) as two:
+        pids = {(await session.scalars(pid)).one() for session in (one, two)}
+        for session in (one, two):
+            await session.execute(text(statement))
+            await session.commit()
+        return pids
 
 
 # After a failover, the server's name may lead to another server. What one engine learns about the server holds for all
@@ -247,35 +251,35 @@ async def get_server_pid(service: Service) -> int | None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_connection_whose_server_reports_that_it_is_read_only_is_replaced(settings: Settings) -> None:
-    async with serve(change(settings, database_pool_size=1, database_statement_timeout=4.1)) as service:
+async def test_connections_whose_server_reports_that_it_is_read_only_are_replaced(
+    settings: Settings, logs: list[structlog.typing.EventDict]
+) -> None:
+    async with serve(change(settings, database_pool_size=2, database_statement_timeout=4.1)) as service:
         ann = await sign_up(service.client)
-        before = await get_server_pid(service)
-        async with AsyncSession(service.state["engine"]) as session:
-            await session.execute(text("SET default_transaction_read_only = on"))  # of the one connection
-            await session.commit()
 
+        before = await execute_on_two_connections(service, "SET default_transaction_read_only = on")
         read = await service.client.get("/users/me", headers=ann.auth)
         write = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
-        after = await get_server_pid(service)
+        after = await execute_on_two_connections(service, "SELECT 1")
 
     assert (read.status_code, write.status_code) == (200, 200)
-    assert after != before
+    assert not after & before
+    assert len([entry for entry in logs if "read-only" in entry["event"]]) == 1
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_connection_whose_server_rejects_a_write_as_read_only_is_replaced(settings: Settings) -> None:
     """A pooler does not report that the server is read-only."""
-    async with serve(change(settings, database_pool_size=1, database_statement_timeout=4.2)) as service:
-        before = await get_server_pid(service)
+    async with serve(change(settings, database_pool_size=2, database_statement_timeout=4.2)) as service:
+        before = await execute_on_two_connections(service, "SELECT 1")
         async with AsyncSession(service.state["engine"]) as session:
             await session.execute(text("SET TRANSACTION READ ONLY"))
             with pytest.raises(DBAPIError) as caught:
                 await session.execute(update(User).values(full_name="A"))
-        after = await get_server_pid(service)
+        after = await execute_on_two_connections(service, "SELECT 1")
 
     assert is_unavailable(caught.value)
-    assert after != before
+    assert not after & before
 
 
 @pytest.mark.usefixtures("service")  # its lifespan sets the event loop's exception handler

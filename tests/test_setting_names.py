@@ -1,11 +1,15 @@
 """A misspelt name in a file is reported at startup."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from app.settings import COMPOSE_VARIABLES, Settings, describe_unknown_names
+from app.setting_names import COMPOSE_VARIABLES, describe_unknown_names
+from app.settings import Settings
 from tests.conftest import ROOT, make_settings
 
 
@@ -25,6 +29,17 @@ def test_misspelt_name_in_env_file_suggests_setting(directory: Path) -> None:
         "ZZZ is not a setting",
         "DATABASE_URI is not a setting; did you mean DATABASE_URL?",
     ]
+
+
+def test_misspelt_name_is_logged_at_startup(directory: Path) -> None:
+    (directory / ".env").write_text("RATE_LIMT=5/minute\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ENVIRONMENT": "development"}
+
+    started = subprocess.run(
+        [sys.executable, "-c", "import app.main"], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert "RATE_LIMT is not a setting; did you mean RATE_LIMIT?" in started.stdout + started.stderr
 
 
 def test_misspelt_secret_file_suggests_setting(directory: Path) -> None:

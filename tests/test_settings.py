@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from app.settings import EXAMPLE_SECRET_KEY, load_settings
+from app.setting_types import EXAMPLE_SECRET_KEY
+from app.settings import load_settings
 from tests.conftest import SECRET_KEY
 
 
@@ -125,9 +126,9 @@ def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgres://u:p%25@db/x", "postgresql://u:p%25@db/x"),
         ("postgresql://db/x", "postgresql://db/x"),
         ("postgresql+asyncpg://db/x", "postgresql://db/x"),
-        ("postgres://db/x?sslmode=require&channel_binding=require", "postgresql://db/x?sslmode=require"),
+        ("postgres://db/x?sslmode=require&application_name=a", "postgresql://db/x?sslmode=require&application_name=a"),
         ("postgres://u@/x?host=/var/run/postgresql", "postgresql://u@%2Fvar%2Frun%2Fpostgresql/x"),
-        ("postgres://db/x?connect_timeout=10", "postgresql://db/x"),
+        ("postgres://db/x?connect_timeout=10", "postgresql://db/x?connect_timeout=10"),
         ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
     ],
 )

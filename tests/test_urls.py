@@ -3,7 +3,7 @@
 import pytest
 from pydantic import SecretStr
 
-from app.urls import check_redis_url, describe_database, parse_database_url, split_hosts
+from app.urls import check_redis_url, describe_database, describe_ignored_parameters, parse_database_url, split_hosts
 
 LIBPQ_EXAMPLE = (
     "sslmode=verify-full&sslrootcert=%2Ftls%2Fca.pem&sslcert=%2Ftls%2Fapp.pem&sslkey=%2Ftls%2Fapp.key"
@@ -41,10 +41,12 @@ def test_database_url_is_normalized(given: str, parsed: str) -> None:
 @pytest.mark.parametrize(
     ("given", "parsed"),
     [
-        # Neon, with parameters that asyncpg cannot do and that change nothing
-        ("sslmode=require&channel_binding=require", "sslmode=require"),
+        # Neon
+        ("sslmode=require&channel_binding=require", "sslmode=require&channel_binding=require"),
         # Vercel, Heroku
-        ("sslmode=require&connect_timeout=15", "sslmode=require"),
+        ("sslmode=require&connect_timeout=15", "sslmode=require&connect_timeout=15"),
+        # Kerberos
+        ("krbsrvname=postgres&gsslib=gssapi", "krbsrvname=postgres&gsslib=gssapi"),
         # PlanetScale, CockroachDB
         ("sslmode=verify-full&sslrootcert=system", "sslmode=verify-full&sslrootcert=system"),
         (LIBPQ_EXAMPLE, LIBPQ_EXAMPLE),
@@ -54,7 +56,7 @@ def test_database_url_is_normalized(given: str, parsed: str) -> None:
         ("application_name=", "application_name="),
     ],
 )  # fmt: skip
-def test_parameters_that_asyncpg_supports_are_kept(given: str, parsed: str) -> None:
+def test_known_parameters_are_kept(given: str, parsed: str) -> None:
     assert parse(f"postgres://app:secret@db/app?{given}") == f"postgresql://app:secret@db/app?{parsed}"
 
 
@@ -162,6 +164,8 @@ def test_parameters_that_asyncpg_does_not_support_are_named(query: str, named: s
         ("sslnegotiation=no-verify", "direct, postgres"),
         ("target_session_attrs=", "any, prefer-standby, primary, read-only, read-write, standby"),
         ("ssl_min_protocol_version=1.2", "TLSv1, TLSv1.1, TLSv1.2, TLSv1.3"),
+        ("channel_binding=yes", "disable, prefer, require"),
+        ("gsslib=mit", "gssapi, sspi"),
     ],
 )
 def test_unknown_value_of_a_parameter_is_refused_with_the_known_ones(parameter: str, values: str) -> None:
@@ -169,6 +173,33 @@ def test_unknown_value_of_a_parameter_is_refused_with_the_known_ones(parameter: 
         parse(f"postgresql://app:secret@db/app?{parameter}")
 
     assert str(caught.value) == f"has a {parameter.partition('=')[0]} that is not one of {values}"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "", "1.5", "1000", "hunter2"])
+def test_connect_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
+    with pytest.raises(ValueError, match=r"^has a connect_timeout that is not a number of seconds from 1 to 999$"):
+        parse(f"postgresql://app:secret@db/app?connect_timeout={seconds}")
+
+
+def test_asyncpg_is_not_given_parameters_that_it_would_send_to_the_server() -> None:
+    given = "connect_timeout=15&sslmode=require&channel_binding=require&application_name="
+
+    assert split_hosts(f"postgresql://db/app?{given}") == ["postgresql://db/app?sslmode=require&application_name="]
+
+
+@pytest.mark.parametrize(
+    ("query", "is_named"),
+    [
+        ("sslmode=require&channel_binding=require", True),
+        ("channel_binding=prefer", False),
+        ("channel_binding=disable", False),
+        ("sslmode=require", False),
+    ],
+)
+def test_channel_binding_is_named_if_it_is_required(query: str, is_named: bool) -> None:
+    named = [warning[:51] for warning in describe_ignored_parameters(f"postgresql://db/app?{query}")]
+
+    assert named == ["DATABASE_URL: channel_binding=require has no effect"] * is_named
 
 
 def test_hosts_are_split_with_the_rest_of_the_url() -> None:

@@ -14,6 +14,7 @@ from app import PREFIX
 from app.api import add_routers
 from app.settings import Settings
 from tests.conftest import Service, change, serve
+from tests.pages import command
 from tests.people import Person, sign_up
 from tests.server.app_with_websocket import add_websockets
 from tests.websocket_client import WebSocketClient, open_websocket
@@ -60,6 +61,19 @@ async def test_route_knows_the_current_user(service: Service, ann: Person) -> No
     assert accepted["type"] == "websocket.accept"
     assert headers[b"ratelimit"].startswith(b'"login";r=1;')  # ann has logged in before
     assert headers[b"x-request-id"]
+
+
+async def test_documented_route_sends_messages_back(service: Service, ann: Person) -> None:
+    documented: dict[str, Any] = {}
+    exec(command("websocket-route"), documented)  # noqa: S102  from our own documentation
+    service.app.include_router(documented["router"], prefix="/documented")
+    async with open_websocket(service, "/documented/chat/1", ann.auth) as client:
+        accepted = await client.receive()
+        client.send("hello")
+        answer = await client.receive()
+
+    assert accepted["type"] == "websocket.accept"
+    assert answer == {"type": "websocket.send", "text": "hello"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from functools import partial
 from string import Template
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, not_, select
+from sqlalchemy import ColumnElement, and_, delete, not_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import PREFIX, TITLE
@@ -19,6 +19,9 @@ from app.mail.models import Mail
 from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
+
+# How long tokens are kept after they have expired. A mail that is sent twice must find the token of the first one.
+KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
 
@@ -101,6 +104,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
     )
     if user is None:
         return None
+    await _delete_old_tokens(session)
     newest = await session.get(AccountToken, (user.id, link.purpose))
     if newest:
         is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp
@@ -125,6 +129,13 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
         url=link.url,
         lifetime=_describe(link.lifetime),
     )
+
+
+async def _delete_old_tokens(session: AsyncSession) -> None:
+    old = select(AccountToken.token_id).where(AccountToken.expires_at < utc_now() - KEEP_EXPIRED)
+    # Those that another worker has locked are left to it. To wait for each other could be a deadlock.
+    unlocked = old.with_for_update(skip_locked=True)
+    await session.execute(delete(AccountToken).where(AccountToken.token_id.in_(unlocked)))
 
 
 def _fill(kind: str, **values: str) -> Content:

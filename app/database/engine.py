@@ -3,12 +3,26 @@
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 
 from app.database.postgresql import create_postgresql_engine
 from app.database.sqlite import create_sqlite_engine
 from app.settings import Settings
 from app.urls import describe_database
+
+
+class CountingPool(AsyncAdaptedQueuePool):
+    """Counts how many wait for a connection at the moment."""
+
+    __module__ = AsyncAdaptedQueuePool.__module__  # names its logger, which must not be one of `app`
+    waiting = 0
+
+    def connect(self) -> PoolProxiedConnection:
+        self.waiting += 1
+        try:
+            return super().connect()
+        finally:
+            self.waiting -= 1
 
 
 def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncEngine:
@@ -21,7 +35,7 @@ def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncE
         pool_size: Maximum number of connections.
     """
     options: dict[str, Any] = {
-        "poolclass": AsyncAdaptedQueuePool,
+        "poolclass": CountingPool,
         "pool_size": pool_size or settings.database_pool_size,
         "max_overflow": 0,
         "pool_timeout": settings.database_pool_timeout,

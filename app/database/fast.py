@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, cast
 
 import asyncpg
 from sqlalchemy import Boolean, Numeric, Select
@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from app.database.engine import autocommit
+from app.database.engine import CountingPool, autocommit
 from app.database.errors import DatabaseUnreachable
 from app.database.postgresql import get_driver_connection, needs_cancel
 from app.settings import Settings
@@ -35,6 +35,19 @@ Query = Select[*tuple[Any, ...]]
 Row = Iterable[Any]
 
 
+class CountingSemaphore(asyncio.Semaphore):
+    """Counts how many wait for it at the moment."""
+
+    waiting = 0
+
+    async def acquire(self) -> Literal[True]:
+        self.waiting += 1
+        try:
+            return await super().acquire()
+        finally:
+            self.waiting -= 1
+
+
 class FastReader:
     """Runs single SELECT statements in autocommit.
 
@@ -44,9 +57,14 @@ class FastReader:
 
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self._engine = autocommit(engine)
-        self._slots = asyncio.Semaphore(settings.database_pool_size)
+        self._slots = CountingSemaphore(settings.database_pool_size)
         self._timeout = settings.database_pool_timeout
         self._compiled = lru_cache(maxsize=CACHE_SIZE)(self._compile)
+
+    @property
+    def waiting(self) -> int:
+        """The number of queries and sessions that wait for a connection."""
+        return self._slots.waiting + cast("CountingPool", self._engine.pool).waiting
 
     async def fetch_one(self, query: Query, **parameters: object) -> Row | None:
         """Return the first row, or None."""

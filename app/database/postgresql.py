@@ -42,6 +42,8 @@ _NEXT_HOST = (
     asyncpg.TargetServerAttributeNotMatched,
 )
 _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
+# The URLs at which a pooler rejects these as startup parameters. Migrations have a connector of their own.
+_without_server_limits: set[str] = set()
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
@@ -81,14 +83,14 @@ class Connector:
             for host in split_hosts(url)
         ]
         self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
-        self._connect_timeout = connect_timeout
+        self._connect_timeout = float(self._parameters.get("connect_timeout", connect_timeout))
         # Longer than the server's limit: it is for a server that does not answer.
         self._command_timeout = statement_timeout + 1
         self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
         self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")
         settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in self._limits.items())
         self._set_local_limits = f"SELECT {settings}"
-        self._server_limits = True
+        self._url = url
         self._read_only_at = float("-inf")
 
     async def connect(self) -> asyncpg.Connection:
@@ -116,15 +118,15 @@ class Connector:
         raise DatabaseUnreachable(f"cannot connect to the database: {error!r}") from error
 
     async def _connect_to(self, url: str) -> asyncpg.Connection:
-        if self._server_limits:
+        if self._url not in _without_server_limits:
             try:
                 return await self._open(url, self._name | self._limits)
             except asyncpg.PostgresError as error:
                 if not any(name in str(error) for name in self._limits):
                     raise
-                if self._server_limits:  # not yet logged by another connection
+                if self._url not in _without_server_limits:  # not yet logged by another connection
                     log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
-                self._server_limits = False
+                _without_server_limits.add(self._url)
         return await self._open(url, self._name)
 
     async def _open(self, url: str, parameters: dict[str, str]) -> asyncpg.Connection:
@@ -149,7 +151,7 @@ class Connector:
         """Store what `replace_if_stale` and `limit_transaction` check later."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
-        record.info["has_server_limits"] = self._server_limits
+        record.info["has_server_limits"] = self._url not in _without_server_limits
 
     def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
         """Replace a connection that the server has closed, or whose server has become read-only.

@@ -29,7 +29,8 @@ access token with each request:
     Authorization: Bearer <access_token>
 
 It expires after a few minutes. `POST {PREFIX}/auth/refresh` then exchanges the refresh token for a new pair of tokens.
-Each refresh token can be used once. `POST {PREFIX}/auth/logout` ends the login.
+Each refresh token can be used once. `POST {PREFIX}/auth/logout` ends the login. `GET {PREFIX}/auth/sessions` lists the
+logins of the current user, and `DELETE` ends them. The tokens of an ended login stop working at once.
 
 To try it out on the page at `{PREFIX}/docs`, execute `POST {PREFIX}/users/` and `POST {PREFIX}/auth/login` with their
 examples, and enter the access token under *Authorize*.

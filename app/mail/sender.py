@@ -7,7 +7,7 @@ from datetime import timedelta
 from time import monotonic
 
 import structlog
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.database import DATABASE_ERRORS, is_unavailable, utc_now
@@ -108,10 +108,11 @@ class Sender:
     async def _claim(self) -> Mail | None:
         """Take the mail that has been due for longest, so that no other worker does."""
         now = utc_now()
+        # Another release may write kinds that this one does not know. They are taken only to be given up.
+        is_for_us = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
         due = (
             select(Mail.id)
-            # Another release may write kinds that this one does not know.
-            .where(Mail.next_attempt_at <= now, Mail.kind.in_(self._outbox.writers))
+            .where(Mail.next_attempt_at <= now, is_for_us)
             .order_by(Mail.next_attempt_at)
             .limit(1)
             .with_for_update(skip_locked=True)  # no effect on SQLite, where transactions wait for each other
@@ -129,6 +130,9 @@ class Sender:
     async def _send(self, mail: Mail) -> None:
         with structlog.contextvars.bound_contextvars(mail_id=str(mail.id), kind=mail.kind):
             try:
+                if not self._outbox.sends(mail.kind):
+                    await self._give_up(mail, "unknown kind of mail")
+                    return
                 if content := await self._write(mail):
                     await self._transport.send(build_message(mail, content, self._from))
                     self._note_available()

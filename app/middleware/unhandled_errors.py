@@ -40,6 +40,8 @@ class UnhandledErrorMiddleware:
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug of a route; it is raised again
-            if not has_started:  # otherwise the server closes the connection after the partial response
+            if is_complete:
+                log.warning("background task failed", path=scope["path"])  # the server logs the error itself
+            elif not has_started:  # otherwise the server closes the connection after the partial response
                 await error_response(InternalError)(scope, receive, send)
             raise

@@ -245,11 +245,9 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
         UserNotFound: There is no such user.
         LastSuperuser: No active superuser would remain.
     """
-    by_id = delete(User).where(User.id == user_id).returning(User.id)
-    if await session.scalar(by_id.where(~User.is_superuser)) is None:
-        await _require_another_superuser(session, user_id)
-        if await session.scalar(by_id) is None:
-            raise UserNotFound
+    await _require_another_superuser(session, user_id)
+    if await session.scalar(delete(User).where(User.id == user_id).returning(User.id)) is None:
+        raise UserNotFound
 
 
 async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
@@ -257,7 +255,12 @@ async def _require_another_superuser(session: AsyncSession, user_id: int) -> Non
 
     The rows are locked until the transaction ends: if two superusers remove each other, the second waits here, and then
     finds that it is the last. On SQLite the transaction itself is such a lock.
+
+    If the user is no superuser, only its own row is locked, so that it does not become one in the meantime.
     """
+    by_id = select(User.id).where(User.id == user_id, ~User.is_superuser)
+    if await session.scalar(by_id.with_for_update()) is not None:
+        return
     superusers = select(User.id).where(User.is_superuser, User.is_active).order_by(User.id).with_for_update()
     if list(await session.scalars(superusers)) == [user_id]:
         raise LastSuperuser

@@ -1,7 +1,8 @@
 """The service with a mail server, and a person's mailbox."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 import httpx
 import pytest
@@ -11,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import TITLE
 from app.mail.models import Mail
 from app.settings import Settings
-from tests.conftest import NO_LIMIT, Service, make_settings, serve
+from app.users.models import User
+from tests.conftest import NO_LIMIT, Service, make_settings, serve, wait_for_blocked_statement
 from tests.smtp_server import MailServer, text_of
 
 PUBLIC_URL = "https://app.example.org/api"
@@ -37,7 +39,12 @@ def settings(database_url: str, mails: MailServer) -> Settings:
 
 
 @pytest.fixture
-async def service(settings: Settings, mails: MailServer) -> AsyncIterator[Service]:  # noqa: ARG001  it outlives the service
+async def service(
+    settings: Settings,
+    mails: MailServer,  # noqa: ARG001  it outlives the service
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Service]:
+    monkeypatch.setattr("app.mail.sender.POLL_SECONDS", 0.1)
     async with serve(settings) as service:
         yield service
 
@@ -54,6 +61,18 @@ async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
     while await session.scalar(select(func.count()).select_from(Mail)):
         await session.rollback()
     await session.rollback()
+
+
+async def run_at_once(
+    session: AsyncSession, database_url: str, *requests: Coroutine[None, None, httpx.Response]
+) -> list[httpx.Response]:
+    """Run requests so that each has read the user before any of them changes it, and return the responses."""
+    await session.rollback()  # a new transaction
+    await session.execute(select(User.id).with_for_update())
+    tasks = [asyncio.create_task(request) for request in requests]
+    await wait_for_blocked_statement(database_url, len(tasks))
+    await session.rollback()
+    return await asyncio.gather(*tasks)
 
 
 async def request_reset(client: httpx.AsyncClient, email: str = "ann@example.com") -> httpx.Response:

@@ -1,7 +1,5 @@
 """Verified addresses: a link by mail and the account's password verify them."""
 
-import asyncio
-
 import httpx
 import pytest
 from sqlalchemy import select, update
@@ -18,6 +16,7 @@ from tests.accounts.conftest import (
     request_reset,
     request_verification,
     reset,
+    run_at_once,
     token_from,
     verify,
     wait_until_outbox_is_empty,
@@ -89,11 +88,14 @@ async def test_guesses_of_the_password_are_limited_together_with_logins(settings
     assert statuses == [401, 401, 200, 429]
 
 
-async def test_token_works_once(client: httpx.AsyncClient, mails: MailServer) -> None:
+async def test_token_works_once(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
+) -> None:
     await register(client)
     token = await token_from(mails, VERIFICATION)
+    await wait_until_outbox_is_empty(session)
 
-    responses = await asyncio.gather(*(verify(client, token, PASSWORD) for _ in range(3)))
+    responses = await run_at_once(session, database_url, *(verify(client, token, PASSWORD) for _ in range(3)))
 
     assert sorted(response.status_code for response in responses) == [204, 400, 400]
 
@@ -218,6 +220,65 @@ async def test_address_taken_before_the_confirmation_returns_400(client: httpx.A
     assert response.status_code == 400
     assert response.json() == {"error": "Email already registered", "type": "validation_error"}
     assert (await get_me(client, ann.auth))["email"] == "ann@example.com"
+
+
+async def test_two_users_who_confirm_one_address_at_once_get_it_once(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
+) -> None:
+    people = [await sign_up(client, email) for email in ("ann@example.com", "bob@example.com")]
+    for person in people:
+        await client.patch("/users/me", headers=person.auth, json={"email": "new@example.com"})
+    await wait_until_outbox_is_empty(session)
+    changes = [mail for mail in mails.mails if mail["Subject"] == CHANGE]
+    tokens = [text_of(mail).partition("#token=")[2].split()[0] for mail in changes]
+
+    responses = await run_at_once(session, database_url, *(verify(client, token, PASSWORD) for token in tokens))
+
+    assert sorted(response.status_code for response in responses) == [204, 400]
+    assert [response.json()["error"] for response in responses if response.is_error] == ["Email already registered"]
+    emails = [(await get_me(client, person.auth))["email"] for person in people]
+    assert emails.count("new@example.com") == 1
+    assert emails in (["new@example.com", "bob@example.com"], ["ann@example.com", "new@example.com"])
+
+
+async def test_concurrent_changes_leave_one_token_and_its_address(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
+) -> None:
+    ann = await sign_up(client)
+    emails = ["first@example.com", "second@example.com"]
+    requests = [client.patch("/users/me", headers=ann.auth, json={"email": email}) for email in emails]
+
+    await run_at_once(session, database_url, *requests)
+    await wait_until_outbox_is_empty(session)
+    pending = (await get_me(client, ann.auth))["pending_email"]
+    changes = {str(mail["X-Recipient"]): mail for mail in mails.mails if mail["Subject"] == CHANGE}
+    statuses = {
+        email: (await verify(client, text_of(mail).partition("#token=")[2].split()[0], PASSWORD)).status_code
+        for email, mail in changes.items()
+    }
+
+    assert pending in emails
+    assert {email for email, status in statuses.items() if status == 204} == {pending}
+    assert (await get_me(client, ann.auth))["email"] == pending
+
+
+async def test_reset_and_confirmation_of_a_change_at_once_do_not_both_succeed(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
+) -> None:
+    ann = await sign_up(client)
+    await client.patch("/users/me", headers=ann.auth, json={"email": "thief@example.com"})
+    for_change = await token_from(mails, CHANGE, "thief@example.com")
+    await request_reset(client)
+    for_reset = await token_from(mails, RESET)
+    await wait_until_outbox_is_empty(session)
+
+    done, changed = await run_at_once(
+        session, database_url, reset(client, for_reset), verify(client, for_change, PASSWORD)
+    )
+
+    assert sorted([done.status_code, changed.status_code]) == [204, 400]
+    email, pending = (await session.execute(select(User.email, User.pending_email))).one()
+    assert (email, pending) == ("ann@example.com" if done.is_success else "thief@example.com", None)
 
 
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:

@@ -18,7 +18,9 @@ LOGIN = {"email": "ann@example.com", "password": PASSWORD}
 
 async def log_in_with(client: httpx.AsyncClient, user_agent: str) -> Person:
     """Log in Ann with a client that has a name."""
-    tokens = (await client.post("/auth/login", json=LOGIN, headers={"User-Agent": user_agent})).json()
+    # Without a proxy in front, nobody may say that the client has another address.
+    headers = {"User-Agent": user_agent, "X-Forwarded-For": "203.0.113.7"}
+    tokens = (await client.post("/auth/login", json=LOGIN, headers=headers)).json()
     return Person(1, "ann@example.com", tokens["access_token"], tokens["refresh_token"])
 
 

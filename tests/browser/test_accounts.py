@@ -1,14 +1,18 @@
-"""The pages that links in mails lead to, on a phone's screen, in a browser that reaches nothing except the service."""
+"""The pages that links in mails lead to, in a browser that reaches nothing except this machine."""
 
+import asyncio
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.async_api import expect
-from processes import PATIENCE, free_port
+from playwright.async_api import Page, expect
+from processes import PATIENCE, free_port, get_or_none, until
 
 from tests.browser.conftest import StartServer, Visit
+from tests.container.conftest import MAILDEV
+from tests.container.engine import Container, run_container, run_docker
 from tests.people import PASSWORD, log_in, register
 from tests.smtp_server import MailServer, text_of
 
@@ -114,3 +118,56 @@ async def test_link_without_a_token_says_so(visit: Visit, url: str) -> None:
     await expect(visit.page.get_by_role("status")).to_contain_text("This link is incomplete.")
     await expect(visit.page.get_by_role("button")).to_be_hidden()
     assert errors(visit) == []
+
+
+@pytest.fixture
+def maildev(docker: None) -> Iterator[Container]:  # noqa: ARG001  skips the test if there is no Docker engine
+    """A mail server that shows its mails on a page."""
+    with run_container(MAILDEV, "--publish=127.0.0.1::1025", "--publish=127.0.0.1::1080") as container:
+        until(lambda: get_or_none(f"http://{address_of(container, 1080)}/healthz"), "maildev responds")
+        yield container
+
+
+def address_of(container: Container, port: int) -> str:
+    """Return the address at which a port is published."""
+    return run_docker("port", container.name, f"{port}/tcp").splitlines()[0]
+
+
+async def click_link_in_mail(visit: Visit, maildev: Container, subject: str) -> Page:
+    """Open a mail on maildev's page, and return the page that its link opens."""
+    url = f"http://{address_of(maildev, 1080)}"
+    # The page may miss a mail that arrives while it is being loaded.
+    await asyncio.to_thread(until, lambda: subject in httpx.get(f"{url}/email").text, f"maildev has the mail {subject}")
+    await visit.page.goto("about:blank")
+    await visit.page.goto(f"{url}/")
+    await visit.page.get_by_text(subject).first.click()
+    mail = visit.page.frame_locator("iframe").first
+    await mail.locator("base[target=_blank]").wait_for(state="attached")  # maildev adds it once the mail is loaded
+    async with visit.page.context.expect_page() as opened:
+        await mail.get_by_role("link").click()
+    return await opened.value
+
+
+async def test_account_is_verified_and_recovered_by_clicking_the_links_in_maildev(
+    visit: Visit, start_server: StartServer, maildev: Container, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = start_server(port=port, SMTP_URL=f"smtp://{address_of(maildev, 1025)}", PUBLIC_URL=f"http://127.0.0.1:{port}")
+    async with httpx.AsyncClient(base_url=url) as client:
+        await register(client)
+        page = await click_link_in_mail(visit, maildev, "Verify your email address")
+        await page.get_by_label("Password", exact=True).fill(PASSWORD)
+        await page.get_by_role("button").click()
+        await expect(page.get_by_role("status")).to_have_text("Your email address is verified.")
+
+        await client.post("/auth/password-reset", json={"email": "ann@example.com"})
+        page = await click_link_in_mail(visit, maildev, "Set a new password")
+        await take_screenshot(visit, tmp_path, "maildev")
+        await page.get_by_label("New password").fill(NEW_PASSWORD)
+        await page.get_by_role("button", name="Set the password").click()
+        await expect(page.get_by_role("status")).to_have_text("Your new password is set. You can log in with it.")
+
+        tokens = (await log_in(client, password=NEW_PASSWORD)).json()
+        me = await client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
+
+    assert me.json()["email_verified"] is True

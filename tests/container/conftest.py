@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from certificates import TLS, make_certificate
 
-from tests import image as tested_image
 from tests.container.engine import Container, run_container, run_docker
 
+MAILDEV = "maildev/maildev:2.2.1"
 POSTGRESQL = "postgres:18-alpine"
 POSTGRESQL_OPTIONS = [
     "--env=POSTGRES_PASSWORD=password",
@@ -22,13 +22,13 @@ POSTGRESQL_OPTIONS = [
 
 
 @pytest.fixture(scope="session")
-def image(docker: None) -> str:  # noqa: ARG001  skips the tests if there is no Docker engine
+def image(docker: str) -> str:
     """The name of the image, built from the working tree."""
-    return tested_image.build()
+    return docker
 
 
 @pytest.fixture(scope="module")
-def network(docker: None) -> Iterator[str]:  # noqa: ARG001  as above
+def network(docker: str) -> Iterator[str]:  # noqa: ARG001  skips the tests if Docker cannot be used
     """A network in which containers find each other by name, because their addresses change in a restart."""
     name = f"test-{uuid4().hex}"
     run_docker("network", "create", name)
@@ -37,7 +37,7 @@ def network(docker: None) -> Iterator[str]:  # noqa: ARG001  as above
 
 
 @pytest.fixture(scope="session")
-def postgresql(docker: None) -> Iterator[Container]:  # noqa: ARG001  as above
+def postgresql(docker: str) -> Iterator[Container]:  # noqa: ARG001  as above
     """A PostgreSQL server that containers can reach at its own address."""
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, "--tmpfs=/var/lib/postgresql") as server:
         yield server.wait_until_healthy()

@@ -13,6 +13,8 @@ from uuid import uuid4
 import pytest
 from processes import PATIENCE
 
+from app import PREFIX
+
 TIMEOUT = 1800  # seconds for one command; to run the tests in a container takes many minutes
 
 
@@ -62,8 +64,8 @@ class Container:
 
     @property
     def url(self) -> str:
-        """The URL at which port 8000 is published on this host."""
-        return f"http://{run_docker('port', self.name, '8000/tcp').splitlines()[0]}"
+        """The URL of the API at the published port 8000."""
+        return f"http://{run_docker('port', self.name, '8000/tcp').splitlines()[0]}{PREFIX}"
 
     @property
     def ip(self) -> str:
@@ -187,8 +189,8 @@ class Compose:
 
     @property
     def url(self) -> str:
-        """The URL of the web service on this host."""
-        return f"http://{self('port', 'web', '8000')}"
+        """The URL of the API of the web service at its published port."""
+        return f"http://{self('port', 'web', '8000')}{PREFIX}"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 
+from app import PREFIX
 from app.main import app
 
 SECRET = "postgresql://user:hunter2@db/app"
@@ -20,7 +21,7 @@ class FailsWhenDeleted:
         fail()
 
 
-@app.get("/bugs/{kind}")
+@app.get(PREFIX + "/bugs/{kind}")
 async def bugs(kind: str) -> None:
     """Behave like a program with a bug of this kind."""
     match kind:

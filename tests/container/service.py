@@ -54,8 +54,13 @@ def count_started_workers(container: Container) -> int:
     return container.log.count("Application startup complete.")
 
 
+def api(container: Container) -> str:
+    """Return the URL of the API at the container's own address."""
+    return f"http://{container.ip}:8000{PREFIX}"
+
+
 def get(container: Container, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
-    return httpx.get(f"http://{container.ip}:8000{PREFIX}{path}", headers=headers, timeout=PATIENCE)
+    return httpx.get(api(container) + path, headers=headers, timeout=PATIENCE)
 
 
 def get_in_background(executor: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
@@ -79,7 +84,7 @@ def make_targets(container: Container, host: str = "", port: int = 8000) -> list
         host: The host to send requests to, by default the container's address.
         port: The port to send requests to.
     """
-    url = f"http://{container.ip}:8000{PREFIX}"
+    url = api(container)
     httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE)
     address = (host or container.ip, port)
     return [Target(*address, f"{PREFIX}/health/live"), Target(*address, f"{PREFIX}/users/me", log_in(url))]

@@ -6,12 +6,13 @@ import time
 
 import structlog
 
+from app import PREFIX
 from app.main import app
 
 log = structlog.stdlib.get_logger("slow")
 
 
-@app.get("/slow/{seconds}")
+@app.get(PREFIX + "/slow/{seconds}")
 async def slow(seconds: float) -> int:
     """Wait without blocking the event loop, and return the worker's process id."""
     log.info("slow request")
@@ -19,7 +20,7 @@ async def slow(seconds: float) -> int:
     return os.getpid()
 
 
-@app.get("/stuck/{seconds}")
+@app.get(PREFIX + "/stuck/{seconds}")
 async def stuck(seconds: float) -> int:
     """Block the event loop, as a bug may do."""
     log.info("slow request")

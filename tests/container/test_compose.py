@@ -7,13 +7,14 @@ import httpx
 import pytest
 from processes import PATIENCE, get_or_none, until
 
+from app import PREFIX
 from tests.conftest import ROOT
 from tests.container.engine import Compose, compose_project
 from tests.container.service import PERSON
 from tests.pages import command
 
 NEW_ROUTE = """
-@app.get("/news")
+@app.get(PREFIX + "/news")
 async def news() -> str:
     return "reloaded"
 """
@@ -52,7 +53,7 @@ def test_mail_arrives_in_maildev(compose: Compose) -> None:
         return next((mail["text"] for mail in mails if mail["to"][0]["address"] == "mail@example.com"), None)
 
     text = until(find_mail, "maildev has received the mail")
-    assert "http://127.0.0.1:0/account/email-verification#token=" in text  # WEB_PORT is 0 in this test
+    assert f"http://127.0.0.1:0{PREFIX}/account/email-verification#token=" in text  # WEB_PORT is 0 in this test
 
 
 def test_users_are_stored_in_postgresql_and_kept_after_down_and_up(compose: Compose) -> None:

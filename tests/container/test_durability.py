@@ -14,7 +14,7 @@ from processes import PATIENCE, until
 
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, run_container, run_docker
-from tests.container.service import run_service
+from tests.container.service import api, run_service
 from tests.people import PASSWORD
 
 CLIENTS = 8
@@ -200,13 +200,13 @@ def test_ten_kills_lose_no_acknowledged_write(service: Container, database: Data
 
     def kill_container() -> None:
         run_docker("kill", service.name)
-        clients.url = f"http://{service.start().wait_until_healthy().ip}:8000"
+        clients.url = api(service.start().wait_until_healthy())
 
     def kill_database() -> None:
         run_docker("kill", database.server.name)
         database.server.start().wait_until_healthy()
 
-    clients = Clients(f"http://{service.ip}:8000")
+    clients = Clients(api(service))
     kills: list[Callable[[], None]] = [kill_workers, kill_container, kill_database]
     with run_clients(clients):
         for kill in itertools.islice(itertools.cycle(kills), 10):

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from processes import PATIENCE
 
-from app import NAME
+from app import NAME, PREFIX
 from tests.conftest import ROOT
 from tests.container.engine import Container, run_container, run_docker
-from tests.container.service import PERSON, log_in
+from tests.container.service import PERSON, api, log_in
 from tests.pages import command
 
 pytestmark = pytest.mark.smoke
@@ -77,7 +77,7 @@ def test_docs_pages_load_all_assets_from_the_service(service: Container, page: s
     with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
         html = client.get(page)
         assets = re.findall(r'(?:src|href)="([^"]+)"', html.text)
-        responses = [client.get(asset) for asset in assets]
+        responses = [client.get(asset.removeprefix(PREFIX)) for asset in assets]
 
     assert html.status_code == 200
     assert html.headers["content-type"].startswith("text/html")
@@ -117,6 +117,19 @@ def test_port_applies_to_the_server_and_the_healthcheck(image: str) -> None:
         container.wait_until_healthy()
 
         assert "Listening at: http://0.0.0.0:9000" in container.log
+
+
+@pytest.mark.parametrize("disable_ipv6", ["0", "1"])
+def test_host_of_ipv6_applies_to_the_server_and_the_healthcheck(image: str, disable_ipv6: str) -> None:
+    options = ("--env", "HOST=::", "--sysctl", f"net.ipv6.conf.all.disable_ipv6={disable_ipv6}")
+    with run_container(image, *options) as container:
+        container.wait_until_healthy()
+        if disable_ipv6 == "0":
+            get = f"import urllib.request; print(urllib.request.urlopen('http://[::1]:8000{PREFIX}/health').status)"
+            assert container.execute("python", "-c", get) == "200"
+
+        assert httpx.get(f"{api(container)}/health", timeout=PATIENCE).status_code == 200
+        assert "Listening at: http://[::]:8000" in container.log
 
 
 STARTUP_FAILURES = {

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from processes import PATIENCE
 
+from app import PREFIX
 from tests.container.engine import Container, run_container
 from tests.container.service import run_service
 
@@ -35,7 +36,7 @@ def faulty(image: str) -> Iterator[Container]:
 )
 def test_bug_is_logged_in_one_line(faulty: Container, bug: str, level: str, message: str) -> None:
     try:
-        httpx.get(f"http://{faulty.ip}:8000/bugs/{bug}", timeout=PATIENCE)
+        httpx.get(f"http://{faulty.ip}:8000{PREFIX}/bugs/{bug}", timeout=PATIENCE)
     except httpx.TransportError:
         assert bug in {"segmentation fault", "exit"}
 

@@ -1,29 +1,27 @@
-"""No mail is lost when the mail server is away and the service is killed."""
+"""Mail servers in containers: none of the mails is lost, and none is sent over a connection that is not secure."""
 
 import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from processes import PATIENCE, free_port, get_or_none, until
 
-from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
+from tests.container.conftest import MAILDEV, POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, run_container, run_docker
-from tests.container.service import run_service, wait_for_workers
+from tests.container.service import PERSON, run_service, wait_for_workers
 
-pytestmark = pytest.mark.soak  # a mail that a killed worker was sending is sent again after five minutes
-
-MAILDEV = "maildev/maildev:2.2.1"
-ACCOUNTS = 1000
 CLIENTS = 16
 # Seconds for all mails to arrive. One that was being sent by a killed worker is sent after its lease, five minutes.
 DELIVERY_SECONDS = 900
-CREATE_ACCOUNTS = f"""
+CREATE_ACCOUNTS = """
 INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, security_stamp, created_at, updated_at)
-SELECT 'user' || number || '@example.com', 'User', '', true, false, gen_random_uuid(), now(), now()
-FROM generate_series(1, {ACCOUNTS}) AS number
+SELECT 'user' || number || '@example.com', 'User', 'no hash', true, false, gen_random_uuid(), now(), now()
+FROM generate_series(1, {}) AS number
 """
 
 
@@ -83,33 +81,45 @@ def links_by_account(maildev: Container) -> dict[str, set[str]]:
     return links
 
 
+async def stored(database: Database, column: str) -> int:
+    """Return a number from the table of mails."""
+    return int(await asyncio.to_thread(database.query, f"SELECT {column} FROM mails"))
+
+
+@pytest.mark.parametrize(("accounts", "kills"), [(50, 1), pytest.param(1000, 2, marks=pytest.mark.soak)])
 async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_service_is_killed(
-    service: Container, database: Database, maildev: Container
+    service: Container, database: Database, maildev: Container, accounts: int, kills: int
 ) -> None:
-    database.query(CREATE_ACCOUNTS)
+    database.query(CREATE_ACCOUNTS.format(accounts))
     run_docker("kill", maildev.name)
     url = service.url
-    bodies = [{"email": f"user{number}@example.com"} for number in range(1, ACCOUNTS + 1)]
-    half = ACCOUNTS // 2
+    bodies = [{"email": f"user{number}@example.com"} for number in range(1, accounts + 1)]
+    part = accounts // kills
 
-    for starts, part in enumerate((bodies[:half], bodies[half:]), start=2):
-        requests = asyncio.create_task(run_clients(url, "/auth/password-reset", part))
-        await asyncio.sleep(1)  # so that it is killed while it accepts requests
+    for kill in range(kills):
+        requests = asyncio.create_task(
+            run_clients(url, "/auth/password-reset", bodies[kill * part : (kill + 1) * part])
+        )
+        async with asyncio.timeout(PATIENCE):
+            while await stored(database, "count(*)") <= kill * part:  # so that it is killed while it accepts requests
+                pass
         await asyncio.to_thread(service.send_signal, "KILL")
         await asyncio.to_thread(service.wait_for_exit)
         await asyncio.to_thread(service.start)
-        await asyncio.to_thread(wait_for_workers, service, 2 * starts)
+        await asyncio.to_thread(wait_for_workers, service, 2 * (kill + 2))
         assert set(await requests) == {202}
 
-    stored = int(database.query("SELECT count(DISTINCT recipient) FROM mails"))
+    recipients = await stored(database, "count(DISTINCT recipient)")
+    if kills == 1:  # do not wait for the lease of a mail that was being sent
+        database.query("UPDATE mails SET next_attempt_at = now()")
     maildev.start()
     until(lambda: get_or_none(f"http://{maildev.ip}:1080/healthz"), "maildev responds")
     async with asyncio.timeout(DELIVERY_SECONDS):
-        while int(await asyncio.to_thread(database.query, "SELECT count(*) FROM mails")):  # noqa: ASYNC110  there is no event
+        while await stored(database, "count(*)"):  # noqa: ASYNC110  there is no event
             await asyncio.sleep(1)
     links = links_by_account(maildev)
 
-    assert stored == ACCOUNTS
+    assert recipients == accounts
     assert links.keys() == {body["email"] for body in bodies}
     tokens = [token for of_account in links.values() for token in of_account]
     assert len(set(tokens)) == len(tokens)
@@ -117,7 +127,49 @@ async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_serv
     first = await run_clients(url, "/auth/password-reset/confirm", confirmations)
     second = await run_clients(url, "/auth/password-reset/confirm", confirmations)
     # A request whose response was lost has been repeated, and only the newest link of an account is valid.
-    assert first.count(204) == ACCOUNTS
-    assert first.count(400) == len(tokens) - ACCOUNTS
+    assert first.count(204) == accounts
+    assert first.count(400) == len(tokens) - accounts
     assert set(second) == {400}
     assert not [line for line in service.log_lines if line["level"] == "error"]
+
+
+@pytest.fixture
+def certificates(readable_path: Path) -> Path:
+    """A directory with the certificate of a mail server, its key and its authority."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("mail.test")
+    authority.cert_pem.write_to_path(readable_path / "authority.pem")
+    certificate.private_key_pem.write_to_path(readable_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(readable_path / "cert.pem")
+    return readable_path
+
+
+@pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
+def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path, scheme: str) -> None:
+    """Maildev does not offer STARTTLS, as if somebody between here and the server had removed it from the offer."""
+    docker_options = f"--network={network}", f"--volume={certificates}:/tls:ro"
+    tls = ["--incoming-secure", "--incoming-cert=/tls/cert.pem", "--incoming-key=/tls/key.pem"]
+    command = [*(tls if scheme == "smtps" else []), "--incoming-user=ann", "--incoming-pass=p/w"]
+    settings = {
+        "SMTP_URL": f"{scheme}://ann:p%2Fw@mail.test:1025",
+        "MAIL_FROM": "no-reply@example.org",
+        "SSL_CERT_FILE": "/tls/authority.pem",
+    }
+    with run_container(MAILDEV, *docker_options, "--network-alias=mail.test", command=command) as maildev:
+        until(lambda: get_or_none(f"http://{maildev.ip}:1080/healthz"), "maildev responds")
+        with run_service(image, *docker_options, WEB_CONCURRENCY="1", **settings) as service:
+            url = f"http://{service.ip}:8000"
+
+            httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+
+            service.wait_for_log("mail sent" if scheme == "smtps" else "the mail server is unavailable: mails wait")
+            ready = httpx.get(f"{url}/health/ready", timeout=PATIENCE).json()
+            reasons = [line["reason"] for line in service.log_lines if line["level"] == "warning"]
+            mails = httpx.get(f"http://{maildev.ip}:1080/email", timeout=PATIENCE).json()
+
+    if scheme == "smtps":
+        assert (reasons, ready["mail"]) == ([], "available")
+        assert [mail["to"][0]["address"] for mail in mails] == [PERSON["email"]]
+    else:
+        assert (mails, ready["mail"]) == ([], "unavailable")
+        assert "STARTTLS" in reasons[0]

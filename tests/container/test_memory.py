@@ -10,7 +10,7 @@ from processes import PATIENCE
 
 from tests.container.conftest import Database
 from tests.container.engine import Container, run_container
-from tests.container.service import PERSON
+from tests.container.service import PERSON, api
 
 CLIENTS = 100
 SECONDS = 6
@@ -51,7 +51,7 @@ async def log_in_and_read(container: Container, seconds: int) -> tuple[Counter[i
     """
     logins, reads, failures = Counter[int](), list[float](), list[str]()
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=f"http://{container.ip}:8000", timeout=PATIENCE, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=api(container), timeout=PATIENCE, limits=limits) as client:
         people = [PERSON | {"email": f"user{number}@example.com"} for number in range(CLIENTS)]
         for person in people:
             assert (await client.post("/users/", json=person)).status_code == 201

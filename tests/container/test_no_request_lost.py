@@ -101,4 +101,5 @@ def test_rolling_update_of_two_containers_loses_no_request(image: str, database:
         assert_no_request_lost(report)
         for old in first_two:
             assert old.exit_code == 0
-            assert old.log_levels == {"info"}
+            assert old.log_levels <= {"info", "warning"}
+            assert set(old.messages("warning")) <= {"database unavailable"}  # readiness, on a busy machine

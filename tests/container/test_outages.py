@@ -15,6 +15,7 @@ import httpx
 import pytest
 from processes import PATIENCE, until
 
+from app import PREFIX
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, json_lines, run_container, run_docker
 from tests.container.load import Report, Target, continue_load, load
@@ -96,7 +97,7 @@ class Outage:
     def check_readiness(self) -> set[int]:
         """Return the statuses of several readiness checks at once, which reach the workers that accept connections."""
         with ThreadPoolExecutor(4) as executor:
-            return set(executor.map(self.request, [self.read._replace(path="/health/ready")] * 4))
+            return set(executor.map(self.request, [self.read._replace(path=f"{PREFIX}/health/ready")] * 4))
 
     def assert_readiness_fails(self) -> None:
         """Assert that readiness fails within READINESS_DELAY. Call it when the database has just become unavailable."""

@@ -12,7 +12,7 @@ from processes import PATIENCE, until
 
 from tests.container.engine import Container, json_lines, run_container, run_docker
 from tests.container.load import assert_no_request_lost, continue_load, load
-from tests.container.service import get, make_targets, run_service
+from tests.container.service import api, get, make_targets, run_service
 
 SLOW_PROXY = Path(__file__).with_name("slow_proxy.py")
 # The longest acceptable response time in seconds. With redis-py's defaults it would be 5 seconds times 10 retries.
@@ -104,7 +104,7 @@ def test_workers_of_two_containers_share_one_rate_limit(
         until(lambda: is_counted_in_redis(one, redis), "requests are counted in Redis")
         # A worker that counts by itself, because Redis answers too late on a busy machine, starts at 1.
         redis_cli(redis, "SET", redis_cli(redis, "KEYS", "*"), "900", "KEEPTTL")
-        urls = [f"http://{container.ip}:8000/users/me" for container in (one, other)] * 100
+        urls = [f"{api(container)}/users/me" for container in (one, other)] * 100
 
         # A new connection for each request, so that they reach all workers.
         with httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0)) as client:

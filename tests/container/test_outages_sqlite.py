@@ -11,7 +11,7 @@ from processes import PATIENCE, until
 
 from tests.container.engine import Container
 from tests.container.load import Report, continue_load, load
-from tests.container.service import get, make_targets, run_service
+from tests.container.service import api, get, make_targets, run_service
 from tests.container.test_outages import MAX_RESPONSE_SECONDS, UNAVAILABLE
 
 FILL_DISK = "dd if=/dev/zero of=/data/ballast bs=4096; true"
@@ -36,7 +36,7 @@ def outage(service: Container) -> Iterator[Report]:
     write = read._replace(method="PATCH", json='{"full_name": "Ann"}')
 
     def write_succeeds() -> bool:
-        url = f"http://{service.ip}:8000/users/me"
+        url = f"{api(service)}/users/me"
         return httpx.patch(url, headers=write.headers, json={"full_name": "A"}, timeout=PATIENCE).is_success
 
     with load(read, write) as report:

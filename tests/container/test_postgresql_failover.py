@@ -8,11 +8,11 @@ import httpx
 import pytest
 from processes import PATIENCE, until
 
-from app import NAME
+from app import NAME, PREFIX
 from tests.container.engine import Container, run_docker
 from tests.container.load import Report, continue_load, load
 from tests.container.postgresql import configure, promote, psql, run_primary, run_standby
-from tests.container.service import count_started_workers, make_targets, run_service
+from tests.container.service import api, count_started_workers, make_targets, run_service
 from tests.container.writers import SETTINGS, Writers, run_writers
 
 WORKERS = 2
@@ -53,7 +53,7 @@ def service_under_load(
     with run_service(image, f"--network={network}", *options, **settings) as service:
         _, read = make_targets(service)
         with (
-            load(read, read._replace(path="/health/ready")) as report,
+            load(read, read._replace(path=f"{PREFIX}/health/ready")) as report,
             run_writers(f"http://{service.ip}:8000") as writers,
         ):
             continue_load(report)
@@ -77,7 +77,7 @@ def assert_stored(server: Container, writers: Writers) -> None:
 
 
 def readiness(service: Container) -> int:
-    return httpx.get(f"http://{service.ip}:8000/health/ready", timeout=PATIENCE).status_code
+    return httpx.get(f"{api(service)}/health/ready", timeout=PATIENCE).status_code
 
 
 def test_failover_loses_no_acknowledged_write(image: str, network: str, primary: Container, standby: Container) -> None:
@@ -136,6 +136,7 @@ def test_switchover_behind_a_name_replaces_all_connections(
         continue_load(report, 6)  # longer than a connection to a read-only server is kept
         change_address(service, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
+        writers.wait_for_writes()  # those that had begun on a replaced connection have failed by then
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before
@@ -153,6 +154,7 @@ def test_switchover_to_the_second_host_replaces_all_connections(
     with service_under_load(image, network, url) as (service, _, writers):
         switch_over(primary, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
+        writers.wait_for_writes()  # those that had begun on a replaced connection have failed by then
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before

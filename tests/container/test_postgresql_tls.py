@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(docker: None, folder: Path) -> Iterator[Container]:  # noqa: ARG001  skips the tests if there is no Docker
+def server(docker: str, folder: Path) -> Iterator[Container]:  # noqa: ARG001  skips the tests if there is no Docker
     """A server to which nobody may connect without TLS, and the user `client` only with a certificate."""
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, PUBLISH, f"--volume={folder}:/tls:ro") as container:
         container.wait_until_healthy()

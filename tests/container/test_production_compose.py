@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from processes import PATIENCE, free_port, get_or_none, until
 
-from app import NAME
-from tests.conftest import ROOT
+from app import NAME, PREFIX
+from tests.conftest import NO_LIMIT, RATE_LIMITS, ROOT
 from tests.container.engine import Compose, run_container, run_docker
+from tests.container.load import Target, assert_no_request_lost, continue_load, load
 from tests.container.production import log_in, production_project, query, run
 from tests.container.service import CONFLICTING_TABLE, PERSON
 from tests.container.service import log_in as get_auth
@@ -130,19 +132,24 @@ def test_forwarded_address_from_the_proxy_on_this_host_is_trusted(production: Co
     assert [line["client"] for line in lines if line["event"] == "request"][-1] == "203.0.113.9"
 
 
+@contextmanager
+def run_proxy(folder: Path, compose: Compose) -> Iterator[str]:
+    """Run the documented proxy, but without HTTPS, and yield its URL."""
+    (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
+    url = f"http://localhost:{free_port()}"
+    text = caddyfile.text.replace("api.example.com", url)
+    text = text.replace("10.254.254", compose.variables["WEB_NETWORK"]).replace("30s", f"{PATIENCE}s")
+    (folder / "Caddyfile").write_text("{\n    admin off\n}\n" + text)
+    with run_container("caddy:2.11-alpine", "--network=host", f"--volume={folder}:/etc/caddy:ro"):
+        until(lambda: get_or_none(url), "the proxy responds")
+        yield url
+
+
 def test_documented_proxy_passes_on_the_host_and_the_address_of_its_client(
     production: Compose, readable_path: Path
 ) -> None:
-    (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
-    url = f"http://localhost:{free_port()}"
-    text = caddyfile.text.replace("api.example.com", url).replace(
-        "127.0.0.1:8000", production.url.removeprefix("http://")
-    )
-    (readable_path / "Caddyfile").write_text("{\n    admin off\n}\n" + text)
-
-    with run_container("caddy:2.11-alpine", "--network=host", f"--volume={readable_path}:/etc/caddy:ro"):
-        until(lambda: get_or_none(url), "the proxy responds")
-        response = httpx.get(f"{url}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=PATIENCE)
+    with run_proxy(readable_path, production) as url:
+        response = httpx.get(f"{url}{PREFIX}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=PATIENCE)
 
     assert response.status_code == 401
     lines = production.container("web").log_lines
@@ -182,6 +189,49 @@ def test_previous_release_starts_on_the_schema_of_a_later_one(production: Compos
         assert log_in(production).status_code == 200
     finally:
         run_docker("rmi", "--force", previous)
+
+
+def test_release_with_an_empty_secret_leaves_the_old_version_running(production: Compose, image: str) -> None:
+    started_at = production.container("web").inspect("{{.State.StartedAt}}")
+    secret_key = production.file.with_name("secrets") / "SECRET_KEY"
+    before = secret_key.read_text()
+    secret_key.write_text("")
+    try:
+        with pytest.raises(AssertionError, match=r"The settings are not valid:\n  SECRET_KEY: must be set"):
+            run(production, command("release").replace(RELEASE, image))
+    finally:
+        secret_key.write_text(before)
+
+    assert production.container("web").inspect("{{.State.StartedAt}}") == started_at
+    assert log_in(production).status_code == 200
+
+
+def test_release_behind_the_documented_proxy_loses_no_request(
+    tmp_path_factory: pytest.TempPathFactory, readable_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that arrive while `web` is replaced wait in the proxy."""
+    monkeypatch.setattr("tests.container.load.RESPONSE_TIMEOUT", PATIENCE)
+    later = f"{image}-later"
+    run_docker("tag", image, later)
+    with ExitStack() as stack:
+        stack.callback(run_docker, "rmi", "--force", later)
+        compose = stack.enter_context(production_project(tmp_path_factory.mktemp("host"), image))
+        with compose.file.with_name(".env.production").open("a") as settings:
+            settings.writelines(f"{name.upper()}={NO_LIMIT}\n" for name in RATE_LIMITS)
+        run(compose, command("up"))
+        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+        headers = get_auth(compose.url)
+        url = urlsplit(stack.enter_context(run_proxy(readable_path, compose)))
+        read = Target("localhost", url.port or 80, f"{PREFIX}/users/me", headers)
+        write = read._replace(method="PATCH", json='{"full_name": "A"}')
+        with load(read, write) as report:
+            for image_name in (later, image):
+                continue_load(report)
+                run(compose, command("release").replace(RELEASE, image_name))
+            continue_load(report)
+    print(f"-- {report.responses} responses, the slowest after {report.slowest:.1f} s")  # noqa: T201  pytest -rP shows it
+
+    assert_no_request_lost(report)
 
 
 def test_failed_migration_during_a_release_leaves_the_old_version_running(production: Compose, image: str) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from certificates import TLS, make_certificate
 from processes import PATIENCE
 
+from app import PREFIX
 from tests.container.engine import Container, run_container
 from tests.container.load import Target, assert_no_request_lost, continue_load, load
 from tests.container.service import SLOW_APP, options, run_service, slow_command, wait_for_workers
@@ -44,8 +46,8 @@ def test_docker_stop_finishes_a_running_https_request(image: str, tls: TLS, back
 
 def test_sighup_loses_no_https_request(image: str, tls: TLS) -> None:
     with run_service(image, mount(tls.certfile.parent), PUBLISH, **SETTINGS) as container:
-        port = int(container.url.rpartition(":")[2])
-        with load(Target("127.0.0.1", port, "/health/live", tls=tls.client)) as report:
+        port = urlsplit(container.url).port or 443
+        with load(Target("127.0.0.1", port, f"{PREFIX}/health/live", tls=tls.client)) as report:
             continue_load(report)
             container.send_signal("HUP")
             wait_for_workers(container, 4)

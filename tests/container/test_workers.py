@@ -7,6 +7,7 @@ from statistics import median
 import httpx
 import pytest
 
+from app import PREFIX
 from tests.container.conftest import Database
 from tests.container.engine import run_container
 from tests.container.load import CLIENTS, Target, continue_load, load
@@ -25,7 +26,7 @@ import http.client, os, sys, time
 killed_at = time.monotonic()
 os.kill(int(sys.argv[1]), 9)
 connection = http.client.HTTPConnection("127.0.0.1", 8000)
-connection.request("GET", "/health/live")
+connection.request("GET", sys.argv[2])
 assert connection.getresponse().status == 200
 print(time.monotonic() - killed_at)
 """
@@ -35,11 +36,11 @@ KILLS = 5  # a single one may take longer on a busy machine
 def test_killed_worker_fails_only_its_open_requests_and_is_replaced_within_2_seconds(image: str) -> None:
     with run_service(image, WEB_CONCURRENCY="1") as container:
         seconds = []
-        with load(Target(container.ip, 8000, "/health/live")) as report:
+        with load(Target(container.ip, 8000, f"{PREFIX}/health/live")) as report:
             for _ in range(KILLS):
                 continue_load(report)
                 pid = re.findall(r"Booting worker with pid: (\d+)", container.log)[-1]
-                seconds.append(float(container.execute("python", "-c", KILL_WORKER, pid)))
+                seconds.append(float(container.execute("python", "-c", KILL_WORKER, pid, f"{PREFIX}/health/live")))
             continue_load(report)
 
         assert container.log.count("was sent SIGKILL") == KILLS
@@ -53,7 +54,7 @@ def test_stuck_worker_is_killed_after_the_timeout_and_replaced(image: str, backg
     with run_service(image, SLOW_APP, command=slow_command("--timeout=3")) as container:
         response = get_in_background(background, container, "/stuck/3600")
 
-        with load(Target(container.ip, 8000, "/health/live")) as report:
+        with load(Target(container.ip, 8000, f"{PREFIX}/health/live")) as report:
             wait_for_workers(container, 3)
             continue_load(report)
 

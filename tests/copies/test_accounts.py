@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE, free_port, get_or_none, until
 
+from app import PREFIX
 from tests.pages import command
 
 
@@ -19,7 +20,7 @@ def server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[tuple[
     arguments = [sys.executable, "-m", "uvicorn", "app.main:app", f"--port={port}"]
     with log.open("w") as output:
         process = subprocess.Popen(arguments, cwd=tmp_path, env=clean_environment, stdout=output, stderr=output)
-    until(lambda: get_or_none(f"http://127.0.0.1:{port}/health"), "the service responds")
+    until(lambda: get_or_none(f"http://127.0.0.1:{port}{PREFIX}/health"), "the service responds")
     yield f"http://127.0.0.1:{port}", log
     process.terminate()
     process.wait(timeout=PATIENCE)

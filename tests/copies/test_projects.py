@@ -105,6 +105,7 @@ PROJECT = {
         Route("GET /projects/", USERS),
         Route("GET /projects/{project_id}", READERS, path={"project_id": 1}),
         Route("GET /projects/{project_id}/events", READERS, path={"project_id": 1}),
+        Route("WEBSOCKET /projects/{project_id}/chat", READERS, path={"project_id": 1}, status=101),
         Route("POST /projects/{project_id}/members", OWNER, path={"project_id": 1}, body=invitation, status=201),
         Route("PUT /projects/{project_id}/document", OWNER, path={"project_id": 1}, body={}),
         Route("GET /reports/projects", STAFF),""",

@@ -44,7 +44,8 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
         assert text in after[path], path
     # hitless keeps its name and its licence.
     assert {path for path in before if path.startswith("packages/") and after[path] != before[path]} == set()
-    run(copy, CHECKS, tests="access or architecture or openapi or documentation or database")
+    tests = "access or architecture or openapi or documentation or database or gunicorn_conf"
+    run(copy, f"{CHECKS} && pytest tests/server/test_gunicorn_conf.py", tests=tests)
 
 
 def test_second_rename_changes_nothing(copy: Path) -> None:

@@ -1,6 +1,8 @@
 """The engine's connections have the configured timeouts, and their errors contain no parameters."""
 
 import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
@@ -9,12 +11,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import NAME
-from app.database import FastReader, create_engine
+from app.database import DatabaseUnreachable, FastReader, create_engine
 from app.settings import Settings
 from app.users.models import User
 from app.users.service import list_users
-from tests.conftest import change, wait_for_blocked_statement
+from tests.conftest import change, make_settings, wait_for_blocked_statement
 from tests.people import sign_up
+from tests.tcp_proxy import tcp_proxy
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -32,6 +35,15 @@ async def test_prepared_statements_of_searches_are_bounded(settings: Settings) -
     assert 0 < prepared < 150
 
 
+async def test_pool_does_not_log(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    engine = create_engine(settings)
+    async with engine.connect():
+        pass
+    await engine.dispose()
+
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_postgresql_connection_has_a_name_and_timeouts(session: AsyncSession) -> None:
     name = await session.scalar(text("SHOW application_name"))
@@ -39,6 +51,48 @@ async def test_postgresql_connection_has_a_name_and_timeouts(session: AsyncSessi
     idle = await session.scalar(text("SHOW idle_in_transaction_session_timeout"))
 
     assert (name, statement, idle) == (NAME, "5s", "5s")
+
+
+async def read_limit(database_url: str, **settings: object) -> object:
+    """Connect as a provider's URL says, and return the connection's statement timeout."""
+    engine = create_engine(make_settings(database_url=database_url, **settings))
+    try:
+        async with engine.connect() as connection:
+            return await connection.scalar(text("SHOW statement_timeout"))
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("query", ["connect_timeout=60&channel_binding=require", "krbsrvname=postgres&gsslib=gssapi"])
+async def test_parameters_of_providers_are_not_sent_to_the_server(database_url: str, query: str) -> None:
+    assert await read_limit(f"{database_url}?{query}", database_connect_timeout=60) == "5s"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_connect_timeout_of_the_url_overrides_the_setting(database_url: str) -> None:
+    url = urlsplit(database_url)
+    async with tcp_proxy(url.hostname or "", url.port or 5432) as proxy:
+        proxy.set_state("slow")  # each response takes longer than the setting allows
+        slow = urlunsplit(url._replace(netloc=f"{url.username}:{url.password}@{proxy.address}"))
+
+        with pytest.raises(DatabaseUnreachable):
+            await read_limit(slow, database_connect_timeout=0.1)
+        assert await read_limit(f"{slow}?connect_timeout=60", database_connect_timeout=0.1) == "5s"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_service_file_names_the_server(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = urlsplit(database_url)
+    (tmp_path / "services").write_text(
+        f"[production]\nhost={url.hostname}\nport={url.port or 5432}\nuser={url.username}\npassword={url.password}\n"
+        f"dbname={url.path[1:]}\n"
+    )
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+
+    assert await read_limit("postgresql://?service=production", database_connect_timeout=60) == "5s"
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -4,6 +4,7 @@ import socket
 from asyncio import timeout
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.settings import Settings
 from tests.conftest import Service, change, serve
+from tests.tcp_proxy import tcp_proxy
 
 NOT_READY = {"error": "Database unavailable", "type": "service_unavailable"}
 
@@ -80,6 +82,20 @@ async def test_redis_unavailable_is_ready(settings: Settings) -> None:
     assert response.json() == {"status": "ready", "database": "connected", "redis": "unavailable"}
 
 
+async def test_redis_that_counts_again_is_reported(settings: Settings, redis_url: str) -> None:
+    url = urlsplit(redis_url)
+    async with tcp_proxy(url.hostname or "", url.port or 6379) as proxy:
+        proxy.set_state("closed")
+        async with serve(change(settings, redis_url=f"redis://{proxy.address}")) as service, timeout(30):
+            during = await service.client.get("/health/ready")
+            await service.client.get("/users/me")  # a request that Redis cannot count
+            proxy.set_state("open")
+            while (await service.client.get("/health/ready")).json()["redis"] != "connected":
+                pass
+
+    assert during.json()["redis"] == "unavailable"
+
+
 @pytest.fixture
 def silent_server() -> Iterator[str]:
     """The address of a server that accepts connections and sends nothing."""
@@ -87,6 +103,7 @@ def silent_server() -> Iterator[str]:
         yield "{}:{}".format(*listener.getsockname())
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_database_not_answering_is_not_ready(settings: Settings, silent_server: str) -> None:
     silent = change(settings, database_url=f"postgresql://user@{silent_server}/none", database_connect_timeout=60)
@@ -98,6 +115,7 @@ async def test_database_not_answering_is_not_ready(settings: Settings, silent_se
     assert response.json()["error"] == "Database unavailable"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, silent_server: str) -> None:
     silent = change(settings, redis_url=f"redis://{silent_server}")
 

@@ -8,16 +8,16 @@ from datetime import timedelta
 import pytest
 import structlog
 from processes import PATIENCE, free_port
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.database import create_engine, utc_now
+from app.database import FastReader, create_engine, utc_now
 from app.errors import OutageLog
 from app.limiter import MemoryCounter, RateLimiter
 from app.mail import sender as sender_module
 from app.mail.message import Content
 from app.mail.models import Mail
-from app.mail.outbox import Outbox
+from app.mail.outbox import Outbox, Writer
 from app.mail.sender import LEASE, MAX_AGE, Sender
 from app.settings import Settings
 from tests.conftest import NO_LIMIT, change, make_settings, serve
@@ -63,10 +63,10 @@ async def write_number(_: AsyncSession, mail: Mail) -> Content | None:
 class Worker:
     """A sender, with an outbox of its own, as each worker has them."""
 
-    def __init__(self, settings: Settings, engine: AsyncEngine) -> None:
-        self.outbox = Outbox({"test": write_number})
+    def __init__(self, settings: Settings, engine: AsyncEngine, write: Writer = write_number) -> None:
+        self.outbox = Outbox({"test": write})
         limiter = RateLimiter(settings, None, MemoryCounter())
-        self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings))
+        self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings, FastReader(engine, settings)))
 
 
 @pytest.fixture
@@ -96,6 +96,13 @@ async def wait_for_mails(engine: AsyncEngine, condition: Callable[[list[Mail]], 
 async def wait_until_empty(engine: AsyncEngine) -> None:
     """Return when all mails have been sent or given up."""
     await wait_for_mails(engine, lambda mails: not mails)
+
+
+async def wait_for_availability(sender: Sender, *, available: bool) -> None:
+    """Return when the sender takes the mail server for available, or for unavailable."""
+    async with asyncio.timeout(PATIENCE):
+        while sender.is_available is not available:  # noqa: ASYNC110  there is no event
+            await asyncio.sleep(0.01)
 
 
 Logs = list[structlog.typing.EventDict]
@@ -153,6 +160,20 @@ async def test_mail_of_an_unknown_kind_is_left_alone(worker: Worker, engine: Asy
         await mails.wait_for("Mail 2")
 
     assert [mail.kind for mail in await stored_mails(engine)] == ["later"]
+
+
+async def test_mail_of_an_unknown_kind_is_given_up_after_two_days(
+    worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
+) -> None:
+    """The release that has written it is not coming back."""
+    old = utc_now() - MAX_AGE - timedelta(seconds=1)
+    async with AsyncSession(engine) as session, session.begin():
+        session.add(Mail(kind="later", recipient="ann@example.com", context={}, created_at=old, next_attempt_at=old))
+    async with worker.sender.run():
+        await wait_until_empty(engine)
+
+    assert [entry["reason"] for entry in logs if entry["event"] == "mail given up"] == ["unknown kind of mail"]
+    assert mails.mails == []
 
 
 async def test_mail_of_a_killed_process_is_sent_by_the_next(
@@ -213,6 +234,67 @@ async def test_workers_send_each_mail_once(settings: Settings, engine: AsyncEngi
     assert sorted(str(mail["Subject"]) for mail in mails.mails) == sorted(f"Mail {n}" for n in range(1, 41))
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_mail_that_another_worker_is_taking_is_skipped(
+    worker: Worker, engine: AsyncEngine, mails: MailServer
+) -> None:
+    """SQLite knows no such locks: there, one transaction waits for the other."""
+    await add(engine, worker.outbox, 1)
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(select(Mail.id).with_for_update())
+        await add(engine, worker.outbox, 2)
+        async with worker.sender.run():
+            await mails.wait_for("Mail 2")
+
+    assert [mail.context["number"] for mail in await stored_mails(engine)] == [1]
+
+
+async def test_no_transaction_is_open_while_the_mail_server_is_slow(
+    worker: Worker, engine: AsyncEngine, mails: MailServer
+) -> None:
+    mails.may_reply.clear()
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 1)
+        await mails.is_asked.wait()
+        async with AsyncSession(engine) as session, session.begin():
+            await session.execute(update(Mail).values(kind="test"))  # needs the lock of the row, or of the database
+            is_waiting = mails.connections == 1 and not mails.mails
+        mails.may_reply.set()
+        await wait_until_empty(engine)
+
+    assert is_waiting
+    assert len(mails.mails) == 1
+
+
+@pytest.mark.parametrize(("reply", "copies"), [("250 OK", 2), ("450 mailbox busy", 1)])
+async def test_worker_that_finishes_after_its_lease_does_not_disturb_the_next(
+    settings: Settings, engine: AsyncEngine, mails: MailServer, reply: str, copies: int
+) -> None:
+    """As if the first worker's machine had been suspended while it was sending."""
+    mails.replies["*"] = reply
+    mails.may_reply.clear()
+    async with mail_server() as other_server, AsyncExitStack() as stack:
+        first = Worker(settings, engine)
+        second = Worker(change(settings, smtp_url=f"smtp://127.0.0.1:{other_server.port}"), engine)
+        other_server.may_reply.clear()
+        async with first.sender.run():
+            await add(engine, first.outbox, 1)
+            await mails.is_asked.wait()
+            async with AsyncSession(engine) as session, session.begin():
+                await session.execute(update(Mail).values(next_attempt_at=utc_now()))
+            await stack.enter_async_context(second.sender.run())
+            await other_server.is_asked.wait()
+            mails.may_reply.set()
+        leases = [(mail.attempts, mail.next_attempt_at > utc_now() + LEASE / 2) for mail in await stored_mails(engine)]
+        other_server.may_reply.set()
+        await wait_until_empty(engine)
+
+    # Once it is accepted it is not sent again, whoever is sending it.
+    assert leases == ([] if reply == "250 OK" else [(2, True)])
+    assert len(mails.mails + other_server.mails) == copies
+    assert len({mail["Message-ID"] for mail in mails.mails + other_server.mails}) == 1
+
+
 async def test_refused_mails_block_no_other(worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs) -> None:
     mails.replies |= {"gone@example.com": "550 no such user", "busy@example.com": "450 mailbox busy"}
     async with AsyncSession(engine) as session, session.begin():
@@ -262,12 +344,11 @@ async def test_mails_are_sent_when_the_mail_server_is_back(settings: Settings, e
     async with worker.sender.run():
         await add(engine, worker.outbox, *range(1, 11))
         await wait_for_mails(engine, lambda mails: sum(mail.attempts for mail in mails) >= 4)
-        was_available = worker.sender.is_available
+        await wait_for_availability(worker.sender, available=False)
         async with mail_server(port=port) as server:
             await wait_until_empty(engine)
-        is_available = worker.sender.is_available
 
-    assert (was_available, is_available) == (False, True)
+    assert worker.sender.is_available
     assert len({mail["Message-ID"] for mail in server.mails}) == 10
     lines = [(entry["log_level"], entry["event"]) for entry in logs if "mail server" in entry["event"]]
     assert lines == [
@@ -287,9 +368,7 @@ async def test_mail_server_that_another_worker_has_reached_is_not_reported_as_un
     async with other.sender.run():
         await mails.wait_for("Mail 1")
 
-    async with asyncio.timeout(PATIENCE):
-        while not worker.sender.is_available:  # noqa: ASYNC110  there is no event
-            await asyncio.sleep(0.01)
+    await wait_for_availability(worker.sender, available=True)
 
 
 async def test_outage_of_any_length_ends(settings: Settings, engine: AsyncEngine, logs: Logs) -> None:
@@ -341,6 +420,23 @@ async def test_unavailable_database_is_logged_as_an_outage(settings: Settings, l
     assert not [entry for entry in logs if entry["log_level"] == "error"]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_outage_while_a_mail_is_written_is_no_error_of_the_mail(
+    settings: Settings, engine: AsyncEngine, logs: Logs
+) -> None:
+    async def write(session: AsyncSession, _: Mail) -> Content | None:
+        await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        return None
+
+    worker = Worker(settings, engine, write)
+    async with worker.sender.run():
+        await add(engine, worker.outbox, 1)
+        await wait_for_log(logs, "database unavailable")
+
+    assert not [entry for entry in logs if entry["log_level"] == "error"]
+    assert len(await stored_mails(engine)) == 1
+
+
 async def test_shutdown_finishes_the_mail_that_is_being_sent(
     engine: AsyncEngine, worker: Worker, mails: MailServer
 ) -> None:
@@ -387,13 +483,16 @@ async def test_shutdown_does_not_wait_for_a_silent_mail_server(
     assert mail.attempts == 1
 
 
-async def test_readiness_reports_the_mail_server_without_becoming_unready(settings: Settings, logs: Logs) -> None:
+async def test_readiness_reports_the_mail_server_without_becoming_unready(
+    settings: Settings, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     away = change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}")
     async with serve(settings) as service:
         ready = await service.client.get("/health/ready")
     async with serve(away) as service:
         await register(service.client)
         await wait_for_log(logs, "the mail server is unavailable: mails wait")
+        monkeypatch.setattr(sender_module, "LONGEST_PAUSE", 60.0)
         unavailable = await service.client.get("/health/ready")
 
     assert (ready.status_code, ready.json()["mail"]) == (200, "available")

@@ -125,6 +125,20 @@ async def test_refused_recipient_stops_no_other_mail(reply: str, error: type[Exc
     assert [mail["To"] for mail in server.mails] == ["bob@example.com"]
 
 
+async def test_refused_content_stops_no_other_mail() -> None:
+    async with mail_server() as server:
+        server.replies["DATA"] = "554 looks like spam"
+        transport = SMTPTransport(f"smtp://127.0.0.1:{server.port}")
+        with pytest.raises(Undeliverable, match="554"):
+            await transport.send(message())
+
+        del server.replies["DATA"]
+        await transport.send(message("bob@example.com"))
+        await transport.close()
+
+    assert [mail["To"] for mail in server.mails] == ["bob@example.com"]
+
+
 async def test_server_that_refuses_the_sender_is_unavailable() -> None:
     """It would refuse every other mail too, so none must be given up. Here it finds the mail too large for a sender."""
     async with mail_server(data_size_limit=100) as server:

@@ -106,7 +106,7 @@ async def test_request_is_logged_when_the_response_is_sent_not_after_background_
     assert {entry["request_id"] for entry in logs} == {response.headers["x-request-id"]}
 
 
-async def test_failed_background_task_is_raised_after_the_response(
+async def test_failed_background_task_is_logged_and_raised_after_the_response(
     service: Service, logs: list[structlog.typing.EventDict]
 ) -> None:
     async def background() -> None:
@@ -117,10 +117,13 @@ async def test_failed_background_task_is_raised_after_the_response(
         tasks.add_task(background)
 
     with pytest.raises(RuntimeError) as error:  # Starlette's, because an error response is not possible any more
-        await service.client.get("/test")
+        await service.client.get("/test", headers={"X-Request-ID": "my-request"})
 
     assert isinstance(error.value.__cause__, Conflict)
-    assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 202)]
+    assert [(entry["event"], entry["log_level"], entry["request_id"]) for entry in logs] == [
+        ("request", "info", "my-request"),
+        ("background task failed", "warning", "my-request"),
+    ]
 
 
 async def test_background_task_cancelled_at_shutdown_is_logged(

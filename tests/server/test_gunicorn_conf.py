@@ -63,6 +63,7 @@ def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
     ("variables", "setting", "value"),
     [
         ({"PORT": "9000"}, "bind", "0.0.0.0:9000"),
+        ({"HOST": "::"}, "bind", "[::]:8000"),
         ({"WEB_CONCURRENCY": "3"}, "workers", 3),
         ({"LOG_LEVEL": "WARNING"}, "loglevel", "warning"),
         ({"MAX_REQUESTS": "200"}, "max_requests", 200),
@@ -95,7 +96,7 @@ def test_service_migrates_and_uses_the_default_database(start: Start, tmp_path: 
     server.wait_for_log("Application startup complete.", times=2)
 
     response = httpx.post(
-        f"{server.url}/users/",
+        f"{server.url}{PREFIX}/users/",
         json={"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"},
         timeout=PATIENCE,
     )
@@ -109,7 +110,7 @@ def test_service_migrates_and_uses_the_default_database(start: Start, tmp_path: 
 def test_every_log_line_from_start_to_stop_is_one_json_object(start: Start) -> None:
     server = start(WEB_CONCURRENCY="2", SECRET_KEY="0123456789abcdef0123456789abcdef")
     server.wait_for_log("Application startup complete.", times=2)
-    server.get("/users/me")
+    server.get(PREFIX + "/users/me")
 
     server.send(signal.SIGTERM)
 
@@ -144,7 +145,7 @@ def test_certificate_enables_https(start: Start, tls: TLS) -> None:
     server = start(WEB_CONCURRENCY="1", SSL_CERTFILE=str(tls.certfile), SSL_KEYFILE=str(tls.keyfile))
     server.wait_for_log("Application startup complete.")
 
-    response = httpx.get(f"{server.url.replace('http', 'https')}/health", verify=tls.client, timeout=PATIENCE)
+    response = httpx.get(f"{server.url.replace('http', 'https')}{PREFIX}/health", verify=tls.client, timeout=PATIENCE)
 
     assert response.json() == {"status": "alive"}
     assert "Warning" not in server.log
@@ -154,7 +155,7 @@ def test_root_path_is_passed_to_the_application(start: Start) -> None:
     server = start(WEB_CONCURRENCY="1", ROOT_PATH="/api")
     server.wait_for_log("Application startup complete.")
 
-    assert server.get("/openapi.json").json()["servers"] == [{"url": "/api"}]
+    assert server.get(PREFIX + "/openapi.json").json()["servers"] == [{"url": "/api"}]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_worker_restarted_during_a_database_outage_does_not_stop_the_server(star
     os.kill(int(worker), signal.SIGKILL)
 
     server.wait_for_log("Application startup complete.", times=2)
-    assert server.get("/health/ready").status_code == 503
+    assert server.get(PREFIX + "/health/ready").status_code == 503
 
 
 def test_links_in_mails_work_without_a_secret_key(start: Start) -> None:

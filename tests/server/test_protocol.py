@@ -17,6 +17,7 @@ from certificates import TLS
 from gunicorn_process import Gunicorn, Start
 from processes import PATIENCE, free_port, until
 
+from app import PREFIX
 from app.middleware.security_headers import strict_headers
 from tests.conftest import SECRET_KEY
 from tests.people import PASSWORD
@@ -157,14 +158,14 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
     server = start_service(
         DATABASE_URL=database_url, DATABASE_POOL_SIZE="1", DATABASE_POOL_TIMEOUT="60", RATE_LIMIT="100000/minute"
     )
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client, ExitStack() as stack:
+    with httpx.Client(base_url=server.url + PREFIX, timeout=PATIENCE) as client, ExitStack() as stack:
         ann = {"email": "ann@example.com", "password": PASSWORD}
         client.post("/users/", json=ann | {"full_name": "Ann"})
         auth = f"Bearer {client.post('/auth/login', json=ann).json()['access_token']}"
         before = open_files(server)
         # Clients that do not read their responses, which are too large for the buffers.
-        me = f"GET /users/me HTTP/1.1\r\nHost: test\r\nAuthorization: {auth}\r\n\r\n".encode()
-        large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n" * 16
+        me = f"GET {PREFIX}/users/me HTTP/1.1\r\nHost: test\r\nAuthorization: {auth}\r\n\r\n".encode()
+        large = f"GET {PREFIX}/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n".encode() * 16
 
         for data in [*SLOW_REQUESTS, me + large]:
             for _ in range(NUMBER_OF_CLIENTS):
@@ -174,7 +175,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
         assert [response.status_code for response in responses] == [200] * 50
         until(lambda: open_files(server) <= before, "all slow clients are disconnected")
         until(lambda: count_refusals(server.log) == 3 * NUMBER_OF_CLIENTS, "the last second's refusals are counted")
-        assert server.log.count('"path": "/users/me", "status": 200') == NUMBER_OF_CLIENTS + 50
+        assert server.log.count(f'"path": "{PREFIX}/users/me", "status": 200') == NUMBER_OF_CLIENTS + 50
         assert client.get("/health/ready").status_code == 200
 
 

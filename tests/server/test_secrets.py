@@ -9,6 +9,7 @@ from processes import PATIENCE
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import PREFIX
 from app.auth.schemas import Credentials, RefreshRequest, TokenPair
 from app.database import Base
 from app.settings import Settings
@@ -80,7 +81,7 @@ async def test_no_secret_is_logged_returned_or_stored(
     app = "tests.server.app_with_faulty_route:app"
     server = start_service(app, DATABASE_URL=database_url, SECRET_KEY=KEY, **verbose, **cheap)
 
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(base_url=server.url + PREFIX, timeout=PATIENCE) as client:
         tokens, errors = await use_every_secret(client)
         stored = await read_all_values(session)
         await rename_column(session, "password_hash", "elsewhere")

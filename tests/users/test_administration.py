@@ -11,10 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.lifespan import State
+from app.settings import Settings
 from app.users import service
 from app.users.models import User
 from app.users.schemas import UserUpdate
-from tests.conftest import wait_for_blocked_statement
+from tests.conftest import change, serve, wait_for_blocked_statement
 from tests.people import Person, log_in, sign_up, sign_up_superuser
 
 
@@ -188,3 +189,17 @@ async def test_superusers_are_locked_in_id_order(
 
     assert unlocked == {second.id, third.id}
     assert (await removal).status_code == 204
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@every_removal
+async def test_removing_an_ordinary_user_does_not_wait_for_superusers(
+    settings: Settings, session: AsyncSession, remove: RemoveSuperuser
+) -> None:
+    async with serve(change(settings, database_statement_timeout=0.5)) as it:
+        root, ann = await sign_up_superuser(it.client, session), await sign_up(it.client)
+        await session.execute(select(User.id).where(User.id == root.id).with_for_update())
+
+        response = await remove(it.client, root, ann.id)
+
+    assert response.is_success

@@ -172,6 +172,20 @@ def test_worker_out_of_file_descriptors_closes_connections_that_sent_nothing(wor
         assert server.get("/pid").status_code == 200
 
 
+def test_worker_out_of_file_descriptors_closes_connections_in_their_tls_handshake(
+    worker_class: str, start: Start, tls: TLS
+) -> None:
+    files = (f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
+    server = start(worker_class, *files, MAX_FILES=str(MAX_FILES), HANDSHAKE_SECONDS="3600")
+    with connect(server, MAX_FILES):
+        server.wait_for_log("Not accepting connections for 1 s: [Errno 24] Too many open files")
+
+        response = httpx.get(f"{server.url.replace('http', 'https')}/pid", verify=tls.client, timeout=PATIENCE)
+
+    assert response.status_code == 200
+    assert "Traceback" not in server.log
+
+
 def test_limit_on_open_files_is_raised_to_the_hard_limit(start: Start) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, soft), hard))

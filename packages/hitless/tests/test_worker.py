@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+from certificates import TLS
 from gunicorn_process import Start
 from hitless.server import LAST_REQUESTS_SECONDS, LIFESPAN_SECONDS
 from processes import PATIENCE, until
@@ -306,3 +307,13 @@ def test_worker_without_the_hooks_logs_a_warning_and_serves(gunicorn: Start) -> 
     assert server.get("/pid").status_code == 200
     server.send(signal.SIGTERM)
     assert server.wait() == 0
+
+
+def test_worker_that_cannot_use_the_certificate_logs_one_line(gunicorn: Start, tls: TLS) -> None:
+    """With the hooks, the master finds it first, unless it runs as another user than the worker."""
+    files = (f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
+    server = gunicorn("example_app:app", "--worker-class=hitless.Worker", *files)
+
+    assert server.wait() == 3
+    assert server.log.count(" are not a certificate and its unencrypted key") == 1
+    assert "Traceback" not in server.log

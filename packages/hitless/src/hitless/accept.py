@@ -30,7 +30,8 @@ BATCH_SIZE = 8
 # stuck, it still accepts one connection per pause.
 PAUSE_SECONDS = 0.001
 # Seconds for which a worker stops accepting when the system has no file descriptor or no memory for another connection.
-# It first closes the connections that have never sent a request, for those that will.
+# It first closes the connections that have never sent a request, for those that will, and if that is not enough, the
+# next time those whose TLS handshake is still not complete.
 EXHAUSTED_SECONDS = 1.0
 # Seconds for a TLS handshake.
 HANDSHAKE_SECONDS = 20.0
@@ -78,6 +79,7 @@ class Acceptor:
         self._worker = worker
         self._connections = connections
         self._handshakes = set[asyncio.Task[None]]()
+        self._slow_handshakes = set[asyncio.Task[None]]()
 
     def start(self) -> None:
         """Start accepting connections."""
@@ -135,6 +137,9 @@ class Acceptor:
             log.warning("Not accepting connections for %d s: %s", EXHAUSTED_SECONDS, error)
             for unused in [each for each in self._connections if isinstance(each, LimitedProtocol)]:
                 unused.close_if_unused()
+            for handshake in self._slow_handshakes & self._handshakes:
+                handshake.cancel()
+            self._slow_handshakes = set(self._handshakes)
             self._pause(EXHAUSTED_SECONDS)
             return False
         connection.setblocking(False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 Arbiter = Any  # gunicorn has no type hints
+Config = Any
 
 # Found while gunicorn reads its configuration, when it cannot log yet.
 pidfile_problems = set[str]()
@@ -26,8 +27,7 @@ def check_startup(arbiter: Arbiter) -> None:
     """
     if arbiter.cfg.reuse_port:
         raise StartupError("reuse_port must be off: connections that wait for a worker would be lost with it")
-    if arbiter.cfg.certfile and arbiter.cfg.keyfile:
-        check_certificate(Path(arbiter.cfg.certfile), Path(arbiter.cfg.keyfile))
+    check_tls(arbiter.cfg)
     # A master that replaces another one (SIGUSR2), or that systemd starts, inherits its sockets.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
         for address in arbiter.address:
@@ -49,6 +49,16 @@ def check_address(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise StartupError(f"Cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def check_tls(cfg: Config) -> None:
+    """Check the certificate and its key, if the configuration has them.
+
+    Raises:
+        StartupError: They cannot be used.
+    """
+    if cfg.certfile and cfg.keyfile:
+        check_certificate(Path(cfg.certfile), Path(cfg.keyfile))
 
 
 def check_certificate(certfile: Path, keyfile: Path) -> None:

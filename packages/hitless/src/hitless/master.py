@@ -13,6 +13,7 @@ from typing import Any
 
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # it has no type hints
 
+from hitless.checks import StartupError, check_tls
 from hitless.drain import is_stopping
 from hitless.shared import Phase, master_heartbeat, starts
 
@@ -60,7 +61,7 @@ class Supervisor:
         self._next_start = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        arbiter.spawn_worker = self.spawn_worker
+        arbiter.spawn_worker = lambda: None  # gunicorn's reload would start all at once, before it calls manage_workers
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
         master_heartbeat[0] = time.monotonic()
@@ -75,7 +76,7 @@ class Supervisor:
             active = list(self._active_workers())
             successors = number - sum(not self._is_replaced(worker) for worker in active)
             # A worker that leaves still needs memory and may hold database connections. So that there is never more
-            # than one worker too many, workers at `max_requests` wait for their turn, and serve until then.
+            # than one worker too many, workers that have to be replaced wait for their turn, and serve until then.
             room = number + 1 - len(self._arbiter.WORKERS)
             for _ in range(max(number - len(active), min(successors, room))):
                 self.spawn_worker()
@@ -86,8 +87,9 @@ class Supervisor:
         if time.monotonic() < self._next_start:
             return
         try:
+            check_tls(self._arbiter.cfg)  # here, where a problem is one line for all workers
             self._spawn_worker()
-        except (OSError, RuntimeError) as error:  # such as a limit on processes, or no `worker_tmp_dir`
+        except (StartupError, OSError, RuntimeError) as error:  # such as a limit on processes, or no `worker_tmp_dir`
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:

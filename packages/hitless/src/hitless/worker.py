@@ -13,7 +13,6 @@ import sys
 import traceback
 from functools import partial
 from mmap import mmap
-from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # it has n
 from uvicorn.lifespan import off, on  # noqa: F401  imported by Uvicorn on demand; once here, not in each worker
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no type hints
 
-from hitless.checks import StartupError, check_certificate
+from hitless.checks import StartupError, check_tls
 from hitless.forwarded import add_mapped_addresses
 from hitless.limits import Limits, enable_send_timeout
 from hitless.protocol import LimitedProtocol
@@ -76,12 +75,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         """Serve until the worker is told to stop."""
         if not self.has_hooks:
             self.log.warning("gunicorn.conf.py does not assign hitless.hooks(): requests are lost when gunicorn stops")
-        if self.cfg.certfile and self.cfg.keyfile:
-            try:  # they may have changed since the master has checked them
-                check_certificate(Path(self.cfg.certfile), Path(self.cfg.keyfile))
-            except StartupError as error:
-                self.log.critical(str(error))
-                sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        try:  # again, because the worker may run as another user than the master
+            check_tls(self.cfg)
+        except StartupError as error:
+            self.log.critical(str(error))
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         super().run()
         atexit.register(_exit_without_freeing)
 
