@@ -46,22 +46,6 @@ def test_worker_serves_until_a_successor_starts_that_has_failed(
     assert server.wait() == 0
 
 
-def test_sighup_whose_successors_all_fail_is_tried_again(start: Start, failing: Path) -> None:
-    server = start("--workers=2", STARTUP_FAILS_WITH=str(failing))
-    server.wait_for_log("Application startup complete.", times=2)
-    failing.touch()
-
-    server.send(signal.SIGHUP)
-    server.wait_for_log("the startup has failed", times=2)
-    server.wait_for_log(FAILED_START)
-    served = server.get("/pid")
-    failing.unlink()
-
-    server.wait_for_log("has exited", times=4)  # the two that have failed, and the old ones
-    assert served.status_code == server.get("/pid").status_code == 200
-    assert "Traceback" not in server.log
-
-
 def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) -> None:
     server = start("--workers=3")
     server.wait_for_log("Application startup complete.", times=3)
