@@ -103,7 +103,7 @@ child_exit = hooks.child_exit
 def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     """Check the address, the certificate and the database once for all workers, or exit with one line."""
     hooks.on_starting(server)
-    app = server.app.wsgi()
+    app = hitless.load_application(server)
     try:
         anyio.run(prepare_database, settings)
         if warning := anyio.run(check_connection_limit, settings, server.num_workers):

@@ -99,13 +99,6 @@ class RefusalLog(logging.Filter):
 refusal_log = RefusalLog(lines_per_second=10)
 
 
-class _KnownMalformed(logging.Filter):
-    """Drops Uvicorn's line about a malformed request, which hitless logs too."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.msg != "Invalid HTTP request received."
-
-
 def shorten(text: str) -> str:
     """Cut what a client has sent, so that it takes at most 512 characters of a log line."""
     # JSON writes some characters as six.
@@ -124,7 +117,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"known malformed": {"()": _KnownMalformed}, "refusals": {"()": lambda: refusal_log}},
+        "filters": {"refusals": {"()": lambda: refusal_log}},
         "formatters": {
             "structlog": {
                 "()": structlog.stdlib.ProcessorFormatter,
@@ -147,7 +140,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
             # uvicorn-worker copies the handlers of gunicorn's loggers to Uvicorn's.
             "gunicorn.error": to_stderr,
             "uvicorn": to_stderr,
-            "uvicorn.error": {**to_stderr, "filters": ["known malformed"]},
+            "uvicorn.error": to_stderr,
             "hitless": {**to_stderr, "filters": ["refusals"]},
             # The application's middleware writes the access log, as `app.access`.
             "gunicorn.access": {"handlers": [], "propagate": False},

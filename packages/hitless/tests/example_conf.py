@@ -26,7 +26,7 @@ hooks = hitless.hooks(
 )
 
 on_starting, when_ready, _, child_exit = hooks
-server.PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", "15"))
+server.WARN_SECONDS = float(os.environ.get("WARN_SECONDS", "15"))
 accept.HANDSHAKE_SECONDS = float(os.environ.get("HANDSHAKE_SECONDS", "20"))
 
 if "PIDFILE" in os.environ:

@@ -75,6 +75,13 @@ async def test_idle_connection_without_unread_bytes_is_closed(connection: Connec
     assert await asyncio.get_running_loop().sock_recv(connection.client, 1000) == b""
 
 
+async def test_used_connection_is_not_closed_as_unused(connection: Connection) -> None:
+    connection.protocol.close_if_unused()
+    connection.client.send(GET)
+
+    assert (await read_response(connection.client)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 async def test_connection_that_is_closing_is_left_alone(connection: Connection) -> None:
     connection.protocol.transport.close()
 

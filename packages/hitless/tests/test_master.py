@@ -101,7 +101,7 @@ def test_failed_fork_is_tried_again(start: Start, failing: Path) -> None:
 
 
 def test_master_that_does_not_respond_is_logged_once(start: Start) -> None:
-    server = start("--workers=2", "--max-requests=10", PATIENCE_SECONDS="2")
+    server = start("--workers=2", "--max-requests=10", WARN_SECONDS="2")
     server.wait_for_log("Application startup complete.", times=2)
     server.send(signal.SIGSTOP)
     try:

@@ -70,6 +70,16 @@ def test_exception_after_a_response_is_logged_and_leaves_the_connection_open(sta
     assert server.log.count("Exception in ASGI application") == 20
 
 
+def test_exception_before_a_response_returns_500_and_is_logged_once(start: Start) -> None:
+    server = start()
+
+    response = server.get("/sleep/forever")
+
+    assert response.status_code == 500
+    server.wait_for_log("ValueError: could not convert string to float: 'forever'")
+    assert server.log.count("Exception in ASGI application") == 1
+
+
 # Malformed requests --------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +129,7 @@ def test_malformed_request_returns_400_and_closes_the_connection(server: Gunicor
     assert headers["connection"] == "close"
     assert headers["date"]
     assert f"request refused: id {headers['x-request-id']}, status 400, client 127.0.0.1" in server.log
+    assert "Invalid HTTP request received" not in server.log  # Uvicorn's line
     assert "server" not in headers
 
 

@@ -211,6 +211,13 @@ def test_message_of_the_maximum_size_is_accepted(server: Gunicorn) -> None:
         assert ask(client, b"x" * LIMITS.websocket_message_size) == str(LIMITS.websocket_message_size)
 
 
+def test_fragmented_message_is_received_as_one(server: Gunicorn) -> None:
+    with open_websocket(server) as client:
+        client.send(["one ", "message"])
+
+        assert str(client.recv(PATIENCE)).endswith(" one message")
+
+
 @pytest.mark.parametrize("fragments", [1, 3])
 def test_message_too_large_closes_with_1009(server: Gunicorn, fragments: int) -> None:
     size = LIMITS.websocket_message_size // fragments + 1

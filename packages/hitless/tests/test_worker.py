@@ -160,7 +160,7 @@ def test_sigterm_does_not_wait_for_idle_connections_of_a_replaced_worker(start: 
 
 
 def test_workers_at_max_requests_are_replaced_one_after_another(start: Start) -> None:
-    server = start(*NO_TIMEOUT, "--workers=2", "--max-requests=1", PATIENCE_SECONDS="2")
+    server = start(*NO_TIMEOUT, "--workers=2", "--max-requests=1", WARN_SECONDS="2")
     asked = set()
     with ExitStack() as idle:  # a connection to each worker at least, so that none leaves
 
@@ -191,7 +191,7 @@ def test_worker_at_max_requests_serves_until_its_successor_accepts(start: Start)
 
 
 def test_worker_at_max_requests_serves_on_for_as_long_as_it_has_no_successor(start: Start) -> None:
-    server = start("--max-requests=1", FORK_DELAY="5", PATIENCE_SECONDS="2")
+    server = start("--max-requests=1", FORK_DELAY="5", WARN_SECONDS="2")
 
     first = server.get("/pid").text
     server.wait_for_log("This worker has served `max_requests`, and serves on because it has no successor yet")

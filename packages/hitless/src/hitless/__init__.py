@@ -2,7 +2,7 @@
 
 import sys
 
-from hitless.checks import StartupError, abort_startup, usable_pidfile
+from hitless.checks import StartupError, abort_startup, load_application, usable_pidfile
 from hitless.cpus import CPUs, available_cpus
 from hitless.drain import is_draining
 from hitless.memory import Memory, available_memory
@@ -27,6 +27,7 @@ __all__ = [
     "available_processes",
     "hooks",
     "is_draining",
+    "load_application",
     "log_stream",
     "plain_text",
     "usable_pidfile",

@@ -93,6 +93,11 @@ def usable_pidfile(path: str) -> str | None:
     return path
 
 
+def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
+    """Load the application, once for all workers if `preload_app` is on. For `on_starting` hooks."""
+    return arbiter.app.wsgi()
+
+
 def abort_startup(arbiter: Arbiter, message: str) -> NoReturn:
     """Log one line, remove the pidfile and exit with status 1. For `on_starting` hooks."""
     arbiter.log.critical(message)

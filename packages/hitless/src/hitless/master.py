@@ -15,7 +15,7 @@ from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # it has
 
 from hitless.checks import StartupError, check_tls
 from hitless.drain import is_stopping
-from hitless.shared import Phase, master_beat, starts
+from hitless.shared import Phase, master_heartbeat, starts
 
 # The signals with which the master stops a worker.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -64,11 +64,11 @@ class Supervisor:
         arbiter.spawn_worker = lambda: None  # gunicorn's reload would start all at once, before it calls manage_workers
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
-        master_beat[0] = time.monotonic()
+        master_heartbeat[0] = time.monotonic()
 
     def manage_workers(self) -> None:
         """Start the workers that are missing, and stop those that have a successor. gunicorn calls it every second."""
-        master_beat[0] = time.monotonic()
+        master_heartbeat[0] = time.monotonic()
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
         if not is_stopping():
@@ -94,7 +94,7 @@ class Supervisor:
 
     def reap_workers(self) -> None:
         """Remove the workers that have exited. Retry a failed start, or end the server if none ever succeeded."""
-        master_beat[0] = time.monotonic()
+        master_heartbeat[0] = time.monotonic()
         before = dict(self._arbiter.WORKERS)
         try:
             self._reap_workers()
@@ -133,7 +133,7 @@ class Supervisor:
                 yield worker
 
     def _is_replaced(self, worker: Worker) -> bool:
-        return bool(worker.age <= self._outdated_age or worker.phase == Phase.LEAVING)
+        return bool(worker.age <= self._outdated_age or worker.phase == Phase.AT_MAX_REQUESTS)
 
     def _stop_surplus(self) -> None:
         """Stop workers that are replaced or too many, as long as enough others accept."""

@@ -30,6 +30,8 @@ else:
     HAS_WEBSOCKETS = True
 
 log = logging.getLogger("hitless")
+# Uvicorn's line for each malformed request. `hitless` logs it with the client's address and the request id.
+logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
 # Seconds that a connection stays open after a refusal. If it were closed with unread data in its buffer, it would be
 # reset, and the client might never see the response.

@@ -17,7 +17,7 @@ from uvicorn import Config, Server
 from hitless.accept import Acceptor
 from hitless.drain import is_draining, is_stopping
 from hitless.protocol import LimitedProtocol
-from hitless.shared import Phase, master_beat, silence_reported, starts
+from hitless.shared import Phase, heartbeat_loss_logged, master_heartbeat, starts
 
 log = logging.getLogger("uvicorn.error")
 
@@ -29,7 +29,7 @@ HANDSHAKE_SECONDS = 5
 # The part of gunicorn's `graceful_timeout` that is kept for the lifespan's shutdown, in seconds.
 LIFESPAN_SECONDS = 5
 # Seconds without a successor, or without a sign of life of the master, after which a line is logged.
-PATIENCE_SECONDS = 15.0
+WARN_SECONDS = 15.0
 
 
 class GracefulServer(Server):
@@ -84,16 +84,16 @@ class GracefulServer(Server):
         self._check_master()
         self._warn_without_successor()
         should_exit = await super().on_tick(counter)
-        if should_exit and not self.should_exit and master_beat[0]:  # it has served `max_requests`
-            self._leave()
+        if should_exit and not self.should_exit and master_heartbeat[0]:  # it has served `max_requests`
+            self._request_successor()
             return False
         return should_exit
 
-    def _leave(self) -> None:
+    def _request_successor(self) -> None:
         """Ask the master for a successor. The master stops this worker when the successor accepts."""
         self.limit_max_requests = None
-        self._phase[0] = Phase.LEAVING
-        self._warn_at = time.monotonic() + PATIENCE_SECONDS
+        self._phase[0] = Phase.AT_MAX_REQUESTS
+        self._warn_at = time.monotonic() + WARN_SECONDS
         with contextlib.suppress(OSError):  # the master has died
             os.kill(os.getppid(), signal.SIGCHLD)  # makes the master check its workers now
 
@@ -101,19 +101,19 @@ class GracefulServer(Server):
         """Log one line if the master has started no successor in time, and none for another worker either."""
         if starts[0] != self._starts:
             self._starts = starts[0]
-            self._warn_at = max(self._warn_at, time.monotonic() + PATIENCE_SECONDS)
+            self._warn_at = max(self._warn_at, time.monotonic() + WARN_SECONDS)
         if time.monotonic() > self._warn_at:
             self._warn_at = math.inf
             log.warning("This worker has served `max_requests`, and serves on because it has no successor yet")
 
     def _check_master(self) -> None:
         """Log one line, in one worker, if the master does not respond."""
-        silence = time.monotonic() - master_beat[0] if master_beat[0] else 0.0
-        if silence < PATIENCE_SECONDS:
-            silence_reported[0] = 0
-        elif not silence_reported[0]:
-            silence_reported[0] = 1
-            log.error("The master process has not responded for %d s: no worker is replaced", silence)
+        seconds_without_heartbeat = time.monotonic() - master_heartbeat[0] if master_heartbeat[0] else 0.0
+        if seconds_without_heartbeat < WARN_SECONDS:
+            heartbeat_loss_logged[0] = 0
+        elif not heartbeat_loss_logged[0]:
+            heartbeat_loss_logged[0] = 1
+            log.error("The master process has not responded for %d s: no worker is replaced", seconds_without_heartbeat)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let clients leave, finish running requests within the grace period, then shut down the lifespan."""

@@ -6,9 +6,9 @@ from mmap import mmap
 # How often a worker has started to accept.
 starts = memoryview(mmap(-1, 4)).cast("I")
 # When the master's loop ran last, by the monotonic clock, in seconds; 0.0 without hitless' hooks.
-master_beat = memoryview(mmap(-1, 8)).cast("d")
+master_heartbeat = memoryview(mmap(-1, 8)).cast("d")
 # 1 once a worker has logged that the master does not respond.
-silence_reported = mmap(-1, 1)
+heartbeat_loss_logged = mmap(-1, 1)
 
 
 class Phase(IntEnum):
@@ -16,5 +16,5 @@ class Phase(IntEnum):
 
     STARTING = 0
     ACCEPTING = 1
-    LEAVING = 2  # it has served `max_requests`, and accepts until its successor does
+    AT_MAX_REQUESTS = 2  # accepts until its successor does
     STOPPING = 3

@@ -71,7 +71,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self.unparsed = deque[bytes]()
         self.is_handling = False  # the application has taken a message, and has not asked for the next one
-        self.is_leaving = False
+        self.is_draining = False
         self.is_closed_by_server = False
 
     # Messages --------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
     def _takes_messages(self) -> bool:
         if self.close_sent:  # messages are discarded, but the client's close frame is expected
             return True
-        return not self.is_leaving and self.queue.qsize() < self.limits.websocket_queue
+        return not self.is_draining and self.queue.qsize() < self.limits.websocket_queue
 
     def handle_cont(self, event: Frame) -> None:
         if event.data or event.fin:  # a message could have any number of empty frames
@@ -111,7 +111,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     async def receive(self) -> Any:  # noqa: ANN401  one of ASGI's messages
         self.is_handling = False
-        self._leave_if_idle()
+        self._close_if_idle()
         message = await super().receive()
         self.is_handling = message["type"] == "websocket.receive"
         self._parse()
@@ -124,7 +124,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         if self.initial_response and self.close_sent:  # rejected with a response; Uvicorn would log that there is none
             self.handshake_complete = True
-        self._leave_if_idle()
+        self._close_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Counted when it ends, as requests are. Otherwise the clients of a recycled worker, which connect again at
@@ -136,16 +136,16 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """Close the connection once the application is idle, or at once if this is called again."""
-        if self.is_leaving:
-            self._leave()
-        self.is_leaving = True
-        self._leave_if_idle()
+        if self.is_draining:
+            self._close_with_1012()
+        self.is_draining = True
+        self._close_if_idle()
 
-    def _leave_if_idle(self) -> None:
-        if self.is_leaving and not self.is_handling and self.queue.empty():
-            self._leave()
+    def _close_if_idle(self) -> None:
+        if self.is_draining and not self.is_handling and self.queue.empty():
+            self._close_with_1012()
 
-    def _leave(self) -> None:
+    def _close_with_1012(self) -> None:
         # Without a finished handshake, there is nothing to close yet: this is called again when it is finished.
         if self.handshake_complete and not self.close_sent and not self.transport.is_closing():
             self.conn.send_close(CloseCode.SERVICE_RESTART)

@@ -69,7 +69,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
     @property
     def accepts(self) -> bool:
         """Whether the worker accepts connections."""
-        return self.phase in {Phase.ACCEPTING, Phase.LEAVING}
+        return self.phase in {Phase.ACCEPTING, Phase.AT_MAX_REQUESTS}
 
     def run(self) -> None:
         """Serve until the worker is told to stop."""
