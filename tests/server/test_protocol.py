@@ -23,8 +23,8 @@ from tests.conftest import SECRET_KEY
 from tests.people import PASSWORD
 
 SHORT_LIMITS = Path(__file__).with_name("impatient_conf.py")
-GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
-POST = b"POST /auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+GET = f"GET {PREFIX}/health HTTP/1.1\r\nHost: test\r\n".encode()
+POST = f"POST {PREFIX}/auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n".encode()
 
 
 @pytest.fixture
