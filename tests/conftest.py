@@ -18,7 +18,7 @@ import pytest
 import structlog
 from availability import cannot_run, docker_problem
 from fastapi import FastAPI
-from processes import PATIENCE
+from processes import TIMEOUT
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Receive, Scope, Send
@@ -132,7 +132,7 @@ def postgresql_server() -> str:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets Redis and the readiness check take longer than the service allows: the machine may be busy."""
-    set_timeouts(monkeypatch, PATIENCE)
+    set_timeouts(monkeypatch, TIMEOUT)
 
 
 @pytest.fixture

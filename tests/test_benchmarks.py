@@ -5,7 +5,7 @@ import sys
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from benchmarks import servers
 from benchmarks.__main__ import add_users, get_token
@@ -22,7 +22,7 @@ def test_limit_returns_the_same_responses_as_the_service(database_url: str) -> N
     with servers.limit(database_url) as limit, servers.service(database_url) as service:
         auth = {"Authorization": f"Bearer {get_token(service)}"}
         responses = [
-            [httpx.get(server.url + path, headers=auth, timeout=PATIENCE).json() for server in (limit, service)]
+            [httpx.get(server.url + path, headers=auth, timeout=TIMEOUT).json() for server in (limit, service)]
             for path in ("/health/live", "/users/me", "/users/?limit=100")
         ]
 

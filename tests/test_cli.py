@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import cli
@@ -73,7 +73,7 @@ class CommandLine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
 
     def run_on_terminal(self, *arguments: str, answers: dict[str, str]) -> tuple[int, str]:
@@ -95,8 +95,8 @@ class CommandLine:
         )
         os.close(terminal)
         last_answer = list(answers.values())[-1]
-        shown, deadline, prompts = "", time.monotonic() + PATIENCE, list(answers)
-        retry_at = time.monotonic() + PATIENCE / 2
+        shown, deadline, prompts = "", time.monotonic() + TIMEOUT, list(answers)
+        retry_at = time.monotonic() + TIMEOUT / 2
         while time.monotonic() < deadline:
             # A control key is rarely lost between the prompt and the read. A line never is.
             if not prompts and not last_answer.isprintable() and time.monotonic() > retry_at:
@@ -111,7 +111,7 @@ class CommandLine:
             if prompts and prompts[0] in shown:
                 os.write(controller, f"{answers[prompts.pop(0)]}\n".encode())
         try:
-            return process.wait(timeout=PATIENCE), shown
+            return process.wait(timeout=TIMEOUT), shown
         finally:
             os.close(controller)  # not earlier: it would send SIGHUP to the process
 

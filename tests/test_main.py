@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE, free_port, get_or_none, until
+from processes import TIMEOUT, free_port, get_or_none, until
 
 from app import PREFIX
 from tests.conftest import SECRET_KEY
@@ -42,7 +42,7 @@ def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -
     ready = until(lambda: get_or_none(f"http://127.0.0.1:{uvicorn.port}{PREFIX}/health/ready"), "a response")
 
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=PATIENCE)
+    _, log = process.communicate(timeout=TIMEOUT)
 
     assert ready.json() == {"status": "ready", "database": "connected"}
     assert "Application shutdown complete." in log
@@ -70,7 +70,7 @@ def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -
 )
 def test_startup_failure_prints_one_line(uvicorn: Uvicorn, variables: dict[str, str], status: int, line: str) -> None:
     process = uvicorn.start(**variables)
-    _, log = process.communicate(timeout=PATIENCE)
+    _, log = process.communicate(timeout=TIMEOUT)
 
     assert process.returncode == status
     assert log.count(line) == 1
@@ -81,7 +81,7 @@ def test_startup_failure_prints_one_line(uvicorn: Uvicorn, variables: dict[str, 
 def test_port_in_use_prints_one_line(uvicorn: Uvicorn) -> None:
     with socket.create_server(("127.0.0.1", uvicorn.port)):
         process = uvicorn.start()
-        _, log = process.communicate(timeout=PATIENCE)
+        _, log = process.communicate(timeout=TIMEOUT)
 
     assert process.returncode == 3
     assert log.count("address already in use") == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from availability import cannot_run
 from playwright.async_api import Browser, Page, async_playwright
-from processes import PATIENCE, free_port, get_or_none, until
+from processes import TIMEOUT, free_port, get_or_none, until
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -23,7 +23,7 @@ async def chromium() -> AsyncIterator[Browser]:
     # Resolves no host name, and connects to no address except this machine's.
     offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=[offline], timeout=PATIENCE * 1000)
+        browser = await playwright.chromium.launch(executable_path=program, args=[offline], timeout=TIMEOUT * 1000)
         yield browser
         await browser.close()
 
@@ -47,7 +47,7 @@ class Visit:
 @pytest.fixture
 async def visit(chromium: Browser) -> AsyncIterator[Visit]:
     context = await chromium.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(PATIENCE * 1000)
+    context.set_default_timeout(TIMEOUT * 1000)
     yield Visit(await context.new_page())
     await context.close()
 
@@ -71,4 +71,4 @@ def start_server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[
     yield start
     for process in processes:
         process.terminate()
-        process.wait(timeout=PATIENCE)
+        process.wait(timeout=TIMEOUT)

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.async_api import Page, expect
-from processes import PATIENCE, free_port, get_or_none, until
+from processes import TIMEOUT, free_port, get_or_none, until
 
 from tests.browser.conftest import StartServer, Visit
 from tests.container.conftest import MAILDEV
@@ -16,7 +16,7 @@ from tests.container.engine import Container, run_container, run_docker
 from tests.people import PASSWORD, log_in, register
 from tests.smtp_server import MailServer, text_of
 
-expect.set_options(timeout=PATIENCE * 1000)
+expect.set_options(timeout=TIMEOUT * 1000)
 
 NEW_PASSWORD = "Tr0ub4dor&3 is shorter"
 PHONE = {"width": 360, "height": 640}

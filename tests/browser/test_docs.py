@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import TITLE
 from tests.browser.conftest import StartServer, Visit
 
-expect.set_options(timeout=PATIENCE * 1000)
+expect.set_options(timeout=TIMEOUT * 1000)
 
 NEW_PASSWORD = "Tr0ub4dor&3 is shorter"  # in the example of the operation that changes it
 SUPERUSER = {"email": "root@example.com", "password": "a good password"}

@@ -11,11 +11,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import PREFIX
 
-TIMEOUT = 1800  # seconds for one command; to run the tests in a container takes many minutes
+COMMAND_TIMEOUT = 1800  # seconds for one command; to run the tests in a container takes many minutes
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
@@ -25,7 +25,7 @@ def run_docker(*arguments: str | Path, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=TIMEOUT,
+        timeout=COMMAND_TIMEOUT,
         env=os.environ | environment,
     )
     if result.returncode:
@@ -35,11 +35,11 @@ def run_docker(*arguments: str | Path, **environment: str) -> str:
 
 @contextlib.contextmanager
 def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
-    """Run a docker command that does not end, and iterate over the lines of its output for at most PATIENCE seconds."""
+    """Run a docker command that does not end, and iterate over the lines of its output for at most TIMEOUT seconds."""
     command = ["docker", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
-        timer = threading.Timer(PATIENCE, process.kill)
+        timer = threading.Timer(TIMEOUT, process.kill)
         timer.start()
         try:
             yield (line.rstrip("\n") for line in process.stdout)
@@ -136,7 +136,7 @@ class Container:
     def wait_for_exit(self) -> int:
         """Wait until the container exits, and return its exit code."""
         command = ["docker", "wait", self.name]
-        return int(subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE).stdout)
+        return int(subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT).stdout)
 
     def execute(self, *command: str) -> str:
         """Run a command in the container, and return its output."""
@@ -178,7 +178,7 @@ class Compose:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=TIMEOUT,
+            timeout=COMMAND_TIMEOUT,
         )
         assert result.returncode == 0, f"$ {script}\n{result.stdout}"
         return result.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import randrange
 
 import httpx
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from tests.conftest import ROOT
 from tests.container.engine import Compose, compose_project
@@ -40,4 +40,4 @@ def query(compose: Compose, statement: str) -> str:
 
 
 def log_in(compose: Compose) -> httpx.Response:
-    return httpx.post(f"{compose.url}/auth/login", json=CREDENTIALS, timeout=PATIENCE)
+    return httpx.post(f"{compose.url}/auth/login", json=CREDENTIALS, timeout=TIMEOUT)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import PREFIX
 from tests.conftest import NO_LIMIT, RATE_LIMITS
@@ -60,7 +60,7 @@ def api(container: Container) -> str:
 
 
 def get(container: Container, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
-    return httpx.get(api(container) + path, headers=headers, timeout=PATIENCE)
+    return httpx.get(api(container) + path, headers=headers, timeout=TIMEOUT)
 
 
 def get_in_background(executor: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
@@ -72,7 +72,7 @@ def get_in_background(executor: ThreadPoolExecutor, container: Container, path: 
 
 def log_in(url: str) -> dict[str, str]:
     """Log in, and return the header that authenticates the user."""
-    response = httpx.post(f"{url}/auth/login", json=CREDENTIALS, timeout=PATIENCE)
+    response = httpx.post(f"{url}/auth/login", json=CREDENTIALS, timeout=TIMEOUT)
     return {"Authorization": f"Bearer {response.json()['access_token']}"}
 
 
@@ -85,6 +85,6 @@ def make_targets(container: Container, host: str = "", port: int = 8000) -> list
         port: The port to send requests to.
     """
     url = api(container)
-    httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE)
+    httpx.post(f"{url}/users/", json=PERSON, timeout=TIMEOUT)
     address = (host or container.ip, port)
     return [Target(*address, f"{PREFIX}/health/live"), Target(*address, f"{PREFIX}/users/me", log_in(url))]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from processes import PATIENCE, get_or_none, until
+from processes import TIMEOUT, get_or_none, until
 
 from app import PREFIX
 from tests.conftest import ROOT
@@ -39,17 +39,17 @@ def stored_emails(compose: Compose) -> list[str]:
 
 
 def test_service_is_ready_with_postgresql_redis_and_mail(compose: Compose) -> None:
-    ready = httpx.get(f"{compose.url}/health/ready", timeout=PATIENCE)
+    ready = httpx.get(f"{compose.url}/health/ready", timeout=TIMEOUT)
 
     assert ready.json() == {"status": "ready", "database": "connected", "redis": "connected", "mail": "available"}
 
 
 def test_mail_arrives_in_maildev(compose: Compose) -> None:
-    httpx.post(f"{compose.url}/users/", json=PERSON | {"email": "mail@example.com"}, timeout=PATIENCE)
+    httpx.post(f"{compose.url}/users/", json=PERSON | {"email": "mail@example.com"}, timeout=TIMEOUT)
     maildev = compose("port", "mail", "1080").strip()
 
     def find_mail() -> str | None:
-        mails = httpx.get(f"http://{maildev}/email", timeout=PATIENCE).json()
+        mails = httpx.get(f"http://{maildev}/email", timeout=TIMEOUT).json()
         return next((mail["text"] for mail in mails if mail["to"][0]["address"] == "mail@example.com"), None)
 
     text = until(find_mail, "maildev has received the mail")
@@ -57,7 +57,7 @@ def test_mail_arrives_in_maildev(compose: Compose) -> None:
 
 
 def test_users_are_stored_in_postgresql_and_kept_after_down_and_up(compose: Compose) -> None:
-    registered = httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE)
+    registered = httpx.post(f"{compose.url}/users/", json=PERSON, timeout=TIMEOUT)
     assert registered.status_code == 201
     stored = stored_emails(compose)
     assert PERSON["email"] in stored
@@ -69,7 +69,7 @@ def test_users_are_stored_in_postgresql_and_kept_after_down_and_up(compose: Comp
 
 
 def test_changed_file_is_reloaded(compose: Compose) -> None:
-    assert httpx.get(f"{compose.url}/news", timeout=PATIENCE).status_code == 404
+    assert httpx.get(f"{compose.url}/news", timeout=TIMEOUT).status_code == 404
 
     with (compose.file.with_name("app") / "main.py").open("a") as main:
         main.write(NEW_ROUTE)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, run_container
@@ -36,7 +36,7 @@ def test_full_disk_fails_only_writes_and_is_named_in_few_lines(image: str, netwo
 
         def register() -> int:
             person = {**PERSON, "email": f"user{next(numbers)}@example.com"}
-            return httpx.post(users, json=person, timeout=PATIENCE).status_code
+            return httpx.post(users, json=person, timeout=TIMEOUT).status_code
 
         def log_lines() -> list[dict[str, object]]:
             return [line for line in service.log_lines if line["event"] == "database unavailable"]

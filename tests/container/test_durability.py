@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, run_container, run_docker
@@ -80,7 +80,7 @@ class Clients:
 
     async def run(self, stop: threading.Event) -> None:
         """Run all clients until `stop` is set."""
-        async with httpx.AsyncClient(timeout=PATIENCE) as self.http:
+        async with httpx.AsyncClient(timeout=TIMEOUT) as self.http:
             await asyncio.gather(*(self.run_client(number, stop) for number in range(CLIENTS)))
 
     async def run_client(self, number: int, stop: threading.Event) -> None:
@@ -133,7 +133,7 @@ class Clients:
             fields: The request's body.
         """
         expected = {status}
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while (response := await self.request("POST", path, account, expected, **fields)).status_code == 503:
                 expected = {status, repeated or status}
         return response
@@ -239,5 +239,5 @@ async def refresh_all_tokens(clients: Clients) -> None:
             for token in account.used_tokens[-1:]:
                 await clients.post("/auth/refresh", account, 401, refresh_token=token)
 
-    async with httpx.AsyncClient(timeout=PATIENCE) as clients.http:
+    async with httpx.AsyncClient(timeout=TIMEOUT) as clients.http:
         await asyncio.gather(*map(refresh_tokens, clients.accounts))

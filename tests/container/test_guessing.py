@@ -10,7 +10,7 @@ from threading import Event
 
 import httpx
 from hitless.accept import raise_file_limit
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from tests.container.engine import run_container
 from tests.container.service import CREDENTIALS, PERSON, run_service
@@ -61,7 +61,7 @@ def guess(host: str, end: float) -> Counter[int]:
     """Log in with wrong passwords for some time, and count the statuses."""
     statuses = Counter[int]()
     # A new connection for each request, so that they reach all workers.
-    with httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+    with httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0)) as client:
         while time.monotonic() < end:
             wrong = {**CREDENTIALS, "password": f"wrong password {time.monotonic()}"}
             response = client.post(f"http://{host}:8000/auth/login", json=wrong)
@@ -82,7 +82,7 @@ def test_guesses_stay_within_the_quota_while_a_thousand_connections_are_busy(ima
         }
         with run_service(image, on_network, "--cpus=1", "--memory=1g", **settings) as service:
             host = service.ip
-            httpx.post(f"http://{host}:8000/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+            httpx.post(f"http://{host}:8000/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
             with busy(host), ThreadPoolExecutor(GUESSING_CLIENTS) as executor:
                 end = time.monotonic() + SECONDS
                 guesses = [executor.submit(guess, host, end) for _ in range(GUESSING_CLIENTS)]

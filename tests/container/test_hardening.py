@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import NAME
 from tests.conftest import ROOT
@@ -101,7 +101,7 @@ def test_container_is_healthy_and_logs_no_other_warning(image: str, case: str) -
     with run_container(image, *DOCKER_OPTIONS[case], *options(), "--publish=127.0.0.1::8000") as container:
         container.wait_until_healthy()
 
-        response = httpx.get(f"{container.url}/health/ready", timeout=PATIENCE)
+        response = httpx.get(f"{container.url}/health/ready", timeout=TIMEOUT)
         assert response.status_code == 200
         container.stop()
         assert container.exit_code == 0

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import NAME, PREFIX
 from tests.conftest import ROOT
@@ -42,14 +42,14 @@ def test_documented_command_builds_and_runs_the_image(image: str) -> None:
 
 
 def test_health_returns_200(service: Container) -> None:
-    response = httpx.get(f"{service.url}/health", timeout=PATIENCE)
+    response = httpx.get(f"{service.url}/health", timeout=TIMEOUT)
 
     assert response.status_code == 200
     assert response.json() == {"status": "alive"}
 
 
 def test_default_database_is_ready(service: Container) -> None:
-    response = httpx.get(f"{service.url}/health/ready", timeout=PATIENCE)
+    response = httpx.get(f"{service.url}/health/ready", timeout=TIMEOUT)
 
     assert response.json() == {"status": "ready", "database": "connected"}
 
@@ -74,7 +74,7 @@ def test_healthcheck_reports_healthy(service: Container) -> None:
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
 def test_docs_pages_load_all_assets_from_the_service(service: Container, page: str) -> None:
-    with httpx.Client(base_url=service.url, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=service.url, timeout=TIMEOUT) as client:
         html = client.get(page)
         assets = re.findall(r'(?:src|href)="([^"]+)"', html.text)
         responses = [client.get(asset.removeprefix(PREFIX)) for asset in assets]
@@ -87,8 +87,8 @@ def test_docs_pages_load_all_assets_from_the_service(service: Container, page: s
 
 
 def test_user_registers_logs_in_and_gets_the_current_user(service: Container) -> None:
-    registered = httpx.post(f"{service.url}/users/", json=PERSON, timeout=PATIENCE)
-    me = httpx.get(f"{service.url}/users/me", headers=log_in(service.url), timeout=PATIENCE)
+    registered = httpx.post(f"{service.url}/users/", json=PERSON, timeout=TIMEOUT)
+    me = httpx.get(f"{service.url}/users/me", headers=log_in(service.url), timeout=TIMEOUT)
 
     assert registered.status_code == 201
     assert me.json() == registered.json()
@@ -128,7 +128,7 @@ def test_host_of_ipv6_applies_to_the_server_and_the_healthcheck(image: str, disa
             get = f"import urllib.request; print(urllib.request.urlopen('http://[::1]:8000{PREFIX}/health').status)"
             assert container.execute("python", "-c", get) == "200"
 
-        assert httpx.get(f"{api(container)}/health", timeout=PATIENCE).status_code == 200
+        assert httpx.get(f"{api(container)}/health", timeout=TIMEOUT).status_code == 200
         assert "Listening at: http://[::]:8000" in container.log
 
 

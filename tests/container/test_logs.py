@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import PREFIX
 from tests.container.engine import Container, run_container
@@ -36,7 +36,7 @@ def faulty(image: str) -> Iterator[Container]:
 )
 def test_bug_is_logged_in_one_line(faulty: Container, bug: str, level: str, message: str) -> None:
     try:
-        httpx.get(f"http://{faulty.ip}:8000{PREFIX}/bugs/{bug}", timeout=PATIENCE)
+        httpx.get(f"http://{faulty.ip}:8000{PREFIX}/bugs/{bug}", timeout=TIMEOUT)
     except httpx.TransportError:
         assert bug in {"segmentation fault", "exit"}
 
@@ -57,7 +57,7 @@ def test_import_error_is_logged_in_one_line(image: str) -> None:
 
 
 def test_malformed_request_is_logged_in_one_line(faulty: Container) -> None:
-    with httpx.Client(timeout=PATIENCE) as client, pytest.raises(httpx.HTTPError):
+    with httpx.Client(timeout=TIMEOUT) as client, pytest.raises(httpx.HTTPError):
         client.get(f"https://{faulty.ip}:8000/")  # TLS, which the server does not speak here
 
     faulty.wait_for_log("request refused")

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
-from processes import PATIENCE, free_port, get_or_none, until
+from processes import TIMEOUT, free_port, get_or_none, until
 
 from tests.container.conftest import MAILDEV, POSTGRESQL, POSTGRESQL_OPTIONS, Database
 from tests.container.engine import Container, run_container, run_docker
@@ -67,7 +67,7 @@ async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list
                 except httpx.TransportError:
                     await asyncio.sleep(0.1)
 
-    async with httpx.AsyncClient(timeout=PATIENCE) as http:
+    async with httpx.AsyncClient(timeout=TIMEOUT) as http:
         await asyncio.gather(*(run_client(http) for _ in range(CLIENTS)))
     return statuses
 
@@ -75,7 +75,7 @@ async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list
 def links_by_account(maildev: Container) -> dict[str, set[str]]:
     """Return the tokens that have arrived for each address."""
     links = defaultdict(set)
-    for mail in httpx.get(f"http://{maildev.ip}:1080/email", timeout=PATIENCE).json():
+    for mail in httpx.get(f"http://{maildev.ip}:1080/email", timeout=TIMEOUT).json():
         (token,) = re.findall(r"#token=(\S+)", mail["text"])
         links[mail["to"][0]["address"]].add(token)
     return links
@@ -100,7 +100,7 @@ async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_serv
         requests = asyncio.create_task(
             run_clients(url, "/auth/password-reset", bodies[kill * part : (kill + 1) * part])
         )
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while await stored(database, "count(*)") <= kill * part:  # so that it is killed while it accepts requests
                 pass
         await asyncio.to_thread(service.send_signal, "KILL")
@@ -160,12 +160,12 @@ def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path
         with run_service(image, *docker_options, WEB_CONCURRENCY="1", **settings) as service:
             url = f"http://{service.ip}:8000"
 
-            httpx.post(f"{url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+            httpx.post(f"{url}/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
 
             service.wait_for_log("mail sent" if scheme == "smtps" else "the mail server is unavailable: mails wait")
-            ready = httpx.get(f"{url}/health/ready", timeout=PATIENCE).json()
+            ready = httpx.get(f"{url}/health/ready", timeout=TIMEOUT).json()
             reasons = [line["reason"] for line in service.log_lines if line["level"] == "warning"]
-            mails = httpx.get(f"http://{maildev.ip}:1080/email", timeout=PATIENCE).json()
+            mails = httpx.get(f"http://{maildev.ip}:1080/email", timeout=TIMEOUT).json()
 
     if scheme == "smtps":
         assert (reasons, ready["mail"]) == ([], "available")

@@ -6,7 +6,7 @@ from collections import Counter
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from tests.container.conftest import Database
 from tests.container.engine import Container, run_container
@@ -51,7 +51,7 @@ async def log_in_and_read(container: Container, seconds: int) -> tuple[Counter[i
     """
     logins, reads, failures = Counter[int](), list[float](), list[str]()
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=api(container), timeout=PATIENCE, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=api(container), timeout=TIMEOUT, limits=limits) as client:
         people = [PERSON | {"email": f"user{number}@example.com"} for number in range(CLIENTS)]
         for person in people:
             assert (await client.post("/users/", json=person)).status_code == 201

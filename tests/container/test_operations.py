@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from app import PREFIX
 from tests.conftest import NO_LIMIT
@@ -31,13 +31,13 @@ def production(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator
         with compose.file.with_name(".env.production").open("a") as settings:
             settings.write(f"RATE_LIMIT_LOGIN={NO_LIMIT}\n")
         run(compose, command("up"))
-        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
         yield compose
 
 
 def read_me(compose: Compose, auth: dict[str, str]) -> int:
     """Request the current user, and return the status."""
-    return httpx.get(f"{compose.url}/users/me", headers=auth, timeout=PATIENCE).status_code
+    return httpx.get(f"{compose.url}/users/me", headers=auth, timeout=TIMEOUT).status_code
 
 
 @contextmanager
@@ -64,8 +64,8 @@ def test_first_look_shows_containers_and_readiness(production: Compose) -> None:
 
 def test_blocked_queries_are_found_and_ended(production: Compose) -> None:
     with locked_users(production):
-        status = httpx.get(f"{production.url}/health/ready", timeout=PATIENCE).status_code
-        assert httpx.post(f"{production.url}/auth/login", json=CREDENTIALS, timeout=PATIENCE).status_code == 503
+        status = httpx.get(f"{production.url}/health/ready", timeout=TIMEOUT).status_code
+        assert httpx.post(f"{production.url}/auth/login", json=CREDENTIALS, timeout=TIMEOUT).status_code == 503
 
         output = run(production, command("blocked"))
 

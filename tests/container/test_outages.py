@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import asyncpg
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from app import PREFIX
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS, Database
@@ -86,7 +86,7 @@ class Outage:
         self.write = write
         self.recovered_at = 0.0
         # A new connection for each request, so that they reach different workers.
-        self.client = httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0))
+        self.client = httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
 
     def request(self, target: Target) -> int:
         """Send a request beside the load, and return the status."""
@@ -220,7 +220,7 @@ def take_all_connections(database: Database) -> Iterator[None]:
     connections: list[asyncpg.Connection[asyncpg.Record]] = []
 
     async def take() -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             connections.append(await connect(database.server.ip))
             while len(connections) < MAX_CONNECTIONS:
                 try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from tests.container.engine import Container, json_lines, run_container, run_docker
 from tests.container.load import assert_no_request_lost, continue_load, load
@@ -107,7 +107,7 @@ def test_workers_of_two_containers_share_one_rate_limit(
         urls = [f"{api(container)}/users/me" for container in (one, other)] * 100
 
         # A new connection for each request, so that they reach all workers.
-        with httpx.Client(timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        with httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0)) as client:
             responses = list(background.map(client.get, urls))
 
     remaining = [int(re.sub(".*;r=([0-9]+);.*", r"\1", response.headers["ratelimit"])) for response in responses]

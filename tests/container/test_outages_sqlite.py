@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from tests.container.engine import Container
 from tests.container.load import Report, continue_load, load
@@ -37,7 +37,7 @@ def outage(service: Container) -> Iterator[Report]:
 
     def write_succeeds() -> bool:
         url = f"{api(service)}/users/me"
-        return httpx.patch(url, headers=write.headers, json={"full_name": "A"}, timeout=PATIENCE).is_success
+        return httpx.patch(url, headers=write.headers, json={"full_name": "A"}, timeout=TIMEOUT).is_success
 
     with load(read, write) as report:
         continue_load(report)

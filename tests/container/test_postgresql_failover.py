@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from app import NAME, PREFIX
 from tests.container.engine import Container, run_docker
@@ -77,7 +77,7 @@ def assert_stored(server: Container, writers: Writers) -> None:
 
 
 def readiness(service: Container) -> int:
-    return httpx.get(f"{api(service)}/health/ready", timeout=PATIENCE).status_code
+    return httpx.get(f"{api(service)}/health/ready", timeout=TIMEOUT).status_code
 
 
 def test_failover_loses_no_acknowledged_write(image: str, network: str, primary: Container, standby: Container) -> None:

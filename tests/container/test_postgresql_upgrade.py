@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from tests.container.conftest import POSTGRESQL
 from tests.container.engine import run_docker
@@ -30,7 +30,7 @@ def test_postgresql_17_is_upgraded_to_18_and_back(tmp_path: Path, image: str, po
         old_file = new_file.replace(f"image: {POSTGRESQL}\n", f"image: {postgresql_17}\n")
         compose.file.write_text(old_file)
         run(compose, command("up"))
-        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
         auth = get_auth(compose.url)
         old_version = query(compose, "SHOW server_version_num")
 
@@ -41,7 +41,7 @@ def test_postgresql_17_is_upgraded_to_18_and_back(tmp_path: Path, image: str, po
         restore = command("restore").replace(BACKUP, f"backup-{datetime.now().astimezone():%F}")
         run(compose, restore + command("up"))
         new_version = query(compose, "SHOW server_version_num")
-        me = httpx.get(f"{compose.url}/users/me", headers=auth, timeout=PATIENCE)
+        me = httpx.get(f"{compose.url}/users/me", headers=auth, timeout=TIMEOUT)
         login = log_in(compose)
 
         run(compose, command("stop-web"))

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from processes import PATIENCE, free_port, get_or_none, until
+from processes import TIMEOUT, free_port, get_or_none, until
 
 from app import NAME, PREFIX
 from tests.conftest import NO_LIMIT, RATE_LIMITS, ROOT
@@ -34,7 +34,7 @@ def production(create_project: Callable[[], Compose]) -> Compose:
     """The running project, with one user."""
     compose = create_project()
     run(compose, command("up"))
-    httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+    httpx.post(f"{compose.url}/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
     return compose
 
 
@@ -44,8 +44,8 @@ def read_secrets(compose: Compose) -> dict[str, str]:
 
 def test_database_is_migrated_before_the_service_starts(production: Compose) -> None:
     migration, web = (json.loads(production.container(name).inspect("{{json .State}}")) for name in ("migrate", "web"))
-    ready = httpx.get(f"{production.url}/health/ready", timeout=PATIENCE)
-    me = httpx.get(f"{production.url}/users/me", headers=get_auth(production.url), timeout=PATIENCE)
+    ready = httpx.get(f"{production.url}/health/ready", timeout=TIMEOUT)
+    me = httpx.get(f"{production.url}/users/me", headers=get_auth(production.url), timeout=TIMEOUT)
 
     assert (migration["Status"], migration["ExitCode"]) == ("exited", 0)
     assert migration["FinishedAt"] < web["StartedAt"]
@@ -126,7 +126,7 @@ def test_each_container_has_resource_limits_and_no_capabilities(production: Comp
 
 
 def test_forwarded_address_from_the_proxy_on_this_host_is_trusted(production: Compose) -> None:
-    httpx.get(f"{production.url}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=PATIENCE)
+    httpx.get(f"{production.url}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=TIMEOUT)
 
     lines = production.container("web").log_lines
     assert [line["client"] for line in lines if line["event"] == "request"][-1] == "203.0.113.9"
@@ -138,7 +138,7 @@ def run_proxy(folder: Path, compose: Compose) -> Iterator[str]:
     (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
     url = f"http://localhost:{free_port()}"
     text = caddyfile.text.replace("api.example.com", url)
-    text = text.replace("10.254.254", compose.variables["WEB_NETWORK"]).replace("30s", f"{PATIENCE}s")
+    text = text.replace("10.254.254", compose.variables["WEB_NETWORK"]).replace("30s", f"{TIMEOUT}s")
     (folder / "Caddyfile").write_text("{\n    admin off\n}\n" + text)
     with run_container("caddy:2.11-alpine", "--network=host", f"--volume={folder}:/etc/caddy:ro"):
         until(lambda: get_or_none(url), "the proxy responds")
@@ -149,7 +149,7 @@ def test_documented_proxy_passes_on_the_host_and_the_address_of_its_client(
     production: Compose, readable_path: Path
 ) -> None:
     with run_proxy(readable_path, production) as url:
-        response = httpx.get(f"{url}{PREFIX}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=PATIENCE)
+        response = httpx.get(f"{url}{PREFIX}/users/me", headers={"X-Forwarded-For": "203.0.113.9"}, timeout=TIMEOUT)
 
     assert response.status_code == 401
     lines = production.container("web").log_lines
@@ -210,7 +210,7 @@ def test_release_behind_the_documented_proxy_loses_no_request(
     tmp_path_factory: pytest.TempPathFactory, readable_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests that arrive while `web` is replaced wait in the proxy."""
-    monkeypatch.setattr("tests.container.load.RESPONSE_TIMEOUT", PATIENCE)
+    monkeypatch.setattr("tests.container.load.RESPONSE_TIMEOUT", TIMEOUT)
     later = f"{image}-later"
     run_docker("tag", image, later)
     with ExitStack() as stack:
@@ -219,7 +219,7 @@ def test_release_behind_the_documented_proxy_loses_no_request(
         with compose.file.with_name(".env.production").open("a") as settings:
             settings.writelines(f"{name.upper()}={NO_LIMIT}\n" for name in RATE_LIMITS)
         run(compose, command("up"))
-        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=PATIENCE).raise_for_status()
+        httpx.post(f"{compose.url}/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
         headers = get_auth(compose.url)
         url = urlsplit(stack.enter_context(run_proxy(readable_path, compose)))
         read = Target("localhost", url.port or 80, f"{PREFIX}/users/me", headers)

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import httpx
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import PREFIX
 from tests.container.engine import Container, run_container, run_docker
@@ -72,7 +72,7 @@ async def post_after_five_idle_seconds(url: str) -> Counter[object]:
     limits = httpx.Limits(keepalive_expiry=60)
     async with AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits))
+            await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits))
             for _ in range(CLIENTS)
         ]
         return Counter(await asyncio.gather(*(post(client) for client in clients * CONNECTIONS)))

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from certificates import TLS, make_certificate
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import PREFIX
 from tests.container.engine import Container, run_container
@@ -25,7 +25,7 @@ def mount(folder: Path) -> str:
 
 
 def get(container: Container, path: str, tls: TLS) -> httpx.Response:
-    return httpx.get(f"{container.url.replace('http', 'https')}{path}", verify=tls.client, timeout=PATIENCE)
+    return httpx.get(f"{container.url.replace('http', 'https')}{path}", verify=tls.client, timeout=TIMEOUT)
 
 
 def test_docker_stop_finishes_a_running_https_request(image: str, tls: TLS, background: ThreadPoolExecutor) -> None:

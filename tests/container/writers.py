@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from app import PREFIX
 from tests.people import PASSWORD
@@ -38,7 +38,7 @@ class Writers:
 
     async def run(self, stop: threading.Event) -> None:
         """Run all clients until `stop` is set."""
-        async with httpx.AsyncClient(base_url=self.url + PREFIX, timeout=PATIENCE) as http:
+        async with httpx.AsyncClient(base_url=self.url + PREFIX, timeout=TIMEOUT) as http:
             await asyncio.gather(*(self.run_client(http, number, stop) for number in range(CLIENTS)))
 
     async def run_client(self, http: httpx.AsyncClient, number: int, stop: threading.Event) -> None:

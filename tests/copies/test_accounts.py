@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE, free_port, get_or_none, until
+from processes import TIMEOUT, free_port, get_or_none, until
 
 from app import PREFIX
 from tests.pages import command
@@ -23,7 +23,7 @@ def server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[tuple[
     until(lambda: get_or_none(f"http://127.0.0.1:{port}{PREFIX}/health"), "the service responds")
     yield f"http://127.0.0.1:{port}", log
     process.terminate()
-    process.wait(timeout=PATIENCE)
+    process.wait(timeout=TIMEOUT)
 
 
 def test_account_is_recovered_with_curl(server: tuple[str, Path]) -> None:
@@ -32,7 +32,7 @@ def test_account_is_recovered_with_curl(server: tuple[str, Path]) -> None:
     steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
     script = "\necho; echo ---\n".join(step for step, _ in steps)
 
-    result = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=10 * PATIENCE)
+    result = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=10 * TIMEOUT)
 
     outputs = result.stdout.split("---\n")
     assert len(outputs) == len(steps)

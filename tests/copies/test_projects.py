@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
@@ -314,7 +314,7 @@ class Client:
 
 
 async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Event) -> None:
-    async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=PATIENCE) as http:
+    async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=TIMEOUT) as http:
         clients = [Client(http, number, acknowledged) for number in range(CLIENTS)]
         users = [await client.sign_up() for client in clients]
         others = users[1:] + users[:1]

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 import structlog
-from processes import PATIENCE, free_port
+from processes import TIMEOUT, free_port
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("quick")
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the tests wait for tenths of seconds instead of seconds, and mails take any time on a busy machine."""
-    monkeypatch.setattr(transport_module, "COMMAND_SECONDS", PATIENCE)
-    monkeypatch.setattr(transport_module, "SEND_SECONDS", PATIENCE)
+    monkeypatch.setattr(transport_module, "COMMAND_SECONDS", TIMEOUT)
+    monkeypatch.setattr(transport_module, "SEND_SECONDS", TIMEOUT)
     monkeypatch.setattr(sender_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(sender_module, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(sender_module, "FIRST_RETRY", timedelta(seconds=0.1))
@@ -102,7 +102,7 @@ async def wait_until_empty(engine: AsyncEngine) -> None:
 
 async def wait_for_availability(sender: Sender, *, available: bool) -> None:
     """Return when the sender takes the mail server for available, or for unavailable."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while sender.is_available is not available:  # noqa: ASYNC110  there is no event
             await asyncio.sleep(0.01)
 

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 from gunicorn_process import Start
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 from app import PREFIX
 from tests.conftest import SECRET_KEY
@@ -20,7 +20,7 @@ def test_unhandled_exception_is_logged_once_with_the_request_id(start_service: S
     body = {"email": "ann@example.com", "password": "x"}
 
     response = httpx.post(
-        server.url + PREFIX + path, json=body, headers={"X-Request-ID": "my-request"}, timeout=PATIENCE
+        server.url + PREFIX + path, json=body, headers={"X-Request-ID": "my-request"}, timeout=TIMEOUT
     )
 
     assert response.status_code == status

@@ -15,7 +15,7 @@ import pytest
 from certificates import TLS
 from gunicorn_process import Gunicorn, Start
 from hitless.accept import SLOTS
-from processes import PATIENCE, free_port
+from processes import TIMEOUT, free_port
 
 from app import NAME, PREFIX
 from tests.server.conftest import GUNICORN_CONF, LoadConf
@@ -98,7 +98,7 @@ def test_service_migrates_and_uses_the_default_database(start: Start, tmp_path: 
     response = httpx.post(
         f"{server.url}{PREFIX}/users/",
         json={"email": "ann@example.com", "password": "correct horse battery staple", "full_name": "Ann"},
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
 
     assert response.status_code == 201
@@ -145,7 +145,7 @@ def test_certificate_enables_https(start: Start, tls: TLS) -> None:
     server = start(WEB_CONCURRENCY="1", SSL_CERTFILE=str(tls.certfile), SSL_KEYFILE=str(tls.keyfile))
     server.wait_for_log("Application startup complete.")
 
-    response = httpx.get(f"{server.url.replace('http', 'https')}{PREFIX}/health", verify=tls.client, timeout=PATIENCE)
+    response = httpx.get(f"{server.url.replace('http', 'https')}{PREFIX}/health", verify=tls.client, timeout=TIMEOUT)
 
     assert response.json() == {"status": "alive"}
     assert "Warning" not in server.log
@@ -208,9 +208,9 @@ def test_links_in_mails_work_without_a_secret_key(start: Start) -> None:
     server = start(WEB_CONCURRENCY="1")
     server.wait_for_log("Application startup complete.")
     person = {"email": "ann@example.com", "password": "a good password", "full_name": "Ann"}
-    httpx.post(f"{server.url}{PREFIX}/users/", json=person, timeout=PATIENCE).raise_for_status()
+    httpx.post(f"{server.url}{PREFIX}/users/", json=person, timeout=TIMEOUT).raise_for_status()
     server.wait_for_log("#token=")
     (token,) = re.findall(r"#token=([\w=-]+)", server.log)
 
     url = f"{server.url}{PREFIX}/auth/email-verification/confirm"
-    assert httpx.post(url, json={"token": token, "password": person["password"]}, timeout=PATIENCE).status_code == 204
+    assert httpx.post(url, json={"token": token, "password": person["password"]}, timeout=TIMEOUT).status_code == 204

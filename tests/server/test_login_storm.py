@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 from gunicorn_process import Gunicorn, Start
-from processes import PATIENCE
+from processes import TIMEOUT
 
 from app import PREFIX
 from app.settings import Settings
@@ -30,9 +30,9 @@ def test_concurrent_logins_use_bounded_memory_and_do_not_block_others(start_serv
     ann = {"email": "ann@example.com", "password": PASSWORD}
 
     def log_in(_: int) -> int:
-        return httpx.post(f"{server.url}{PREFIX}/auth/login", json=ann, timeout=PATIENCE).status_code
+        return httpx.post(f"{server.url}{PREFIX}/auth/login", json=ann, timeout=TIMEOUT).status_code
 
-    with httpx.Client(base_url=server.url + PREFIX, timeout=PATIENCE) as client, ThreadPoolExecutor(LOGINS) as executor:
+    with httpx.Client(base_url=server.url + PREFIX, timeout=TIMEOUT) as client, ThreadPoolExecutor(LOGINS) as executor:
         client.post("/users/", json=ann | {"full_name": "Ann"})
         auth = {"Authorization": f"Bearer {client.post('/auth/login', json=ann).json()['access_token']}"}
         after_one = peak_memory(server)

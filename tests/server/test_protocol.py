@@ -15,7 +15,7 @@ import httpx
 import pytest
 from certificates import TLS
 from gunicorn_process import Gunicorn, Start
-from processes import PATIENCE, free_port, until
+from processes import TIMEOUT, free_port, until
 
 from app import PREFIX
 from app.middleware.security_headers import strict_headers
@@ -52,7 +52,7 @@ def start_service(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator
 @contextmanager
 def connect(server: Gunicorn, data: bytes = b"", source: str = "127.0.0.1") -> Iterator[socket.socket]:
     """Open a connection from an address, and send data on it."""
-    with socket.create_connection(server.address, PATIENCE, (source, 0)) as client:
+    with socket.create_connection(server.address, TIMEOUT, (source, 0)) as client:
         client.sendall(data)
         yield client
 
@@ -158,7 +158,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
     server = start_service(
         DATABASE_URL=database_url, DATABASE_POOL_SIZE="1", DATABASE_POOL_TIMEOUT="60", RATE_LIMIT="100000/minute"
     )
-    with httpx.Client(base_url=server.url + PREFIX, timeout=PATIENCE) as client, ExitStack() as stack:
+    with httpx.Client(base_url=server.url + PREFIX, timeout=TIMEOUT) as client, ExitStack() as stack:
         ann = {"email": "ann@example.com", "password": PASSWORD}
         client.post("/users/", json=ann | {"full_name": "Ann"})
         auth = f"Bearer {client.post('/auth/login', json=ann).json()['access_token']}"

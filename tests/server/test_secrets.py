@@ -5,7 +5,7 @@ from base64 import urlsafe_b64decode
 import httpx
 import pytest
 from gunicorn_process import Start
-from processes import PATIENCE
+from processes import TIMEOUT
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -81,7 +81,7 @@ async def test_no_secret_is_logged_returned_or_stored(
     app = "tests.server.app_with_faulty_route:app"
     server = start_service(app, DATABASE_URL=database_url, SECRET_KEY=KEY, **verbose, **cheap)
 
-    async with httpx.AsyncClient(base_url=server.url + PREFIX, timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(base_url=server.url + PREFIX, timeout=TIMEOUT) as client:
         tokens, errors = await use_every_secret(client)
         stored = await read_all_values(session)
         await rename_column(session, "password_hash", "elsewhere")

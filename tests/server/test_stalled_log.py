@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
-from processes import PATIENCE, free_port, get_or_none, until
+from processes import TIMEOUT, free_port, get_or_none, until
 
 from tests.conftest import NO_LIMIT
 from tests.server.conftest import GUNICORN_CONF
@@ -28,10 +28,10 @@ def test_requests_are_served_while_nobody_reads_the_log(tmp_path: Path, clean_en
     )
     try:
         until(lambda: get_or_none(f"{url}/health/live"), "the server responds")
-        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
             statuses = {client.get("/nothing").status_code for _ in range(1000)}  # more than a pipe holds
         server.terminate()
-        _, log = server.communicate(timeout=PATIENCE)
+        _, log = server.communicate(timeout=TIMEOUT)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from gunicorn_process import Gunicorn, Start
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -28,7 +28,7 @@ def server(start_service: Start) -> Gunicorn:
 @pytest.fixture
 def token(server: Gunicorn) -> str:
     """The access token of a new user."""
-    with httpx.Client(base_url=server.url + PREFIX, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=server.url + PREFIX, timeout=TIMEOUT) as client:
         credentials = {"email": "ann@example.com", "password": PASSWORD}
         client.post("/users/", json=credentials | {"full_name": "Ann"}).raise_for_status()
         return str(client.post("/auth/login", json=credentials).raise_for_status().json()["access_token"])
@@ -45,7 +45,7 @@ def chat(server: Gunicorn, token: str) -> Iterator[ClientConnection]:
 def wait_for_close(client: ClientConnection) -> int | None:
     """Wait until the server closes the connection, and return the close code."""
     with pytest.raises(ConnectionClosed):
-        client.recv(PATIENCE)
+        client.recv(TIMEOUT)
     return client.close_code
 
 
@@ -61,7 +61,7 @@ def wait_for_lines(server: Gunicorn) -> list[dict[str, Any]]:
 
 def test_user_sends_and_receives_messages(server: Gunicorn, chat: ClientConnection) -> None:
     chat.send("hello")
-    assert chat.recv(PATIENCE) == "1 in 1: hello"
+    assert chat.recv(TIMEOUT) == "1 in 1: hello"
     chat.close(4001)
 
     (line,) = wait_for_lines(server)
@@ -79,7 +79,7 @@ def test_unhandled_exception_closes_with_1011_and_is_logged_once(server: Gunicor
 
 def test_sigterm_closes_with_1012(server: Gunicorn, chat: ClientConnection) -> None:
     chat.send("hello")
-    chat.recv(PATIENCE)
+    chat.recv(TIMEOUT)
     server.send(signal.SIGTERM)
 
     assert wait_for_close(chat) == 1012
@@ -99,7 +99,7 @@ def test_sigterm_closes_with_1012(server: Gunicorn, chat: ClientConnection) -> N
 def test_rejected_handshake_gets_an_error_of_the_api(
     server: Gunicorn, path: str, host: str, status: int, error: str
 ) -> None:
-    tcp = socket.create_connection(server.address, PATIENCE)
+    tcp = socket.create_connection(server.address, TIMEOUT)
     with pytest.raises(InvalidStatus) as rejected, connect(f"ws://{host}{PREFIX}{path}", sock=tcp):
         pass
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 
 class Gunicorn:
@@ -47,7 +47,7 @@ class Gunicorn:
 
     def wait(self) -> int:
         """Wait until the master has exited, and return its exit code."""
-        return self.process.wait(timeout=PATIENCE)
+        return self.process.wait(timeout=TIMEOUT)
 
     def stop(self) -> None:
         """Stop the master and its workers at once. Unlike SIGKILL, SIGQUIT lets them save their coverage."""
@@ -59,7 +59,7 @@ class Gunicorn:
         self.process.wait()
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=PATIENCE)
+        return httpx.get(self.url + path, timeout=TIMEOUT)
 
     def get_in_background(self, executor: ThreadPoolExecutor, path: str) -> Future[httpx.Response]:
         """Send a request, and return when the application has received it."""

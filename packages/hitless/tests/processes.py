@@ -14,23 +14,23 @@ import pytest
 T = TypeVar("T")
 
 # Seconds to wait for an event that should come soon. Far longer than needed, so that no test depends on speed.
-PATIENCE = 120
+TIMEOUT = 120
 
 
 def until(condition: Callable[[], T | None], description: str) -> T:
     """Wait until a condition returns something true, and return that."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         if result := condition():
             return result
         time.sleep(0.02)
-    pytest.fail(f"{description}: timed out after {PATIENCE} s")
+    pytest.fail(f"{description}: timed out after {TIMEOUT} s")
 
 
 def get_or_none(url: str) -> httpx.Response | None:
     """Return the response of a server, or None if it is not up."""
     try:
-        return httpx.get(url, timeout=PATIENCE)
+        return httpx.get(url, timeout=TIMEOUT)
     except httpx.TransportError:
         return None
 

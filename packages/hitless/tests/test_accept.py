@@ -17,7 +17,7 @@ import pytest
 from certificates import TLS, make_certificate
 from gunicorn_process import Gunicorn, Start
 from hitless.server import LAST_REQUESTS_SECONDS
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 # Limit on the open files of a worker.
 MAX_FILES = 300
@@ -27,7 +27,7 @@ MAX_FILES = 300
 def connect(server: Gunicorn, number: int) -> Iterator[list[socket.socket]]:
     """Open connections as fast as possible."""
     with ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(server.address, PATIENCE)) for _ in range(number)]
+        yield [stack.enter_context(socket.create_connection(server.address, TIMEOUT)) for _ in range(number)]
 
 
 def send(client: socket.socket, path: str) -> None:
@@ -45,7 +45,7 @@ def read_pid(client: socket.socket) -> bytes:
 
 def connection_counts(url: str, verify: ssl.SSLContext | bool = True) -> list[int]:
     """Return the number of connections of each worker that accepts."""
-    counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=PATIENCE).json()
+    counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=TIMEOUT).json()
     return counts
 
 
@@ -124,14 +124,14 @@ def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, star
         send(client, "/pid")
         assert client.recv(1000)[:2] in {b"", b"\x15\x03"}  # closed, or a TLS alert
 
-    response = httpx.get(f"{server.url.replace('http', 'https')}/pid", verify=tls.client, timeout=PATIENCE)
+    response = httpx.get(f"{server.url.replace('http', 'https')}/pid", verify=tls.client, timeout=TIMEOUT)
 
     assert response.status_code == 200
     assert "exception" not in server.log.lower()
 
 
 def test_closed_connections_are_not_counted(two_workers: Gunicorn) -> None:
-    with httpx.Client(timeout=PATIENCE) as observer:  # one connection; a second worker would count another one
+    with httpx.Client(timeout=TIMEOUT) as observer:  # one connection; a second worker would count another one
 
         def total() -> int:
             return sum(observer.get(f"{two_workers.url}/connections").json())
@@ -165,7 +165,7 @@ def test_worker_out_of_file_descriptors_accepts_again_later(worker_class: str, s
 
 def test_worker_out_of_file_descriptors_closes_connections_that_sent_nothing(worker_class: str, start: Start) -> None:
     server = start(worker_class, MAX_FILES=str(MAX_FILES), REQUEST_SECONDS="3600")
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as used, connect(server, MAX_FILES):
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as used, connect(server, MAX_FILES):
         used.get("/pid")
         server.wait_for_log("Not accepting connections for 1 s: [Errno 24] Too many open files")
 
@@ -180,7 +180,7 @@ def test_worker_out_of_file_descriptors_closes_connections_in_their_tls_handshak
     with connect(server, MAX_FILES):
         server.wait_for_log("Not accepting connections for 1 s: [Errno 24] Too many open files")
 
-        response = httpx.get(f"{server.url.replace('http', 'https')}/pid", verify=tls.client, timeout=PATIENCE)
+        response = httpx.get(f"{server.url.replace('http', 'https')}/pid", verify=tls.client, timeout=TIMEOUT)
 
     assert response.status_code == 200
     assert "Traceback" not in server.log

@@ -15,7 +15,7 @@ import pytest
 from example_server import ENVIRONMENT, EXAMPLE
 from gunicorn_process import Gunicorn, Start
 from hitless.drain import POLL_INTERVAL, is_draining, refuse_connections
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 
 def server_is_draining(server: Gunicorn) -> bool:
@@ -143,11 +143,11 @@ def test_sigterm_leaves_systemd_socket_open(tmp_path: Path) -> None:
             start_new_session=True,
         )
         try:
-            assert httpx.get(f"http://{host}:{port}/pid", timeout=PATIENCE).status_code == 200
+            assert httpx.get(f"http://{host}:{port}/pid", timeout=TIMEOUT).status_code == 200
 
             server.terminate()
 
-            assert server.wait(PATIENCE) == 0
+            assert server.wait(TIMEOUT) == 0
             socket.create_connection((host, port)).close()  # systemd starts the service again for it
         finally:
             with contextlib.suppress(ProcessLookupError):

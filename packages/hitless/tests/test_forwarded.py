@@ -4,7 +4,7 @@ import httpx
 import pytest
 from gunicorn_process import Start
 from hitless.forwarded import add_mapped_addresses
-from processes import PATIENCE, free_port
+from processes import TIMEOUT, free_port
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_proxy_is_trusted_on_a_socket_for_both_protocols(
     port = free_port()
     start(f"--forwarded-allow-ips={trusted}", f"--bind=[::]:{port}")
 
-    response = httpx.get(f"http://{host}:{port}/client", headers={"X-Forwarded-For": "192.0.2.1"}, timeout=PATIENCE)
+    response = httpx.get(f"http://{host}:{port}/client", headers={"X-Forwarded-For": "192.0.2.1"}, timeout=TIMEOUT)
 
     own = {"127.0.0.1": "::ffff:127.0.0.1", "[::1]": "::1"}[host]
     assert response.text == (client or own)

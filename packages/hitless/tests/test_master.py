@@ -9,7 +9,7 @@ import httpx
 import pytest
 from certificates import TLS
 from gunicorn_process import Gunicorn, Start
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 EXAMPLE_CONF = Path(__file__).with_name("example_conf.py").read_text()
 
@@ -83,7 +83,7 @@ def test_certificate_that_can_no_longer_be_read_is_one_line_per_attempt(start: S
     assert [line for line in lines if problem not in line and "[INFO]" not in line] == []
     assert "Booting worker" not in server.log[before:]
     url = server.url.replace("http", "https")
-    assert httpx.get(f"{url}/pid", verify=tls.client, timeout=PATIENCE).status_code == 200
+    assert httpx.get(f"{url}/pid", verify=tls.client, timeout=TIMEOUT).status_code == 200
 
 
 def test_failed_fork_is_tried_again(start: Start, failing: Path) -> None:
@@ -105,7 +105,7 @@ def test_master_that_does_not_respond_is_logged_once(start: Start) -> None:
     server.wait_for_log("Application startup complete.", times=2)
     server.send(signal.SIGSTOP)
     try:
-        with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+        with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
             until(lambda: client.get("/pid").is_success and "The master process has not" in server.log, "it is logged")
             responses = [client.get("/pid") for _ in range(50)]
     finally:

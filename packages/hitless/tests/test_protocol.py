@@ -14,7 +14,7 @@ import pytest
 from certificates import TLS
 from gunicorn_process import Gunicorn, Start
 from hitless import Limits
-from processes import PATIENCE, memory, until
+from processes import TIMEOUT, memory, until
 
 GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n"
@@ -40,7 +40,7 @@ def server(start_for_module: Start) -> Iterator[Gunicorn]:
 @contextmanager
 def connect(server: Gunicorn, data: bytes = b"") -> Iterator[socket.socket]:
     """Open a connection, and send data on it."""
-    with socket.create_connection(server.address, PATIENCE) as client:
+    with socket.create_connection(server.address, TIMEOUT) as client:
         client.sendall(data)
         yield client
 
@@ -61,7 +61,7 @@ def test_exception_after_a_response_is_logged_and_leaves_the_connection_open(sta
     server = start("--access-logfile=-")
     server.wait_for_log("Application startup complete.")
 
-    with httpx.Client(base_url=server.url, timeout=PATIENCE, limits=httpx.Limits(max_connections=1)) as client:
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT, limits=httpx.Limits(max_connections=1)) as client:
         responses = [client.get("/fail") for _ in range(20)]
 
     assert {response.status_code for response in responses} == {200}
@@ -271,7 +271,7 @@ SLOW_REQUESTS = {
 
 def trickle(server: Gunicorn, data: bytes, rest: bytes) -> list[int]:
     """Send data at once and the rest byte by byte until the server closes the connection; return the statuses."""
-    responses, deadline = b"", time.monotonic() + PATIENCE
+    responses, deadline = b"", time.monotonic() + TIMEOUT
     with connect(server, data) as client:
         client.settimeout(0.2)
         while True:
@@ -369,7 +369,7 @@ NUMBER_OF_SLOW_CLIENTS = 100
 def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> None:
     server = start("--access-logfile=-", **SHORT_LIMITS)
     large = b"GET /large/10000000 HTTP/1.1\r\nHost: test\r\n\r\n"  # no buffer holds the response, which nobody reads
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client, ExitStack() as stack:
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client, ExitStack() as stack:
         client.get("/pid")
         before = open_files(server)
 

@@ -14,7 +14,7 @@ import hitless
 import httpx
 import pytest
 from availability import cannot_run, package_index_problem
-from processes import PATIENCE, free_port, until
+from processes import TIMEOUT, free_port, until
 
 PACKAGE = Path(__file__).parents[1]
 ADDRESS = "127.0.0.1:8000"  # in the README
@@ -115,7 +115,7 @@ def test_application_in_the_readme_serves_reloads_and_stops(
     server = run()
     log = tmp_path / "log"
     until(lambda: log.read_text().count("Application startup complete.") == 2 or server.poll(), "both workers accept")
-    with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE) as client:
+    with httpx.Client(base_url=f"http://{address}", timeout=TIMEOUT) as client:
         assert client.post("/echo", content=b"hello").text == "hello"
 
         os.kill(int((tmp_path / "gunicorn.pid").read_text()), signal.SIGHUP)
@@ -130,4 +130,4 @@ def test_application_in_the_readme_serves_reloads_and_stops(
         server.send_signal(signal.SIGTERM)
         assert client.get("/slow").text == "done\n"
     assert {response.text for response in responses} == {"done\n"}
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(TIMEOUT) == 0

@@ -17,7 +17,7 @@ from certificates import TLS
 from gunicorn_process import Gunicorn, Start
 from hitless import Limits
 from hitless.server import LIFESPAN_SECONDS
-from processes import PATIENCE, memory, until
+from processes import TIMEOUT, memory, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -41,20 +41,20 @@ def server(start_for_module: Start) -> Iterator[Gunicorn]:
 
 
 def open_websocket(server: Gunicorn, path: str = "/echo") -> ClientConnection:
-    return connect(f"{server.url.replace('http', 'ws')}{path}", open_timeout=PATIENCE, close_timeout=PATIENCE)
+    return connect(f"{server.url.replace('http', 'ws')}{path}", open_timeout=TIMEOUT, close_timeout=TIMEOUT)
 
 
 def ask(client: ClientConnection, message: str | bytes) -> str:
     """Send a message, and return the answer without the worker's process id."""
     client.send(message)
-    return str(client.recv(PATIENCE)).partition(" ")[2]
+    return str(client.recv(TIMEOUT)).partition(" ")[2]
 
 
 def close_code(client: ClientConnection) -> int | None:
     """Read until the server closes the connection, and return the close code."""
     try:
         while True:
-            client.recv(PATIENCE)
+            client.recv(TIMEOUT)
     except ConnectionClosed:
         return client.close_code
 
@@ -63,7 +63,7 @@ def close_code(client: ClientConnection) -> int | None:
 def open_raw(server: Gunicorn, head: bytes = HANDSHAKE) -> Iterator[socket.socket]:
     """Open a WebSocket connection for frames that no client library would send."""
     with socket.socket() as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(TIMEOUT)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(server.address)
         client.sendall(head + b"\r\n")
@@ -130,7 +130,7 @@ def test_messages_over_tls_are_sent_and_received(start: Start, tls: TLS) -> None
 
 
 def test_handshake_after_a_request_on_the_same_connection_is_accepted(server: Gunicorn) -> None:
-    with socket.create_connection(server.address, PATIENCE) as client:
+    with socket.create_connection(server.address, TIMEOUT) as client:
         request_pid(client)
         client.sendall(HANDSHAKE + b"\r\n")
 
@@ -156,7 +156,7 @@ def test_rejected_handshake_gets_the_response_of_the_application(server: Gunicor
     ],
 )
 def test_invalid_handshake_is_answered_as_an_ordinary_request(server: Gunicorn, head: bytes) -> None:
-    with socket.create_connection(server.address, PATIENCE) as client:
+    with socket.create_connection(server.address, TIMEOUT) as client:
         client.sendall(head + b"\r\n")
 
         response = read_all(client)
@@ -166,7 +166,7 @@ def test_invalid_handshake_is_answered_as_an_ordinary_request(server: Gunicorn, 
 
 
 def test_message_before_the_end_of_the_handshake_closes_the_connection(server: Gunicorn) -> None:
-    with socket.create_connection(server.address, PATIENCE) as client:
+    with socket.create_connection(server.address, TIMEOUT) as client:
         client.sendall(HANDSHAKE.replace(b"/echo", b"/handshake") + b"\r\n")
         server.wait_for_log("a handshake is waiting")
         client.sendall(b"not masked")
@@ -176,7 +176,7 @@ def test_message_before_the_end_of_the_handshake_closes_the_connection(server: G
 
 
 def test_handshake_in_the_pipeline_does_not_mix_with_an_earlier_response(server: Gunicorn) -> None:
-    with socket.create_connection(server.address, PATIENCE) as client:
+    with socket.create_connection(server.address, TIMEOUT) as client:
         client.sendall(b"GET /sleep/1 HTTP/1.1\r\nHost: test\r\n\r\n" + HANDSHAKE + b"\r\n")
 
         response = read_all(client)
@@ -196,7 +196,7 @@ def test_upgrade_without_the_extra_is_answered_as_an_ordinary_request(start: Sta
     path = f"{tmp_path}:{Path(__file__).parent}"
     server = start(PYTHONPATH=path)
 
-    with socket.create_connection(server.address, PATIENCE) as client:
+    with socket.create_connection(server.address, TIMEOUT) as client:
         client.sendall(HANDSHAKE + b"\r\n")
         assert read_all(client).startswith(b"HTTP/1.1 200 OK\r\n")
     server.send(signal.SIGTERM)
@@ -215,7 +215,7 @@ def test_fragmented_message_is_received_as_one(server: Gunicorn) -> None:
     with open_websocket(server) as client:
         client.send(["one ", "message"])
 
-        assert str(client.recv(PATIENCE)).endswith(" one message")
+        assert str(client.recv(TIMEOUT)).endswith(" one message")
 
 
 @pytest.mark.parametrize("fragments", [1, 3])
@@ -291,7 +291,7 @@ def test_client_of_a_slow_application_is_not_disconnected(server: Gunicorn) -> N
         client.send("one")
         client.send("two")
 
-        assert [str(client.recv(PATIENCE)).split()[1] for _ in range(2)] == ["one", "two"]
+        assert [str(client.recv(TIMEOUT)).split()[1] for _ in range(2)] == ["one", "two"]
 
 
 def test_closed_connections_count_for_max_requests(start: Start) -> None:
@@ -327,7 +327,7 @@ def test_idle_connection_is_closed_with_1012(start: Start) -> None:
 def test_connection_whose_application_only_sends_is_closed_with_1012(start: Start) -> None:
     server = start()
     with open_websocket(server, "/push") as client:
-        assert client.recv(PATIENCE) == "news"
+        assert client.recv(TIMEOUT) == "news"
         server.send(signal.SIGTERM)
 
         assert close_code(client) == 1012
@@ -344,7 +344,7 @@ def test_message_that_is_being_handled_and_messages_that_wait_are_answered_befor
         client.send("later")
         server.send(signal.SIGTERM)
 
-        answers = [str(client.recv(PATIENCE)).partition(" ")[2] for _ in range(2)]
+        answers = [str(client.recv(TIMEOUT)).partition(" ")[2] for _ in range(2)]
 
         assert answers == ["sleep 2", "later"]
         assert close_code(client) == 1012
@@ -360,7 +360,7 @@ def test_message_that_arrives_while_the_worker_leaves_is_not_handled(start: Star
         time.sleep(2)  # longer than the worker serves open connections
         client.send("too late")
 
-        assert str(client.recv(PATIENCE)).endswith("sleep 3")
+        assert str(client.recv(TIMEOUT)).endswith("sleep 3")
         assert close_code(client) == 1012
     assert server.wait() == 0
     assert (tmp_path / "handled").read_text() == "sleep 3\n"
@@ -381,7 +381,7 @@ def test_handshake_in_progress_is_finished_and_closed_with_1012(start: Start, ba
 def test_handshake_while_the_worker_leaves_is_accepted_and_closed_with_1012(start: Start) -> None:
     server = start(LAST_REQUESTS_SECONDS="5")
     with (
-        httpx.Client(base_url=server.url, timeout=PATIENCE) as idle,
+        httpx.Client(base_url=server.url, timeout=TIMEOUT) as idle,
         closing(socket.create_connection(server.address)) as client,
     ):
         idle.get("/pid")

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from gunicorn_process import Gunicorn, Start
-from processes import PATIENCE
+from processes import TIMEOUT
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -37,7 +37,7 @@ class Clients:
     async def run(self, server: Gunicorn, disturb: Callable[[], Awaitable[None]]) -> None:
         """Run all clients until each has an answer, disturb the server, and stop it."""
         clients = asyncio.gather(*(self._talk(client) for client in range(CONNECTIONS)))
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(2 * TIMEOUT):
             await self.until(lambda: all(self.pids))
             await disturb()
             server.send(signal.SIGTERM)
@@ -51,7 +51,7 @@ class Clients:
         numbers = count()
         while True:
             try:
-                connection = await connect(self.url, open_timeout=PATIENCE)
+                connection = await connect(self.url, open_timeout=TIMEOUT)
             except ConnectionRefusedError:  # the server has stopped
                 return
             try:
@@ -93,7 +93,7 @@ def check(server: Gunicorn, clients: Clients) -> None:
 
 async def test_recycling_loses_no_message(server: Gunicorn, clients: Clients) -> None:
     async def send_requests() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT) as client:
             while clients.codes.total() < 3 * CONNECTIONS:
                 assert (await client.get("/pid")).status_code == 200
 

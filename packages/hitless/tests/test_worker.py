@@ -13,7 +13,7 @@ import pytest
 from certificates import TLS
 from gunicorn_process import Start
 from hitless.server import LAST_REQUESTS_SECONDS, LIFESPAN_SECONDS
-from processes import PATIENCE, until
+from processes import TIMEOUT, until
 
 GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -37,7 +37,7 @@ def test_sigterm_finishes_requests_and_shuts_down_in_order(start: Start, backgro
     server = start()
     running = server.get_in_background(background, "/sleep/2")
 
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as idle:  # keeps its connection open, and sends no more
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as idle:  # keeps its connection open, and sends no more
         idle.get("/pid")
         server.send(signal.SIGTERM)
 
@@ -106,7 +106,7 @@ def test_max_requests_loses_no_request_on_a_kept_connection(start: Start) -> Non
         responses.extend(client.get("/pid") for _ in range(50))
         return len({response.text for response in responses}) > 2
 
-    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
         until(lambda: send_requests(client), "a third worker has responded")
 
     assert {response.status_code for response in responses} == {200}

@@ -27,7 +27,7 @@ from uvicorn import Config, Server
 # httpx2, or httpx if that is missing.
 httpx: Any = starlette.testclient.httpx  # type: ignore[attr-defined]
 
-PATIENCE = 30  # seconds; longer than anything in these tests takes
+TIMEOUT = 30  # seconds; longer than anything in these tests takes
 worker_numbers = itertools.count()
 
 
@@ -64,12 +64,12 @@ class ServerThread(threading.Thread):
             ws="none",
             interface="asgi3",
             log_config=None,
-            timeout_keep_alive=2 * PATIENCE,
+            timeout_keep_alive=2 * TIMEOUT,
         )
         self.server = self.make_server()
         self.is_started = threading.Event()
         self.start()
-        assert self.is_started.wait(PATIENCE)
+        assert self.is_started.wait(TIMEOUT)
 
     def make_server(self) -> Server:
         if os.environ["WIRE_SERVER"] == "uvicorn":
@@ -81,7 +81,7 @@ class ServerThread(threading.Thread):
             worker=next(worker_numbers),
             phase=mmap(-1, 1),
             notify=lambda: None,
-            grace_seconds=PATIENCE,
+            grace_seconds=TIMEOUT,
         )
 
     def run(self) -> None:
@@ -99,7 +99,7 @@ class ServerThread(threading.Thread):
     def stop(self) -> None:
         self.connections.close()
         self.server.should_exit = True
-        self.join(PATIENCE)
+        self.join(TIMEOUT)
         assert not self.is_alive()
 
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +121,7 @@ class ServerThread(threading.Thread):
         """Wait until the application has returned, as `TestClient` does."""
         calls, self.calls = self.calls, []
         for call in calls:
-            assert call.has_returned.wait(PATIENCE)
+            assert call.has_returned.wait(TIMEOUT)
             if call.error:
                 # After an exception, Uvicorn closes the connection, even if the response does not announce it.
                 self.connections.close()

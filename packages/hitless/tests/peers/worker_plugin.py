@@ -12,7 +12,7 @@ import uvicorn_worker  # type: ignore[import-untyped]  # it has no type hints
 
 # Seconds for gunicorn to start or to exit. The suite waits for less, and sends signals that would stop a gunicorn which
 # has not started yet.
-PATIENCE = 60
+TIMEOUT = 60
 
 
 class PatientProcess(subprocess.Popen[bytes]):
@@ -25,7 +25,7 @@ class PatientProcess(subprocess.Popen[bytes]):
         self.log = stdout
 
     def poll(self) -> int | None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         # `pread`, because gunicorn writes at the same offset of the file.
         while super().poll() is None and b"startup complete" not in os.pread(self.log.fileno(), 100_000, 0):
             assert time.monotonic() < deadline
@@ -33,7 +33,7 @@ class PatientProcess(subprocess.Popen[bytes]):
         return super().poll()
 
     def wait(self, timeout: float | None = None) -> int:
-        return super().wait(timeout and PATIENCE)
+        return super().wait(timeout and TIMEOUT)
 
     def read_output(self) -> str:
         return os.pread(self.log.fileno(), 1_000_000, 0).decode()
