@@ -35,7 +35,7 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 
 
 def add_routers(app: FastAPI) -> None:
-    """Add the routes of every feature to the application, and what writes their mails.
+    """Add the routes of every feature to the application, and the functions that write their mails.
 
     The lifespan calls each of `app.state.mail_writers` with the settings.
     """

@@ -21,7 +21,7 @@ def main() -> None:
     HOST, PORT and SSL_CERTFILE are read from the environment only. Loading all settings would take a second.
     """
     host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  not a server's
-    # `localhost` is both addresses, because a container that listens on `::` may have only IPv4.
+    # `localhost` is tried as ::1 and 127.0.0.1: without IPv6, a server on `::` is reachable only by IPv4.
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)  # noqa: S104  the same
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     if os.getenv("SSL_CERTFILE"):

@@ -63,7 +63,7 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Lets through a few lines about refused requests per second, and then logs how many it dropped.
+    """Lets through a few lines about rejected requests per second, and then logs how many it dropped.
 
     Otherwise a client could fill the log, until its rotation deletes the lines from before the attack.
     """
@@ -92,7 +92,9 @@ class RefusalLog(logging.Filter):
         return False
 
     def _report(self) -> None:
-        structlog.stdlib.get_logger("app.access").warning("some refused requests were not logged", number=self._dropped)
+        structlog.stdlib.get_logger("app.access").warning(
+            "some rejected requests were not logged", number=self._dropped
+        )
         self._dropped = 0
 
 

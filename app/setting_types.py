@@ -1,4 +1,4 @@
-"""The types of settings. Each checks a value, and says how it must be without repeating it."""
+"""The types of settings. Their errors describe the format, and never repeat the value."""
 
 import re
 import secrets

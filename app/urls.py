@@ -7,9 +7,9 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# https://www.postgresql.org/docs/current/libpq-connect.html: the parameters that asyncpg implements, those that it is
-# not given, and the allowed values of those with a fixed set.
-SUPPORTED: dict[str, set[str] | None] = {
+# https://www.postgresql.org/docs/current/libpq-connect.html: the accepted parameters, and the allowed values of those
+# with a fixed set.
+KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "application_name": None,
     "channel_binding": {"disable", "prefer", "require"},
     "connect_timeout": None,
@@ -34,7 +34,7 @@ SUPPORTED: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# asyncpg would send these to the server. The connector reads the timeout, `describe_ignored_parameters` the other.
+# asyncpg would send these to the server. `Connector` uses the timeout, and nothing uses the other.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
 # RFC 3986, appendix B. `urllib.parse.urlsplit` rejects an IPv6 address that is not the first host.
@@ -75,10 +75,10 @@ def _parse_postgresql_url(url: str) -> str:
     # A password with `?` or `#` ends up in the query or the fragment, together with the @ after it.
     if parts.fragment or "@" in parts.query or re.search(r"[@:/]", parts.path[1:]):
         raise ValueError(_ESCAPE)
-    if unsupported := parameters.keys() - SUPPORTED:
+    if unsupported := parameters.keys() - KNOWN_PARAMETERS:
         names = ", ".join(sorted(name for name in unsupported if name.isidentifier())) or "a parameter"
         raise ValueError(f"has parameters that asyncpg does not support: {names}")
-    for name, values in SUPPORTED.items():
+    for name, values in KNOWN_PARAMETERS.items():
         if values and parameters.get(name, min(values)) not in values:
             raise ValueError(f"has a {name} that is not one of {', '.join(sorted(values))}")
     # For libpq, 0 means no timeout.
@@ -147,10 +147,10 @@ def split_hosts(url: str) -> list[str]:
 
 
 def describe_ignored_parameters(url: str) -> list[str]:
-    """Return a warning for each parameter that asyncpg cannot fulfil."""
+    """Return a warning for each parameter that asyncpg ignores."""
     warning = (
-        "DATABASE_URL: channel_binding=require has no effect, because asyncpg does not implement it. Use "
-        "sslmode=verify-full, which checks the server's certificate, and remove it"
+        "DATABASE_URL: asyncpg ignores channel_binding=require. Remove it, and use sslmode=verify-full, which checks "
+        "the server's certificate"
     )
     return [warning] if ("channel_binding", "require") in parse_qsl(_split(url).query) else []
 

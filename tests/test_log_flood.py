@@ -12,7 +12,7 @@ from app.logging import MAX_FIELD, RefusalLog, configure_logging, shorten
 from app.settings import Settings
 from tests.conftest import change, make_settings, serve
 
-NOT_LOGGED = "some refused requests were not logged"
+NOT_LOGGED = "some rejected requests were not logged"
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ async def test_malformed_request_is_logged_once(capfd: pytest.CaptureFixture[str
     configure_logging(make_settings(log_format="json"))
 
     logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
-    logging.getLogger("hitless").info("request refused")
+    logging.getLogger("hitless").info("request rejected")
     logging.getLogger("uvicorn.error").warning("another line")
 
     assert [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()] == [
-        "request refused",
+        "request rejected",
         "another line",
     ]
 

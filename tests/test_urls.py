@@ -196,7 +196,7 @@ def test_asyncpg_is_not_given_parameters_that_it_would_send_to_the_server() -> N
         ("sslmode=require", False),
     ],
 )
-def test_channel_binding_is_named_if_it_is_required(query: str, is_named: bool) -> None:
+def test_required_channel_binding_logs_a_warning(query: str, is_named: bool) -> None:
     named = [warning[:51] for warning in describe_ignored_parameters(f"postgresql://db/app?{query}")]
 
     assert named == ["DATABASE_URL: channel_binding=require has no effect"] * is_named

@@ -133,7 +133,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
 
 async def _delete_old_tokens(session: AsyncSession) -> None:
     old = select(AccountToken.token_id).where(AccountToken.expires_at < utc_now() - KEEP_EXPIRED)
-    # Those that another worker has locked are left to it. To wait for each other could be a deadlock.
+    # Skip rows that another worker has locked: waiting for them could be a deadlock.
     unlocked = old.with_for_update(skip_locked=True)
     await session.execute(delete(AccountToken).where(AccountToken.token_id.in_(unlocked)))
 

@@ -12,9 +12,9 @@ from app.urls import describe_database
 
 
 class CountingPool(AsyncAdaptedQueuePool):
-    """Counts how many wait for a connection at the moment."""
+    """A pool that counts its waiters."""
 
-    __module__ = AsyncAdaptedQueuePool.__module__  # names its logger, which must not be one of `app`
+    __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy names the logger after it
     waiting = 0
 
     def connect(self) -> PoolProxiedConnection:

@@ -36,7 +36,7 @@ Row = Iterable[Any]
 
 
 class CountingSemaphore(asyncio.Semaphore):
-    """Counts how many wait for it at the moment."""
+    """A semaphore that counts its waiters."""
 
     waiting = 0
 

@@ -42,7 +42,7 @@ _NEXT_HOST = (
     asyncpg.TargetServerAttributeNotMatched,
 )
 _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
-# The URLs at which a pooler rejects these as startup parameters. Migrations have a connector of their own.
+# The URLs at which a pooler rejects these as startup parameters. Migrations share it: they have their own connector.
 _without_server_limits: set[str] = set()
 
 

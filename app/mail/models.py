@@ -11,7 +11,7 @@ from app.database import Base, utc_now
 
 
 class Mail(Base):
-    """A mail that has not been sent. It is deleted when it has been sent or given up.
+    """A mail that has not been sent. It is deleted when it has been sent or dropped.
 
     The row says what the mail is about, and the text is written when it is sent. It contains no secret.
     """

@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger("app.mail")
 POLL_SECONDS = 5.0
 # The time in which no other worker takes a mail. If the worker is killed, another one sends the mail afterwards.
 LEASE = timedelta(minutes=5)
-# The wait after a failure, which doubles with each, and the age at which a mail is given up.
+# The wait after a failure, which doubles with each, and the age at which a mail is dropped.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
 MAX_AGE = timedelta(days=2)
 # The longest wait, in seconds, before an unavailable mail server is tried again.
@@ -108,11 +108,11 @@ class Sender:
     async def _claim(self) -> Mail | None:
         """Take the mail that has been due for longest, so that no other worker does."""
         now = utc_now()
-        # Another release may write kinds that this one does not know. They are taken only to be given up.
-        is_for_us = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
+        # Another release may write kinds that this one does not know. They are claimed only to be dropped.
+        is_known_or_expired = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
         due = (
             select(Mail.id)
-            .where(Mail.next_attempt_at <= now, is_for_us)
+            .where(Mail.next_attempt_at <= now, is_known_or_expired)
             .order_by(Mail.next_attempt_at)
             .limit(1)
             .with_for_update(skip_locked=True)  # no effect on SQLite, where transactions wait for each other
@@ -178,7 +178,7 @@ class Sender:
             await session.execute(update(Mail).where(*lease).values(next_attempt_at=utc_now() + wait))
 
     async def _give_up(self, mail: Mail, reason: str) -> None:
-        log.warning("mail given up", reason=reason, attempts=mail.attempts)
+        log.warning("mail dropped", reason=reason, attempts=mail.attempts)
         await self._delete(mail)
 
     async def _delete(self, mail: Mail) -> None:
@@ -192,7 +192,7 @@ class Sender:
 
     def _note_available(self) -> None:
         if self._failures:
-            log.info("the mail server accepts mails again")
+            log.info("the mail server is available again")
         self._failures = 0
 
     def _note_unavailable(self, reason: str) -> None:

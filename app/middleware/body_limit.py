@@ -33,7 +33,7 @@ class BodyLimitMiddleware:
         routes: The routes. Some may have FastAPI's `max_body_size`.
         max_size: The maximum size of the bodies of all other routes, in bytes.
         max_total: The maximum memory of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
-            One of them may exceed it when it is parsed.
+            A single parsed body may exceed it.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:

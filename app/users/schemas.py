@@ -89,7 +89,9 @@ _USER: JsonDict = {
 
 
 class UserResponse(BaseModel):
-    """A user. Each field is a column, which `list_users` relies on."""
+    """A user."""
+
+    # Each field is a column: `list_users` selects them by name.
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 

@@ -57,7 +57,7 @@ async def token_from(mails: MailServer, subject: str, recipient: str = "ann@exam
 
 
 async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
-    """Return when all mails have been sent or given up."""
+    """Return when all mails have been sent or dropped."""
     while await session.scalar(select(func.count()).select_from(Mail)):
         await session.rollback()
     await session.rollback()

@@ -284,7 +284,7 @@ async def test_reset_and_confirmation_of_a_change_at_once_do_not_both_succeed(
     assert (email, pending) == ("ann@example.com" if done.is_success else "thief@example.com", None)
 
 
-async def test_change_that_a_reset_overtakes_returns_401(
+async def test_email_change_during_password_reset_returns_401(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
     """Somebody else may be logged in until the reset, and must not leave a pending change behind."""

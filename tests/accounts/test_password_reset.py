@@ -119,7 +119,7 @@ async def test_response_is_the_same_if_no_mail_is_sent(
     assert not (await session.scalars(select(AccountToken).where(AccountToken.purpose == "password_reset"))).all()
 
 
-async def test_mail_server_that_is_unavailable_changes_no_response_except_that_of_readiness(
+async def test_unavailable_mail_server_changes_only_readiness(
     settings: Settings, mails: MailServer, logs: list[structlog.typing.EventDict]
 ) -> None:
     async with serve(settings) as service:
@@ -246,7 +246,7 @@ async def test_mail_whose_link_was_used_is_not_sent_again(
 
 
 @pytest.mark.parametrize("end", ["password change", "deactivation", "deletion", "change of the address", "expiry"])
-async def test_link_ends_with_what_it_depends_on(
+async def test_change_of_the_account_invalidates_the_link(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, end: str
 ) -> None:
     root = await sign_up_superuser(client, session)
@@ -351,7 +351,7 @@ async def test_refresh_during_the_reset_leaves_no_login(client: httpx.AsyncClien
         assert (await client.get("/users/me", headers=auth)).status_code == 401
 
 
-async def test_refresh_that_the_reset_overtakes_returns_useless_tokens(
+async def test_refresh_during_password_reset_returns_no_valid_token(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
     ann = await sign_up(client)

@@ -60,6 +60,6 @@ def test_malformed_request_is_logged_in_one_line(faulty: Container) -> None:
     with httpx.Client(timeout=TIMEOUT) as client, pytest.raises(httpx.HTTPError):
         client.get(f"https://{faulty.ip}:8000/")  # TLS, which the server does not speak here
 
-    faulty.wait_for_log("request refused")
-    (line,) = [line for line in faulty.log_lines if line["event"] == "request refused"]
+    faulty.wait_for_log("request rejected")
+    (line,) = [line for line in faulty.log_lines if line["event"] == "request rejected"]
     assert line["status"] == 400

@@ -16,7 +16,7 @@ NAMES = re.compile(
 )
 
 
-def delete_what_names_it(file: Path) -> None:
+def delete_references(file: Path) -> None:
     """Delete the smallest elements of lists and sets, tests, and other statements whose lines match NAMES."""
     lines = file.read_text().splitlines(keepends=True)
     nodes = list(ast.walk(ast.parse("".join(lines))))
@@ -75,7 +75,7 @@ def test_accounts_are_removed(copy: Path) -> None:
     page.write_text(re.sub(rf"^## (?:{sections})\n(?:(?!## ).*\n?)*", "", page.read_text(), flags=re.MULTILINE))
     delete_text(copy / "tests/server/schemathesis.toml", r"\n# Its other methods (?:.*\n)*?phases.*\n")
     for file in (copy / "tests").rglob("*.py"):
-        delete_what_names_it(file)
+        delete_references(file)
 
     run(copy, command("after-deleting-accounts"))
 

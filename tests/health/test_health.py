@@ -82,7 +82,7 @@ async def test_redis_unavailable_is_ready(settings: Settings) -> None:
     assert response.json() == {"status": "ready", "database": "connected", "redis": "unavailable"}
 
 
-async def test_redis_that_counts_again_is_reported(settings: Settings, redis_url: str) -> None:
+async def test_recovered_redis_is_reported(settings: Settings, redis_url: str) -> None:
     url = urlsplit(redis_url)
     async with tcp_proxy(url.hostname or "", url.port or 6379) as proxy:
         proxy.set_state("closed")

@@ -96,7 +96,7 @@ async def wait_for_mails(engine: AsyncEngine, condition: Callable[[list[Mail]], 
 
 
 async def wait_until_empty(engine: AsyncEngine) -> None:
-    """Return when all mails have been sent or given up."""
+    """Return when all mails have been sent or dropped."""
     await wait_for_mails(engine, lambda mails: not mails)
 
 
@@ -174,7 +174,7 @@ async def test_mail_of_an_unknown_kind_is_given_up_after_two_days(
     async with worker.sender.run():
         await wait_until_empty(engine)
 
-    assert [entry["reason"] for entry in logs if entry["event"] == "mail given up"] == ["unknown kind of mail"]
+    assert [entry["reason"] for entry in logs if entry["event"] == "mail dropped"] == ["unknown kind of mail"]
     assert mails.mails == []
 
 
@@ -309,7 +309,7 @@ async def test_refused_mails_block_no_other(worker: Worker, engine: AsyncEngine,
         waiting = await wait_for_mails(engine, lambda mails: len(mails) == 4)
 
     assert {mail.recipient for mail in waiting} == {"busy@example.com"}
-    given_up = [entry for entry in logs if entry["event"] == "mail given up"]
+    given_up = [entry for entry in logs if entry["event"] == "mail dropped"]
     assert [entry["log_level"] for entry in given_up] == ["warning"] * 4
     assert {entry["reason"] for entry in given_up} == {"550 no such user"}
     assert "@example.com" not in repr(given_up)
@@ -337,7 +337,7 @@ async def test_mail_is_given_up_after_two_days(
     async with worker.sender.run():
         await wait_until_empty(engine)
 
-    assert [entry["reason"] for entry in logs if entry["event"] == "mail given up"] == ["450 mailbox busy"]
+    assert [entry["reason"] for entry in logs if entry["event"] == "mail dropped"] == ["450 mailbox busy"]
 
 
 async def test_mails_are_sent_when_the_mail_server_is_back(settings: Settings, engine: AsyncEngine, logs: Logs) -> None:
@@ -355,7 +355,7 @@ async def test_mails_are_sent_when_the_mail_server_is_back(settings: Settings, e
     lines = [(entry["log_level"], entry["event"]) for entry in logs if "mail server" in entry["event"]]
     assert lines == [
         ("warning", "the mail server is unavailable: mails wait"),
-        ("info", "the mail server accepts mails again"),
+        ("info", "the mail server is available again"),
     ]
 
 
@@ -423,7 +423,7 @@ async def test_unavailable_database_is_logged_as_an_outage(settings: Settings, l
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_outage_while_a_mail_is_written_is_no_error_of_the_mail(
+async def test_database_outage_while_a_mail_is_written_keeps_it(
     settings: Settings, engine: AsyncEngine, logs: Logs
 ) -> None:
     async def write(session: AsyncSession, _: Mail) -> Content | None:

@@ -140,7 +140,7 @@ async def test_refused_content_stops_no_other_mail() -> None:
 
 
 async def test_server_that_refuses_the_sender_is_unavailable() -> None:
-    """It would refuse every other mail too, so none must be given up. Here it finds the mail too large for a sender."""
+    """It would refuse every other mail too, so none must be dropped. Here it finds the mail too large for a sender."""
     async with mail_server(data_size_limit=100) as server:
         with pytest.raises(MailServerUnavailable, match="552"):
             await send(f"smtp://127.0.0.1:{server.port}", message())

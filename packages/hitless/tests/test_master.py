@@ -26,9 +26,7 @@ def failing(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", [["--max-requests=1"], []], ids=["max_requests", "SIGHUP"])
-def test_worker_serves_until_a_successor_starts_that_has_failed(
-    start: Start, failing: Path, options: list[str]
-) -> None:
+def test_old_worker_serves_while_its_successor_fails_to_start(start: Start, failing: Path, options: list[str]) -> None:
     server = start(*options, STARTUP_FAILS_WITH=str(failing))
     failing.touch()
 

@@ -128,7 +128,7 @@ def test_malformed_request_returns_400_and_closes_the_connection(server: Gunicor
     assert headers["content-type"] == "text/plain; charset=utf-8"
     assert headers["connection"] == "close"
     assert headers["date"]
-    assert f"request refused: id {headers['x-request-id']}, status 400, client 127.0.0.1" in server.log
+    assert f"request rejected: id {headers['x-request-id']}, status 400, client 127.0.0.1" in server.log
     assert "Invalid HTTP request received" not in server.log  # Uvicorn's line
     assert "server" not in headers
 

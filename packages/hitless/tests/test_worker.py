@@ -164,11 +164,11 @@ def test_workers_at_max_requests_are_replaced_one_after_another(start: Start) ->
     asked = set()
     with ExitStack() as idle:  # a connection to each worker at least, so that none leaves
 
-        def both_are_asked() -> bool:
+        def reached_both_workers() -> bool:
             asked.add(worker_of(ask(idle.enter_context(socket.create_connection(server.address)))))
             return len(asked) >= 2
 
-        until(both_are_asked, "both workers are at the limit")
+        until(reached_both_workers, "both workers are at the limit")
         server.wait_for_log("Application startup complete.", times=3)
         server.wait_for_log("serves on because it has no successor yet")
 

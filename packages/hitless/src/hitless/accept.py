@@ -30,8 +30,8 @@ BATCH_SIZE = 8
 # stuck, it still accepts one connection per pause.
 PAUSE_SECONDS = 0.001
 # Seconds for which a worker stops accepting when the system has no file descriptor or no memory for another connection.
-# It first closes the connections that have never sent a request, for those that will, and if that is not enough, the
-# next time those whose TLS handshake is still not complete.
+# First it closes the connections that have never sent a request. If that is not enough, the next time it closes those
+# whose TLS handshake is still not complete.
 EXHAUSTED_SECONDS = 1.0
 # Seconds for a TLS handshake.
 HANDSHAKE_SECONDS = 20.0

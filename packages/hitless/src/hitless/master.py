@@ -74,7 +74,7 @@ class Supervisor:
         if not is_stopping():
             number = self._arbiter.num_workers
             active = list(self._active_workers())
-            successors = number - sum(not self._is_replaced(worker) for worker in active)
+            successors = number - sum(not self._is_outdated(worker) for worker in active)
             # A worker that leaves still needs memory and may hold database connections. So that there is never more
             # than one worker too many, workers that have to be replaced wait for their turn, and serve until then.
             room = number + 1 - len(self._arbiter.WORKERS)
@@ -132,16 +132,16 @@ class Supervisor:
             if worker.phase != Phase.STOPPING and not worker.is_stopped:
                 yield worker
 
-    def _is_replaced(self, worker: Worker) -> bool:
+    def _is_outdated(self, worker: Worker) -> bool:
         return bool(worker.age <= self._outdated_age or worker.phase == Phase.AT_MAX_REQUESTS)
 
     def _stop_surplus(self) -> None:
-        """Stop workers that are replaced or too many, as long as enough others accept."""
+        """Stop workers that are outdated or too many, as long as enough others accept."""
         oldest = sorted(self._active_workers(), key=lambda worker: worker.age)
-        replaced = [worker for worker in oldest if self._is_replaced(worker)]
-        staying = [worker for worker in oldest if not self._is_replaced(worker)]
+        outdated = [worker for worker in oldest if self._is_outdated(worker)]
+        staying = [worker for worker in oldest if not self._is_outdated(worker)]
         accepting = sum(worker.accepts for worker in oldest)
-        for worker in replaced + staying[: max(0, len(staying) - self._arbiter.num_workers)]:
+        for worker in outdated + staying[: max(0, len(staying) - self._arbiter.num_workers)]:
             if not worker.accepts or accepting > self._arbiter.num_workers:
                 accepting -= worker.accepts
                 worker.is_stopped = True

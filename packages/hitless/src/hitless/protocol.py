@@ -30,7 +30,7 @@ else:
     HAS_WEBSOCKETS = True
 
 log = logging.getLogger("hitless")
-# Uvicorn's line for each malformed request. `hitless` logs it with the client's address and the request id.
+# Drop Uvicorn's line about a malformed request: `hitless` logs it with the client's address and the request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
 # Seconds that a connection stays open after a refusal. If it were closed with unread data in its buffer, it would be
@@ -120,7 +120,7 @@ class LimitedProtocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        """Close the connection, or let its response be the last one. That of a request that has just begun says so."""
+        """Close the connection if it is idle. Otherwise the response to the request that has begun is the last one."""
         has_begun = self.is_incomplete and self.deadline.received
         is_uploading = self.is_incomplete and not self.in_head and not self.cycle.response_complete
         if is_uploading or (not has_begun and not has_unread_bytes(self.transport)):
@@ -266,7 +266,7 @@ class LimitedProtocol(HttpToolsProtocol):
         request_id = uuid4().hex
         client = self.client[0] if self.client else None
         extra = {"request_id": request_id, "status": refusal.status, "client": client}
-        log.info("request refused", extra=extra)
+        log.info("request rejected", extra=extra)
         headers = [*self.server_state.default_headers, (b"x-request-id", request_id.encode())]
         self.transport.write(serialize(refusal.status, headers, self.render_refusal(refusal)))
         if self.transport.can_write_eof():  # not with TLS

@@ -98,13 +98,13 @@ class GracefulServer(Server):
             os.kill(os.getppid(), signal.SIGCHLD)  # makes the master check its workers now
 
     def _warn_without_successor(self) -> None:
-        """Log one line if the master has started no successor in time, and none for another worker either."""
+        """Log one line if the master has started no worker for WARN_SECONDS, although this one needs a successor."""
         if starts[0] != self._starts:
             self._starts = starts[0]
             self._warn_at = max(self._warn_at, time.monotonic() + WARN_SECONDS)
         if time.monotonic() > self._warn_at:
             self._warn_at = math.inf
-            log.warning("This worker has served `max_requests`, and serves on because it has no successor yet")
+            log.warning("This worker has reached max_requests, but keeps serving: no successor has started")
 
     def _check_master(self) -> None:
         """Log one line, in one worker, if the master does not respond."""

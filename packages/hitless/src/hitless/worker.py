@@ -96,7 +96,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
         """Log where the worker is stuck, and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
-        self.log.error("A stuck worker is replaced. It was at:\n%s", "".join(traceback.format_stack(frame)))
+        self.log.error("A stuck worker is replaced. Its stack:\n%s", "".join(traceback.format_stack(frame)))
         os._exit(1)
 
     async def _serve(self) -> None:
