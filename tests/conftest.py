@@ -1,6 +1,7 @@
 """Fixtures for all tests: databases, the application on them, and clients."""
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 from app import PREFIX
 from app.database import Base
 from app.lifespan import State, lifespan
+from app.logging import log_config
 from app.main import create_app
 from app.migrations import migrate
 from app.settings import Settings
@@ -322,6 +324,21 @@ async def session(state: State) -> AsyncIterator[AsyncSession]:
     """A session for what no route can do or show."""
     async with AsyncSession(state["engine"], expire_on_commit=False) as session:
         yield session
+
+
+@pytest.fixture
+def restore_logging() -> Iterator[None]:
+    """Undo what `configure_logging` changes for the whole process."""
+    root = logging.getLogger()
+    handlers, level, structlog_config = root.handlers[:], root.level, structlog.get_config()
+    yield
+    logging.captureWarnings(capture=False)
+    structlog.configure(**structlog_config)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in log_config(make_settings())["loggers"]:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate, logger.level = [], True, logging.NOTSET
 
 
 @pytest.fixture

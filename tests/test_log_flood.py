@@ -12,6 +12,8 @@ from app.logging import MAX_FIELD, RefusalLog, configure_logging, shorten
 from app.settings import Settings
 from tests.conftest import change, make_settings, serve
 
+pytestmark = pytest.mark.usefixtures("restore_logging")
+
 NOT_LOGGED = "some rejected requests were not logged"
 
 

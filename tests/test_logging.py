@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.lifespan import State
-from app.logging import configure_logging, log_config
+from app.logging import configure_logging
 from app.settings import Settings
 from app.users.models import User
 from app.users.service import list_users
@@ -22,19 +21,7 @@ from app.users.service import list_users
 URL = "postgresql+asyncpg://user:hunter2/@@db:5432/app"
 
 
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    """Undo what `configure_logging` changes for the whole process."""
-    root = logging.getLogger()
-    handlers, level, structlog_config = root.handlers[:], root.level, structlog.get_config()
-    yield
-    logging.captureWarnings(capture=False)
-    structlog.configure(**structlog_config)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in log_config(make_settings())["loggers"]:
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate, logger.level = [], True, logging.NOTSET
+pytestmark = pytest.mark.usefixtures("restore_logging")
 
 
 def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting

@@ -62,7 +62,7 @@ def test_server_becomes_ready_and_exits_cleanly(uvicorn: Uvicorn, secret: str) -
         (
             {"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x?channel_binding=require"},
             3,
-            "channel_binding=require has no effect",
+            "asyncpg ignores channel_binding=require",
         ),
         ({"LOG_LEVEL": "loud", "PORT": "x"}, 1, "  LOG_LEVEL: "),
         ({"ENVIRONMENT": "production"}, 1, "  SECRET_KEY: must be set"),

@@ -37,7 +37,7 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
 async def test_exhausted_pool_is_described_in_plain_words(
     settings: Settings, logs: list[structlog.typing.EventDict]
 ) -> None:
-    async with serve(change(settings, database_pool_size=1, database_pool_timeout=1)) as service:
+    async with serve(change(settings, database_pool_size=1, database_pool_timeout=3)) as service:
         ann = await sign_up(service.client)
         async with AsyncSession(service.state["engine"]) as session:
             await session.execute(select(1))
@@ -47,7 +47,7 @@ async def test_exhausted_pool_is_described_in_plain_words(
 
     assert [response.status_code for response in responses] == [503] * 4
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
-    assert line["reason"] == "TimeoutError: no connection was free for 1 s (DATABASE_POOL_SIZE=1)"
+    assert line["reason"] == "TimeoutError: no connection was free for 3 s (DATABASE_POOL_SIZE=1)"
     assert line["waiting"] == 3  # besides the one that has failed
 
 

@@ -104,8 +104,8 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
     )
     if user is None:
         return None
-    await _delete_old_tokens(session)
-    newest = await session.get(AccountToken, (user.id, link.purpose))
+    # Locked, because another worker may be deleting it as an old one.
+    newest = await session.get(AccountToken, (user.id, link.purpose), with_for_update=True)
     if newest:
         is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp
         if is_used or newest.requested_at > mail.created_at:
@@ -121,6 +121,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
             expires_at=utc_now() + link.lifetime,
         )
     )
+    await _delete_old_tokens(session)
     token = tokens.issue(link.purpose, mail.id)
     return _fill(
         mail.kind,

@@ -6,6 +6,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError, ServiceUnavailable, error_response
+from app.logging import shorten
 
 log = structlog.stdlib.get_logger("app.error")
 
@@ -36,12 +37,13 @@ class UnhandledErrorMiddleware:
             await self.app(scope, receive, track_response)
         except asyncio.CancelledError:  # the server is stopping, and the grace period is over
             if is_complete:
-                log.warning("background task cancelled", path=scope["path"])
+                log.warning("cancelled after the response", path=shorten(scope["path"]))
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug of a route; it is raised again
             if is_complete:
-                log.warning("background task failed", path=scope["path"])  # the server logs the error itself
+                # Such as in a background task. The server logs the error itself.
+                log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response
                 await error_response(InternalError)(scope, receive, send)
             raise

@@ -5,6 +5,7 @@ import re
 from base64 import urlsafe_b64decode
 from datetime import timedelta
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import PREFIX
 from app.accounts.models import AccountToken
 from app.database import Base, utc_now
+from app.mail.message import Content
 from app.mail.models import Mail
 from app.settings import Settings
 from app.users.models import Login, User
@@ -33,7 +35,7 @@ from tests.accounts.conftest import (
     verify,
     wait_until_outbox_is_empty,
 )
-from tests.conftest import SECRET_KEY, change, serve, wait_for_blocked_statement
+from tests.conftest import SECRET_KEY, Service, change, serve, wait_for_blocked_statement
 from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
 from tests.smtp_server import MailServer, html_of, text_of
 
@@ -395,6 +397,37 @@ async def test_expired_tokens_are_deleted_after_a_week(
 
     emails = select(AccountToken.email).order_by(AccountToken.email)
     assert (await session.scalars(emails)).all() == ["ann@example.com", "cid@example.com"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_link_is_sent_while_another_worker_deletes_an_expired_token_of_the_user(
+    service: Service, session: AsyncSession, mails: MailServer, database_url: str
+) -> None:
+    for email in ("ann@example.com", "bob@example.com"):
+        await register(service.client, email)
+        await mails.wait_for(VERIFICATION, email)
+    await wait_until_outbox_is_empty(session)
+    of_ann = update(AccountToken).where(AccountToken.email == "ann@example.com")
+    await session.execute(of_ann.values(expires_at=utc_now() - timedelta(days=8)))
+    await session.commit()
+
+    async def write_mail(session: AsyncSession, recipient: str) -> Content | None:
+        kind = "email_verification"
+        mail = Mail(id=uuid4(), kind=kind, recipient=recipient, context={}, created_at=utc_now())
+        content = await service.state["outbox"].writers[kind](session, mail)
+        await session.flush()
+        return content
+
+    async with AsyncSession(service.state["engine"]) as other:
+        await write_mail(other, "bob@example.com")
+        to_ann = asyncio.create_task(write_mail(session, "ann@example.com"))
+        await wait_for_blocked_statement(database_url)
+        await other.commit()
+    content = await to_ann
+    await session.commit()
+
+    assert content is not None
+    assert len((await session.scalars(select(AccountToken))).all()) == 2
 
 
 async def test_opening_the_page_spends_nothing(client: httpx.AsyncClient, mails: MailServer) -> None:

@@ -122,7 +122,7 @@ async def test_failed_background_task_is_logged_and_raised_after_the_response(
     assert isinstance(error.value.__cause__, Conflict)
     assert [(entry["event"], entry["log_level"], entry["request_id"]) for entry in logs] == [
         ("request", "info", "my-request"),
-        ("background task failed", "warning", "my-request"),
+        ("failed after the response", "warning", "my-request"),
     ]
 
 
@@ -147,6 +147,6 @@ async def test_background_task_cancelled_at_shutdown_is_logged(
     assert response.status_code == 202
     assert [(entry["event"], entry["log_level"]) for entry in logs] == [
         ("request", "info"),
-        ("background task cancelled", "warning"),
+        ("cancelled after the response", "warning"),
     ]
     assert {entry["request_id"] for entry in logs} == {response.headers["x-request-id"]}

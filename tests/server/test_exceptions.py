@@ -27,7 +27,7 @@ def test_unhandled_exception_is_logged_once_with_the_request_id(start_service: S
     until(lambda: '"error"' in server.log, "the exception is logged")
     lines = [json.loads(line) for line in server.log.splitlines() if "my-request" in line]
     warnings = [line["event"] for line in lines if line["level"] == "warning"]
-    assert warnings == ["background task failed"] * (status == 202)
+    assert warnings == ["failed after the response"] * (status == 202)
     assert [line["level"] for line in lines].count("info") == 1
     (error,) = [line for line in lines if line["level"] == "error"]
     assert error["event"].strip() == "Exception in ASGI application"

@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.users import service
 from app.users.models import User
 from app.users.schemas import UserUpdate
-from tests.conftest import change, serve, wait_for_blocked_statement
+from tests.conftest import serve, wait_for_blocked_statement
 from tests.people import Person, log_in, sign_up, sign_up_superuser
 
 
@@ -196,10 +196,10 @@ async def test_superusers_are_locked_in_id_order(
 async def test_removing_an_ordinary_user_does_not_wait_for_superusers(
     settings: Settings, session: AsyncSession, remove: RemoveSuperuser
 ) -> None:
-    async with serve(change(settings, database_statement_timeout=0.5)) as it:
-        root, ann = await sign_up_superuser(it.client, session), await sign_up(it.client)
+    async with serve(settings) as service:
+        root, ann = await sign_up_superuser(service.client, session), await sign_up(service.client)
         await session.execute(select(User.id).where(User.id == root.id).with_for_update())
 
-        response = await remove(it.client, root, ann.id)
+        response = await remove(service.client, root, ann.id)
 
     assert response.is_success
