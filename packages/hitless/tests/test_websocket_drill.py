@@ -111,7 +111,8 @@ async def test_sighup_loses_no_message(server: Gunicorn, clients: Clients) -> No
     await clients.run(server, replace_workers)
 
     check(server, clients)
-    assert clients.codes.total() == 2 * CONNECTIONS
+    # One by one, so a client may connect to a worker that is replaced later.
+    assert 2 * CONNECTIONS <= clients.codes.total() <= 3 * CONNECTIONS
 
 
 async def test_sigterm_loses_no_message(server: Gunicorn, clients: Clients) -> None:
