@@ -98,9 +98,12 @@ def test_failover_loses_no_acknowledged_write(image: str, network: str, primary:
 
 def change_address(service: Container, server: Container) -> None:
     """Have the name `database` lead to another server."""
-    # Docker mounts the file, so it cannot be replaced.
-    script = "grep -v database /etc/hosts > /tmp/hosts; echo $0 database >> /tmp/hosts; cat /tmp/hosts > /etc/hosts"
-    run_docker("exec", "--user=0", service.name, "sh", "-c", script, server.ip)
+    # Docker mounts the file, so it cannot be replaced. It must not be empty for a moment either.
+    script = (
+        "import re, sys; file = open('/etc/hosts', 'r+'); text = file.read(); file.seek(0); "
+        r"file.write(re.sub(r'.*\bdatabase\n', f'{sys.argv[1]} database\n', text).ljust(len(text), '\n'))"
+    )
+    run_docker("exec", "--user=0", service.name, "python", "-c", script, server.ip)
 
 
 def switch_over(primary: Container, standby: Container) -> None:
