@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from http import HTTPStatus
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,9 +15,11 @@ from app.middleware.paths import find_option, list_routes_with, route_path
 # Seconds that the connection stays open after a rejection. If it were closed with unread data in its buffer, it would
 # be reset, and the client might never see the response.
 LINGER_SECONDS = 1.0
-# Bytes that JSON takes when it is parsed, per `[`, `{`, `:` and `,`: `{"":0},` becomes 192 bytes. If these were not
+# Estimated bytes that JSON takes when it is parsed, per character: `{"":0},` becomes 192 bytes. If these were not
 # counted, 16 bodies of 1 MiB that arrive at once would take 400 MiB.
-PARSED_BYTES = 64
+PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
+# Bodies up to this many bytes are accepted beyond the total: a few large bodies must not prevent logins.
+SMALL_SIZE = 16_384
 
 
 class BodyRejected(HTTPException):
@@ -33,7 +36,7 @@ class BodyLimitMiddleware:
         routes: The routes. Some may have FastAPI's `max_body_size`.
         max_size: The maximum size of the bodies of all other routes, in bytes.
         max_total: The maximum memory of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
-            A single parsed body may exceed it.
+            A single parsed body and small bodies may exceed it.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
@@ -48,14 +51,14 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
-        headers = dict(scope["headers"])
+        headers = Headers(scope=scope)  # of repeated headers, it returns the first, as it does for FastAPI
         # Transfer-Encoding overrides any length (RFC 9112, section 6.3). The server has rejected anything but a number,
         # and passes on no more bytes than this.
-        if b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) > max_size:
+        if "transfer-encoding" not in headers and int(headers.get("content-length", 0)) > max_size:
             await _reject(scope, receive, send)
             return
 
-        is_json = b"json" in headers.get(b"content-type", b"")
+        is_json = "json" in headers.get("content-type", "").lower()
         size, parsed_size, held, is_rejected = 0, 0, 0, False
 
         async def receive_limited() -> Message:
@@ -64,14 +67,14 @@ class BodyLimitMiddleware:
             body = message.get("body", b"")
             size += len(body)
             if is_json:
-                parsed_size += PARSED_BYTES * sum(map(body.count, (b"[", b"{", b":", b",")))
+                parsed_size += sum(weight * body.count(character) for character, weight in PARSED_BYTES.items())
             others = self.total - held
             held = size if message.get("more_body") else size + parsed_size  # FastAPI parses it now
             self.total = others + held
             is_rejected = size > max_size
             if is_rejected:
                 raise BodyRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
-            if others and others + size > self.max_total:  # one body alone is always accepted
+            if size > SMALL_SIZE and others and others + size > self.max_total:  # one body alone is always accepted
                 raise BodyRejected(HTTPStatus.SERVICE_UNAVAILABLE)
             return message
 

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app import PREFIX
 from app.errors import add_error_handlers
-from app.middleware.body_limit import BodyLimitMiddleware
+from app.middleware.body_limit import SMALL_SIZE, BodyLimitMiddleware
 from app.settings import Settings
 from tests.conftest import Service, change, serve
 from tests.middleware.conftest import Serve
@@ -105,7 +105,7 @@ async def test_route_can_have_its_own_limit(service: Service) -> None:
 
 
 async def test_bodies_beyond_total_return_503_until_others_are_finished(settings: Settings) -> None:
-    async with serve(change(settings, max_body_size=1000, max_total_body_size=1500)) as service:
+    async with serve(change(settings, max_body_size=100_000, max_total_body_size=150_000)) as service:
         may_finish = asyncio.Event()
         reads = asyncio.Semaphore(0)
 
@@ -119,21 +119,30 @@ async def test_bodies_beyond_total_return_503_until_others_are_finished(settings
         async def post(size: int) -> httpx.Response:
             return await service.client.post("/slow", content=b"x" * size)
 
-        first = asyncio.create_task(post(900))
+        first = asyncio.create_task(post(90_000))
         await reads.acquire()
-        second = await post(900)
-        third = asyncio.create_task(post(500))
+        second = await post(90_000)
+        third = asyncio.create_task(post(50_000))
         await reads.acquire()
         may_finish.set()
-        responses = [await first, second, await third, await post(900)]
+        responses = [await first, second, await third, await post(90_000)]
 
     assert [response.status_code for response in responses] == [200, 503, 200, 200]
     assert second.headers["retry-after"] == "1"
 
 
-async def test_parsed_json_counts_for_the_total(settings: Settings) -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Content-Type", "application/json")],
+        [("Content-Type", "application/JSON")],
+        [("Content-Type", "application/json"), ("Content-Type", "text/plain")],
+    ],
+    ids=["lower case", "upper case", "repeated"],
+)
+async def test_parsed_json_counts_for_the_total(settings: Settings, headers: list[tuple[str, str]]) -> None:
     """Otherwise a worker could hold hundreds of MiB of parsed bodies."""
-    async with serve(change(settings, max_body_size=10_000, max_total_body_size=20_000)) as service:
+    async with serve(change(settings, max_body_size=100_000, max_total_body_size=200_000)) as service:
         may_finish = asyncio.Event()
         is_parsed = asyncio.Event()
 
@@ -144,15 +153,15 @@ async def test_parsed_json_counts_for_the_total(settings: Settings) -> None:
                 await may_finish.wait()
 
         async def post(content: str) -> httpx.Response:
-            return await service.client.post("/slow", content=content, headers=JSON)
+            return await service.client.post("/slow", content=content, headers=headers)
 
-        first = asyncio.create_task(post(f"[{'[],' * 1000}[]]"))
+        first = asyncio.create_task(post(f"[{'[],' * 10_000}[]]"))
         await is_parsed.wait()
-        second = await post("[]")
+        large, small = await post("[]".ljust(SMALL_SIZE + 1)), await post("[]".ljust(SMALL_SIZE))
         may_finish.set()
-        responses = [await first, second, await post("[]")]
+        responses = [await first, large, small, await post("[]".ljust(SMALL_SIZE + 1))]
 
-    assert [response.status_code for response in responses] == [200, 503, 200]
+    assert [response.status_code for response in responses] == [200, 503, 200, 200]
 
 
 def create_limited_echo() -> FastAPI:

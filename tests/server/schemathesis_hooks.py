@@ -60,3 +60,17 @@ if CALLER != "anonymous":
 schemathesis.openapi.format("cursor", strategies.integers(min_value=1, max_value=MAX_ID).map(encode_cursor))
 # By default it also generates addresses in reserved domains such as `.test`, which are rejected.
 schemathesis.openapi.format("email", strategies.integers(min_value=0).map("{}@example.com".format))
+
+
+@schemathesis.hook
+def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
+    """Send `3` for `3.0`, which JSON Schema calls an integer, but request bodies do not accept for one."""
+    case.body = _write_integers(case.body)
+
+
+def _write_integers(value: Any) -> Any:  # noqa: ANN401  any JSON
+    if isinstance(value, dict):
+        return {key: _write_integers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_write_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
