@@ -175,9 +175,9 @@ def test_unknown_value_of_a_parameter_is_refused_with_the_known_ones(parameter: 
     assert str(caught.value) == f"has a {parameter.partition('=')[0]} that is not one of {values}"
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "", "1.5", "1000", "hunter2"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "", "1.5", "61", "600", "hunter2"])
 def test_connect_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
-    with pytest.raises(ValueError, match=r"^has a connect_timeout that is not a number of seconds from 1 to 999$"):
+    with pytest.raises(ValueError, match=r"^has a connect_timeout that is not a number of seconds from 1 to 60$"):
         parse(f"postgresql://app:secret@db/app?connect_timeout={seconds}")
 
 

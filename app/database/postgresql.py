@@ -20,7 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from app import NAME
 from app.database.errors import READ_ONLY, DatabaseUnreachable
 from app.settings import Settings
-from app.urls import split_hosts
+from app.urls import describe_database, split_hosts
 
 log = structlog.stdlib.get_logger("app.database")
 
@@ -42,8 +42,6 @@ _NEXT_HOST = (
     asyncpg.TargetServerAttributeNotMatched,
 )
 _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
-# The URLs at which a pooler rejects these as startup parameters. Migrations share it: they have their own connector.
-_without_server_limits: set[str] = set()
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
@@ -90,7 +88,8 @@ class Connector:
         self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")
         settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in self._limits.items())
         self._set_local_limits = f"SELECT {settings}"
-        self._url = url
+        self._has_server_limits = True
+        self._location = describe_database(url)
         self._read_only_at = float("-inf")
 
     async def connect(self) -> asyncpg.Connection:
@@ -118,15 +117,14 @@ class Connector:
         raise DatabaseUnreachable(f"cannot connect to the database: {error!r}") from error
 
     async def _connect_to(self, url: str) -> asyncpg.Connection:
-        if self._url not in _without_server_limits:
+        if self._has_server_limits:
             try:
                 return await self._open(url, self._name | self._limits)
             except asyncpg.PostgresError as error:
                 if not any(name in str(error) for name in self._limits):
                     raise
-                if self._url not in _without_server_limits:  # not yet logged by another connection
-                    log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
-                _without_server_limits.add(self._url)
+                self._has_server_limits = False
+                _log_rejected_limits(self._location)
         return await self._open(url, self._name)
 
     async def _open(self, url: str, parameters: dict[str, str]) -> asyncpg.Connection:
@@ -151,7 +149,7 @@ class Connector:
         """Store what `replace_if_stale` and `limit_transaction` check later."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
-        record.info["has_server_limits"] = self._url not in _without_server_limits
+        record.info["has_server_limits"] = self._has_server_limits
 
     def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
         """Replace a connection that the server has closed, or whose server has become read-only.
@@ -208,6 +206,12 @@ def get_connector(url: str, connect_timeout: float, statement_timeout: float) ->
     gunicorn's workers inherit it from the master, which connects first.
     """
     return Connector(url, connect_timeout, statement_timeout)
+
+
+@cache
+def _log_rejected_limits(_database: str) -> None:
+    """Log once per database that a pooler rejects the limits. Migrations have a connector of their own."""
+    log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
 
 
 def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntry) -> asyncpg.Connection:

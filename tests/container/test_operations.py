@@ -1,6 +1,7 @@
 """The commands of docs/operations.md, on a running project of the production compose file."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -113,6 +114,30 @@ def test_restarting_container_tells_why_and_can_be_inspected(production: Compose
     run(production, command("up"))
     assert "RATE_LIMIT: must be like 600/minute" in last_words
     assert user_id == "10001"
+
+
+def test_web_starts_again_after_other_containers_ran_while_it_was_restarting(production: Compose) -> None:
+    run(production, command("undo-migration"))
+    production("restart", "web")
+    web = production.container("web")
+    shell = ["bash", "-euc", command("compose-file") + command("shell")]
+    environment = {**os.environ, **production.variables, "COMPOSE_PROJECT_NAME": production.name}
+    with subprocess.Popen(
+        shell, cwd=production.file.parent, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write("id -u\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "10001\n"
+        restarts = int(web.inspect("{{.RestartCount}}"))
+        # The count rises when `web` exits. The second time, it has also started while the shell runs.
+        until(lambda: int(web.inspect("{{.RestartCount}}")) >= restarts + 2, "it restarts while the shell runs")
+    assert "schema is not up to date" in web.log
+
+    run(production, command("migrate"))
+
+    until(lambda: web.inspect("{{.State.Health.Status}}") == "healthy", "it has started by itself")
 
 
 def test_health_checks_are_shown_and_the_service_is_restarted(production: Compose) -> None:

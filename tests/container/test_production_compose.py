@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -91,6 +92,17 @@ def test_database_and_redis_have_no_connection_to_the_outside(production: Compos
     assert networks["db"].keys() == networks["redis"].keys() == {f"{production.name}_inside"}
     assert run_docker("network", "inspect", "--format", "{{.Internal}}", f"{production.name}_inside") == "true"
     assert networks["web"].keys() == {f"{production.name}_inside", f"{production.name}_outside"}
+
+
+def test_fixed_address_is_given_to_no_other_container(production: Compose) -> None:
+    """Otherwise, a container that starts while `web` restarts could take it, and Docker could not start `web` again."""
+    network = f"{production.name}_outside"
+    attached = json.loads(production.container("web").inspect("{{json .NetworkSettings.Networks}}"))
+    (ipam,) = json.loads(run_docker("network", "inspect", "--format", "{{json .IPAM.Config}}", network))
+
+    assert attached[network]["IPAddress"] == f"{production.variables['WEB_NETWORK']}.2"
+    assert ipam["Gateway"] == f"{production.variables['WEB_NETWORK']}.1"
+    assert ip_address(attached[network]["IPAddress"]) not in ip_network(ipam["IPRange"])
 
 
 def test_docker_commands_show_no_secret(production: Compose) -> None:

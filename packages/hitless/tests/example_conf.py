@@ -27,6 +27,7 @@ hooks = hitless.hooks(
 
 on_starting, when_ready, _, child_exit = hooks
 server.WARN_SECONDS = float(os.environ.get("WARN_SECONDS", "15"))
+accept.EXHAUSTED_SECONDS = float(os.environ.get("EXHAUSTED_SECONDS", "1"))
 accept.HANDSHAKE_SECONDS = float(os.environ.get("HANDSHAKE_SECONDS", "20"))
 
 if "PIDFILE" in os.environ:

@@ -186,6 +186,23 @@ def test_worker_out_of_file_descriptors_closes_connections_in_their_tls_handshak
     assert "Traceback" not in server.log
 
 
+def test_new_tls_handshakes_are_kept_when_file_descriptors_run_out_again(
+    worker_class: str, start: Start, tls: TLS
+) -> None:
+    files = (f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
+    server = start(worker_class, *files, MAX_FILES=str(MAX_FILES), EXHAUSTED_SECONDS="3600")
+    with connect(server, MAX_FILES) as clients:
+        server.wait_for_log("Not accepting connections")
+        server.send(signal.SIGTERM)
+        server.wait_for_log("Not accepting connections", times=2)  # when the worker accepts the backlog
+
+        with tls.client.wrap_socket(clients[0], server_hostname="localhost") as secure:
+            send(secure, "/pid")
+
+            assert read_pid(secure)
+    assert server.wait() == 0
+
+
 def test_limit_on_open_files_is_raised_to_the_hard_limit(start: Start) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, soft), hard))

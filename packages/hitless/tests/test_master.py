@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 
 import httpx
@@ -62,6 +63,28 @@ def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) 
     assert all(starts[number] < exits[number] for number in range(3))
     # One by one, so that there is never more than one worker too many.
     assert starts[0] < forks[1] < starts[1] < forks[2]
+
+
+def test_stuck_worker_is_replaced_while_sighup_waits_for_another(start: Start) -> None:
+    server = start("--timeout=2", "--graceful-timeout=3600")
+    old = server.get("/pid").text
+    with socket.create_connection(server.address) as waiting, socket.socket() as stuck:
+        waiting.sendall(b"GET /sleep/3600 HTTP/1.1\r\nHost: test\r\n\r\n")
+        server.wait_for_log("a request is waiting")
+        server.send(signal.SIGHUP)
+        until(lambda: server.get("/pid").text != old, "the new worker accepts")
+        until(lambda: len(server.get("/connections").json()) == 1, "the old worker no longer accepts")
+        stuck.connect(server.address)
+        stuck.sendall(b"GET /block/3600 HTTP/1.1\r\nHost: test\r\n\r\n")
+
+        server.wait_for_log("Application startup complete.", times=3)
+
+        assert "time.sleep(float(arguments[0]))" in server.log
+        assert server.get("/pid").status_code == 200
+        assert f"worker {old} has exited" not in server.log
+    os.kill(int(old), signal.SIGQUIT)
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
 
 
 def test_certificate_that_can_no_longer_be_read_is_one_line_per_attempt(start: Start, tls: TLS, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import logging
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Callable, Collection
 from mmap import mmap
 from typing import Any
@@ -30,8 +31,7 @@ BATCH_SIZE = 8
 # stuck, it still accepts one connection per pause.
 PAUSE_SECONDS = 0.001
 # Seconds for which a worker stops accepting when the system has no file descriptor or no memory for another connection.
-# First it closes the connections that have never sent a request. If that is not enough, the next time it closes those
-# whose TLS handshake is still not complete.
+# It closes the connections that have never sent a request, and those whose TLS handshake takes longer than this.
 EXHAUSTED_SECONDS = 1.0
 # Seconds for a TLS handshake.
 HANDSHAKE_SECONDS = 20.0
@@ -78,8 +78,7 @@ class Acceptor:
         self._tls = tls
         self._worker = worker
         self._connections = connections
-        self._handshakes = set[asyncio.Task[None]]()
-        self._slow_handshakes = set[asyncio.Task[None]]()
+        self._handshakes = dict[asyncio.Task[None], float]()  # each with the time of its start
 
     def start(self) -> None:
         """Start accepting connections."""
@@ -137,15 +136,15 @@ class Acceptor:
             log.warning("Not accepting connections for %d s: %s", EXHAUSTED_SECONDS, error)
             for unused in [each for each in self._connections if isinstance(each, LimitedProtocol)]:
                 unused.close_if_unused()
-            for handshake in self._slow_handshakes & self._handshakes:
-                handshake.cancel()
-            self._slow_handshakes = set(self._handshakes)
+            for handshake, started_at in self._handshakes.items():
+                if self._tls and time.monotonic() - started_at > EXHAUSTED_SECONDS:
+                    handshake.cancel()
             self._pause(EXHAUSTED_SECONDS)
             return False
         connection.setblocking(False)
         task = asyncio.create_task(self._start_protocol(connection))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
+        self._handshakes[task] = time.monotonic()
+        task.add_done_callback(self._handshakes.pop)
         return True
 
     async def _start_protocol(self, connection: socket.socket) -> None:

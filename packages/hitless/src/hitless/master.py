@@ -58,7 +58,7 @@ class Supervisor:
         self._reap_workers = arbiter.reap_workers
         self._reload = arbiter.reload
         self._failures = self._starts = self._outdated_age = 0
-        self._next_start = 0.0
+        self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
         arbiter.spawn_worker = lambda: None  # gunicorn's reload would start all at once, before it calls manage_workers
@@ -108,6 +108,9 @@ class Supervisor:
         if not is_stopping() and any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
         if self._is_reloading:  # gunicorn does nothing else until the old workers have exited
+            if time.monotonic() >= self._next_kill:  # a second call sends SIGKILL: let the worker log its stack
+                self._next_kill = time.monotonic() + 1
+                self._arbiter.murder_workers()
             self.manage_workers()
 
     def reload(self) -> None:

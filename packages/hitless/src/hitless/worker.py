@@ -91,7 +91,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit at once."""
-        signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # the master repeats it, which would interrupt a wrapped `_exit`
+        # The master repeats the signal. It would interrupt whatever wraps `os._exit` to work before the process ends,
+        # such as coverage, which saves its data.
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         os._exit(0)
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
