@@ -45,6 +45,20 @@ def test_old_worker_serves_while_its_successor_fails_to_start(start: Start, fail
     assert server.wait() == 0
 
 
+def test_successors_that_fail_at_once_are_one_attempt(start: Start, failing: Path) -> None:
+    server = start("--workers=2", STARTUP_FAILS_WITH=str(failing))
+    server.wait_for_log("Application startup complete.", times=2)
+    failing.touch()
+
+    for pid in re.findall(r"Started server process \[(\d+)\]", server.log):
+        os.kill(int(pid), signal.SIGKILL)
+    until(lambda: delays(server)[:2] == [1, 2], "two attempts have failed")
+
+    assert server.log.count("Application startup failed. Exiting.") > 2
+    failing.unlink()
+    server.wait_for_log("Application startup complete.", times=4)
+
+
 def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) -> None:
     server = start("--workers=3")
     server.wait_for_log("Application startup complete.", times=3)

@@ -132,8 +132,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        if self.running:
-            self.running.body.clear()  # what the application has not read would be kept until the next request
+        # What the application has not read would be kept until the next request.
+        self.running.body.clear()  # type: ignore[union-attr]  # one is running until now
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
