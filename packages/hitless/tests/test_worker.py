@@ -170,7 +170,7 @@ def test_workers_at_max_requests_are_replaced_one_after_another(start: Start) ->
 
         until(reached_both_workers, "both workers are at the limit")
         server.wait_for_log("Application startup complete.", times=3)
-        server.wait_for_log("serves on because it has no successor yet")
+        server.wait_for_log("no successor has started")
 
         assert server.log.count("forked") == 3
     server.wait_for_log("forked", times=4)
@@ -194,11 +194,11 @@ def test_worker_at_max_requests_serves_on_for_as_long_as_it_has_no_successor(sta
     server = start("--max-requests=1", FORK_DELAY="5", WARN_SECONDS="2")
 
     first = server.get("/pid").text
-    server.wait_for_log("This worker has served `max_requests`, and serves on because it has no successor yet")
+    server.wait_for_log("This worker has reached max_requests, but keeps serving: no successor has started")
 
     assert server.get("/pid").text == first
     server.wait_for_log(f"worker {first} has exited")
-    assert server.log.count("serves on because it has no successor yet") == 1
+    assert server.log.count("no successor has started") == 1
 
 
 @pytest.mark.parametrize("moment", ["Maximum request limit", "has shut down its lifespan", "has exited"])
