@@ -23,7 +23,7 @@ from tests.container.service import count_started_workers, make_targets, run_ser
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
 # Seconds within which readiness shows that the database has become unavailable or available.
-READINESS_DELAY = 2
+READINESS_DELAY = 4
 # The longest response time: 2 seconds for a connection and 6 for an answer, with a margin for a busy machine.
 MAX_RESPONSE_SECONDS = 10
 # What the two workers may open: two connections each for requests, and one for readiness.

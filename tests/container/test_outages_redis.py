@@ -15,8 +15,8 @@ from tests.container.load import assert_no_request_lost, continue_load, load
 from tests.container.service import api, get, make_targets, run_service
 
 SLOW_PROXY = Path(__file__).with_name("slow_proxy.py")
-# The longest acceptable response time in seconds. With redis-py's defaults it would be 5 seconds times 10 retries.
-MAX_RESPONSE_SECONDS = 3
+# The longest acceptable response time in seconds, also on a busy machine. With redis-py's defaults it would be 50.
+MAX_RESPONSE_SECONDS = 4
 UNAVAILABLE = "Redis cannot count: requests are counted in memory"
 AVAILABLE = "Redis counts again: requests are counted in Redis"
 
