@@ -304,7 +304,7 @@ async def test_route_serves_only_allowed_roles(service: Service, session: AsyncS
 
 
 def methods(route: RouteContext) -> set[str]:
-    """Return the methods of a route. A mounted application has none of its own."""
+    """Return the methods of a route. A mounted application has none."""
     return {"WEBSOCKET"} if isinstance(route.route, APIWebSocketRoute) else route.methods or set()
 
 

@@ -287,7 +287,7 @@ async def test_reset_and_confirmation_of_a_change_at_once_do_not_both_succeed(
 async def test_email_change_during_password_reset_returns_401(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
-    """Somebody else may be logged in until the reset, and must not leave a pending change behind."""
+    """A thief who is logged in until the reset must not leave a pending change behind."""
     ann = await sign_up(client)
     await mails.wait_for(VERIFICATION)
     await wait_until_outbox_is_empty(session)

@@ -146,7 +146,7 @@ def certificates(readable_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
 def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path, scheme: str) -> None:
-    """Maildev does not offer STARTTLS, as if somebody between here and the server had removed it from the offer."""
+    """Maildev does not offer STARTTLS. An attacker on the network could remove the offer, too."""
     docker_options = f"--network={network}", f"--volume={certificates}:/tls:ro"
     tls = ["--incoming-secure", "--incoming-cert=/tls/cert.pem", "--incoming-key=/tls/key.pem"]
     command = [*(tls if scheme == "smtps" else []), "--incoming-user=ann", "--incoming-pass=p/w"]
