@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from app.database import DATABASE_ERRORS, FastReader, is_unavailable
+from app.database import DATABASE_ERRORS, FastReader, is_outage
 from app.security import HashingUnavailable
 from app.settings import Settings
 
@@ -348,7 +348,7 @@ class OutageLog:
 
 
 async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:
-    if not is_unavailable(error):
+    if not await is_outage(error, request.state["probe_engine"]):
         raise error
     request.state["outages"].add(error)
     return error_response(ServiceUnavailable)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import QueuePool
 
-from app.database import is_unavailable
+from app.database.errors import is_unavailable
 from app.errors import StartupError
 from app.security import AccessToken
 from app.settings import Settings
@@ -174,6 +174,32 @@ async def test_invalid_statement_is_raised_and_no_outage(
         await session.commit()
 
     assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 500)]
+
+
+async def test_database_without_tables_returns_503_until_they_are_back(
+    client: httpx.AsyncClient, session: AsyncSession, logs: list[structlog.typing.EventDict]
+) -> None:
+    """Somebody has dropped the schema, or created the database again."""
+    tables = ("users", "alembic_version")
+    connection = await session.connection()
+    for table in tables:
+        await connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO hidden_{table}")
+    await session.commit()
+
+    try:
+        during, ready_during = await register(client), await client.get("/health/ready")
+    finally:
+        connection = await session.connection()
+        for table in tables:
+            await connection.exec_driver_sql(f"ALTER TABLE hidden_{table} RENAME TO {table}")
+        await session.commit()
+    after, ready_after = await register(client), await client.get("/health/ready")
+
+    assert (during.status_code, during.json()) == (503, UNAVAILABLE)
+    assert [response.status_code for response in (ready_during, after, ready_after)] == [503, 201, 200]
+    [outage] = [entry for entry in logs if entry["event"] == "database unavailable"]
+    assert "users" in outage["reason"]
+    assert not [entry for entry in logs if entry["log_level"] == "error"]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -2,10 +2,11 @@
 
 from app.database.base import Base, utc_now
 from app.database.engine import autocommit, create_engine, database_location
-from app.database.errors import DATABASE_ERRORS, DatabaseUnreachable, is_unavailable, is_unique_violation
+from app.database.errors import CHECK_SCHEMA, DATABASE_ERRORS, DatabaseUnreachable, is_outage, is_unique_violation
 from app.database.fast import FastReader
 
 __all__ = [
+    "CHECK_SCHEMA",
     "DATABASE_ERRORS",
     "Base",
     "DatabaseUnreachable",
@@ -13,7 +14,7 @@ __all__ = [
     "autocommit",
     "create_engine",
     "database_location",
-    "is_unavailable",
+    "is_outage",
     "is_unique_violation",
     "utc_now",
 ]

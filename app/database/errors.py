@@ -1,8 +1,10 @@
 """Which database errors mean that the database is unavailable, and which are bugs."""
 
 import asyncpg
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class DatabaseUnreachable(Exception):
@@ -21,6 +23,9 @@ DATABASE_ERRORS = (
     PoolTimeoutError,
     DatabaseUnreachable,
 )
+
+# It fails if the database is unavailable, and if it is empty because it was dropped and created again.
+CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
 # The SQLSTATE of a write on a server that is read-only, such as a standby.
 READ_ONLY = "25006"
@@ -54,6 +59,21 @@ def is_unavailable(error: Exception) -> bool:
         or sqlstate.startswith(_UNAVAILABLE_SQLSTATES)
         or sqlite_name.startswith(_UNAVAILABLE_SQLITE)
     )
+
+
+async def is_outage(error: Exception, engine: AsyncEngine) -> bool:
+    """Return whether one of DATABASE_ERRORS means that the database is unavailable or has no schema.
+
+    Otherwise it is a bug, such as a query of a table that does not exist.
+    """
+    if is_unavailable(error):
+        return True
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(CHECK_SCHEMA)
+    except DATABASE_ERRORS:
+        return True
+    return False
 
 
 def is_unique_violation(error: IntegrityError, column: str) -> bool:

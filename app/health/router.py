@@ -8,9 +8,8 @@ from hitless import is_draining
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import select
 
-from app.database import DATABASE_ERRORS, is_unavailable
+from app.database import CHECK_SCHEMA, DATABASE_ERRORS
 from app.dependencies import AppRequest
 from app.errors import ServiceUnavailable, responses
 from app.limiter import REDIS_SECONDS, RateLimiter
@@ -77,7 +76,7 @@ async def live() -> Alive:
     summary="Check readiness",
 )
 async def ready(request: AppRequest) -> Ready:
-    """Respond with 200 if the database answers a query within a second and the server is not shutting down.
+    """Respond with 200 if the database has its tables and answers within a second, and the server is not shutting down.
 
     `redis` is present if Redis is configured, and `mail` if a mail server is. The service works without them: mails
     are sent when the mail server is back.
@@ -86,13 +85,11 @@ async def ready(request: AppRequest) -> Ready:
         raise ShuttingDown
     try:
         async with asyncio.timeout(READY_SECONDS), request.state["probe_engine"].connect() as connection:
-            await connection.execute(select(1))
+            await connection.execute(CHECK_SCHEMA)
     except TimeoutError as error:
         request.state["outages"].add(TimeoutError(f"no answer within {READY_SECONDS} s"))
         raise DatabaseUnavailable from error
     except DATABASE_ERRORS as error:
-        if not is_unavailable(error):
-            raise
         request.state["outages"].add(error)
         raise DatabaseUnavailable from error
     return Ready(redis=await check_redis(request.state["redis"], request.state["limiter"]), mail=check_mail(request))

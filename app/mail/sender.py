@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.database import DATABASE_ERRORS, is_unavailable, utc_now
+from app.database import DATABASE_ERRORS, is_outage, utc_now
 from app.errors import OutageLog
 from app.limiter import RateLimiter
 from app.mail.message import Content, build_message
@@ -90,7 +90,7 @@ class Sender:
             try:
                 await self._send_due_mails()
             except Exception as error:  # a bug must not end the task
-                if _is_outage(error):
+                if await self._is_outage(error):
                     self._outages.add(error)
                 else:
                     log.exception("the mail sender failed")
@@ -148,7 +148,7 @@ class Sender:
                 self._note_unavailable(str(error))
                 await self._postpone(mail, str(error), longest=timedelta(seconds=LONGEST_PAUSE))
             except Exception as error:
-                if _is_outage(error):
+                if await self._is_outage(error):
                     raise
                 log.exception("mail failed")
                 await self._postpone(mail, repr(error))
@@ -201,6 +201,5 @@ class Sender:
         self._retry_at = monotonic() + min(2.0 ** min(self._failures, 10), LONGEST_PAUSE)
         self._failures += 1
 
-
-def _is_outage(error: Exception) -> bool:
-    return isinstance(error, DATABASE_ERRORS) and is_unavailable(error)
+    async def _is_outage(self, error: Exception) -> bool:
+        return isinstance(error, DATABASE_ERRORS) and await is_outage(error, self._engine)

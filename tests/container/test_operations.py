@@ -209,13 +209,22 @@ def test_restore_replaces_everything_by_the_backup(production: Compose) -> None:
     assert query(production, "SELECT to_regclass('later') IS NULL") == "t"
 
 
-def test_dropped_database_returns_503_until_it_is_restored(production: Compose) -> None:
+@pytest.mark.parametrize(
+    ("database", "statement", "repair"),
+    [
+        ("postgres", "DROP DATABASE app WITH (FORCE)", command("create-database") + command("restore")),
+        ("app", "DROP SCHEMA public CASCADE", command("restore")),
+    ],
+    ids=["database", "schema"],
+)
+def test_dropped_database_returns_503_until_it_is_restored(
+    production: Compose, database: str, statement: str, repair: str
+) -> None:
     run(production, command("backup"))
-    production("exec", "-T", "db", "psql", "-U", "app", "postgres", "--command=DROP DATABASE app WITH (FORCE)")
+    production("exec", "-T", "db", "psql", "-U", "app", database, f"--command={statement}")
     during_outage = log_in(production)
 
-    backup = f"backup-{datetime.now().astimezone():%F}"
-    run(production, command("create-database") + command("restore").replace(BACKUP, backup))
+    run(production, repair.replace(BACKUP, f"backup-{datetime.now().astimezone():%F}"))
 
     assert during_outage.status_code == 503
     assert log_in(production).status_code == 200

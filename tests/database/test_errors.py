@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import is_unavailable
+from app.database.errors import is_unavailable
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -15,7 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
-from app.database import DatabaseUnreachable, FastReader, create_engine, is_unavailable
+from app.database import DatabaseUnreachable, FastReader, create_engine
+from app.database.errors import is_unavailable
 from app.database.fast import Query
 from app.settings import Settings
 from tests.conftest import change
