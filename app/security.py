@@ -188,9 +188,21 @@ class Tokens:
                 break
         raise InvalidAccessToken(_REASONS.get(type(error), "malformed token")) from error
 
-    def derive_next_secrets(self, secret: bytes) -> list[bytes]:
+    def create_refresh_secret(self, login_id: UUID) -> bytes:
+        """Return the secret of the first refresh token of a login: 16 random bytes and their signature."""
+        return _sign(self._refresh_keys[0], login_id, secrets.token_bytes(16))
+
+    def derive_next_secrets(self, login_id: UUID, secret: bytes) -> list[bytes]:
         """Return the secret of the next refresh token, as derived with each key."""
-        return [hmac.digest(key, secret, "sha256") for key in self._refresh_keys]
+        return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
+
+    def is_refresh_secret(self, login_id: UUID, secret: bytes) -> bool:
+        """Return whether the secret was issued for this login, at any time."""
+        return any(hmac.compare_digest(secret, _sign(key, login_id, secret[:16])) for key in self._refresh_keys)
+
+
+def _sign(key: bytes, login_id: UUID, data: bytes) -> bytes:
+    return data + hmac.digest(key, b"signature" + login_id.bytes + data, "sha256")[:16]
 
 
 _REASONS: dict[type[jwt.InvalidTokenError], str] = {

@@ -71,10 +71,10 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
     response_description="The login has ended",
     summary="Log out",
 )
-async def logout(data: RefreshRequest, session: WriteSession) -> None:
+async def logout(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> None:
     """End the login that a refresh token belongs to.
 
     The response is the same for a token that is not valid. The login's access tokens stop working at once.
     """
     with suppress(InvalidRefreshToken):
-        await service.end_login(data.refresh_token, session=session)
+        await service.end_login(data.refresh_token, session=session, tokens=tokens)

@@ -1,7 +1,6 @@
 """Login and refresh tokens. The caller opens the session, and commits it."""
 
 import hashlib
-import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -61,7 +60,8 @@ async def login(  # noqa: PLR0913  all that a login takes
         )
 
     now = utc_now()
-    login_id, secret = uuid4(), secrets.token_bytes(_SECRET_BYTES)
+    login_id = uuid4()
+    secret = tokens.create_refresh_secret(login_id)
     # While the hash was computed, the password may have been changed, or the user deactivated or deleted. From here on,
     # such changes wait for this lock. Users are locked before logins, in the same order as when a user is deleted.
     is_unchanged = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
@@ -95,7 +95,7 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     login_id, secret = _parse(token)
     now = utc_now()
     used = _hash(secret)
-    next_secrets = {_hash(secret): secret for secret in tokens.derive_next_secrets(secret)}
+    next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
         # An overlap of 0 must disable this: `rotated_at` is later than `now` if a concurrent request began after this
@@ -131,7 +131,10 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         )
     ).one_or_none()
     if row is None:
-        raise InvalidRefreshToken(reason=await _end_reused_login(login_id, used, session=session))
+        is_issued = tokens.is_refresh_secret(login_id, secret)
+        raise InvalidRefreshToken(
+            reason=await _end_reused_login(login_id, used, session=session) if is_issued else "forged refresh token"
+        )
     return _issue_pair(tokens, AccessToken(row.user_id, row.security_stamp, login_id), next_secrets[row.secret_hash])
 
 
@@ -143,15 +146,17 @@ async def _end_reused_login(login_id: UUID, used: bytes, *, session: AsyncSessio
     return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
 
 
-async def end_login(token: str, *, session: AsyncSession) -> None:
-    """End the login that a refresh token belongs to.
+async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> None:
+    """End the login that a refresh token belongs to. It may be one that was used before.
 
     Raises:
         InvalidRefreshToken: The token is malformed.
     """
-    login_id, _ = _parse(token)
+    login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    await session.execute(delete(Login).where(Login.login_id == login_id))
+    # The newest token is valid even if its signature is not, because the secret key was changed.
+    is_valid = or_(literal(tokens.is_refresh_secret(login_id, secret)), Login.secret_hash == _hash(secret))
+    await session.execute(delete(Login).where(Login.login_id == login_id, is_valid))
 
 
 async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -> SessionList:
@@ -222,5 +227,5 @@ def _parse(token: str) -> tuple[UUID, bytes]:
 
 
 def _hash(secret: bytes) -> bytes:
-    """Hash the secret of a token. Unlike a password, 32 random bytes cannot be guessed, so a fast hash is enough."""
+    """Hash the secret of a token. Unlike a password, 16 random bytes cannot be guessed, so a fast hash is enough."""
     return hashlib.sha256(secret).digest()

@@ -69,8 +69,8 @@ class User(Base):
 class Login(Base):
     """A login, which is a family of refresh tokens. Only the newest of them is stored, and is valid.
 
-    A refresh token consists of the login's id and a secret. A token with another secret was used before, so somebody
-    has a copy: the row is deleted, and with it the login.
+    A refresh token consists of the login's id and a signed secret. If it is not the newest, it was used before, so
+    somebody has a copy: the row is deleted, and with it the login.
 
     The table belongs to users and not to authentication, because each request reads a user together with the login.
     """

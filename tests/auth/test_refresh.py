@@ -1,6 +1,7 @@
 """Refresh tokens: each can be used once, and reuse after a short overlap ends the login."""
 
 import asyncio
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -201,6 +202,28 @@ async def test_logout_with_used_token_ends_login(client: httpx.AsyncClient) -> N
     await log_out(client, ann.refresh_token)
 
     assert (await refresh(client, newest)).status_code == 401
+
+
+async def test_forged_secret_does_not_end_login(client: httpx.AsyncClient) -> None:
+    """The id of a login is no secret: it is in access tokens and in the log."""
+    ann = await sign_up(client)
+    login_id = urlsafe_b64decode(ann.refresh_token)[:16]
+    forged = urlsafe_b64encode(login_id + bytes(32)).decode()
+
+    assert (await refresh(client, forged)).status_code == 401
+    assert (await log_out(client, forged)).status_code == 204
+
+    assert (await client.get("/users/me", headers=ann.auth)).status_code == 200
+    assert (await refresh(client, ann.refresh_token)).status_code == 200
+
+
+async def test_logout_after_change_of_secret_key_ends_login(settings: Settings) -> None:
+    async with serve(settings) as before:
+        ann = await sign_up(before.client)
+    async with serve(change(settings, secret_key="a new secret key, of 32 bytes or more")) as after:
+        await log_out(after.client, ann.refresh_token)
+
+        assert (await refresh(after.client, ann.refresh_token)).status_code == 401
 
 
 async def test_database_stores_only_token_hash(client: httpx.AsyncClient, session: AsyncSession) -> None:
