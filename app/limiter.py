@@ -188,10 +188,7 @@ class RateLimiter:
     """
 
     def __init__(self, settings: Settings, redis: Redis | None, memory: MemoryCounter) -> None:
-        prefix = "rate_limit_"
-        rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
-        rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}
-        self._limits = {name: _parse(rate) for name, rate in rates.items()}
+        self._limits = read_limits(settings)
         self._key = blake2b(settings.secret_key.get_secret_value().encode(), person=b"rate limits").digest()
         self._memory = memory
         self._redis = RedisCounter(redis) if redis else None
@@ -203,8 +200,6 @@ class RateLimiter:
 
     async def hit(self, name: str, client: str) -> Usage:
         """Count a request of a client against a limit."""
-        if name not in self._limits:
-            raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
         quota, window = self._limits[name]
         digest = blake2b(f"{name}:{client}".encode(), key=self._key, digest_size=16)
         # The braces keep all keys on one node of a Redis cluster, where one command can count them.
@@ -221,6 +216,14 @@ class RateLimiter:
         usage = await self.hit(name, client)
         if usage.is_exceeded:
             raise RateLimited(headers=usage.headers())
+
+
+def read_limits(settings: Settings) -> dict[str, tuple[int, int]]:
+    """Return the quota and the window in seconds of each limit. A setting such as `rate_limit_mail` is named `mail`."""
+    prefix = "rate_limit_"
+    rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
+    rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}
+    return {name: _parse(rate) for name, rate in rates.items()}
 
 
 def _parse(rate: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import logging.config
 import re
 import sys
 import threading
+from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -18,11 +19,18 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.settings import Settings
 
+
+def _mask_password(url: re.Match[str]) -> str:
+    """Mask the password of a URL. It may contain any character, so it ends at the last `@`."""
+    credentials, at, host = url[0].rpartition("@")
+    user = re.search(r"://[^:/@]*:", credentials)
+    return f"{credentials[: user.end()]}***@{host}" if at and user else url[0]
+
+
 # A word, a pattern of secrets that follow it, and their replacement. Most lines do not contain the word, and so need no
-# regular expression.
-_SECRETS = (
-    # Greedy on purpose: a password may contain any character, and masking a word too many is harmless.
-    ("://", re.compile(r"(://[^\s:/@]*:)\S+@"), r"\1***@"),
+# regular expression. The time of each pattern must be proportional to the length of the line.
+_SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
     # PostgreSQL appends the row that violates a constraint, with all its values. The first alternative is for a JSON
     # string, where the line feed is escaped.
     ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
@@ -63,7 +71,7 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Lets through a few lines about rejected requests per second, and then logs how many it dropped.
+    """Lets through a few lines per second about requests outside of rate limits, and then logs how many it dropped.
 
     Otherwise a client could fill the log, until its rotation deletes the lines from before the attack.
     """
@@ -93,7 +101,7 @@ class RefusalLog(logging.Filter):
 
     def _report(self) -> None:
         structlog.stdlib.get_logger("app.access").warning(
-            "some rejected requests were not logged", number=self._dropped
+            "some rejected or unlimited requests were not logged", number=self._dropped
         )
         self._dropped = 0
 

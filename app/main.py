@@ -11,7 +11,7 @@ from app.api import TAGS, add_routers
 from app.docs.openapi import DESCRIPTION, build_openapi
 from app.errors import add_error_handlers
 from app.lifespan import lifespan
-from app.limiter import MemoryCounter
+from app.limiter import MemoryCounter, read_limits
 from app.logging import configure_logging
 from app.middleware.allowed_hosts import AllowedHostsMiddleware
 from app.middleware.body_limit import BodyLimitMiddleware
@@ -75,9 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(UnhandledErrorMiddleware)
     app.add_middleware(WebSocketErrorMiddleware)
-    app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=HEALTH + docs)
-    if settings.allowed_hosts and "*" not in settings.allowed_hosts:
-        app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)
+    app.add_middleware(RateLimitMiddleware, routes=app.routes, names=read_limits(settings), exempt=HEALTH + docs)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -86,6 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
         )
+    if settings.allowed_hosts and "*" not in settings.allowed_hosts:
+        app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)
     app.add_middleware(
         SecurityHeadersMiddleware,
         docs_pages={

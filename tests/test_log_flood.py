@@ -14,7 +14,7 @@ from tests.conftest import change, make_settings, serve
 
 pytestmark = pytest.mark.usefixtures("restore_logging")
 
-NOT_LOGGED = "some rejected requests were not logged"
+NOT_LOGGED = "some rejected or unlimited requests were not logged"
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,29 @@ def test_written_field_is_at_most_512_characters(text: str) -> None:
     assert len(shorten(text)) == len(text) or len(written) > MAX_FIELD - 12
 
 
-@pytest.mark.parametrize(("path", "host"), [("/users/me", "evil.example"), ("/health/nowhere", "test")])
-async def test_requests_that_reach_no_route_do_not_fill_the_log(
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/users/me", {"Host": "evil.example"}),
+        ("GET", "/health/nowhere", {}),
+        ("GET", "/docs", {}),
+        ("GET", "/docs/nowhere", {}),
+        ("OPTIONS", "/users/me", {"Origin": "https://example.com", "Access-Control-Request-Method": "GET"}),
+    ],
+)
+async def test_requests_without_a_rate_limit_do_not_fill_the_log(  # noqa: PLR0913, PLR0917  fixtures and a request
     settings: Settings,
     logs: list[structlog.typing.EventDict],
     monkeypatch: pytest.MonkeyPatch,
+    method: str,
     path: str,
-    host: str,
+    headers: dict[str, str],
 ) -> None:
     monkeypatch.setattr("app.middleware.request_context.refusal_log", RefusalLog(lines_per_second=10))
     monkeypatch.setattr("app.logging.monotonic", lambda: 1000.0)
-    async with serve(change(settings, allowed_hosts=["test"])) as service:
+    async with serve(change(settings, allowed_hosts=["test"], cors_origins=["https://example.com"])) as service:
         for _ in range(20):
-            await service.client.get(path, headers={"Host": host})
+            await service.client.request(method, path, headers=headers)
 
     assert len([entry for entry in logs if entry["event"] == "request"]) == 10
 

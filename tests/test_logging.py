@@ -208,3 +208,12 @@ def test_default_format_is_console_only_on_a_terminal_in_development(
     line = logging.getLogger().handlers[0].format(record)
 
     assert line.startswith("{") == is_json
+
+
+def test_masking_takes_time_proportional_to_the_length(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pattern that takes quadratic time would need many minutes."""
+    configure_logging(make_settings(log_format="json"))
+
+    logging.getLogger("a.library").warning("://a:" * 200_000)
+
+    assert "://a:" * 200_000 in capsys.readouterr().err

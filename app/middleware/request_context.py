@@ -9,7 +9,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import PREFIX
-from app.errors import RateLimited, UnknownHost
+from app.errors import RateLimited
 from app.logging import refusal_log, shorten
 from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
@@ -78,15 +78,16 @@ class RequestContextMiddleware:
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
         is_below_quiet = is_below(route_path(outer), self.quiet)
-        # Those with an unknown host, and those of paths like /health/x, are not limited.
-        is_unlimited = route is None and (status == UnknownHost.status or is_below_quiet)
-        if (status == RateLimited.status or is_unlimited) and not refusal_log.allow():
+        is_quiet = route is not None and is_below_quiet
+        # Anybody can send any number of those that are not within a rate limit.
+        is_limited = "rate_limit" in scope and status != RateLimited.status
+        if not is_quiet and not is_limited and not refusal_log.allow():
             return
         if route is not None:
             # A mounted application adds its path to `root_path`. FastAPI leaves out the prefix of an included router.
             route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
         # Health checks are frequent, and a failing one is visible elsewhere.
-        log = access_log.debug if route and is_below_quiet else access_log.info
+        log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
         # The fields of the combined log format. The query is left out: it may contain an email address.
         log(

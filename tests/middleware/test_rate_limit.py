@@ -1,17 +1,19 @@
 """Rate limits per client IP address and per account, and their headers."""
 
 import re
+from asyncio import Queue
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import PREFIX
 from app.limiter import rate_limit
+from app.main import create_app
 from app.settings import Settings
 from tests.conftest import Service, change, serve
 from tests.people import log_in, register, sign_up
@@ -263,7 +265,19 @@ async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings)
     assert responses[2].headers["ratelimit-policy"] == '"register";q=2;w=60'
 
 
-async def test_limit_without_a_setting_names_the_setting(settings: Settings) -> None:
-    async with serve(settings) as service:
-        with pytest.raises(LookupError, match="RATE_LIMIT_INVITE"):
-            await service.state["limiter"].hit("invite", "ann")
+async def test_limit_without_a_setting_is_an_error_at_startup(settings: Settings) -> None:
+    app = create_app(settings)
+
+    @app.post("/invitations")
+    @rate_limit("invite")
+    async def invite() -> None: ...
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "lifespan", "state": {}}, Queue[Message]().get, send)
+
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert "RATE_LIMIT_INVITE" in sent[0]["message"]

@@ -150,7 +150,7 @@ def open_files(server: Gunicorn) -> int:
 
 def count_refusals(log: str) -> int:
     """Count the lines with status 408, and the number that the limit on lines per second has left out."""
-    not_logged = map(int, re.findall(r'"some rejected requests were not logged", "number": (\d+)', log))
+    not_logged = map(int, re.findall(r'"some rejected or unlimited requests were not logged", "number": (\d+)', log))
     return log.count('"status": 408') + sum(not_logged)
 
 
