@@ -28,8 +28,8 @@ PEERS = Path(__file__).parent / "peers"
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]
 DIFFERENCES = tomllib.loads((PEERS / "differences.toml").read_text())
-# Parts of FastAPI's tutorial that need large packages and show no more about a server, and WebSockets.
-OMITTED = ["graphql", "opentelemetry", "sql_databases", "websockets", "wsgi"]
+# Parts of FastAPI's tutorial that need large packages and show no more about a server.
+OMITTED = ["graphql", "opentelemetry", "sql_databases", "wsgi"]
 
 
 def require_package_index() -> None:

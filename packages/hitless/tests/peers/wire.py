@@ -1,5 +1,5 @@
 # ruff: noqa: ANN401, SLF001  httpx2, and parts of Starlette's `TestClient` that have no types
-"""A pytest plugin: Starlette's `TestClient` sends its requests over TCP, to hitless or to Uvicorn.
+"""A pytest plugin: Starlette's `TestClient` sends requests and opens WebSockets over TCP, to hitless or to Uvicorn.
 
 The server runs in a thread, because tests change the application between requests. All clients without a `with` block
 share one server, which has no lifespan. A client with such a block has a server of its own, which runs the lifespan.
@@ -13,21 +13,28 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from http import HTTPStatus
 from mmap import mmap
-from typing import Any
+from typing import Any, Self
 
 import hitless.server
 import starlette.testclient
 from hitless.protocol import LimitedProtocol
 from hitless.server import GracefulServer
-from starlette.testclient import TestClient
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.testclient import TestClient, WebSocketTestSession
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 from uvicorn import Config, Server
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import CloseCode
+from websockets.sync.client import ClientConnection, connect
 
 # httpx2, or httpx if that is missing.
 httpx: Any = starlette.testclient.httpx  # type: ignore[attr-defined]
 
 TIMEOUT = 30  # seconds; longer than anything in these tests takes
+# Headers that `TestClient` sets and `websockets` sets too.
+HANDSHAKE_HEADERS = {"host", "connection", "sec-websocket-key", "sec-websocket-version"}
 worker_numbers = itertools.count()
 
 
@@ -61,7 +68,7 @@ class ServerThread(threading.Thread):
         self.config = Config(
             self.call_app,
             lifespan="on" if app else "off",
-            ws="none",
+            ws="none",  # as in `hitless.Worker`, whose protocol opens WebSockets itself
             interface="asgi3",
             log_config=None,
             timeout_keep_alive=2 * TIMEOUT,
@@ -73,7 +80,7 @@ class ServerThread(threading.Thread):
 
     def make_server(self) -> Server:
         if os.environ["WIRE_SERVER"] == "uvicorn":
-            self.config.http = "httptools"
+            self.config.http, self.config.ws = "httptools", "auto"
             return Server(self.config)
         self.config.http = LimitedProtocol
         return GracefulServer(
@@ -150,6 +157,67 @@ class Stream(httpx.SyncByteStream):  # type: ignore[misc]
         self.server.wait_for_calls(raise_errors=self.raise_errors)
 
 
+class WireSession(WebSocketTestSession):
+    """A WebSocket connection. Leaving its `with` block waits until the application has returned."""
+
+    connection: ClientConnection
+    call: Call
+    close_code: int | None = None
+
+    def __init__(self, server: ServerThread, request: Any) -> None:
+        self.server = server
+        self.request = request
+
+    def __enter__(self) -> Self:
+        headers = [item for item in self.request.headers.multi_items() if item[0] not in HANDSHAKE_HEADERS]
+        try:
+            self.connection = connect(
+                str(self.request.url),
+                address=("127.0.0.1", self.server.port),
+                additional_headers=headers,
+                user_agent_header=None,  # it is in the headers
+                proxy=None,
+                open_timeout=TIMEOUT,
+                close_timeout=TIMEOUT,
+            ).__enter__()
+        except InvalidStatus as refusal:
+            self.server.wait_for_calls(raise_errors=True)
+            # ASGI's response if the application closes before it accepts. The close code is not sent to the client.
+            if refusal.response.status_code == HTTPStatus.FORBIDDEN:
+                raise WebSocketDisconnect(CloseCode.ABNORMAL_CLOSURE) from refusal
+            raise
+        self.call = self.server.calls.pop()  # other requests do not wait for it
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self.close()
+        self.server.calls.append(self.call)
+        try:
+            # FastAPI's tests expect WebSocketDisconnect of the application, because they close the connection first.
+            # `TestClient` raises it also after a failed assertion, so that these tests would pass with any messages.
+            self.server.wait_for_calls(raise_errors=isinstance(error, WebSocketDisconnect | None))
+        except WebSocketDisconnect as disconnect:
+            if disconnect.code != self.close_code:
+                message = f"The client has closed with {self.close_code}, the application got {disconnect.code}"
+                raise RuntimeError(message) from disconnect
+            raise
+
+    def close(self, code: int = 1000, reason: str | None = None) -> None:
+        self.close_code = self.close_code or code
+        self.connection.close(code, reason or "")
+
+    def send(self, message: Message) -> None:
+        self.connection.send(message["text"] if "text" in message else message["bytes"])
+
+    def receive(self) -> Message:
+        try:
+            data = self.connection.recv(TIMEOUT)
+        except ConnectionClosed:
+            code, reason = self.connection.close_code, self.connection.close_reason
+            return {"type": "websocket.close", "code": code, "reason": reason}
+        return {"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data}
+
+
 shared_servers: list[ServerThread] = []
 
 
@@ -180,9 +248,9 @@ class WireTransport(httpx.BaseTransport):  # type: ignore[misc]
         return shared_servers[0]
 
     def handle_request(self, request: Any) -> Any:
-        if request.url.scheme in {"ws", "wss"}:
-            raise NotImplementedError("WebSockets are not sent over TCP")
         server = self.own_server or self.shared_server()
+        if request.url.scheme == "ws":
+            raise starlette.testclient._Upgrade(WireSession(server, request))  # `websocket_connect` returns the session
         headers = request.headers.copy()
         if request.url.scheme == "https":  # as behind a proxy that terminates TLS
             headers["x-forwarded-proto"] = "https"
