@@ -20,12 +20,12 @@ from app.capacity import check_process_limit, plan_capacity
 from app.errors import StartupError
 from app.logging import configure_logging, log_config, log_uncaught_exceptions
 from app.middleware.refusals import render_refusal
-from app.settings import Settings, load_settings
+from app.settings import Settings, get_settings
 from app.startup import check_connection_limit, connections_per_worker, prepare_database
 
 log_uncaught_exceptions()
 try:
-    settings = load_settings()
+    settings = get_settings()
 except SystemExit as error:
     configure_logging(Settings.model_construct())  # with the defaults, so that this line has the format of all others
     logging.getLogger("app").critical(str(error))

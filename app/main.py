@@ -25,7 +25,7 @@ from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.middleware.websocket_errors import WebSocketErrorMiddleware
 from app.setting_names import describe_unknown_names
-from app.settings import Settings, load_settings
+from app.settings import Settings, get_settings
 from app.urls import describe_ignored_parameters
 
 # The paths that document the API.
@@ -103,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-settings = load_settings()
+settings = get_settings()
 configure_logging(settings)
 log = structlog.stdlib.get_logger("app")
 for warning in (
