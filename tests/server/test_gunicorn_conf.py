@@ -51,7 +51,7 @@ def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
         "proc_name": NAME,
         "preload_app": True,
         "daemon": False,
-        "pidfile": "/tmp/gunicorn.pid",  # noqa: S108  in a container, nobody else uses it
+        "pidfile": hitless.usable_pidfile("/tmp/gunicorn.pid"),  # noqa: S108  unless another server uses it
         "tmp_upload_dir": None,
         "keyfile": None,
         "certfile": None,

@@ -1,5 +1,6 @@
 """Problems that are found before the first worker starts, and reported in one line."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -84,6 +85,27 @@ def test_address_in_use_is_logged_in_one_line(launch: Start) -> None:
 def test_pidfile_that_can_be_written_is_used(tmp_path: Path) -> None:
     assert usable_pidfile(f"{tmp_path}/pid") == f"{tmp_path}/pid"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "no number", "999999999", "{own}"])
+def test_pidfile_of_no_other_server_is_used(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pid").write_text(content.format(own=os.getpid()))
+
+    assert usable_pidfile(f"{tmp_path}/pid") == f"{tmp_path}/pid"
+
+
+def test_pidfile_of_another_process_is_logged_in_one_line_and_not_used(launch: Start, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        other.write_text(f"{process.pid}\n")
+
+        assert usable_pidfile(str(other)) is None
+        server = launch(PIDFILE=str(other))
+        server.wait_for_log("Application startup complete.")
+        process.terminate()
+
+    assert server.log.count(f"{other} belongs to process {process.pid}. ") == 1
+    assert server.get("/pid").status_code == 200
 
 
 def test_pidfile_that_cannot_be_written_is_logged_in_one_line(launch: Start) -> None:

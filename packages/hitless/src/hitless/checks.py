@@ -80,10 +80,15 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
 
 
 def usable_pidfile(path: str) -> str | None:
-    """Return the path for gunicorn's `pidfile`, or None if no file can be written there.
+    """Return the path for gunicorn's `pidfile`, or None if it cannot be written or belongs to another server.
 
-    gunicorn itself would end with a traceback. The `when_ready` hook logs the problem in one line.
+    gunicorn itself would not start. The `when_ready` hook logs the problem in one line.
     """
+    other = _read_pid(path)
+    # After a USR2 signal, the parent process is the server that this one replaces.
+    if other not in {None, os.getpid(), os.getppid()} and Path(f"/proc/{other}").exists():
+        pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
+        return None
     try:
         with tempfile.TemporaryFile(dir=Path(path).parent) as file:
             file.write(b"%d\n" % os.getpid())
@@ -91,6 +96,13 @@ def usable_pidfile(path: str) -> str | None:
         pidfile_problems.add(f"{path} cannot be written: {error.strerror}. The server runs without a pidfile.")
         return None
     return path
+
+
+def _read_pid(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # gunicorn overwrites a file without a number
+        return None
 
 
 def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
