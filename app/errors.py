@@ -20,9 +20,7 @@ A feature derives its own errors from these, such as `EmailTaken(RuleViolated)`,
 follow from a route's signature, such as 401 and 422, are added by `docs/openapi.py`.
 """
 
-import asyncio
 import re
-from collections import Counter
 from http import HTTPStatus
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -34,12 +32,10 @@ from fastapi.exceptions import RequestValidationError, ValidationException, WebS
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from app.database import DATABASE_ERRORS, FastReader, is_outage
+from app.database import DATABASE_ERRORS, is_outage
 from app.security import HashingUnavailable
-from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.error")
 
@@ -48,7 +44,6 @@ _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-OUTAGE_SECONDS = 30.0
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
 # Names of fields that an error may repeat. Any other name could be a misplaced secret.
@@ -310,41 +305,6 @@ def _describe(problem: dict[str, Any]) -> FieldError:
     if message.startswith("value is not a valid email address"):
         message = "Not a valid email address"  # the original message quotes the address
     return FieldError(field=field, message=message[:MAX_MESSAGE_LENGTH])
-
-
-class OutageLog:
-    """Logs the first failure of an outage, and then one line per 30 seconds with the most common reasons."""
-
-    def __init__(self, settings: Settings, reader: FastReader) -> None:
-        self._reader = reader
-        timeout, size = settings.database_pool_timeout, settings.database_pool_size
-        self._pool_timeout = f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})"
-        self._is_waiting = False
-        self._reasons = Counter[str]()
-
-    def add(self, error: Exception) -> None:
-        """Note that the database is unavailable."""
-        message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
-        reason = f"{type(getattr(error, 'driver_exception', error)).__name__}: {message}"
-        self._reasons[reason] += 1
-        if not self._is_waiting:
-            self._report()
-
-    def _report(self) -> None:
-        """Log the failures since the last line. Repeat it every 30 seconds while there are new failures."""
-        self._is_waiting = bool(self._reasons)
-        if self._reasons:
-            reasons = self._reasons.most_common(3)
-            others = [f"{number} x {reason}" for reason, number in reasons]
-            log.warning(
-                "database unavailable",
-                reason=reasons[0][0],
-                failures=self._reasons.total(),
-                reasons=others,
-                waiting=self._reader.waiting,
-            )
-            self._reasons.clear()
-            asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report)
 
 
 async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:

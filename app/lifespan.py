@@ -12,8 +12,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import FastReader, autocommit, create_engine
-from app.errors import OutageLog
+from app.database import FastReader, OutageLog, autocommit, create_engine
 from app.limiter import REDIS_SECONDS, RateLimiter
 from app.mail.outbox import Outbox
 from app.mail.sender import Sender

@@ -16,7 +16,7 @@ from tests.people import register, sign_up
 async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     settings: Settings, logs: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.errors.OUTAGE_SECONDS", 2)
+    monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 2)
     unreachable = change(settings, database_url="postgresql://u@127.0.0.1:1/x", database_migrate=False)
     async with serve(unreachable, prepared=True) as service:
         statuses = [(await register(service.client)).status_code for _ in range(5)]

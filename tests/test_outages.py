@@ -32,7 +32,7 @@ UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unava
 @pytest.fixture
 def log_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log the reason of each failure, not only of the first one in an outage."""
-    monkeypatch.setattr("app.errors.OUTAGE_SECONDS", 0)
+    monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 0)
 
 
 @pytest.fixture
