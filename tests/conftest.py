@@ -248,7 +248,9 @@ def change(settings: Settings, **values: Any) -> Settings:  # noqa: ANN401  of a
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    return make_settings(database_url=database_url, database_migrate=False)
+    # A busy machine may need longer than the service allows.
+    patient = {"database_connect_timeout": TIMEOUT, "database_pool_timeout": TIMEOUT}
+    return make_settings(database_url=database_url, database_migrate=False, **patient)
 
 
 class Service(NamedTuple):
