@@ -21,6 +21,7 @@ follow from a route's signature, such as 401 and 422, are added by `docs/openapi
 """
 
 import asyncio
+import http.client
 import re
 from collections import Counter
 from http import HTTPStatus
@@ -31,9 +32,10 @@ import structlog
 from fastapi import FastAPI, Request, WebSocketDisconnect
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import to_jsonable_python
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
@@ -49,6 +51,8 @@ _PHRASES = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
 OUTAGE_SECONDS = 30.0
+# RFC 9110, sections 15.3.5 and 15.4.5: a body would be read as the beginning of the next response.
+_WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
 # Names of fields that an error may repeat. Any other name could be a misplaced secret.
@@ -252,32 +256,41 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
     return error_response(error, headers=error.extra_headers)
 
 
-async def _handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
     """Respond to an HTTPException, raised by FastAPI or by a route, like the AppError with the same status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
+    if error.status_code in _WITHOUT_BODY:
+        return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
     # FastAPI allows any JSON as the detail. An object or a list is added, anything else replaces the message.
-    detail = jsonable_encoder(error.detail)
+    detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
         if known.status == error.status_code:
             is_default = message in {None, known.status.phrase}
             return error_response(known if is_default else known(message), details=details, headers=headers)
     body = ErrorResponse(
-        error=message or HTTPStatus(error.status_code).phrase, type=f"http_{error.status_code}", details=details
+        error=message or status_phrase(error.status_code), type=f"http_{error.status_code}", details=details
     )
     return JSONResponse(body.model_dump(exclude_none=True), error.status_code, headers=headers)
+
+
+def status_phrase(status: int) -> str:
+    """Return what a status means, also if it is not in a standard, such as 499."""
+    return http.client.responses.get(status, f"Status {status}")
 
 
 def _allowed_methods(request: Request) -> str:
     """Return all methods of the path. Starlette returns only those of the first matching route."""
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # which includes the path of a mount
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
-    # Mounted files, such as those of the documentation, have no routes.
-    methods = {method for route in routes for method in route.methods or ()} or {"GET"}
+    methods = {method for route in routes for method in route.methods or ()}
+    # Mounted files, such as those of the documentation, have no routes, even if another route has the same path.
+    if request.scope["endpoint"] not in [route.endpoint for route in routes]:
+        methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
