@@ -24,6 +24,7 @@ import asyncio
 import http.client
 import re
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -51,8 +52,10 @@ _PHRASES = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
 OUTAGE_SECONDS = 30.0
-# RFC 9110, sections 15.3.5 and 15.4.5: a body would be read as the beginning of the next response.
+# RFC 9110, sections 15.3.5 and 15.4.5. If such a response had a body, the server would close the connection.
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+# The handlers of an application that has registered none itself.
+_FASTAPI_HANDLERS = FastAPI().exception_handlers
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
 # Names of fields that an error may repeat. Any other name could be a misplaced secret.
@@ -237,17 +240,21 @@ def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
     Any other exception is a bug. `UnhandledErrorMiddleware` responds with 500, or `_handle_bug` if it is in a mounted
-    application.
+    application. A mounted application keeps the handlers that it has registered itself.
     """
-    app.exception_handler(AppError)(_handle_app_error)
-    app.exception_handler(HTTPException)(_handle_http_exception)
-    app.exception_handler(RequestValidationError)(_handle_validation_error)
-    app.exception_handler(WebSocketRequestValidationError)(_handle_validation_error)
-    app.exception_handler(WebSocketDisconnect)(_ignore_disconnect)
-    for exception in DATABASE_ERRORS:
-        app.exception_handler(exception)(_handle_database_error)
-    app.exception_handler(HashingUnavailable)(_handle_hashing_unavailable)
-    app.exception_handler(Exception)(_handle_bug)
+    handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
+        AppError: _handle_app_error,
+        HTTPException: _handle_http_exception,
+        RequestValidationError: _handle_validation_error,
+        WebSocketRequestValidationError: _handle_validation_error,
+        WebSocketDisconnect: _ignore_disconnect,
+        **dict.fromkeys(DATABASE_ERRORS, _handle_database_error),
+        HashingUnavailable: _handle_hashing_unavailable,
+        Exception: _handle_bug,
+    }
+    for exception, handler in handlers.items():
+        if app.exception_handlers.get(exception) is _FASTAPI_HANDLERS.get(exception):
+            app.exception_handler(exception)(handler)
 
 
 async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
@@ -289,7 +296,7 @@ def _allowed_methods(request: Request) -> str:
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
     # Mounted files, such as those of the documentation, have no routes, even if another route has the same path.
-    if request.scope["endpoint"] not in [route.endpoint for route in routes]:
+    if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
