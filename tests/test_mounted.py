@@ -99,10 +99,13 @@ async def test_route_knows_the_settings(client: httpx.AsyncClient, settings: Set
     assert (await client.get("/reports/settings")).json() is settings.docs
 
 
-async def test_bug_returns_500_in_the_format_of_all_others(client: httpx.AsyncClient) -> None:
+async def test_bug_returns_500_in_the_format_of_all_others(
+    client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
+) -> None:
     response = await client.get("/reports/bug")
 
     assert (response.status_code, response.json()["type"]) == (500, "internal_error")
+    assert [entry["event"] for entry in logs] == ["request"]  # nothing has failed after the response
 
 
 @pytest.mark.parametrize(
