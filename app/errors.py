@@ -20,7 +20,9 @@ A feature derives its own errors from these, such as `EmailTaken(RuleViolated)`,
 follow from a route's signature, such as 401 and 422, are added by `docs/openapi.py`.
 """
 
+import http.client
 import re
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -29,9 +31,10 @@ import structlog
 from fastapi import FastAPI, Request, WebSocketDisconnect
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
 
 from app.database import DATABASE_ERRORS, is_outage
@@ -44,6 +47,10 @@ _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
+# RFC 9110, sections 15.3.5 and 15.4.5. If such a response had a body, the server would close the connection.
+_WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+# The handlers of an application that has registered none itself.
+_FASTAPI_HANDLERS = FastAPI().exception_handlers
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
 # Names of fields that an error may repeat. Any other name could be a misplaced secret.
@@ -228,17 +235,21 @@ def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
     Any other exception is a bug. `UnhandledErrorMiddleware` responds with 500, or `_handle_bug` if it is in a mounted
-    application.
+    application. A mounted application keeps the handlers that it has registered itself.
     """
-    app.exception_handler(AppError)(_handle_app_error)
-    app.exception_handler(HTTPException)(_handle_http_exception)
-    app.exception_handler(RequestValidationError)(_handle_validation_error)
-    app.exception_handler(WebSocketRequestValidationError)(_handle_validation_error)
-    app.exception_handler(WebSocketDisconnect)(_ignore_disconnect)
-    for exception in DATABASE_ERRORS:
-        app.exception_handler(exception)(_handle_database_error)
-    app.exception_handler(HashingUnavailable)(_handle_hashing_unavailable)
-    app.exception_handler(Exception)(_handle_bug)
+    handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
+        AppError: _handle_app_error,
+        HTTPException: _handle_http_exception,
+        RequestValidationError: _handle_validation_error,
+        WebSocketRequestValidationError: _handle_validation_error,
+        WebSocketDisconnect: _ignore_disconnect,
+        **dict.fromkeys(DATABASE_ERRORS, _handle_database_error),
+        HashingUnavailable: _handle_hashing_unavailable,
+        Exception: _handle_bug,
+    }
+    for exception, handler in handlers.items():
+        if app.exception_handlers.get(exception) is _FASTAPI_HANDLERS.get(exception):
+            app.exception_handler(exception)(handler)
 
 
 async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
@@ -247,32 +258,41 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
     return error_response(error, headers=error.extra_headers)
 
 
-async def _handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
     """Respond to an HTTPException, raised by FastAPI or by a route, like the AppError with the same status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
+    if error.status_code in _WITHOUT_BODY:
+        return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
     # FastAPI allows any JSON as the detail. An object or a list is added, anything else replaces the message.
-    detail = jsonable_encoder(error.detail)
+    detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
         if known.status == error.status_code:
             is_default = message in {None, known.status.phrase}
             return error_response(known if is_default else known(message), details=details, headers=headers)
     body = ErrorResponse(
-        error=message or HTTPStatus(error.status_code).phrase, type=f"http_{error.status_code}", details=details
+        error=message or status_phrase(error.status_code), type=f"http_{error.status_code}", details=details
     )
     return JSONResponse(body.model_dump(exclude_none=True), error.status_code, headers=headers)
+
+
+def status_phrase(status: int) -> str:
+    """Return what a status means, also if it is not in a standard, such as 499."""
+    return http.client.responses.get(status, f"Status {status}")
 
 
 def _allowed_methods(request: Request) -> str:
     """Return all methods of the path. Starlette returns only those of the first matching route."""
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # which includes the path of a mount
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
-    # Mounted files, such as those of the documentation, have no routes.
-    methods = {method for route in routes for method in route.methods or ()} or {"GET"}
+    methods = {method for route in routes for method in route.methods or ()}
+    # Mounted files, such as those of the documentation, have no routes, even if another route has the same path.
+    if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
+        methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 

@@ -161,6 +161,8 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "aiosqlite": {"level": "INFO"},
             # At info it logs the full URL of each request, and tokens are often part of a URL.
             "httpx": {"level": "WARNING"},
+            # At debug it logs the headers of each response, such as cookies.
+            "httpcore": {"level": "INFO"},
         },
     }
 

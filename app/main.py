@@ -76,6 +76,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(UnhandledErrorMiddleware)
     app.add_middleware(WebSocketErrorMiddleware)
     app.add_middleware(RateLimitMiddleware, routes=app.routes, names=read_limits(settings), exempt=HEALTH + docs)
+    if settings.allowed_hosts and "*" not in settings.allowed_hosts:
+        app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -84,8 +86,6 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID"],
         )
-    if settings.allowed_hosts and "*" not in settings.allowed_hosts:
-        app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)
     app.add_middleware(
         SecurityHeadersMiddleware,
         docs_pages={

@@ -29,7 +29,7 @@ class BodyRejected(HTTPException):
 class BodyLimitMiddleware:
     """Responds with 413 to a body that is too large, by its Content-Length or while a route reads it.
 
-    Only what a route reads is held in memory and counted.
+    Only what a route reads is held in memory and counted. Of a body that it streams, that is one chunk.
 
     Args:
         app: The next application.
@@ -69,12 +69,16 @@ class BodyLimitMiddleware:
             if is_json:
                 parsed_size += sum(weight * body.count(character) for character, weight in PARSED_BYTES.items())
             others = self.total - held
-            held = size if message.get("more_body") else size + parsed_size  # FastAPI parses it now
+            is_streamed = "streams_body" in scope  # see BodyStream in app/dependencies.py
+            held = len(body) if is_streamed else size
+            if not is_streamed and not message.get("more_body"):
+                held += parsed_size  # FastAPI parses it now
             self.total = others + held
             is_rejected = size > max_size
             if is_rejected:
                 raise BodyRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
-            if size > SMALL_SIZE and others and others + size > self.max_total:  # one body alone is always accepted
+            # One body alone is always accepted.
+            if not is_streamed and size > SMALL_SIZE and others and others + size > self.max_total:
                 raise BodyRejected(HTTPStatus.SERVICE_UNAVAILABLE)
             return message
 
