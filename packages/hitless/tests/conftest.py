@@ -20,7 +20,10 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @contextmanager
 def start_in(folder: Path) -> Iterator[Start]:
-    """Return a function that starts gunicorn in a directory, on a free port. Stop every server at the end."""
+    """Yield a function that starts gunicorn in a directory. At the end, stop every server.
+
+    The function takes gunicorn's arguments and environment variables. Each server listens on a free port.
+    """
     servers = []
 
     def start(*arguments: str, **variables: str) -> Gunicorn:

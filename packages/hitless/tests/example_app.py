@@ -27,7 +27,7 @@ noisy = Noisy()
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912  one branch per action
-    """Run the action that the path names, then respond with the worker's process id or the action's result."""
+    """Run the action named in the path. Respond with its result or the worker's process id."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
@@ -50,7 +50,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
         body = str(is_draining()).encode()
     elif action == "headers":
         body = repr(scope["headers"]).encode()
-    elif action == "poll":  # as Starlette's `is_disconnected` does
+    elif action == "poll":  # like Starlette's `Request.is_disconnected`
         for _ in range(100):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(receive(), 0.01)
@@ -66,7 +66,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
 
 
 async def websocket(path: str, receive: Receive, send: Send) -> None:
-    """Echo each message after the worker's process id, or run the action in the path or the message."""
+    """Echo each message, prefixed with the worker's process id, or run the action in the path or the message."""
     await receive()
     if path == "/handshake":
         log.info("a handshake is waiting")
@@ -89,7 +89,7 @@ async def websocket(path: str, receive: Receive, send: Send) -> None:
             log.info("a message is being handled")
             await asyncio.sleep(float(data.removeprefix("sleep ")))
         if handled := os.environ.get("HANDLED_FILE"):
-            await asyncio.sleep(0.2)  # many messages are then in progress when a worker stops
+            await asyncio.sleep(0.2)  # so that many messages are in progress when a worker stops
             with open(handled, "a") as file:  # noqa: ASYNC230, PTH123  one small write
                 file.write(f"{data}\n")
         await send({"type": "websocket.send", "text": f"{os.getpid()} {data}"})

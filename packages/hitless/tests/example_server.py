@@ -4,6 +4,6 @@ import os
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# The environment lets gunicorn import the example's modules.
+# gunicorn's arguments, and an environment that lets gunicorn import the modules named in them.
 EXAMPLE = ("example_app:app", f"--config={HERE / 'example_conf.py'}")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE)}

@@ -25,7 +25,7 @@ MAX_FILES = 300
 
 @contextmanager
 def connect(server: Gunicorn, number: int) -> Iterator[list[socket.socket]]:
-    """Open connections as fast as possible."""
+    """Open `number` connections as fast as possible."""
     with ExitStack() as stack:
         yield [stack.enter_context(socket.create_connection(server.address, TIMEOUT)) for _ in range(number)]
 
@@ -131,7 +131,7 @@ def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, star
 
 
 def test_closed_connections_are_not_counted(two_workers: Gunicorn) -> None:
-    with httpx.Client(timeout=TIMEOUT) as observer:  # one connection only: a second worker would count another one
+    with httpx.Client(timeout=TIMEOUT) as observer:  # keeps one connection, because every connection is counted
 
         def total() -> int:
             return sum(observer.get(f"{two_workers.url}/connections").json())
@@ -194,7 +194,7 @@ def test_new_tls_handshakes_are_kept_when_file_descriptors_run_out_again(
     with connect(server, MAX_FILES) as clients:
         server.wait_for_log("Not accepting connections")
         server.send(signal.SIGTERM)
-        server.wait_for_log("Not accepting connections", times=2)  # this time while it accepts the backlog
+        server.wait_for_log("Not accepting connections", times=2)  # the second time while it accepts the backlog
 
         with tls.client.wrap_socket(clients[0], server_hostname="localhost") as secure:
             send(secure, "/pid")

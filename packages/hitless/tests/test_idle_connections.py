@@ -20,7 +20,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 class Connection(NamedTuple):
-    """A client's socket and the server's protocol of an idle connection, after one request."""
+    """An idle connection after one request: the client's socket and the server's protocol."""
 
     client: socket.socket
     protocol: LimitedProtocol

@@ -32,7 +32,7 @@ OWN = {"__init__", "__str__", "_transport", "Worker", "bind", "body", "close", "
 
 
 class Row(NamedTuple):
-    """A row of the tables: names, the hitless files that use them, and a test."""
+    """A row of the tables in INTERNALS.md: names, the hitless files that use them, and a test."""
 
     names: list[str]
     files: list[str]
@@ -45,7 +45,7 @@ def rows() -> list[Row]:
 
 
 def names_defined(source: str) -> Iterator[str]:
-    """Yield the names of the classes, functions, attributes and class attributes in a module."""
+    """Yield the names of the classes, functions, attributes and class attributes that a module defines."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.ClassDef(name=name, body=body):

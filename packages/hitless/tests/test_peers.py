@@ -94,7 +94,7 @@ def download(name: str, folder: Path) -> Path:
 def run_suite(python: Path, folder: Path, plugin: str, *arguments: str, **variables: str) -> dict[str, str]:
     """Run tests with a plugin. Return the outcome of each: `passed`, `skipped`, `failure` or `error`."""
     (folder / "empty.ini").write_text("[pytest]\n")
-    # PYTHONPATH is for the plugin, PATH for gunicorn.
+    # pytest finds the plugin by PYTHONPATH. The suite finds gunicorn by PATH.
     environment = os.environ | {"PYTHONPATH": str(PEERS), "PATH": f"{python.parent}:{os.environ['PATH']}"} | variables
     options = ["-cempty.ini", f"-p{plugin}", "-pno:cacheprovider", "-q", "--tb=short", "--junitxml=report"]
     with (folder / "log").open("w+") as log:

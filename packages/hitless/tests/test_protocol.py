@@ -327,7 +327,7 @@ def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
 
 
 def test_body_without_progress_is_timed_out_however_much_has_arrived(server: Gunicorn) -> None:
-    """With only a minimum rate, this client could hold its buffer for an hour."""
+    """If only the minimum rate applied, this client could keep 2 MB buffered for an hour."""
     body = b"x" * 2_000_000
     with connect(server, POST + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body) as client:
         response = read_all(client)
@@ -407,7 +407,7 @@ def test_pipelined_body_is_bounded_while_an_earlier_request_polls(server: Gunico
 def test_upload_that_runs_at_a_shutdown_is_the_last_request_of_its_connection(start: Start) -> None:
     server = start("--keep-alive=3600", "--graceful-timeout=3600", "--timeout=3600")
     with connect(server, POST + b"Content-Length: 2\r\n\r\nx") as client:
-        server.get("/pid")  # the upload has begun before this is answered
+        server.get("/pid")  # when this is answered, the upload has begun
         server.send(signal.SIGTERM)
         time.sleep(3)  # by now, the worker has closed idle connections
         client.sendall(b"x")

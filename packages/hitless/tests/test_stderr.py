@@ -45,7 +45,7 @@ def dropped(lines: list[str]) -> int:
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     reader, writer = os.pipe()
-    with open(writer, "w") as stderr:  # noqa: PTH123  a descriptor
+    with open(writer, "w") as stderr:  # noqa: PTH123  not a path, but a descriptor
         stream = LogStream(stderr)
         handler = logging.StreamHandler(stream)
         monkeypatch.setattr(log, "propagate", False)
@@ -103,7 +103,7 @@ def test_standard_error_that_is_no_pipe_is_written_as_usual(monkeypatch: pytest.
     text = io.StringIO()
     reader, writer = os.pipe()
     stream = LogStream()
-    with (tmp_path / "log").open("w") as file, open(writer, "w") as pipe:  # noqa: PTH123  a descriptor
+    with (tmp_path / "log").open("w") as file, open(writer, "w") as pipe:  # noqa: PTH123  not a path, but a descriptor
         for stderr in (text, pipe, file):
             monkeypatch.setattr(sys, "stderr", stderr)
             stream.write("a line\n")

@@ -72,7 +72,7 @@ def open_raw(server: Gunicorn, head: bytes = HANDSHAKE) -> Iterator[socket.socke
 
 
 def frame(first_byte: int, payload: bytes = b"") -> bytes:
-    """Return a client frame with up to 65,535 bytes of payload. Its mask is 0, which leaves the payload as it is."""
+    """Return a client frame with up to 65,535 bytes of payload. Its mask is 0, which leaves the payload unchanged."""
     length = bytes([len(payload)]) if len(payload) < 126 else b"\x7e" + struct.pack("!H", len(payload))
     return bytes([first_byte, length[0] | MASKED]) + length[1:] + bytes(4) + payload
 
@@ -247,7 +247,7 @@ def test_short_messages_beyond_the_queue_stay_in_the_network_buffers(server: Gun
     pid = int(server.get("/pid").text)
     before = memory(pid)
     with open_raw(server, HANDSHAKE.replace(b"/echo", b"/busy")) as client:
-        flood(client, frame(FINAL | TEXT) * 1000, 20 * 2**20)  # queued, each byte would use 30 bytes of memory
+        flood(client, frame(FINAL | TEXT) * 1000, 20 * 2**20)  # in the queue, each byte would use 30 bytes of memory
 
         assert memory(pid) - before < 4 * 2**20
 
@@ -286,7 +286,7 @@ def test_idle_client_that_answers_pings_stays_connected(server: Gunicorn) -> Non
 
 
 def test_client_of_a_slow_application_is_not_disconnected(server: Gunicorn) -> None:
-    """While the application's queue is full, the server does not read the client's pongs."""
+    """While the application's queue is full, the server does not read pongs, so it must not expect any."""
     with open_websocket(server, "/busy") as client:
         client.send("one")
         client.send("two")

@@ -44,7 +44,7 @@ class Clients:
             await clients
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():  # noqa: ASYNC110  no event for all clients
+        while not condition():  # noqa: ASYNC110  there is no single event
             await asyncio.sleep(0.05)
 
     async def _talk(self, client: int) -> None:

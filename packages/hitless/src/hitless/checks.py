@@ -73,7 +73,8 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
         except OSError as error:
             raise StartupError(f"{file} cannot be read: {error.strerror}") from error
     try:
-        # With an empty password, OpenSSL rejects an encrypted key. Without any, it would prompt on the terminal.
+        # An empty password makes OpenSSL reject an encrypted key. By default, it would prompt for a password on the
+        # terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
         raise StartupError(f"{certfile} and {keyfile} are not a certificate and its unencrypted key") from error

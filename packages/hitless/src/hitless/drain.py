@@ -22,7 +22,7 @@ DRAINING, STOPPING = 1, 2
 # Shared by the master and its workers, because this module is imported before the fork.
 _draining = mmap.mmap(-1, 1)
 
-# Seconds between checks whether any worker accepts connections.
+# Seconds between checks for a worker that accepts connections.
 POLL_INTERVAL = 0.1
 
 # Defined in asm-generic/socket.h, and in Python's `socket` module since 3.14.

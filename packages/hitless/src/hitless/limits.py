@@ -1,4 +1,4 @@
-"""The limits of a connection that do not depend on the HTTP parser."""
+"""Connection limits that do not depend on the HTTP parser."""
 
 import asyncio
 import contextlib

@@ -62,7 +62,7 @@ class Supervisor:
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        # gunicorn's `reload` would start all workers at once. With a no-op, `manage_workers` starts them.
+        # gunicorn's `reload` would start all workers at once. Make this a no-op: `manage_workers` starts them instead.
         arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
@@ -85,11 +85,11 @@ class Supervisor:
         self._stop_surplus()
 
     def spawn_worker(self) -> None:
-        """Start a worker, unless the delay after a failed attempt has not expired yet."""
+        """Start a worker, unless the delay after a failed attempt is still running."""
         if time.monotonic() < self._next_start:
             return
         try:
-            check_tls(self._arbiter.cfg)  # in the master, one line is logged for all workers
+            check_tls(self._arbiter.cfg)  # in the master, so that one line is logged for all workers
             self._spawn_worker()
         except (StartupError, OSError, RuntimeError) as error:  # for example a process limit, or no `worker_tmp_dir`
             self._delay_next_start(f"A worker cannot be started: {error}")
@@ -109,8 +109,9 @@ class Supervisor:
             worker.tmp.close()  # gunicorn leaves it open if the worker failed to start
         if not is_stopping() and any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
-        if self._is_reloading:  # gunicorn only calls this method until the old workers have exited
-            # Wait between two calls: the second sends SIGKILL, and a stuck worker has to log its stack before that.
+        if self._is_reloading:  # gunicorn calls no other method until the old workers have exited
+            # Call this at most once per second: the first call makes a stuck worker log its stack, the second kills the
+            # worker.
             if time.monotonic() >= self._next_kill:
                 self._next_kill = time.monotonic() + 1
                 self._arbiter.murder_workers()

@@ -95,7 +95,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.limits = limits
         self.render_refusal = render_refusal
         if HAS_WEBSOCKETS:
-            self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # called
+            self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # Uvicorn only calls it
         self.is_handshake = False
         self.in_head = self.is_incomplete = True  # a request is expected, but nothing has arrived
         self.is_refused = False
@@ -139,7 +139,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         # Free the part of the body that the application has not read. Otherwise, it would be kept until the next
         # request.
-        self.running.body.clear()  # type: ignore[union-attr]  # a request is running until now
+        self.running.body.clear()  # type: ignore[union-attr]  # a request has been running until now
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
@@ -171,7 +171,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.start(self._refuse_slow_request)
 
     def _keep_alive_after_late_body(self) -> None:
-        """Restart the keep-alive timeout if a body's end arrived after the response, which cancelled the timeout."""
+        """Restart the keep-alive timeout, which is cancelled if the end of a body arrives after the response."""
         is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
         if is_idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -186,7 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.unparsed = 0  # the parser does not tell how much of the current data belongs to this request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # drop trailers, because proxies do not check them as they check headers
+        if self.in_head:  # drop trailers: proxies check headers, but not trailers
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Refusal(NamedTuple):
-    """The reason why a request was rejected.
+    """The reason a request was rejected.
 
     Attributes:
         status: The HTTP status code of the response.

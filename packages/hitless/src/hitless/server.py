@@ -1,4 +1,4 @@
-"""Uvicorn's server with a shutdown that loses no request."""
+"""Extend Uvicorn's server with a shutdown that loses no request."""
 
 import asyncio
 import contextlib
@@ -141,7 +141,7 @@ class GracefulServer(Server):
         self.server_state.default_headers.append((b"connection", b"close"))
         # Running requests may already have copied the default headers. Close their connections after the response.
         for connection in self.server_state.connections:
-            cycle = getattr(connection, "cycle", None)  # HTTP/1.1 connections have one
+            cycle = getattr(connection, "cycle", None)  # the running request of an HTTP/1.1 connection
             if cycle and not cycle.response_complete:
                 connection.shutdown()
 

@@ -42,7 +42,7 @@ class LogStream:
                 self._dropped += 1
 
     def flush(self) -> None:
-        """Flush the stream, as `logging` does after each line. Writes to a pipe are not buffered."""
+        """Flush the stream. `logging` calls this after each line. Writes to a pipe are not buffered."""
         if self._pipe < 0:
             (self._given or sys.stderr).flush()
 
@@ -54,8 +54,8 @@ class LogStream:
         if self._pipe >= 0:
             os.close(self._pipe)
         self._stream, self._pipe, self._rest = stream, -1, b""
-        # Keep the stream as it is if it is not a file, if the pipe belongs to another user, or if there is no /proc
-        # (not on Linux).
+        # Use the stream itself if it is not a file, if the pipe belongs to another user, or if there is no /proc (only
+        # Linux has it).
         with contextlib.suppress(OSError, ValueError):
             number = stream.fileno()
             if stat.S_ISFIFO(os.fstat(number).st_mode):

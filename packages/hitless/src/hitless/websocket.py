@@ -67,7 +67,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         # No compression: it uses 40 KB of memory per connection, and a message of 100 bytes can expand to 100 KB.
         self.conn = ServerProtocol(max_size=limits.websocket_message_size, logger=log)
         self.ping_interval = self.ping_timeout = limits.websocket_idle_seconds / 2
-        # On shutdown, the server adds `Connection: close`, which would contradict `Connection: Upgrade` in a handshake.
+        # On shutdown, the server adds `Connection: close`. Remove it, because a handshake has `Connection: Upgrade`.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self.unparsed = deque[bytes]()
         self.is_handling = False  # the application has received a message and not yet asked for the next one
@@ -162,7 +162,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         """Send the close frame from `conn`, and wait for the client's close frame."""
         self.is_closed_by_server = self.close_sent = True
         close = self.conn.close_sent
-        assert close  # noqa: S101  for mypy: callers create it
+        assert close  # noqa: S101  for mypy: every caller has set it
         self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.stop_keepalive()

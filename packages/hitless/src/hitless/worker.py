@@ -75,7 +75,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         """Serve until the worker is told to stop."""
         if not self.has_hooks:
             self.log.warning("gunicorn.conf.py does not assign hitless.hooks(): requests are lost when gunicorn stops")
-        try:  # check again, because the worker may run as a different user
+        try:  # check again, because the worker may run as a different user than the master
             check_tls(self.cfg)
         except StartupError as error:
             self.log.critical(str(error))
@@ -97,7 +97,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         os._exit(0)
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
-        """Log where the worker is stuck, and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
+        """Log the stuck worker's stack and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
         self.log.error("A stuck worker is replaced. Its stack:\n%s", "".join(traceback.format_stack(frame)))
         os._exit(1)
 

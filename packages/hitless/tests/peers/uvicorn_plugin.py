@@ -7,7 +7,7 @@ from hitless.protocol import LimitedProtocol
 
 # Uvicorn's tests recognize the protocol for httptools by this name.
 class HttpToolsProtocol(LimitedProtocol):
-    """hitless' protocol."""
+    """hitless's protocol, under the name of Uvicorn's."""
 
 
 def pytest_configure() -> None:

@@ -183,8 +183,8 @@ class WireSession(WebSocketTestSession):
             ).__enter__()
         except InvalidStatus as refusal:
             self.server.wait_for_calls(raise_errors=True)
-            # If the application closes before it accepts, ASGI servers respond 403. The client does not get the close
-            # code.
+            # If the application closes the connection before accepting it, ASGI servers respond 403. The close code is
+            # not sent.
             if refusal.response.status_code == HTTPStatus.FORBIDDEN:
                 raise WebSocketDisconnect(CloseCode.ABNORMAL_CLOSURE) from refusal
             raise
