@@ -16,7 +16,7 @@ EXAMPLE_CONF = Path(__file__).with_name("example_conf.py").read_text()
 
 
 def delays(server: Gunicorn) -> list[int]:
-    """Return the delay until the next attempt, in seconds, from the log line of each failed start."""
+    """Return the delays before the next attempt, in seconds, that were logged after failed starts."""
     return [int(delay) for delay in re.findall(r"The next attempt is in (\d+) s\.", server.log)]
 
 

@@ -74,7 +74,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         # Send the signal repeatedly: more workers may be started until the master's main loop handles its own signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)
-        arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs this name
+        arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs the signal
 
     signal.signal(signal.SIGTERM, start_draining)
     signal.signal(signal.SIGINT, stop_now)

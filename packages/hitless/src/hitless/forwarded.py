@@ -23,7 +23,7 @@ def add_mapped_addresses(trusted: str | Iterable[str]) -> list[str] | str:
 def _map(name: str) -> str | None:
     try:
         network = ip_network(name)
-    except ValueError:  # not an address, or a network that Uvicorn ignores
+    except ValueError:  # not an address, or an invalid network, which Uvicorn ignores
         return None
     if not isinstance(network, IPv4Network):
         return None

@@ -90,7 +90,7 @@ class Deadline:
 
 
 def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
-    """Make the kernel close an accepted connection if its client reads nothing for this many seconds."""
+    """Make the kernel close an accepted connection if its client does not read for this many seconds."""
     for listener in listeners:
         with contextlib.suppress(OSError):  # not available on other systems or on Unix sockets
             listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, round(seconds * 1000))

@@ -52,8 +52,8 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after a complete response are only logged.
 
-    For example, a background task may raise an exception, and Starlette raises one again after a 500. Uvicorn would log
-    it too, but also close the connection. A request that the client is sending at that moment would be lost.
+    Examples are an exception in a background task, and the exception that Starlette re-raises after a 500. Uvicorn
+    would log it too, but also close the connection. A request that the client is sending at that moment would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:

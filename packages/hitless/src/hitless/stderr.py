@@ -12,7 +12,7 @@ log = logging.getLogger("hitless.stderr")
 
 
 class LogStream:
-    """Write log lines to standard error, and drop lines that do not fit into a full pipe.
+    """Write log lines to standard error. If it is a pipe, drop the lines that do not fit.
 
     If the reader of a pipe stalls, for example a log driver, the pipe is full after 64 KiB. A worker that blocked on it
     could serve no requests. Instead, lines that do not fit are dropped, and their number is logged before the next line

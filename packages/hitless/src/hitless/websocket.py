@@ -67,7 +67,8 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         # No compression: it uses 40 KB of memory per connection, and a message of 100 bytes can expand to 100 KB.
         self.conn = ServerProtocol(max_size=limits.websocket_message_size, logger=log)
         self.ping_interval = self.ping_timeout = limits.websocket_idle_seconds / 2
-        # On shutdown, the server adds `Connection: close`. Remove it, because a handshake has `Connection: Upgrade`.
+        # On shutdown, the server adds `Connection: close`. A handshake must be answered with `Connection: Upgrade`
+        # instead.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self.unparsed = deque[bytes]()
         self.is_handling = False  # the application has received a message and not yet asked for the next one

@@ -7,7 +7,7 @@ from hitless.protocol import LimitedProtocol
 
 # Uvicorn's tests recognize the protocol for httptools by this name.
 class HttpToolsProtocol(LimitedProtocol):
-    """hitless's protocol, under the name of Uvicorn's."""
+    """The protocol of hitless, under the name of Uvicorn's protocol."""
 
 
 def pytest_configure() -> None:

@@ -196,7 +196,8 @@ class WireSession(WebSocketTestSession):
         self.server.calls.append(self.call)
         try:
             # FastAPI's tests expect WebSocketDisconnect from the application, because they close the connection first.
-            # `TestClient` also raises it after a failed assertion. Such a test would then pass with any messages.
+            # `TestClient` also raises it after a failed assertion, which makes the test pass. Do not raise it in this
+            # case.
             self.server.wait_for_calls(raise_errors=isinstance(error, WebSocketDisconnect | None))
         except WebSocketDisconnect as disconnect:
             if disconnect.code != self.close_code:
