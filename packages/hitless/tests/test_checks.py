@@ -1,4 +1,4 @@
-"""Problems that are found before the first worker starts, and reported in one line."""
+"""Startup problems are detected before the first worker starts and reported in one line."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from gunicorn_process import Start
 from hitless.checks import StartupError, check_address, check_certificate, usable_pidfile
 from processes import free_port
 
-HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
+HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  the usual address in a container
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -140,7 +140,8 @@ def test_startup_problem_without_a_pidfile_is_logged_in_one_line(tmp_path: Path,
     assert "are not a certificate and its unencrypted key" in server.stderr
 
 
-# Modules of Python that behave differently on Windows are imported first, as the pretence is not for them.
+# Import the standard library modules that behave differently on Windows first, because they must not see the fake
+# platform.
 IMPORT_ON_WINDOWS = """
 import asyncio, logging, mmap, os, pathlib, signal, socket, ssl, sys, tempfile, threading, uuid
 sys.platform = "win32"
