@@ -57,7 +57,7 @@ _UNREADABLE = "There was an error parsing the body"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 # Together they keep the body of a 422 under 8 KiB, whatever the request contained.
 MAX_DETAILS = 20
-# The type of the validation error that stands for more than that, see `Input`.
+# Type of the single error that replaces more than MAX_DETAILS, see `Input`.
 TOO_MANY_ERRORS = "too_many_errors"
 MAX_FIELD_LENGTH = 128
 MAX_MESSAGE_LENGTH = 200
@@ -303,9 +303,9 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
     problems = error.errors()
     details = [_describe(problem) for problem in problems[:MAX_DETAILS]]
     message = InvalidRequest.message
-    if len(problems) > MAX_DETAILS:
+    if len(problems) > MAX_DETAILS:  # in parameters, or in a body that is not an `Input`
         message += f"; the first {MAX_DETAILS} of {len(problems)} errors are listed"
-    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):
+    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # an `Input` has replaced its errors
         message += f"; more than {MAX_DETAILS} errors are not listed"
     return error_response(InvalidRequest(message), details=details)
 

@@ -132,13 +132,13 @@ def postgresql_server() -> str:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def relaxed_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets Redis and the readiness check take longer than the service allows: the machine may be busy."""
     set_timeouts(monkeypatch, TIMEOUT)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits Redis and the readiness check to one second, for tests in which a server does not answer."""
     set_timeouts(monkeypatch, 1)
 

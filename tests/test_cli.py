@@ -284,6 +284,7 @@ def test_openapi_prints_only_the_document(default_command_line: CommandLine) -> 
     result = default_command_line.run("openapi")
 
     assert result.returncode == 0
+    assert not result.stderr  # such as a warning that only a server needs
     assert json.loads(result.stdout) == build_openapi(create_app(make_settings(mail=True)))
 
 

@@ -38,7 +38,9 @@ class UnhandledErrorMiddleware:
 
         try:
             await self.app(scope, receive, track_response)
-        except asyncio.CancelledError:  # the server is stopping, and the grace period is over
+        except asyncio.CancelledError:
+            # The server is stopping, and the grace period is over. Not raised again: the task ends anyway, and Uvicorn
+            # would log an error with a traceback.
             if is_complete:
                 log.warning("cancelled after the response", path=shorten(scope["path"]))
             elif not has_started:

@@ -1,4 +1,4 @@
-"""Let error handlers respond to WebSockets as they respond to requests."""
+"""Let error handlers respond to WebSockets, which you may add (docs/websockets.md), as they respond to requests."""
 
 from contextlib import suppress
 from http import HTTPStatus
