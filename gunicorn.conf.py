@@ -6,9 +6,7 @@ them. docs/server.md explains each setting.
 """
 
 import gc
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,16 @@ from fastapi.routing import iter_route_contexts
 from app import NAME
 from app.capacity import check_process_limit, plan_capacity
 from app.errors import StartupError
-from app.logging import configure_logging, log_config, log_uncaught_exceptions
+from app.logging import exit_with_error, log_config, log_uncaught_exceptions
 from app.middleware.refusals import render_refusal
-from app.settings import Settings, get_settings
+from app.settings import get_settings
 from app.startup import check_connection_limit, connections_per_worker, prepare_to_serve
 
 log_uncaught_exceptions()
 try:
     settings = get_settings()
 except SystemExit as error:
-    configure_logging(Settings.model_construct())  # with the defaults, so that this line has the format of all others
-    logging.getLogger("app").critical(str(error))
-    sys.exit(1)
+    exit_with_error(str(error))
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
 
 # Server socket
