@@ -19,7 +19,7 @@ from tests.pages import PAGES, blocks, command, table, tables
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 # Pages that may be longer than the others, and the reason.
-MAX_LINES = {"README.md": 200, "add-a-feature.md": 199, "AGENTS.md": 60}
+MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "AGENTS.md": 60}
 
 
 # Commands, tables and links ------------------------------------------------------------------------------------------
