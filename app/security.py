@@ -145,7 +145,9 @@ class Tokens:
             key.get_secret_value() for key in (settings.secret_key, settings.secret_key_previous) if key is not None
         ]
         self._refresh_keys = [blake2b(key.encode(), person=b"refresh tokens").digest() for key in self._keys]
-        self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
+        self._jwt = jwt.PyJWT(
+            options={"enforce_minimum_key_length": True, "require": ["sub", "iss", "aud", "iat", "exp"]}
+        )
 
     def issue(self, token: AccessToken) -> str:
         """Issue an access token."""
@@ -173,15 +175,7 @@ class Tokens:
         error: jwt.InvalidTokenError
         for key in self._keys:
             try:
-                return self._jwt.decode(
-                    encoded,
-                    key,
-                    algorithms=[ALGORITHM],
-                    audience=NAME,
-                    issuer=NAME,
-                    leeway=LEEWAY,
-                    options={"require": ["sub", "iss", "aud", "iat", "exp"]},
-                )
+                return self._jwt.decode(encoded, key, algorithms=[ALGORITHM], audience=NAME, issuer=NAME, leeway=LEEWAY)
             except jwt.InvalidSignatureError as invalid:
                 error = invalid
             except jwt.InvalidTokenError as invalid:

@@ -4,7 +4,6 @@ import asyncio
 from contextlib import suppress
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,14 +53,15 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
-        headers = Headers(scope=scope)  # returns the first of repeated headers, like FastAPI
+        # Keeps the first of repeated headers, like FastAPI.
+        headers = dict(reversed(scope["headers"]))
         # Transfer-Encoding overrides any length (RFC 9112, section 6.3). The server has rejected anything but a number,
         # and passes on no more bytes than this.
-        if "transfer-encoding" not in headers and int(headers.get("content-length", 0)) > max_size:
+        if b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) > max_size:
             await _reject(scope, receive, send)
             return
 
-        is_json = "json" in headers.get("content-type", "").lower()
+        is_json = b"json" in headers.get(b"content-type", b"").lower()
         size, parsed_size, own_bytes, is_rejected = 0, 0, 0, False
 
         async def receive_limited() -> Message:
