@@ -30,6 +30,7 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/venv \
 
 # The dependencies come first, so that a change of the code does not install them again.
 COPY pyproject.toml uv.lock ./
+COPY packages/exactjson/pyproject.toml ./packages/exactjson/
 COPY packages/hitless/pyproject.toml ./packages/hitless/
 RUN uv sync --frozen --no-dev --no-install-workspace
 

@@ -28,6 +28,7 @@ from itertools import takewhile
 from typing import Any, ClassVar
 
 import structlog
+from exactjson import TOO_MANY_ERRORS
 from fastapi import FastAPI, Request, WebSocketDisconnect
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
@@ -57,8 +58,6 @@ _UNREADABLE = "There was an error parsing the body"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 # Together they keep the body of a 422 under 8 KiB, whatever the request contained.
 MAX_DETAILS = 20
-# Type of the single error that replaces more than MAX_DETAILS, see `Input`.
-TOO_MANY_ERRORS = "too_many_errors"
 MAX_FIELD_LENGTH = 128
 MAX_MESSAGE_LENGTH = 200
 

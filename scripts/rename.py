@@ -1,7 +1,7 @@
 """Give a copy of this repository a name of its own: `uv run scripts/rename.py`.
 
-The script replaces the name in every file, and then removes itself, its test, and the documentation about it. `hitless`
-in packages/ is a package of its own, and keeps its name and its licence.
+The script replaces the name in every file, and then removes itself, its test, and the documentation about it. The
+packages in packages/ keep their names and their licences.
 """  # noqa: INP001  a script
 
 import re

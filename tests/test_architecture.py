@@ -69,6 +69,7 @@ DOCUMENTED_MODULES = {
     "asyncpg",
     "dotenv",
     "email_validator",
+    "exactjson",
     "fastapi",
     "fastapi.encoders",
     "fastapi.exceptions",

@@ -42,7 +42,7 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
         "app/__init__.py": b'NAME = "acme-billing-and-invoicing-2"',
     }.items():
         assert text in after[path], path
-    # hitless keeps its name and its licence.
+    # The packages keep their names and their licences.
     assert {path for path in before if path.startswith("packages/") and after[path] != before[path]} == set()
     tests = "access or architecture or openapi or documentation or database or gunicorn_conf"
     run(copy, f"{CHECKS} && pytest tests/server/test_gunicorn_conf.py", tests=tests)
@@ -101,7 +101,7 @@ def test_name_with_unsupported_characters_changes_nothing(copy: Path, title: str
     assert contents(copy) == before
 
 
-@pytest.mark.parametrize("title", ["Hitless", "Pydantic Settings"])
+@pytest.mark.parametrize("title", ["Hitless", "ExactJSON", "Pydantic Settings"])
 def test_name_of_a_dependency_changes_nothing(copy: Path, title: str) -> None:
     before = contents(copy)
 
