@@ -1,20 +1,23 @@
-"""Restrict a core schema, which is what Pydantic makes of a type: https://docs.pydantic.dev/latest/internals/architecture/."""
+"""Restrict core schemas, from which Pydantic builds validators.
+
+https://docs.pydantic.dev/latest/internals/architecture/ explains them.
+"""
 
 from typing import Any, LiteralString, cast
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-# Marks the core schemas that have a check of JSON types already.
+# Metadata key that marks core schemas that already check JSON types.
 CHECKED = "checks_json_types"
-# Parts of a schema that validate nothing.
+# Parts of a schema that are no schemas, or do not validate.
 NO_SCHEMAS = {"computed_fields", "default", "metadata", "serialization"}
-# Parts that validate the keys of an object, which are always strings in JSON.
+# Parts that validate the keys of an object. In JSON, keys are always strings.
 KEYS = {"extras_keys_schema", "keys_schema"}
 
 
 class Restriction:
-    """Makes a core schema accept only the JSON types that it names, and lists stop at their first invalid item.
+    """Make a core schema reject other JSON types instead of coercing them, and make lists fail at the first bad item.
 
     `ConfigDict(strict=True)` would also reject dates, enums and sets, which parsed JSON contains as strings and lists.
     """
@@ -23,16 +26,14 @@ class Restriction:
         """Take the default pattern of strings, and the handler, which resolves references to types."""
         self._string_pattern = string_pattern
         self._handler = handler
-        self._seen: set[tuple[str, bool]] = set()  # the references that were followed, as a key or not
+        self._seen: set[tuple[str, bool]] = set()  # the references that were followed, and whether as a key
 
     def apply(self, schema: Any, *, is_key: bool = False) -> None:  # noqa: ANN401  any part
-        """Change a schema or a part of one. It may have been changed before, as a part of another."""
+        """Modify a schema or a part of one. It may already have been modified as part of another."""
         if isinstance(schema, list | tuple):
             for part in schema:
                 self.apply(part, is_key=is_key)
-        elif isinstance(schema, dict) and not isinstance(
-            schema.get("type"), str
-        ):  # a schema per name, such as a field's
+        elif isinstance(schema, dict) and not isinstance(schema.get("type"), str):  # a dict of schemas by name
             self.apply(list(schema.values()), is_key=is_key)
         elif isinstance(schema, dict) and CHECKED not in schema.get("metadata", {}):
             for name in schema.keys() - NO_SCHEMAS:
@@ -42,14 +43,14 @@ class Restriction:
                 self._follow(schema, is_key=is_key)
 
     def _follow(self, reference: dict[str, Any], *, is_key: bool) -> None:
-        """Change the type that a reference names."""
+        """Modify the schema that a reference names."""
         seen = (reference["schema_ref"], is_key)
         if seen in self._seen:
             return
         self._seen.add(seen)
         try:
             definition = self._handler.resolve_ref_schema(cast("CoreSchema", reference))
-        except LookupError:  # a model that contains this one: it is changed when it is complete
+        except LookupError:  # a model that contains this one: it is modified once it is complete
             return
         self.apply(definition, is_key=is_key)
 
@@ -66,14 +67,9 @@ class Restriction:
                 schema.setdefault("allow_inf_nan", False)
         elif kind in {"frozenset", "list", "set", "tuple"}:
             schema["fail_fast"] = True
-        elif kind in {
-            "date",
-            "datetime",
-            "time",
-            "timedelta",
-        }:  # for Pydantic, a number would be the seconds since 1970
+        elif kind in {"date", "datetime", "time", "timedelta"}:  # Pydantic would read a number as seconds since 1970
             _reject_types(schema, {bool, float, int}, "Input should be a string in ISO 8601 format")
-        elif kind == "enum":  # for Pydantic, `"1"`, `true` and `1.0` would be 1
+        elif kind == "enum":  # Pydantic would read `"1"`, `true` and `1.0` as 1
             others = {bool, float, str} - {type(member.value) for member in schema["members"]}
             _reject_types(schema, others, "Input should have the JSON type of an allowed value")
 
