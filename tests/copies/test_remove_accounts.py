@@ -9,10 +9,10 @@ import pytest
 from tests.copies.repository import CHECKS, copy_repository, run
 from tests.pages import command
 
-# What names the feature: its modules and routes, and the variables of tests that only it needs.
+# What names the feature: what the page searches for, and the variables of tests that only it needs.
 NAMES = re.compile(
-    r"app\.accounts|/password-reset|/email-verification|/users/invitations|/account/"
-    r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
+    command("find-accounts").split('"')[1]
+    + r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
 )
 
 
