@@ -58,8 +58,8 @@ ENV PYTHONUNBUFFERED=1 \
 # for a connection, while the lookup occupies one of the few threads that later lookups need.
 ENV RES_OPTIONS=timeout:1
 
-# By number, because Kubernetes' runAsNonRoot cannot check a name. Not `-r`: 10001 is not a user of the host. The date is
-# fixed, because /etc/shadow would otherwise contain the date of the build.
+# By number, because Kubernetes' runAsNonRoot cannot check a name. Not `-r`: it would choose 999, often the id of a service
+# on the host. The date is fixed, because /etc/shadow would otherwise contain the date of the build.
 RUN groupadd --gid 10001 appuser \
     && SOURCE_DATE_EPOCH=0 useradd --uid 10001 --gid appuser --no-create-home --shell /usr/sbin/nologin appuser
 
@@ -83,8 +83,8 @@ USER 10001:10001
 EXPOSE 8000
 
 # Python's HTTP client instead of curl, on $PORT and with HTTPS if it is enabled. During the start it runs every second, so
-# that containers that depend on this one do not wait longer than necessary. The start period is 30 seconds instead of 5,
-# because a start can take longer on a busy machine, and the next check would follow half a minute later.
+# that containers that depend on this one do not wait longer than necessary. The start period is 30 seconds,
+# because a start can take that long on a busy machine, and after it the next check follows half a minute later.
 HEALTHCHECK --interval=30s --timeout=30s --start-period=30s --start-interval=1s --retries=3 \
     CMD ["python", "-m", "app.healthcheck"]
 

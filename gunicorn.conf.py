@@ -1,13 +1,12 @@
 """The production server: gunicorn with Uvicorn workers.
 
-Names, values and environment variables are the usual ones. A comment gives the reason for each exception.
-docs/server.md explains each setting.
+Names, values and environment variables are the usual ones. A comment gives the reason for each exception. The usual
+settings are all here, also those that repeat a default or have no effect on Uvicorn workers, because operators look for
+them. docs/server.md explains each setting.
 """
 
 import gc
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,16 @@ from fastapi.routing import iter_route_contexts
 from app import NAME
 from app.capacity import check_process_limit, plan_capacity
 from app.errors import StartupError
-from app.logging import configure_logging, log_config, log_uncaught_exceptions
+from app.logging import exit_with_error, log_config, log_uncaught_exceptions
 from app.middleware.refusals import render_refusal
-from app.settings import Settings, get_settings
-from app.startup import check_connection_limit, connections_per_worker, prepare_database
+from app.settings import get_settings
+from app.startup import check_connection_limit, connections_per_worker, prepare_to_serve
 
 log_uncaught_exceptions()
 try:
     settings = get_settings()
 except SystemExit as error:
-    configure_logging(Settings.model_construct())  # with the defaults, so that this line has the format of all others
-    logging.getLogger("app").critical(str(error))
-    sys.exit(1)
+    exit_with_error(str(error))
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
 
 # Server socket
@@ -74,7 +71,8 @@ preload_app = True
 daemon = False
 # Nothing in a container reads it, so it is left out if /tmp is full or not writable.
 pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn renames another file to it
-# Only root can change to another user. Otherwise gunicorn would fail, and on a laptop USER is just the login name.
+# For a start as root, outside the image: the workers then run as USER. Only root can change to another user. Otherwise
+# gunicorn would fail, and on a laptop USER is just the login name.
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None
 tmp_upload_dir = None
@@ -105,7 +103,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
     hooks.on_starting(server)
     app = hitless.load_application(server)
     try:
-        anyio.run(prepare_database, settings)
+        anyio.run(prepare_to_serve, settings)
         if warning := anyio.run(check_connection_limit, settings, server.num_workers):
             server.log.warning(warning)
     except StartupError as error:
@@ -117,7 +115,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Log the number of workers, and what they need at most, before the first worker is forked."""
+    """Install hitless, then log the capacity, before the first worker is forked."""
     hooks.when_ready(server)
     # A worker is replaced before it leaves, so there may be one more.
     connections = (server.num_workers + 1) * connections_per_worker(settings)

@@ -1,5 +1,10 @@
 """`python -m app`."""
 
-from app.cli import main
+from app.logging import exit_with_error
+
+try:
+    from app.cli import main
+except SystemExit as error:  # the settings are not valid
+    exit_with_error(str(error))
 
 main()

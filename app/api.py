@@ -12,7 +12,7 @@ from app.health.router import router as health
 from app.settings import Settings
 from app.users.router import router as users
 
-# The features besides the health checks, and besides those that need mail.
+# Features that are always on.
 ROUTERS = [
     users,
     auth,

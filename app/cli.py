@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -19,6 +20,8 @@ from app.startup import prepare_database
 from app.users import service
 from app.users.errors import EmailTaken
 from app.users.schemas import Email, Password, UserCreate
+
+log = structlog.stdlib.get_logger("app")
 
 
 def main() -> None:
@@ -43,7 +46,10 @@ def main() -> None:
         )
     except ValidationError as error:
         sys.exit("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
-    except (StartupError, AppError) as error:
+    except StartupError as error:  # in the format of the log, because `migrate` usually runs in a container
+        log.critical(str(error))
+        sys.exit(1)
+    except AppError as error:
         sys.exit(str(error))
     except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D at a prompt
         sys.exit(130)  # the status that shells report after Ctrl-C

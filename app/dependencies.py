@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
@@ -49,6 +49,16 @@ async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncI
 
 
 WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="function")]
+
+
+async def get_body_stream(request: Request) -> AsyncIterator[bytes]:
+    """Return the chunks of the body. As none is kept, they do not count for MAX_TOTAL_BODY_SIZE."""
+    request.scope["streams_body"] = True  # read by BodyLimitMiddleware
+    return request.stream()
+
+
+# For large bodies, in a route with its own `max_body_size`.
+BodyStream = Annotated[AsyncIterator[bytes], Depends(get_body_stream)]
 
 
 async def get_fast_reader(request: AppRequest) -> FastReader:

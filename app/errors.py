@@ -20,9 +20,9 @@ A feature derives its own errors from these, such as `EmailTaken(RuleViolated)`,
 follow from a route's signature, such as 401 and 422, are added by `docs/openapi.py`.
 """
 
-import asyncio
+import http.client
 import re
-from collections import Counter
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -31,15 +31,14 @@ import structlog
 from fastapi import FastAPI, Request, WebSocketDisconnect
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
 
-from app.database import DATABASE_ERRORS, FastReader, is_outage
+from app.database import DATABASE_ERRORS, is_outage
 from app.security import HashingUnavailable
-from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.error")
 
@@ -48,14 +47,17 @@ _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-OUTAGE_SECONDS = 30.0
+# RFC 9110, sections 15.3.5 and 15.4.5. If such a response had a body, the server would close the connection.
+_WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+# The handlers of an application that has registered none itself.
+_FASTAPI_HANDLERS = FastAPI().exception_handlers
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
 # Names of fields that an error may repeat. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 # Together they keep the body of a 422 under 8 KiB, whatever the request contained.
 MAX_DETAILS = 20
-# The type of the validation error that stands for more than that, see `Input`.
+# Type of the single error that replaces more than MAX_DETAILS, see `Input`.
 TOO_MANY_ERRORS = "too_many_errors"
 MAX_FIELD_LENGTH = 128
 MAX_MESSAGE_LENGTH = 200
@@ -233,17 +235,21 @@ def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
     Any other exception is a bug. `UnhandledErrorMiddleware` responds with 500, or `_handle_bug` if it is in a mounted
-    application.
+    application. A mounted application keeps the handlers that it has registered itself.
     """
-    app.exception_handler(AppError)(_handle_app_error)
-    app.exception_handler(HTTPException)(_handle_http_exception)
-    app.exception_handler(RequestValidationError)(_handle_validation_error)
-    app.exception_handler(WebSocketRequestValidationError)(_handle_validation_error)
-    app.exception_handler(WebSocketDisconnect)(_ignore_disconnect)
-    for exception in DATABASE_ERRORS:
-        app.exception_handler(exception)(_handle_database_error)
-    app.exception_handler(HashingUnavailable)(_handle_hashing_unavailable)
-    app.exception_handler(Exception)(_handle_bug)
+    handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
+        AppError: _handle_app_error,
+        HTTPException: _handle_http_exception,
+        RequestValidationError: _handle_validation_error,
+        WebSocketRequestValidationError: _handle_validation_error,
+        WebSocketDisconnect: _ignore_disconnect,
+        **dict.fromkeys(DATABASE_ERRORS, _handle_database_error),
+        HashingUnavailable: _handle_hashing_unavailable,
+        Exception: _handle_bug,
+    }
+    for exception, handler in handlers.items():
+        if app.exception_handlers.get(exception) is _FASTAPI_HANDLERS.get(exception):
+            app.exception_handler(exception)(handler)
 
 
 async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
@@ -252,32 +258,41 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
     return error_response(error, headers=error.extra_headers)
 
 
-async def _handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
     """Respond to an HTTPException, raised by FastAPI or by a route, like the AppError with the same status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
+    if error.status_code in _WITHOUT_BODY:
+        return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
     # FastAPI allows any JSON as the detail. An object or a list is added, anything else replaces the message.
-    detail = jsonable_encoder(error.detail)
+    detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
         if known.status == error.status_code:
             is_default = message in {None, known.status.phrase}
             return error_response(known if is_default else known(message), details=details, headers=headers)
     body = ErrorResponse(
-        error=message or HTTPStatus(error.status_code).phrase, type=f"http_{error.status_code}", details=details
+        error=message or status_phrase(error.status_code), type=f"http_{error.status_code}", details=details
     )
     return JSONResponse(body.model_dump(exclude_none=True), error.status_code, headers=headers)
+
+
+def status_phrase(status: int) -> str:
+    """Return what a status means, also if it is not in a standard, such as 499."""
+    return http.client.responses.get(status, f"Status {status}")
 
 
 def _allowed_methods(request: Request) -> str:
     """Return all methods of the path. Starlette returns only those of the first matching route."""
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # which includes the path of a mount
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
-    # Mounted files, such as those of the documentation, have no routes.
-    methods = {method for route in routes for method in route.methods or ()} or {"GET"}
+    methods = {method for route in routes for method in route.methods or ()}
+    # Mounted files, such as those of the documentation, have no routes, even if another route has the same path.
+    if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
+        methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
@@ -288,9 +303,9 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
     problems = error.errors()
     details = [_describe(problem) for problem in problems[:MAX_DETAILS]]
     message = InvalidRequest.message
-    if len(problems) > MAX_DETAILS:
+    if len(problems) > MAX_DETAILS:  # in parameters, or in a body that is not an `Input`
         message += f"; the first {MAX_DETAILS} of {len(problems)} errors are listed"
-    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):
+    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # an `Input` has replaced its errors
         message += f"; more than {MAX_DETAILS} errors are not listed"
     return error_response(InvalidRequest(message), details=details)
 
@@ -310,41 +325,6 @@ def _describe(problem: dict[str, Any]) -> FieldError:
     if message.startswith("value is not a valid email address"):
         message = "Not a valid email address"  # the original message quotes the address
     return FieldError(field=field, message=message[:MAX_MESSAGE_LENGTH])
-
-
-class OutageLog:
-    """Logs the first failure of an outage, and then one line per 30 seconds with the most common reasons."""
-
-    def __init__(self, settings: Settings, reader: FastReader) -> None:
-        self._reader = reader
-        timeout, size = settings.database_pool_timeout, settings.database_pool_size
-        self._pool_timeout = f"no connection was free for {timeout:g} s (DATABASE_POOL_SIZE={size})"
-        self._is_waiting = False
-        self._reasons = Counter[str]()
-
-    def add(self, error: Exception) -> None:
-        """Note that the database is unavailable."""
-        message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
-        reason = f"{type(getattr(error, 'driver_exception', error)).__name__}: {message}"
-        self._reasons[reason] += 1
-        if not self._is_waiting:
-            self._report()
-
-    def _report(self) -> None:
-        """Log the failures since the last line. Repeat it every 30 seconds while there are new failures."""
-        self._is_waiting = bool(self._reasons)
-        if self._reasons:
-            reasons = self._reasons.most_common(3)
-            others = [f"{number} x {reason}" for reason, number in reasons]
-            log.warning(
-                "database unavailable",
-                reason=reasons[0][0],
-                failures=self._reasons.total(),
-                reasons=others,
-                waiting=self._reader.waiting,
-            )
-            self._reasons.clear()
-            asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report)
 
 
 async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:

@@ -12,14 +12,13 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import FastReader, autocommit, create_engine
-from app.errors import OutageLog
+from app.database import FastReader, OutageLog, autocommit, create_engine
 from app.limiter import REDIS_SECONDS, RateLimiter
 from app.mail.outbox import Outbox
 from app.mail.sender import Sender
 from app.security import Passwords, Tokens
 from app.settings import Settings
-from app.startup import prepare_database
+from app.startup import prepare_to_serve
 
 # One for the rate limiter, which batches waiting requests into one command, and one for the readiness check.
 REDIS_CONNECTIONS = 2
@@ -48,7 +47,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     asyncio.get_running_loop().set_exception_handler(ignore_abandoned_connections)
     settings: Settings = app.state.settings
     if not app.state.is_database_prepared:  # gunicorn.conf.py does it once for all workers
-        await prepare_database(settings)
+        await prepare_to_serve(settings)
     # Created here and not at import: gunicorn forks after the import, and workers must not share connections.
     engine = create_engine(settings)
     # The readiness check has its own connection. If it had to wait behind requests, a busy worker would look as if
@@ -87,7 +86,7 @@ def create_redis(settings: Settings) -> Redis | None:
     """Create the Redis client if Redis is configured. It connects when it is first used."""
     if settings.redis_url is None:
         return None
-    # Requests do not wait for Redis: redis-py's defaults are 5 seconds and 10 retries.
+    # A request waits at most REDIS_SECONDS for Redis. redis-py's defaults are 5 seconds and 10 retries.
     pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         max_connections=REDIS_CONNECTIONS,

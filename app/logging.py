@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import hitless
 import structlog
@@ -54,6 +54,13 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         cache_logger_on_first_use=True,
     )
+
+
+def exit_with_error(message: str) -> NoReturn:
+    """Log why the settings cannot be used, in the format of all other lines, and exit with status 1."""
+    configure_logging(Settings.model_construct())  # with the defaults
+    logging.getLogger("app").critical(message)
+    sys.exit(1)
 
 
 class _StderrLogger:
@@ -161,6 +168,8 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "aiosqlite": {"level": "INFO"},
             # At info it logs the full URL of each request, and tokens are often part of a URL.
             "httpx": {"level": "WARNING"},
+            # At debug it logs the headers of each response, such as cookies.
+            "httpcore": {"level": "INFO"},
         },
     }
 

@@ -22,7 +22,8 @@ ALGORITHM = "HS256"
 # Seconds by which the clocks of two machines may differ.
 LEEWAY = 5
 
-# More at a time would only make each of them slower, and exceed the memory.
+# Per worker, unless ARGON2_CONCURRENCY is set. With two workers per CPU, this keeps every CPU busy. More would make
+# each hash slower, and take more memory.
 MAX_CONCURRENT_HASHES = 2
 # Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last in the
 # queue waits for a few seconds.
@@ -79,11 +80,11 @@ class Passwords:
             self._hasher.verify(password_hash, password)
         except VerifyMismatchError:
             if is_outdated:
-                self._spend_missing_time(password, password_hash)
+                self._equalize_timing(password, password_hash)
             return False, None
         return True, self._hasher.hash(password) if is_outdated else None
 
-    def _spend_missing_time(self, password: str, password_hash: str) -> None:
+    def _equalize_timing(self, password: str, password_hash: str) -> None:
         """Take as long as a hash with the current parameters, so that timing does not reveal which accounts exist."""
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
@@ -144,7 +145,9 @@ class Tokens:
             key.get_secret_value() for key in (settings.secret_key, settings.secret_key_previous) if key is not None
         ]
         self._refresh_keys = [blake2b(key.encode(), person=b"refresh tokens").digest() for key in self._keys]
-        self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
+        self._jwt = jwt.PyJWT(
+            options={"enforce_minimum_key_length": True, "require": ["sub", "iss", "aud", "iat", "exp"]}
+        )
 
     def issue(self, token: AccessToken) -> str:
         """Issue an access token."""
@@ -172,15 +175,7 @@ class Tokens:
         error: jwt.InvalidTokenError
         for key in self._keys:
             try:
-                return self._jwt.decode(
-                    encoded,
-                    key,
-                    algorithms=[ALGORITHM],
-                    audience=NAME,
-                    issuer=NAME,
-                    leeway=LEEWAY,
-                    options={"require": ["sub", "iss", "aud", "iat", "exp"]},
-                )
+                return self._jwt.decode(encoded, key, algorithms=[ALGORITHM], audience=NAME, issuer=NAME, leeway=LEEWAY)
             except jwt.InvalidSignatureError as invalid:
                 error = invalid
             except jwt.InvalidTokenError as invalid:

@@ -126,7 +126,7 @@ class Settings(SettingsFiles):
     argon2_parallelism: int = Field(1, ge=1, description="Argon2id degree of parallelism")
     argon2_memory_kib: int = Field(19_456, description="Argon2id memory per hash in KiB")
     argon2_concurrency: int | None = Field(
-        None, ge=1, description="Hashes that a worker computes at a time; by default as many as fit in memory"
+        None, ge=1, description="Hashes that a worker computes at a time; by default 2, or 1 if memory is short"
     )
 
     # Mail
@@ -168,7 +168,9 @@ class Settings(SettingsFiles):
     rate_limit_login: Rate = Field(
         "10/minute", description="Login attempts allowed per client IP address, and per account"
     )
-    rate_limit_register: Rate = Field("30/minute", description="Registrations allowed per client IP address")
+    rate_limit_register: Rate = Field(
+        "30/minute", description="Registrations and updates of `/users/me` allowed per client IP address"
+    )
     rate_limit_mail: Rate = Field("10/minute", description="Requests for a mail allowed per client IP address")
     rate_limit_recipient: Rate = Field(
         "3/hour", description="Mails of one kind allowed per recipient; further ones are not sent"

@@ -4,6 +4,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+import structlog
 from alembic.util import CommandError
 from sqlalchemy import text
 
@@ -12,6 +13,8 @@ from app.errors import StartupError
 from app.migrations import MigrationFailed, is_migration_pending, migrate
 from app.settings import Settings
 
+log = structlog.stdlib.get_logger("app")
+
 # The connections that are left for ordinary users. `reserved_connections` was added in PostgreSQL 16.
 _ALLOWED_CONNECTIONS = text("""
     SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -19,11 +22,25 @@ _ALLOWED_CONNECTIONS = text("""
 """)
 
 
-async def prepare_database(settings: Settings) -> None:
-    """Check that the database can be used, and migrate it if the settings say so.
+async def prepare_to_serve(settings: Settings) -> None:
+    """Prepare the database, and warn if access tokens will be invalid after a restart.
 
     gunicorn's master calls it once before the first fork. Workers do not: a worker started during an outage would fail,
     and stop the whole server.
+
+    Raises:
+        StartupError: The database is unreachable, or its schema is not up to date.
+    """
+    if "secret_key" not in settings.model_fields_set:
+        log.warning(
+            "SECRET_KEY is not set: access tokens are signed with a random key, and become invalid when this process"
+            " stops"
+        )
+    await prepare_database(settings)
+
+
+async def prepare_database(settings: Settings) -> None:
+    """Check that the database can be used, and migrate it if the settings say so.
 
     Raises:
         StartupError: The database is unreachable, or its schema is not up to date.

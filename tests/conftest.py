@@ -132,13 +132,13 @@ def postgresql_server() -> str:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def relaxed_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets Redis and the readiness check take longer than the service allows: the machine may be busy."""
     set_timeouts(monkeypatch, TIMEOUT)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits Redis and the readiness check to one second, for tests in which a server does not answer."""
     set_timeouts(monkeypatch, 1)
 
@@ -248,7 +248,9 @@ def change(settings: Settings, **values: Any) -> Settings:  # noqa: ANN401  of a
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    return make_settings(database_url=database_url, database_migrate=False)
+    # A busy machine may need longer than the service allows.
+    patient = {"database_connect_timeout": TIMEOUT, "database_pool_timeout": TIMEOUT}
+    return make_settings(database_url=database_url, database_migrate=False, **patient)
 
 
 class Service(NamedTuple):

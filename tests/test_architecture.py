@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "api": FOUNDATION | FEATURES,
     "main": FOUNDATION | {"api", "docs", "middleware"},
     "cli": FOUNDATION | FEATURES | {"main"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "logging"},
 }
 # Exceptions for single files.
 FILES_MAY_IMPORT = {"migrations/env.py": {"api"}}  # imports all models

@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
 from app import PREFIX
-from app.dependencies import ReadSession, WriteSession
+from app.dependencies import ReadSession, WriteSession, get_write_session
 from app.errors import Conflict
 from app.lifespan import lifespan
 from app.main import create_app
 from app.settings import Settings
+from app.users.dependencies import get_current_user
 from app.users.models import User
 from tests.conftest import Service, change, serve
 from tests.people import register, sign_up
@@ -222,3 +223,22 @@ async def test_read_session_searches_escaped_text_and_fires_events(service: Serv
 
     assert response.json() == ["ann_a@example.com"]
     assert len(statements) == 1
+
+
+async def test_dependencies_can_be_overridden(
+    client: httpx.AsyncClient, service: Service, session: AsyncSession
+) -> None:
+    """As in FastAPI's documentation, with the functions that the annotated types name."""
+    ann = make_user("ann@example.com")
+    session.add(ann)
+    await session.flush()
+    before = await client.get("/users/me")
+
+    service.app.dependency_overrides = {get_current_user: lambda: ann, get_write_session: lambda: session}
+    read = await client.get("/users/me")
+    changed = await client.patch("/users/me", json={"full_name": "Anna"})
+    await session.rollback()
+
+    assert [before.status_code, read.status_code, changed.status_code] == [401, 200, 200]
+    assert changed.json()["full_name"] == "Anna"
+    assert await session.scalar(COUNT) == 0

@@ -19,7 +19,7 @@ from tests.pages import PAGES, Block, blocks, command, table, tables
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 # Pages that may be longer than the others, and the reason.
-MAX_LINES = {"README.md": 200, "add-a-feature.md": 199, "AGENTS.md": 60}
+MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "AGENTS.md": 60}
 
 
 # Commands, tables and links ------------------------------------------------------------------------------------------
@@ -31,7 +31,9 @@ def test_every_command_of_a_page_is_run_by_a_test() -> None:
     used = set(re.findall(r'\bcommand\("([\w-]+)"\)', tests))
     used |= set(re.findall(r"name=([\w-]+)", (ROOT / ".ci/run").read_text()))
 
-    assert {block.name for block in blocks() if block.name} == used
+    named = {block.name for block in blocks() if block.name}
+    assert not named - used, "no test runs these commands. Add tests, or remove their names"
+    assert not used - named, "these commands are on no page. If the documentation needs none, delete their tests"
 
 
 def test_every_shell_block_has_a_name() -> None:

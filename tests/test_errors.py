@@ -152,6 +152,16 @@ async def test_http_exception_has_the_format_of_other_errors(
     assert response.json() == {"error": "Short and stout", "type": type_}
 
 
+@pytest.mark.parametrize("status", [204, 304])
+async def test_http_exception_whose_status_allows_no_body_has_none(
+    failing_routes: httpx.AsyncClient, status: int
+) -> None:
+    response = await failing_routes.get(f"/raise/{status}")
+
+    assert (response.status_code, response.content) == (status, b"")
+    assert response.headers["x-tea"] == "Earl Grey"
+
+
 async def test_details_name_the_invalid_field(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 

@@ -289,6 +289,8 @@ async def test_more_errors_than_are_listed_are_counted(service: Service) -> None
             {"error": "Conflicts with the current state", "type": "conflict", "details": {"code": "full", "seats": 3}},
         ),
         (["a", 1], {"error": "Conflicts with the current state", "type": "conflict", "details": ["a", 1]}),
+        ({1: None}, {"error": "Conflicts with the current state", "type": "conflict", "details": {"1": None}}),
+        (None, {"error": "Conflicts with the current state", "type": "conflict"}),
     ],
 )
 async def test_detail_of_http_exception_is_kept(service: Service, detail: Any, expected: Any) -> None:  # noqa: ANN401
@@ -301,11 +303,19 @@ async def test_detail_of_http_exception_is_kept(service: Service, detail: Any, e
     assert (response.status_code, response.json()) == (409, expected)
 
 
-async def test_detail_of_unusual_status_is_kept(service: Service) -> None:
-    @service.app.get(PREFIX + "/teapot")
-    async def teapot() -> None:
-        raise HTTPException(418, {"code": "teapot"})
+@pytest.mark.parametrize(
+    ("status", "detail", "expected"),
+    [
+        (418, {"code": "teapot"}, {"error": "I'm a Teapot", "type": "http_418", "details": {"code": "teapot"}}),
+        (499, {"code": "gone"}, {"error": "Status 499", "type": "http_499", "details": {"code": "gone"}}),
+        (499, None, {"error": "Status 499", "type": "http_499"}),
+    ],
+)
+async def test_detail_of_unusual_status_is_kept(service: Service, status: int, detail: Any, expected: Any) -> None:  # noqa: ANN401
+    @service.app.get(PREFIX + "/unusual")
+    async def unusual() -> None:
+        raise HTTPException(status, detail)
 
-    response = await service.client.get("/teapot")
+    response = await service.client.get("/unusual")
 
-    assert response.json() == {"error": "I'm a Teapot", "type": "http_418", "details": {"code": "teapot"}}
+    assert (response.status_code, response.json()) == (status, expected)

@@ -241,7 +241,7 @@ async def test_cancelled_hit_does_not_affect_others(limiter: RateLimiter) -> Non
     assert [isinstance(usage, Usage) for usage in usages] == [True, True]
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
     proxy: TCPProxy, proxied_redis: Redis, settings: Settings
 ) -> None:
@@ -263,7 +263,7 @@ async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
     assert len(proxy.sent) == 1
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("outage", ["closed", "silent", "slow"])
 async def test_requests_are_counted_in_memory_while_redis_is_unavailable(
     proxy: TCPProxy, proxied_redis: Redis, logs: list[structlog.typing.EventDict], outage: ProxyState

@@ -1,11 +1,13 @@
 """Log lines of every library have one format, and contain no secrets."""
 
+import asyncio
 import json
 import logging
 import sys
 import warnings
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 from sqlalchemy import text
@@ -83,6 +85,26 @@ def test_line_below_the_log_level_is_dropped(capsys: pytest.CaptureFixture[str])
     logging.getLogger("gunicorn.error").info("quiet")
 
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("log_level", ["info", "debug"])
+async def test_outgoing_request_logs_neither_url_nor_headers(
+    log_level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\nSet-Cookie: id=a-secret\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    configure_logging(make_settings(log_level=log_level))
+    async with await asyncio.start_server(respond, "127.0.0.1") as server, httpx.AsyncClient() as client:
+        port = server.sockets[0].getsockname()[1]
+
+        response = await client.get(f"http://127.0.0.1:{port}/hook?token=a-secret", headers={"X-Token": "a-secret"})
+
+    assert response.headers["set-cookie"] == "id=a-secret"
+    assert "a-secret" not in capsys.readouterr().err
 
 
 def fail() -> None:

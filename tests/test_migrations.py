@@ -334,13 +334,15 @@ def test_migration_can_be_generated_from_changed_models(clean_environment: dict[
     shutil.copytree(ROOT / "app", tmp_path / "app")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     models = tmp_path / "app/users/models.py"
-    columns = "    nickname: Mapped[str | None] = mapped_column(String(50))\n    seen_at: Mapped[datetime | None]\n"
+    columns = (
+        "    added_text: Mapped[str | None] = mapped_column(String(50))\n    added_datetime: Mapped[datetime | None]\n"
+    )
     with_longer_name = models.read_text().replace("mapped_column(String(100))", "mapped_column(String(200))")
     before = "    email_verified: Mapped[bool] = mapped_column(default=False)\n"
     models.write_text(with_longer_name.replace(before, before + columns))
     environment = clean_environment | {"DATABASE_URL": "sqlite:///app.db", "PYTHONPATH": str(tmp_path)}
 
-    generate = ("app migrate", "alembic revision --autogenerate -m nickname")
+    generate = ("app migrate", "alembic revision --autogenerate -m added_text")
     check = (
         "app migrate",
         "alembic check",
@@ -366,12 +368,12 @@ def test_migration_can_be_generated_from_changed_models(clean_environment: dict[
         )
     run(*check)
 
-    (migration,) = (tmp_path / "app/migrations/versions").glob("*_nickname.py")
-    assert 'batch_op.add_column(sa.Column("nickname"' in migration.read_text()
-    assert 'sa.Column("seen_at", sa.DateTime(timezone=True)' in migration.read_text()
+    (migration,) = (tmp_path / "app/migrations/versions").glob("*_added_text.py")
+    assert 'batch_op.add_column(sa.Column("added_text"' in migration.read_text()
+    assert 'sa.Column("added_datetime", sa.DateTime(timezone=True)' in migration.read_text()
     assert 'batch_op.alter_column(\n            "full_name"' in migration.read_text()
     with closing(sqlite3.connect(tmp_path / "app.db")) as database:
-        assert database.execute("SELECT id, nickname FROM users").fetchall() == [(1, None)]
+        assert database.execute("SELECT id, added_text FROM users").fetchall() == [(1, None)]
         assert database.execute("SELECT family FROM refresh_tokens").fetchall() == [
             ("f",)
         ]  # not deleted with the old table of users

@@ -2,16 +2,21 @@
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 import structlog
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app import PREFIX
 from app.api import add_routers
 from app.dependencies import SettingsDep
+from app.errors import NotFound
 from app.limiter import rate_limit
 from app.settings import Settings
 from app.users.dependencies import CurrentUser
@@ -50,11 +55,32 @@ def mount_reports(app: FastAPI) -> None:
     app.mount(PREFIX + "/reports", reports)
 
 
+def mount_own_handlers(app: FastAPI) -> None:
+    """Mount an application that handles some exceptions itself."""
+    own = FastAPI(openapi_url=None)
+
+    @own.exception_handler(RequestValidationError)
+    @own.exception_handler(RuntimeError)
+    async def respond(_: Request, error: Exception) -> PlainTextResponse:
+        return PlainTextResponse(type(error).__name__, 400)
+
+    @own.get("/{number}")
+    async def fail(number: int) -> None:
+        raise RuntimeError if number else NotFound
+
+    app.mount(PREFIX + "/own", own)
+
+
 @pytest.fixture
-async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Service]:
+    (tmp_path / "files/users").mkdir(parents=True)
+    (tmp_path / "files/users/me").write_text("a file")  # its path below the mount is also that of a route
+
     def add_all_routers(app: FastAPI) -> None:
         add_routers(app)
         mount_reports(app)
+        app.mount(PREFIX + "/files", StaticFiles(directory=tmp_path / "files"))
+        mount_own_handlers(app)
 
     monkeypatch.setattr("app.main.add_routers", add_all_routers)
     async with serve(change(settings, rate_limit_login="2/minute"), raises=False) as service:
@@ -73,10 +99,13 @@ async def test_route_knows_the_settings(client: httpx.AsyncClient, settings: Set
     assert (await client.get("/reports/settings")).json() is settings.docs
 
 
-async def test_bug_returns_500_in_the_format_of_all_others(client: httpx.AsyncClient) -> None:
+async def test_bug_returns_500_in_the_format_of_all_others(
+    client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
+) -> None:
     response = await client.get("/reports/bug")
 
     assert (response.status_code, response.json()["type"]) == (500, "internal_error")
+    assert [entry["event"] for entry in logs] == ["request"]  # nothing has failed after the response
 
 
 @pytest.mark.parametrize(
@@ -97,6 +126,35 @@ async def test_errors_have_the_format_of_all_others(
     assert (response.status_code, response.json()["type"]) == (status, error)
     assert response.headers.get("allow") == ("GET, HEAD" if status == 405 else None)
     assert response.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("/own/x", 400, "RequestValidationError"),
+        ("/own/1", 400, "RuntimeError"),
+        ("/own/0", 404, '{"error":"Not found","type":"not_found"}'),
+    ],
+)
+async def test_handlers_of_a_mounted_application_win(
+    client: httpx.AsyncClient, path: str, status: int, text: str
+) -> None:
+    response = await client.get(path)
+
+    assert (response.status_code, response.text) == (status, text)
+
+
+async def test_mounted_files_have_the_headers_and_errors_of_routes(client: httpx.AsyncClient) -> None:
+    found, missing, deleted = [
+        await client.request(method, f"/files/users/{name}")
+        for method, name in (("GET", "me"), ("GET", "you"), ("DELETE", "me"))
+    ]
+
+    assert (found.status_code, found.text) == (200, "a file")
+    assert found.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert (missing.status_code, missing.json()["type"]) == (404, "not_found")
+    assert (deleted.status_code, deleted.json()["type"]) == (405, "method_not_allowed")
+    assert deleted.headers["allow"] == "GET, HEAD"
 
 
 async def test_limits_of_a_route_apply(client: httpx.AsyncClient) -> None:

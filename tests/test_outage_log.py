@@ -7,6 +7,7 @@ import structlog
 from sqlalchemy import make_url, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.database import DatabaseUnreachable
 from app.settings import Settings
 from app.users.models import User
 from tests.conftest import change, serve
@@ -16,7 +17,7 @@ from tests.people import register, sign_up
 async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     settings: Settings, logs: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.errors.OUTAGE_SECONDS", 2)
+    monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 2)
     unreachable = change(settings, database_url="postgresql://u@127.0.0.1:1/x", database_migrate=False)
     async with serve(unreachable, prepared=True) as service:
         statuses = [(await register(service.client)).status_code for _ in range(5)]
@@ -32,6 +33,23 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     assert all(line["reasons"] == [f"{line['failures']} x {reason}"] for line in lines)
     # The last failure is a new outage, to which no earlier one is counted.
     assert (lines[0]["failures"], lines[-1]["failures"], sum(line["failures"] for line in lines)) == (1, 1, 6)
+    events = [entry["event"] for entry in logs if entry["event"].startswith("database")]
+    assert events.index("database available again") == len(events) - 2
+
+
+async def test_reason_is_that_of_the_newest_failure(
+    settings: Settings, logs: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 0.1)
+    async with serve(settings) as service:
+        outages = service.state["outages"]
+        for reason in ("a", "b", "b", "c"):
+            outages.add(DatabaseUnreachable(reason))
+        await asyncio.sleep(0.5)
+
+    lines = [entry for entry in logs if entry["event"] == "database unavailable"]
+    assert [line["reason"] for line in lines] == ["DatabaseUnreachable: a", "DatabaseUnreachable: c"]
+    assert lines[1]["reasons"][0] == "2 x DatabaseUnreachable: b"
 
 
 async def test_exhausted_pool_is_described_in_plain_words(

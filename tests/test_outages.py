@@ -32,7 +32,7 @@ UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unava
 @pytest.fixture
 def log_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log the reason of each failure, not only of the first one in an outage."""
-    monkeypatch.setattr("app.errors.OUTAGE_SECONDS", 0)
+    monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ async def test_connections_closed_by_the_server_are_replaced(service: Service, d
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("is_write", [False, True])
-@pytest.mark.usefixtures("log_every_failure", "impatient")
+@pytest.mark.usefixtures("log_every_failure", "short_timeouts")
 async def test_silent_server_returns_503_after_one_timeout(
     settings: Settings, is_write: bool, logs: list[structlog.typing.EventDict]
 ) -> None:

@@ -134,7 +134,8 @@ async def test_other_routes_for_websockets_share_the_default_limit(service: Serv
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "reason"), [("secret", 1008, "Forbidden"), ("outage", 1013, "Service Unavailable")]
+    ("text", "code", "reason"),
+    [("secret", 1008, "Forbidden"), ("unusual status", 1008, "Status 499"), ("outage", 1013, "Service Unavailable")],
 )
 async def test_error_of_an_accepted_websocket_closes_it(
     service: Service, ann: Person, text: str, code: int, reason: str

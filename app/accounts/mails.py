@@ -34,14 +34,14 @@ class Link(NamedTuple):
         page: The page that the link leads to.
         url: The route that takes the token.
         lifetime: How long the token is valid.
-        addressee: The condition that selects the recipient among the active users. At most one user meets it.
+        recipient_filter: The condition that selects the recipient among the active users. At most one user meets it.
     """
 
     purpose: Purpose
     page: str
     url: str
     lifetime: timedelta
-    addressee: Callable[[Mail], ColumnElement[bool]]
+    recipient_filter: Callable[[Mail], ColumnElement[bool]]
 
 
 def mail_writers(settings: Settings) -> dict[str, Writer]:
@@ -100,7 +100,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
     has been used.
     """
     user = await session.scalar(
-        select(User).where(User.is_active, link.addressee(mail)).with_for_update(key_share=True)
+        select(User).where(User.is_active, link.recipient_filter(mail)).with_for_update(key_share=True)
     )
     if user is None:
         return None

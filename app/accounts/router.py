@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response, status
 
 from app.accounts import service
-from app.accounts.errors import IncorrectPassword, InvalidToken
+from app.accounts.errors import IncorrectPassword, InvalidMailToken
 from app.accounts.pages import read_page
 from app.accounts.schemas import Accepted, EmailVerification, Invitation, MailRequest, PasswordReset
 from app.accounts.tokens import MailTokens
@@ -57,7 +57,7 @@ async def request_password_reset(session: WriteSession, outbox: OutboxDep, data:
 @router.post(
     "/auth/password-reset/confirm",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(InvalidToken),
+    responses=responses(InvalidMailToken),
     response_description="The password is set",
     summary="Set a new password",
 )
@@ -100,7 +100,7 @@ async def request_email_verification(session: WriteSession, outbox: OutboxDep, d
 @router.post(
     "/auth/email-verification/confirm",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(InvalidToken, EmailTaken, IncorrectPassword),
+    responses=responses(InvalidMailToken, EmailTaken, IncorrectPassword),
     response_description="The address is verified",
     summary="Verify an email address",
 )

@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import and_, bindparam, delete, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.errors import IncorrectPassword, InvalidToken
+from app.accounts.errors import IncorrectPassword, InvalidMailToken
 from app.accounts.models import AccountToken
 from app.accounts.schemas import EmailVerification, Invitation, PasswordReset
 from app.accounts.tokens import MailTokens, Purpose
@@ -18,7 +18,7 @@ from app.users.models import User
 from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 
-class Proof(NamedTuple):
+class VerifiedToken(NamedTuple):
     """The user and the address of a valid token. Its bearer can read mail sent to that address."""
 
     address: str
@@ -28,7 +28,7 @@ class Proof(NamedTuple):
     security_stamp: UUID
 
 
-_PROOF = (
+_VERIFIED_TOKEN = (
     select(AccountToken.email, User.id, User.email, User.password_hash, User.security_stamp)
     .join(User, and_(User.id == AccountToken.user_id, User.security_stamp == AccountToken.security_stamp))
     .where(
@@ -52,16 +52,16 @@ async def reset_password(  # noqa: PLR0913  each is needed
     """Set a new password, end every login, and tell the user. The address counts as verified.
 
     Raises:
-        InvalidToken: The token is unknown, expired or used, or the account has changed since.
+        InvalidMailToken: The token is unknown, expired or used, or the account has changed since.
     """
-    proof = await _check(reader, tokens, "password_reset", data.token)
+    token = await _check(reader, tokens, "password_reset", data.token)
     new_hash = await passwords.hash(data.new_password)  # before the session connects
-    outbox.add(session, "password_changed", proof.email)
+    outbox.add(session, "password_changed", token.email)
     # Another request with this token waits here, and then finds another security stamp.
-    is_unchanged = User.id == proof.user_id, User.security_stamp == proof.security_stamp, User.email == proof.address
+    is_unchanged = User.id == token.user_id, User.security_stamp == token.security_stamp, User.email == token.address
     changes = {"password_hash": new_hash, "email_verified": True, **new_security_stamp()}
     if await session.scalar(update(User).where(*is_unchanged).values(**changes).returning(User.id)) is None:
-        raise InvalidToken(reason="used, or the account has changed")
+        raise InvalidMailToken(reason="used, or the account has changed")
 
 
 async def verify_email(  # noqa: PLR0913  each is needed
@@ -79,28 +79,28 @@ async def verify_email(  # noqa: PLR0913  each is needed
     The password shows that the account belongs to the address's owner. Somebody else may have entered the address.
 
     Raises:
-        InvalidToken: The token is unknown, expired or used, or the account has changed since.
+        InvalidMailToken: The token is unknown, expired or used, or the account has changed since.
         RateLimited: Too many attempts for this account, together with its logins.
         IncorrectPassword: The token remains valid.
         EmailTaken: Another user has the address by now.
     """
-    proof = await _check(reader, tokens, "email_verification", data.token)
-    await limiter.enforce("account", proof.email)
-    matches, _ = await passwords.verify(data.password, proof.password_hash)
+    token = await _check(reader, tokens, "email_verification", data.token)
+    await limiter.enforce("account", token.email)
+    matches, _ = await passwords.verify(data.password, token.password_hash)
     if not matches:
         raise IncorrectPassword
-    if proof.address != proof.email:
-        outbox.add(session, "email_changed", proof.email)
-    is_expected = or_(User.pending_email == proof.address, and_(User.email == proof.address, not_(User.email_verified)))
+    if token.address != token.email:
+        outbox.add(session, "email_changed", token.email)
+    is_expected = or_(User.pending_email == token.address, and_(User.email == token.address, not_(User.email_verified)))
     with raise_email_taken():
         user_id = await session.scalar(
             update(User)
-            .where(User.id == proof.user_id, User.security_stamp == proof.security_stamp, is_expected)
-            .values(email=proof.address, email_verified=True, pending_email=None)
+            .where(User.id == token.user_id, User.security_stamp == token.security_stamp, is_expected)
+            .values(email=token.address, email_verified=True, pending_email=None)
             .returning(User.id)
         )
     if user_id is None:
-        raise InvalidToken(reason="used, or the account has changed")
+        raise InvalidMailToken(reason="used, or the account has changed")
     # Otherwise it could be used again if the address were changed and changed back.
     used_token = AccountToken.user_id == user_id, AccountToken.purpose == "email_verification"
     await session.execute(delete(AccountToken).where(*used_token))
@@ -116,9 +116,9 @@ async def invite(session: AsyncSession, outbox: Outbox, data: Invitation) -> Use
     return await add_user(session, User(email=data.email, full_name=data.full_name, password_hash=""))
 
 
-async def _check(reader: FastReader, tokens: MailTokens, purpose: Purpose, token: str) -> Proof:
+async def _check(reader: FastReader, tokens: MailTokens, purpose: Purpose, token: str) -> VerifiedToken:
     token_id = tokens.verify(purpose, token)
-    row = await reader.fetch_one(_PROOF, token_id=token_id, purpose=purpose, now=utc_now())
+    row = await reader.fetch_one(_VERIFIED_TOKEN, token_id=token_id, purpose=purpose, now=utc_now())
     if row is None:
-        raise InvalidToken(reason="expired or used, or the account has changed")
-    return Proof._make(row)
+        raise InvalidMailToken(reason="expired or used, or the account has changed")
+    return VerifiedToken._make(row)

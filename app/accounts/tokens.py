@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import Literal
 from uuid import UUID
 
-from app.accounts.errors import InvalidToken
+from app.accounts.errors import InvalidMailToken
 from app.settings import Settings
 
 Purpose = Literal["password_reset", "email_verification"]
@@ -35,17 +35,17 @@ class MailTokens:
         """Return the id in a token.
 
         Raises:
-            InvalidToken: The token was not issued here, or for another purpose.
+            InvalidMailToken: The token was not issued here, or for another purpose.
         """
         try:
             data = urlsafe_b64decode(token)
         except ValueError as error:
-            raise InvalidToken(reason="malformed token") from error
+            raise InvalidMailToken(reason="malformed token") from error
         if len(data) <= _ID_BYTES:
-            raise InvalidToken(reason="malformed token")
+            raise InvalidMailToken(reason="malformed token")
         token_id = UUID(bytes=data[:_ID_BYTES])
         if not any(hmac.compare_digest(data[_ID_BYTES:], _sign(key, purpose, token_id)) for key in self._keys):
-            raise InvalidToken(reason="invalid signature")
+            raise InvalidMailToken(reason="invalid signature")
         return token_id
 
 

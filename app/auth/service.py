@@ -1,4 +1,4 @@
-"""Login and refresh tokens. The caller opens the session, and commits it."""
+"""Login and refresh tokens. The caller opens the session, and commits it, except in `_end_reused_login`."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -64,8 +64,8 @@ async def login(  # noqa: PLR0913  all that a login takes
     secret = tokens.create_refresh_secret(login_id)
     # While the hash was computed, the password may have been changed, or the user deactivated or deleted. From here on,
     # such changes wait for this lock. Users are locked before logins, in the same order as when a user is deleted.
-    is_unchanged = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
-    if await session.scalar(select(User.id).where(*is_unchanged).with_for_update(key_share=True)) is None:
+    may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
+    if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
     session.add(
         Login(

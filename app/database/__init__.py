@@ -4,6 +4,7 @@ from app.database.base import Base, utc_now
 from app.database.engine import autocommit, create_engine, database_location
 from app.database.errors import CHECK_SCHEMA, DATABASE_ERRORS, DatabaseUnreachable, is_outage, is_unique_violation
 from app.database.fast import FastReader
+from app.database.outages import OutageLog
 
 __all__ = [
     "CHECK_SCHEMA",
@@ -11,6 +12,7 @@ __all__ = [
     "Base",
     "DatabaseUnreachable",
     "FastReader",
+    "OutageLog",
     "autocommit",
     "create_engine",
     "database_location",

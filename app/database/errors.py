@@ -29,11 +29,21 @@ CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
 # The SQLSTATE of a write on a server that is read-only, such as a standby.
 READ_ONLY = "25006"
-# https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, invalid authorization (while the
-# password is changed), no such database, no such schema, no permission (while a backup is restored), insufficient
-# resources, operator intervention (a cancelled
-# statement, a shutdown), system error, serialization failure, deadlock, lock not available, read-only transaction.
-_UNAVAILABLE_SQLSTATES = ("08", "28", "3D", "3F", "42501", "53", "57", "58", "40001", "40P01", "55P03", READ_ONLY)
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_UNAVAILABLE_SQLSTATES = (
+    "08",  # connection exception
+    "28",  # invalid authorization, such as while the password is changed
+    "3D",  # no such database
+    "3F",  # no such schema
+    "42501",  # no permission, such as while a backup is restored
+    "53",  # insufficient resources
+    "57",  # operator intervention, such as a cancelled statement or a shutdown
+    "58",  # system error
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "55P03",  # lock not available
+    READ_ONLY,
+)
 # https://sqlite.org/rescode.html
 _UNAVAILABLE_SQLITE = (
     "SQLITE_BUSY",

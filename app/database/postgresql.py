@@ -220,7 +220,7 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return whether the server has reported with its latest answer to be read-only. Poolers report nothing."""
+    """Return whether the server last reported that it is read-only. Poolers report nothing."""
     reported = connection.get_settings()
     names = ("in_hot_standby", "default_transaction_read_only")
     return any(getattr(reported, name, "off") == "on" for name in names)

@@ -17,8 +17,8 @@ class Outbox:
     """Adds mails to sessions, and wakes this worker's sender when they are committed.
 
     Args:
-        writers: A function that writes the text, for each kind of mail. Mails of other kinds are not added, so that a
-            feature need not know whether mail is switched on, nor which feature writes it.
+        writers: A function that writes the text, for each kind of mail. Unknown kinds are ignored, so callers need not
+            check whether mail is on.
     """
 
     def __init__(self, writers: Mapping[str, Writer]) -> None:

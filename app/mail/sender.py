@@ -10,8 +10,7 @@ import structlog
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.database import DATABASE_ERRORS, is_outage, utc_now
-from app.errors import OutageLog
+from app.database import DATABASE_ERRORS, OutageLog, is_outage, utc_now
 from app.limiter import RateLimiter
 from app.mail.message import Content, build_message
 from app.mail.models import Mail

@@ -4,7 +4,6 @@ import asyncio
 from contextlib import suppress
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,13 +22,16 @@ SMALL_SIZE = 16_384
 
 
 class BodyRejected(HTTPException):
-    """A body exceeds a limit while a route reads it."""
+    """A body exceeds a limit while a route reads it.
+
+    Not an AppError: while FastAPI reads a body, it lets only an HTTPException pass, and responds 400 to any other.
+    """
 
 
 class BodyLimitMiddleware:
     """Responds with 413 to a body that is too large, by its Content-Length or while a route reads it.
 
-    Only what a route reads is held in memory and counted.
+    Only what a route reads is held in memory and counted. Of a body that it streams, that is one chunk.
 
     Args:
         app: The next application.
@@ -51,30 +53,35 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
-        headers = Headers(scope=scope)  # of repeated headers, it returns the first, as it does for FastAPI
+        # Keeps the first of repeated headers, like FastAPI.
+        headers = dict(reversed(scope["headers"]))
         # Transfer-Encoding overrides any length (RFC 9112, section 6.3). The server has rejected anything but a number,
         # and passes on no more bytes than this.
-        if "transfer-encoding" not in headers and int(headers.get("content-length", 0)) > max_size:
+        if b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) > max_size:
             await _reject(scope, receive, send)
             return
 
-        is_json = "json" in headers.get("content-type", "").lower()
-        size, parsed_size, held, is_rejected = 0, 0, 0, False
+        is_json = b"json" in headers.get(b"content-type", b"").lower()
+        size, parsed_size, own_bytes, is_rejected = 0, 0, 0, False
 
         async def receive_limited() -> Message:
-            nonlocal size, parsed_size, held, is_rejected
+            nonlocal size, parsed_size, own_bytes, is_rejected
             message = await receive()
             body = message.get("body", b"")
             size += len(body)
             if is_json:
                 parsed_size += sum(weight * body.count(character) for character, weight in PARSED_BYTES.items())
-            others = self.total - held
-            held = size if message.get("more_body") else size + parsed_size  # FastAPI parses it now
-            self.total = others + held
+            other_bytes = self.total - own_bytes
+            is_streamed = "streams_body" in scope  # see BodyStream in app/dependencies.py
+            own_bytes = len(body) if is_streamed else size
+            if not is_streamed and not message.get("more_body"):
+                own_bytes += parsed_size  # last chunk: FastAPI parses the body next
+            self.total = other_bytes + own_bytes
             is_rejected = size > max_size
             if is_rejected:
                 raise BodyRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
-            if size > SMALL_SIZE and others and others + size > self.max_total:  # one body alone is always accepted
+            # One body alone is always accepted.
+            if not is_streamed and size > SMALL_SIZE and other_bytes and other_bytes + size > self.max_total:
                 raise BodyRejected(HTTPStatus.SERVICE_UNAVAILABLE)
             return message
 
@@ -84,7 +91,7 @@ class BodyLimitMiddleware:
         try:
             await self.app(scope, receive_limited, send_lingering)
         finally:
-            self.total -= held
+            self.total -= own_bytes
 
 
 async def _reject(scope: Scope, receive: Receive, send: Send) -> None:

@@ -106,6 +106,7 @@ class RequestContextMiddleware:
         )
 
 
+# For the WebSockets that you may add, see docs/websockets.md.
 def _close_code(message: Message) -> int | None:
     is_last = message["type"] in {"websocket.close", "websocket.disconnect"}
     return message.get("code", 1000) if is_last else None  # ASGI's default

@@ -1,6 +1,7 @@
 """Respond to unhandled exceptions and cancelled requests."""
 
 import asyncio
+from http import HTTPStatus
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,23 +27,27 @@ class UnhandledErrorMiddleware:
             return
 
         has_started = is_complete = False
+        status = 0
 
         async def track_response(message: Message) -> None:
-            nonlocal has_started, is_complete
+            nonlocal has_started, is_complete, status
+            status = message.get("status", status)
             has_started = scope["type"] == "http"  # a WebSocket can be closed at any time
             await send(message)
             is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self.app(scope, receive, track_response)
-        except asyncio.CancelledError:  # the server is stopping, and the grace period is over
+        except asyncio.CancelledError:
+            # The server is stopping, and the grace period is over. Not raised again: the task ends anyway, and Uvicorn
+            # would log an error with a traceback.
             if is_complete:
                 log.warning("cancelled after the response", path=shorten(scope["path"]))
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug of a route; it is raised again
-            if is_complete:
-                # Such as in a background task. The server logs the error itself.
+            # A mounted application may have responded with 500. Otherwise it is a background task that has failed.
+            if is_complete and status < HTTPStatus.INTERNAL_SERVER_ERROR:  # the server logs the error itself
                 log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response
                 await error_response(InternalError)(scope, receive, send)

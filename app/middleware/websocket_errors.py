@@ -1,11 +1,11 @@
-"""Let error handlers respond to WebSockets as they respond to requests."""
+"""Let error handlers respond to WebSockets, which you may add (docs/websockets.md), as they respond to requests."""
 
 from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import NotFound, PermissionDenied, error_response
+from app.errors import NotFound, PermissionDenied, error_response, status_phrase
 
 # RFC 6455, section 7.4.1, and the registry of close codes at IANA.
 POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1011, 1013
@@ -39,7 +39,7 @@ class WebSocketErrorMiddleware:
                     if not is_closed:
                         is_closed = True
                         with suppress(OSError):  # the client has gone, or the server has closed the connection
-                            await send(_close(HTTPStatus(message["status"])))
+                            await send(_close(message["status"]))
                 case "websocket.http.response.body", True:
                     pass
                 case _:
@@ -50,9 +50,9 @@ class WebSocketErrorMiddleware:
         await self.app(scope, receive, send_error)
 
 
-def _close(status: HTTPStatus) -> Message:
+def _close(status: int) -> Message:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         code = TRY_AGAIN_LATER
     else:
         code = INTERNAL_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else POLICY_VIOLATION
-    return {"type": "websocket.close", "code": code, "reason": status.phrase}
+    return {"type": "websocket.close", "code": code, "reason": status_phrase(status)}

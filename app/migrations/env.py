@@ -9,8 +9,9 @@ from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  importing the features registers their models
 from app.database import Base
+from app.logging import configure_logging
 from app.migrations import create_migration_engine, include_object, lock_migrations, render_item
-from app.settings import load_settings
+from app.settings import get_settings
 from app.startup import create_sqlite_file
 
 log = structlog.stdlib.get_logger("app.migrations")
@@ -39,7 +40,8 @@ def run(connection: Connection) -> None:
 
 async def connect_and_run() -> None:
     """Run for Alembic's command line, such as `alembic revision --autogenerate`."""
-    settings = load_settings()
+    settings = get_settings()
+    configure_logging(settings)
     if settings.is_sqlite:
         create_sqlite_file(settings)
     engine = create_migration_engine(settings)

@@ -7,7 +7,7 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app import PREFIX
-from app.dependencies import FastReaderDep, TokensDep
+from app.dependencies import AppRequest
 from app.errors import AuthenticationFailed, PermissionDenied
 from app.security import AccessToken, InvalidAccessToken
 from app.users.models import UserRecord
@@ -21,8 +21,9 @@ _bearer = HTTPBearer(
 )
 
 
+# Most requests solve these dependencies, at about 10 µs each. So they read the state instead of depending on its parts.
 async def get_access_token(
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], tokens: TokensDep
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], request: AppRequest
 ) -> AccessToken:
     """Return the contents of the access token in the Authorization header. Its login may have ended.
 
@@ -32,7 +33,7 @@ async def get_access_token(
     if credentials is None:
         raise AuthenticationFailed(reason="no token")
     try:
-        return tokens.verify(credentials.credentials)
+        return request.state["tokens"].verify(credentials.credentials)
     except InvalidAccessToken as error:
         raise AuthenticationFailed(reason=str(error)) from error
 
@@ -40,14 +41,14 @@ async def get_access_token(
 AccessTokenDep = Annotated[AccessToken, Depends(get_access_token)]
 
 
-async def get_current_user(token: AccessTokenDep, reader: FastReaderDep) -> UserRecord:
+async def get_current_user(token: AccessTokenDep, request: AppRequest) -> UserRecord:
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
         AuthenticationFailed: There is no valid token, or its login has ended.
     """
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
-    user = await find_logged_in_user(reader, token.user_id, token.login_id)
+    user = await find_logged_in_user(request.state["fast_reader"], token.user_id, token.login_id)
     if user is None:
         raise AuthenticationFailed(reason="login ended")
     if not user.is_active:

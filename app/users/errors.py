@@ -8,6 +8,7 @@ class EmailTaken(RuleViolated):
 
 
 class WrongPassword(RuleViolated):
+    # Not 401, as for a wrong password at login: the access token is valid, and clients log out after a 401.
     message = "Incorrect current password"
 
 

@@ -143,15 +143,16 @@ async def update_profile(
     """
     if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
         return await update_user(session, user.id, data)
+    # Each change sends a mail to another address, which has a count of its own. So the user's changes are counted, too.
     await limiter.enforce("recipient", f"changes by {user.id}")
     outbox.add(session, "email_change", data.email, user_id=user.id)
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
     # A reset that has just been committed cancels pending changes, so none may be added afterwards.
-    is_unchanged = User.security_stamp == user.security_stamp
+    has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
-    return await _update(session, user.id, is_unchanged, **changes)
+    return await _update(session, user.id, has_same_stamp, **changes)
 
 
 async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) -> User:
@@ -168,8 +169,8 @@ async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) 
     if changes.get("is_active") is False:
         changes |= new_security_stamp()
     if "email" in changes:
-        is_unchanged = User.email == changes["email"]
-        changes |= {"email_verified": and_(User.email_verified, is_unchanged), "pending_email": None}
+        is_same_email = User.email == changes["email"]
+        changes |= {"email_verified": and_(User.email_verified, is_same_email), "pending_email": None}
     return await _update(session, user_id, **changes)
 
 

@@ -77,6 +77,13 @@ def test_blocked_queries_are_found_and_ended(production: Compose) -> None:
     assert status == 200
 
 
+def test_load_of_the_containers_is_shown(production: Compose) -> None:
+    output = run(production, command("load"))
+
+    assert "load average" in output
+    assert f"{production.name}-web-1" in output
+
+
 def test_disk_usage_is_shown_and_expired_logins_are_deleted(production: Compose) -> None:
     get_auth(production.url)
     query(production, "UPDATE refresh_tokens SET expires_at = now() - interval '1 day'")

@@ -1,4 +1,4 @@
-"""Redis is stopped, paused or slow: requests are not delayed, and are counted in the workers until Redis answers."""
+"""Redis is stopped, paused or slow: requests are hardly delayed, and counted in the workers until Redis answers."""
 
 import re
 from collections import Counter
@@ -69,7 +69,7 @@ def count_messages(service: Container, log_before: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize(("outage", "end"), [("stop", "start"), ("pause", "unpause"), ("slow", "fast")])
-def test_redis_outage_delays_no_request_and_moves_the_count_to_the_workers(
+def test_redis_outage_delays_no_request_for_long_and_moves_the_count_to_the_workers(
     service: Container, redis: Container, proxy: Container, outage: str, end: str
 ) -> None:
     *_, read = make_targets(service)

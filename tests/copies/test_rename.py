@@ -50,6 +50,35 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
     run(copy, f"{CHECKS} && pytest tests/server/test_gunicorn_conf.py", tests=tests)
 
 
+def rewrite(page: str) -> str:
+    """Replace all sentences and all tables without a name. What remains is code, headings and tables with a name."""
+    lines: list[str] = []
+    is_kept = False
+    for line in page.splitlines():
+        if line.startswith("```"):
+            is_kept = not is_kept
+        elif line.startswith("<!-- table="):
+            is_kept = True
+        elif is_kept and not line and lines[-1].startswith("|"):
+            is_kept = False
+        is_text = not (is_kept or not line or line.startswith(("#", "```")))
+        lines.append(("| Other | words |" if line.startswith("|") else "Other words.") if is_text else line)
+    return "\n".join(lines) + "\n"
+
+
+def test_pages_can_be_rewritten(copy: Path) -> None:
+    rename(copy, "Acme Billing")
+    for page in (copy / "README.md", copy / "SECURITY.md", copy / "AGENTS.md", *copy.glob("docs/*.md")):
+        page.write_text(rewrite(page.read_text()))
+    readme = (copy / "README.md").read_text()
+
+    output = run(copy, "pytest tests/test_documentation.py tests/test_repository.py tests/server/test_explained.py")
+
+    assert "Other words." in readme
+    assert "uv run pytest" in readme
+    assert " passed" in output
+
+
 def test_second_rename_changes_nothing(copy: Path) -> None:
     """Even if the new name contains the old one, and the script is restored."""
     title = "FastAPI Application Server"

@@ -90,7 +90,7 @@ def silent_server() -> Iterator[str]:
         yield "{}:{}".format(*listener.getsockname())
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_database_not_answering_is_not_ready(settings: Settings, silent_server: str) -> None:
     silent = change(settings, database_url=f"postgresql://user@{silent_server}/none", database_connect_timeout=60)
@@ -102,7 +102,7 @@ async def test_database_not_answering_is_not_ready(settings: Settings, silent_se
     assert response.json()["error"] == "Database unavailable"
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, silent_server: str) -> None:
     silent = change(settings, redis_url=f"redis://{silent_server}")
 

@@ -13,8 +13,7 @@ from processes import TIMEOUT, free_port
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from app.database import FastReader, create_engine, utc_now
-from app.errors import OutageLog
+from app.database import FastReader, OutageLog, create_engine, utc_now
 from app.limiter import MemoryCounter, RateLimiter
 from app.mail import sender as sender_module
 from app.mail import transport as transport_module

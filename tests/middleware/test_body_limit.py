@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from app import PREFIX
+from app.dependencies import BodyStream
 from app.errors import add_error_handlers
 from app.middleware.body_limit import SMALL_SIZE, BodyLimitMiddleware
 from app.settings import Settings
@@ -129,6 +130,49 @@ async def test_bodies_beyond_total_return_503_until_others_are_finished(settings
 
     assert [response.status_code for response in responses] == [200, 503, 200, 200]
     assert second.headers["retry-after"] == "1"
+
+
+async def test_streamed_bodies_do_not_count_for_the_total(settings: Settings) -> None:
+    """A streamed body is not held. It also must not reject the JSON that arrives meanwhile."""
+    async with serve(change(settings, max_total_body_size=50_000)) as service:
+        reads = asyncio.Semaphore(0)
+        may_finish = asyncio.Event()
+
+        mounted = FastAPI(openapi_url=None)
+
+        @mounted.put("/uploads", max_body_size=1_000_000)
+        @service.app.put(PREFIX + "/uploads", max_body_size=1_000_000)
+        async def upload(body: BodyStream) -> int:
+            size = sum([len(chunk) async for chunk in body])
+            reads.release()
+            await may_finish.wait()
+            return size
+
+        service.app.mount(PREFIX + "/mounted", mounted)
+
+        @service.app.post(PREFIX + "/json")
+        async def count(data: list[int]) -> int:
+            return len(data)
+
+        uploads = [
+            asyncio.create_task(service.client.put(path, content=in_chunks(b"x" * size)))
+            for path, size in (("/uploads", 100_000), ("/mounted/uploads", 200_000), ("/uploads", 1_000_000))
+        ]
+        async with asyncio.timeout(60):
+            for _ in uploads:
+                await reads.acquire()
+        meanwhile = await service.client.post("/json", content=b"[1]".ljust(SMALL_SIZE + 1), headers=JSON)
+        may_finish.set()
+        accepted = [await response for response in uploads]
+        too_large = await service.client.put("/uploads", content=in_chunks(b"x" * 1_000_001))
+
+    assert [(response.status_code, response.json()) for response in accepted] == [
+        (200, 100_000),
+        (200, 200_000),
+        (200, 1_000_000),
+    ]
+    assert meanwhile.status_code == 200
+    assert (too_large.status_code, too_large.json()) == (413, PAYLOAD_TOO_LARGE)
 
 
 @pytest.mark.parametrize(

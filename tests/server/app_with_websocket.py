@@ -1,6 +1,6 @@
 """The application with a route for WebSockets, as the server loads it."""
 
-from fastapi import APIRouter, FastAPI, WebSocket
+from fastapi import APIRouter, FastAPI, HTTPException, WebSocket
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app import PREFIX
@@ -25,6 +25,8 @@ async def chat(websocket: WebSocket, room: int, user: CurrentUser) -> None:
                 return
             case "secret":
                 raise PermissionDenied
+            case "unusual status":
+                raise HTTPException(499)
             case "outage":
                 raise PoolTimeoutError
             case "crash":

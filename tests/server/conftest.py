@@ -13,6 +13,7 @@ from certificates import TLS, make_certificate
 from gunicorn_process import Gunicorn, Start
 from processes import free_port
 
+from app.settings import get_settings
 from tests.conftest import ROOT
 
 GUNICORN_CONF = ROOT / "gunicorn.conf.py"
@@ -59,7 +60,7 @@ LoadConf = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadConf:
+def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadConf]:
     """Run gunicorn.conf.py with environment variables, and return its settings."""
 
     def load(**variables: str) -> dict[str, Any]:
@@ -68,6 +69,8 @@ def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadConf:
             monkeypatch.setenv(name, value)
         for module, hook in (sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"):
             monkeypatch.setattr(module, hook, getattr(module, hook))  # restores it after the test
+        get_settings.cache_clear()
         return runpy.run_path(str(GUNICORN_CONF))
 
-    return load
+    yield load
+    get_settings.cache_clear()

@@ -1,6 +1,7 @@
 """An unhandled exception is logged once, by the server, with its traceback and the id of its request."""
 
 import json
+from pathlib import Path
 
 import httpx
 import pytest
@@ -34,9 +35,46 @@ def test_unhandled_exception_is_logged_once_with_the_request_id(start_service: S
     assert error["exception"][0]["exc_type"] == "RuntimeError"
 
 
-def test_import_error_on_a_terminal_is_a_traceback_as_python_prints_it(gunicorn: Start) -> None:
-    server = gunicorn("no_such_module:app", f"--config={GUNICORN_CONF}", LOG_FORMAT="console")  # as on a terminal
+BROKEN_MODULES = pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("import no_such_module", "ModuleNotFoundError", "No module named 'no_such_module'"),
+        ("def incomplete(:", "SyntaxError", "invalid syntax"),
+    ],
+)
+
+
+@BROKEN_MODULES
+def test_error_in_own_module_on_a_terminal_is_a_traceback_as_python_prints_it(
+    gunicorn: Start, tmp_path: Path, code: str, error: str, message: str
+) -> None:
+    (tmp_path / "broken.py").write_text(code)
+
+    server = gunicorn("broken:app", f"--config={GUNICORN_CONF}", LOG_FORMAT="console")  # as on a terminal
 
     assert server.wait() == 1
     assert "\nTraceback (most recent call last):\n" in server.log
-    assert server.log.splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert server.log.splitlines()[-1] == f"{error}: {message}"
+
+
+@BROKEN_MODULES
+def test_error_in_own_module_in_production_is_one_json_line(
+    gunicorn: Start, tmp_path: Path, code: str, error: str, message: str
+) -> None:
+    (tmp_path / "broken.py").write_text(code)
+
+    server = gunicorn(
+        "broken:app",
+        f"--config={GUNICORN_CONF}",
+        ENVIRONMENT="production",
+        SECRET_KEY=SECRET_KEY,
+        DATABASE_URL="postgresql://127.0.0.1:1/x",
+        ALLOWED_HOSTS="*",
+        MAIL="off",
+    )
+
+    assert server.wait() == 1
+    line = json.loads(server.log)
+    assert (line["level"], line["event"]) == ("critical", "uncaught exception")
+    assert line["exception"][0]["exc_type"] == error
+    assert line["exception"][0]["exc_value"].startswith(message)

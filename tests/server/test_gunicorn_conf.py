@@ -51,7 +51,7 @@ def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
         "proc_name": NAME,
         "preload_app": True,
         "daemon": False,
-        "pidfile": "/tmp/gunicorn.pid",  # noqa: S108  in a container, nobody else uses it
+        "pidfile": hitless.usable_pidfile("/tmp/gunicorn.pid"),  # noqa: S108  unless another server uses it
         "tmp_upload_dir": None,
         "keyfile": None,
         "certfile": None,
@@ -117,7 +117,8 @@ def test_every_log_line_from_start_to_stop_is_one_json_object(start: Start) -> N
     assert server.wait() == 0
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"gunicorn.error", "uvicorn.error", "app.access"} <= {line["logger"] for line in lines}
-    assert {line["level"] for line in lines} == {"info"}
+    # Another server on this machine may use the pidfile.
+    assert {line["level"] for line in lines if "runs without a pidfile" not in line["event"]} == {"info"}
     assert lines[-1]["event"] == "Shutting down: Master"
 
 

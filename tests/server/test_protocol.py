@@ -22,7 +22,7 @@ from app.middleware.security_headers import strict_headers
 from tests.conftest import SECRET_KEY
 from tests.people import PASSWORD
 
-SHORT_LIMITS = Path(__file__).with_name("impatient_conf.py")
+SHORT_LIMITS = Path(__file__).with_name("short_limits_conf.py")
 GET = f"GET {PREFIX}/health HTTP/1.1\r\nHost: test\r\n".encode()
 POST = f"POST {PREFIX}/auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n".encode()
 

@@ -1,4 +1,4 @@
-"""The worker on asyncio's own event loop, as on machines without uvloop."""
+"""The worker on asyncio's own event loop, which is used if uvloop is not installed."""
 
 from typing import Any, ClassVar
 
@@ -6,6 +6,6 @@ import hitless
 
 
 class AsyncioWorker(hitless.Worker):
-    """The worker without uvloop."""
+    """A worker that does not use uvloop."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {**hitless.Worker.CONFIG_KWARGS, "loop": "asyncio"}

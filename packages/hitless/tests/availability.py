@@ -1,4 +1,4 @@
-"""What can run on this machine, and what happens to tests that cannot."""
+"""Check what can run on this machine, and skip or fail the tests that cannot run."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def cannot_run(reason: str) -> NoReturn:
 
 @cache
 def docker_problem() -> str:
-    """Return why Docker cannot be used, or an empty string."""
+    """Return the reason why Docker cannot be used, or an empty string."""
     if not shutil.which("docker"):
         return "Docker is not installed"
     try:
@@ -33,7 +33,7 @@ def docker_problem() -> str:
 
 @cache
 def package_index_problem() -> str:
-    """Return why no packages can be installed, or an empty string."""
+    """Return the reason why packages cannot be installed, or an empty string."""
     try:
         httpx.head("https://pypi.org/simple/uvicorn/", timeout=20).raise_for_status()
     except httpx.HTTPError as error:

@@ -8,7 +8,7 @@ import trustme
 
 
 class TLS(NamedTuple):
-    """A certificate, its key, and the context of a client that trusts it."""
+    """A certificate, its private key, and an SSL context for clients that trust the certificate."""
 
     certfile: Path
     keyfile: Path
@@ -16,7 +16,7 @@ class TLS(NamedTuple):
 
 
 def make_certificate(folder: Path) -> TLS:
-    """Write a certificate for localhost and its key."""
+    """Create a certificate for localhost, and write it and its private key to the directory."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1", "localhost")
     certificate.private_key_pem.write_to_path(folder / "key.pem")

@@ -20,7 +20,10 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @contextmanager
 def start_in(folder: Path) -> Iterator[Start]:
-    """Start gunicorn in a directory, on a free port, with the given arguments and environment variables."""
+    """Yield a function that starts gunicorn in a directory. At the end, stop every server.
+
+    The function takes gunicorn's arguments and environment variables. Each server listens on a free port.
+    """
     servers = []
 
     def start(*arguments: str, **variables: str) -> Gunicorn:
@@ -42,26 +45,26 @@ def start_and_wait(launch: Start, *arguments: str, **variables: str) -> Gunicorn
 
 @pytest.fixture
 def gunicorn(tmp_path: Path) -> Iterator[Start]:
-    """Start gunicorn in an empty directory."""
+    """Return a function that starts gunicorn in an empty directory."""
     with start_in(tmp_path) as start:
         yield start
 
 
 @pytest.fixture
 def launch(gunicorn: Start) -> Start:
-    """Start the example application on `hitless.Worker`, and return at once."""
+    """Return a function that starts the example application on `hitless.Worker` and does not wait for it."""
     return partial(gunicorn, *EXAMPLE)
 
 
 @pytest.fixture
 def start(launch: Start) -> Start:
-    """Start the example application on `hitless.Worker`, and wait until it accepts requests."""
+    """Return a function that starts the example application and waits until it accepts requests."""
     return partial(start_and_wait, launch)
 
 
 @pytest.fixture(scope="module")
 def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Do the same as `start`, for all tests of a module."""
+    """Return a function like `start`. Its servers run until the end of the module."""
     with start_in(tmp_path_factory.mktemp("server")) as start:
         yield partial(start_and_wait, partial(start, *EXAMPLE))
 

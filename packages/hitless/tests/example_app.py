@@ -1,4 +1,4 @@
-"""An ASGI application whose requests do what applications do to a worker: respond, wait, block it, fill its buffers."""
+"""An ASGI application for tests. Requests make it wait, block the event loop, send much data or fail."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ FAILING = Path(os.environ.get("STARTUP_FAILS_WITH", "nothing"))
 
 
 class Noisy:
-    """Write a line when freed, as Python does with every object when it exits by itself."""
+    """Write a line when it is freed. A normal exit of Python frees every object."""
 
     def __del__(self) -> None:
         os.write(2, b"freed\n")
@@ -26,8 +26,8 @@ class Noisy:
 noisy = Noisy()
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912  one branch for each action
-    """Run the action that the path names, then respond with the worker's process id or the action's result."""
+async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912  one branch per action
+    """Run the action named in the path. Respond with its result or the worker's process id."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
@@ -41,7 +41,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
         await asyncio.sleep(float(arguments[0]))
     elif action == "block":
         log.info("the worker is blocked")
-        time.sleep(float(arguments[0]))  # noqa: ASYNC251  the mistake under test
+        time.sleep(float(arguments[0]))  # noqa: ASYNC251  deliberately blocks the event loop
     elif action == "connections":
         body = json.dumps([count - 1 for count in SLOTS if count]).encode()
     elif action == "client":
@@ -50,7 +50,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
         body = str(is_draining()).encode()
     elif action == "headers":
         body = repr(scope["headers"]).encode()
-    elif action == "poll":  # as Starlette's `is_disconnected` does
+    elif action == "poll":  # like Starlette's `Request.is_disconnected`
         for _ in range(100):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(receive(), 0.01)
@@ -66,7 +66,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
 
 
 async def websocket(path: str, receive: Receive, send: Send) -> None:
-    """Send each message back, after the worker's process id, or do what the path or the message says."""
+    """Echo each message, prefixed with the worker's process id, or run the action in the path or the message."""
     await receive()
     if path == "/handshake":
         log.info("a handshake is waiting")
@@ -89,7 +89,7 @@ async def websocket(path: str, receive: Receive, send: Send) -> None:
             log.info("a message is being handled")
             await asyncio.sleep(float(data.removeprefix("sleep ")))
         if handled := os.environ.get("HANDLED_FILE"):
-            await asyncio.sleep(0.2)  # so that many messages are being handled when a worker leaves
+            await asyncio.sleep(0.2)  # so that many messages are in progress when a worker stops
             with open(handled, "a") as file:  # noqa: ASYNC230, PTH123  one small write
                 file.write(f"{data}\n")
         await send({"type": "websocket.send", "text": f"{os.getpid()} {data}"})
@@ -97,7 +97,7 @@ async def websocket(path: str, receive: Receive, send: Send) -> None:
 
 
 async def count_body(receive: Receive) -> int:
-    """Read the request body, and return its length in bytes."""
+    """Read the request body and return its length in bytes."""
     length, more = 0, True
     while more:
         message = await receive()
@@ -109,11 +109,11 @@ async def count_body(receive: Receive) -> int:
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    """Hang or fail at startup or shutdown if the environment says so, and log an orderly shutdown."""
+    """Hang or fail at startup or shutdown if an environment variable says so. Log a normal shutdown."""
     await receive()
     if os.environ.get("STARTUP_HANGS"):
         await asyncio.Event().wait()
-    if os.environ.get("STARTUP_FAILS") or FAILING.exists():  # noqa: ASYNC240  it is fast
+    if os.environ.get("STARTUP_FAILS") or FAILING.exists():  # noqa: ASYNC240  fast enough
         await send({"type": "lifespan.startup.failed", "message": "the startup has failed"})
         return
     await send({"type": "lifespan.startup.complete"})

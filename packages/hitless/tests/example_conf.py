@@ -1,4 +1,4 @@
-"""The gunicorn.conf.py of the example application. Environment variables vary it from test to test."""
+"""The gunicorn.conf.py of the example application. Tests change its settings with environment variables."""
 
 import atexit
 import errno
@@ -40,14 +40,14 @@ logging.getLogger("hitless").setLevel(logging.INFO)
 
 
 def pre_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Fail, as the fork does at a limit on processes."""
+    """Fail like a fork that exceeds the process limit, if the file named in FORK_FAILS_WITH exists."""
     if Path(os.environ.get("FORK_FAILS_WITH", "nothing")).exists():
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     hooks.pre_fork(arbiter, worker)
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Limit the worker's open files and delay the worker before it sets its own signal handlers."""
+    """Limit the worker's open files, and delay the worker before it sets its own signal handlers."""
     arbiter.log.info("forked")
     atexit.register(arbiter.log.info, "worker %d has run its atexit handlers", worker.pid)
     if files := int(os.environ.get("MAX_FILES", "0")):
@@ -56,5 +56,5 @@ def post_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has 
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Log that gunicorn has called the hook."""
+    """Log that gunicorn called this hook."""
     arbiter.log.info("worker %d has exited", worker.pid)

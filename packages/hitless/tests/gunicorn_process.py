@@ -1,4 +1,4 @@
-"""gunicorn as a subprocess, with its log."""
+"""Run gunicorn as a subprocess and read its log."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from processes import TIMEOUT, until
 
 
 class Gunicorn:
-    """A running gunicorn and its log."""
+    """A gunicorn process with its log file."""
 
     def __init__(self, folder: Path, environment: dict[str, str], port: int, arguments: list[str]) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Gunicorn:
         return self._log.read_text()
 
     def wait_for_log(self, text: str, times: int = 1) -> None:
-        """Wait until the log contains a text at least so many times."""
+        """Wait until the log contains a text at least `times` times."""
         until(lambda: self.log.count(text) >= times or self.process.poll() is not None, f"{text!r} in the log")
         assert self.log.count(text) >= times, self.log
 
@@ -46,12 +46,12 @@ class Gunicorn:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Wait until the master has exited, and return its exit code."""
+        """Wait until the master exits, and return its exit code."""
         return self.process.wait(timeout=TIMEOUT)
 
     def stop(self) -> None:
-        """Stop the master and its workers at once. Unlike SIGKILL, SIGQUIT lets them save their coverage."""
-        with contextlib.suppress(ProcessLookupError):  # most have exited
+        """Stop the master and its workers immediately. Unlike SIGKILL, SIGQUIT lets them save their coverage data."""
+        with contextlib.suppress(ProcessLookupError):  # most servers have exited already
             os.killpg(self.process.pid, signal.SIGQUIT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=5)
@@ -62,7 +62,7 @@ class Gunicorn:
         return httpx.get(self.url + path, timeout=TIMEOUT)
 
     def get_in_background(self, executor: ThreadPoolExecutor, path: str) -> Future[httpx.Response]:
-        """Send a request, and return when the application has received it."""
+        """Send a request, and return as soon as the application has received it."""
         response = executor.submit(self.get, path)
         self.wait_for_log("a request is waiting")
         return response

@@ -13,12 +13,12 @@ import pytest
 
 T = TypeVar("T")
 
-# Seconds to wait for an event that should come soon. Far longer than needed, so that no test depends on speed.
+# Seconds to wait for an event. Much longer than needed, so that no test depends on speed.
 TIMEOUT = 120
 
 
 def until(condition: Callable[[], T | None], description: str) -> T:
-    """Wait until a condition returns something true, and return that."""
+    """Wait until a condition returns a true value, and return this value."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         if result := condition():
@@ -28,7 +28,7 @@ def until(condition: Callable[[], T | None], description: str) -> T:
 
 
 def get_or_none(url: str) -> httpx.Response | None:
-    """Return the response of a server, or None if it is not up."""
+    """Return the server's response, or None if the server is not running."""
     try:
         return httpx.get(url, timeout=TIMEOUT)
     except httpx.TransportError:
@@ -36,13 +36,13 @@ def get_or_none(url: str) -> httpx.Response | None:
 
 
 def memory(pid: int) -> int:
-    """Return the bytes of memory that belong to a process alone."""
+    """Return the private memory of a process in bytes, without the memory that it shares with others."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) * 1024
 
 
 def free_port() -> int:
-    """Return a port that is free, and not in the range of ports for outgoing connections."""
+    """Return a free port outside of the range that the system uses for outgoing connections."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -1,4 +1,4 @@
-"""Connections opened all at once and kept open are shared evenly among the workers."""
+"""Connections that are opened at once and kept open are distributed evenly among the workers."""
 
 import os
 import re
@@ -19,13 +19,13 @@ from gunicorn_process import Gunicorn, Start
 from hitless.server import LAST_REQUESTS_SECONDS
 from processes import TIMEOUT, until
 
-# Limit on the open files of a worker.
+# Maximum number of open files of a worker.
 MAX_FILES = 300
 
 
 @contextmanager
 def connect(server: Gunicorn, number: int) -> Iterator[list[socket.socket]]:
-    """Open connections as fast as possible."""
+    """Open `number` connections as fast as possible."""
     with ExitStack() as stack:
         yield [stack.enter_context(socket.create_connection(server.address, TIMEOUT)) for _ in range(number)]
 
@@ -35,7 +35,7 @@ def send(client: socket.socket, path: str) -> None:
 
 
 def read_pid(client: socket.socket) -> bytes:
-    """Read a response, and return the process id in its body."""
+    """Read a response and return the process id in its body."""
     response = b""
     while not response.endswith(b"0\r\n\r\n"):
         response += (received := client.recv(1000))
@@ -44,7 +44,7 @@ def read_pid(client: socket.socket) -> bytes:
 
 
 def connection_counts(url: str, verify: ssl.SSLContext | bool = True) -> list[int]:
-    """Return the number of connections of each worker that accepts."""
+    """Return the number of connections of each worker that accepts connections."""
     counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=TIMEOUT).json()
     return counts
 
@@ -100,12 +100,12 @@ def test_unfinished_tls_handshake_is_closed(worker_class: str, start: Start, tls
     with connect(server, 1) as (client,):
         assert client.recv(1000) == b""
 
-    assert time.monotonic() - started_at < 30  # the event loops' default is 60 s
+    assert time.monotonic() - started_at < 30  # the default of both event loops is 60 s
 
 
 @pytest.mark.parametrize(("cipher", "is_offered"), [("AES128-GCM-SHA256", True), ("AES128-SHA256", False)])
 def test_only_authenticated_ciphers_are_offered(cipher: str, is_offered: bool, start: Start, tmp_path: Path) -> None:
-    tls = make_certificate(tmp_path)  # its client is changed
+    tls = make_certificate(tmp_path)  # not the shared certificate, because the client's context is changed below
     server = start(f"--certfile={tls.certfile}", f"--keyfile={tls.keyfile}")
     tls.client.maximum_version = ssl.TLSVersion.TLSv1_2
     tls.client.set_ciphers(f"ECDHE-ECDSA-{cipher}:ECDHE-RSA-{cipher}")
@@ -131,7 +131,7 @@ def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, star
 
 
 def test_closed_connections_are_not_counted(two_workers: Gunicorn) -> None:
-    with httpx.Client(timeout=TIMEOUT) as observer:  # one connection; a second worker would count another one
+    with httpx.Client(timeout=TIMEOUT) as observer:  # keeps one connection, because every connection is counted
 
         def total() -> int:
             return sum(observer.get(f"{two_workers.url}/connections").json())
@@ -194,7 +194,7 @@ def test_new_tls_handshakes_are_kept_when_file_descriptors_run_out_again(
     with connect(server, MAX_FILES) as clients:
         server.wait_for_log("Not accepting connections")
         server.send(signal.SIGTERM)
-        server.wait_for_log("Not accepting connections", times=2)  # when the worker accepts the backlog
+        server.wait_for_log("Not accepting connections", times=2)  # the second time while it accepts the backlog
 
         with tls.client.wrap_socket(clients[0], server_hostname="localhost") as secure:
             send(secure, "/pid")
@@ -245,7 +245,7 @@ def test_sigterm_serves_every_connection_in_the_backlog(worker_class: str, start
         server.wait_for_log("the worker is blocked")
         clients = stack.enter_context(connect(server, 200))
         for client in clients:
-            send(client, "/block/0.01")  # together longer than a worker keeps accepting
+            send(client, "/block/0.01")  # in total, longer than a worker keeps accepting
 
         server.send(signal.SIGTERM)
 
@@ -259,7 +259,7 @@ def test_sigterm_waits_for_tls_handshakes(worker_class: str, start: Start, tls: 
     with connect(server, 1) as (client,):
         until(lambda: sum(connection_counts(url, tls.client)) == 2, "the connection is accepted")
         server.send(signal.SIGTERM)
-        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an open connection is served
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than open connections are served
 
         with tls.client.wrap_socket(client, server_hostname="localhost") as secure:
             send(secure, "/pid")

@@ -1,5 +1,6 @@
-"""Problems that are found before the first worker starts, and reported in one line."""
+"""Startup problems are detected before the first worker starts and reported in one line."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from gunicorn_process import Start
 from hitless.checks import StartupError, check_address, check_certificate, usable_pidfile
 from processes import free_port
 
-HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  as a container listens
+HOSTS = ["127.0.0.1", "0.0.0.0"]  # noqa: S104  the usual address in a container
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -86,6 +87,27 @@ def test_pidfile_that_can_be_written_is_used(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", ["", "no number", "999999999", "{own}"])
+def test_pidfile_of_no_other_server_is_used(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pid").write_text(content.format(own=os.getpid()))
+
+    assert usable_pidfile(f"{tmp_path}/pid") == f"{tmp_path}/pid"
+
+
+def test_pidfile_of_another_process_is_logged_in_one_line_and_not_used(launch: Start, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        other.write_text(f"{process.pid}\n")
+
+        assert usable_pidfile(str(other)) is None
+        server = launch(PIDFILE=str(other))
+        server.wait_for_log("Application startup complete.")
+        process.terminate()
+
+    assert server.log.count(f"{other} belongs to process {process.pid}. ") == 1
+    assert server.get("/pid").status_code == 200
+
+
 def test_pidfile_that_cannot_be_written_is_logged_in_one_line(launch: Start) -> None:
     server = launch(PIDFILE="/proc/pid")
     server.wait_for_log("Application startup complete.")
@@ -118,7 +140,8 @@ def test_startup_problem_without_a_pidfile_is_logged_in_one_line(tmp_path: Path,
     assert "are not a certificate and its unencrypted key" in server.stderr
 
 
-# Modules of Python that behave differently on Windows are imported first, as the pretence is not for them.
+# Import the standard library modules that behave differently on Windows first, because they must not see the fake
+# platform.
 IMPORT_ON_WINDOWS = """
 import asyncio, logging, mmap, os, pathlib, signal, socket, ssl, sys, tempfile, threading, uuid
 sys.platform = "win32"

@@ -1,4 +1,4 @@
-"""Proxies whose headers are trusted, on a socket that listens on IPv6 and IPv4."""
+"""Trusted proxies are recognized on sockets that listen on both IPv6 and IPv4."""
 
 import httpx
 import pytest

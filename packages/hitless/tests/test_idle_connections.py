@@ -1,4 +1,4 @@
-"""A worker never closes an idle connection whose next request has arrived, even if it has not read it yet."""
+"""A worker does not close an idle connection if the next request has arrived but has not been read yet."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 class Connection(NamedTuple):
-    """The client's socket, and the server's protocol, which has answered one request and is idle."""
+    """An idle connection after one request: the client's socket and the server's protocol."""
 
     client: socket.socket
     protocol: LimitedProtocol
@@ -53,14 +53,14 @@ async def read_response(client: socket.socket) -> bytes:
 @pytest.mark.parametrize("method", ["timeout_keep_alive_handler", "shutdown"])
 async def test_idle_connection_with_unread_bytes_is_served(connection: Connection, method: str) -> None:
     connection.client.send(GET)
-    getattr(connection.protocol, method)()  # before the event loop reads
+    getattr(connection.protocol, method)()  # before the event loop reads the request
 
     assert (await read_response(connection.client)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 async def test_connection_whose_request_has_begun_is_served_during_shutdown(connection: Connection) -> None:
     connection.client.send(GET[:10])
-    while connection.protocol.deadline.received != 10:  # noqa: ASYNC110  there is no event
+    while connection.protocol.deadline.received != 10:  # noqa: ASYNC110  no event
         await asyncio.sleep(0)
     connection.protocol.shutdown()
     connection.client.send(GET[10:])

@@ -1,4 +1,4 @@
-"""Workers that cannot be started, and a master that does not respond, cost replacement and not service."""
+"""If workers cannot be started, or the master does not respond, the running workers keep serving."""
 
 import os
 import re
@@ -16,13 +16,13 @@ EXAMPLE_CONF = Path(__file__).with_name("example_conf.py").read_text()
 
 
 def delays(server: Gunicorn) -> list[int]:
-    """Return the seconds until the next attempt, as logged after each failed start."""
+    """Return the delays before the next attempt, in seconds, that were logged after failed starts."""
     return [int(delay) for delay in re.findall(r"The next attempt is in (\d+) s\.", server.log)]
 
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Path:
-    """A file that makes the application's startup fail for as long as it exists."""
+    """The path of a file. While the file exists, the application fails to start."""
     return tmp_path / "failing"
 
 
@@ -31,7 +31,7 @@ def test_old_worker_serves_while_its_successor_fails_to_start(start: Start, fail
     server = start(*options, STARTUP_FAILS_WITH=str(failing))
     failing.touch()
 
-    old = server.get("/pid").text  # with `max_requests`, the last request
+    old = server.get("/pid").text  # with `max_requests`, this reaches the limit
     if not options:
         server.send(signal.SIGHUP)
     until(lambda: delays(server)[:3] == [1, 2, 4], "three starts have failed")
@@ -75,7 +75,7 @@ def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) 
     )
     assert len(forks) == len(starts) == 3
     assert all(starts[number] < exits[number] for number in range(3))
-    # One by one, so that there is never more than one worker too many.
+    # Workers are replaced one after another, so that there is never more than one extra worker.
     assert starts[0] < forks[1] < starts[1] < forks[2]
 
 

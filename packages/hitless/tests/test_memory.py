@@ -1,4 +1,4 @@
-"""The memory limit is found in every layout of control groups."""
+"""The memory limit is found in all layouts of cgroups."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The test suites of the packages that hitless replaces, run with hitless in their place.
+"""Run the test suites of the packages that hitless replaces, with hitless in their place.
 
-They are downloaded from PyPI as source distributions of the locked versions, and run in an environment of their own.
-`peers/differences.toml` lists the tests that fail, with the reason for each.
+The suites are downloaded from PyPI as source distributions of the locked versions. They run in their own virtual
+environment. `peers/differences.toml` lists the tests that fail, with the reason for each.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ PEERS = Path(__file__).parent / "peers"
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]
 DIFFERENCES = tomllib.loads((PEERS / "differences.toml").read_text())
-# Parts of FastAPI's tutorial that need large packages and show no more about a server.
+# Parts of FastAPI's tutorial that need large packages but test nothing else about a server.
 OMITTED = ["graphql", "opentelemetry", "sql_databases", "wsgi"]
 
 
@@ -38,17 +38,17 @@ def require_package_index() -> None:
 
 
 def outside_of_the_project() -> dict[str, str]:
-    """Return the environment without the virtual environment that runs this test."""
+    """Return the environment variables without those of the virtual environment that runs this test."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "UV_PROJECT"))}
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python in an environment with the locked versions of the group `peers`."""
+    """Return the Python interpreter of an environment with the locked versions of the group `peers`."""
     require_package_index()
     folder = tmp_path_factory.mktemp("environment")
     environment = os.environ | {"UV_PROJECT_ENVIRONMENT": str(folder)}
-    # Compiled now, because the first gunicorn of a suite would take seconds more than the suite waits for it.
+    # Compile the bytecode now. Otherwise, the first gunicorn of a suite starts seconds later than the suite expects.
     options = ["--quiet", "--frozen", "--package=hitless", "--no-default-groups", "--group=peers", "--compile-bytecode"]
     subprocess.run(["uv", "sync", *options], cwd=ROOT, env=environment, check=True)
     return folder / "bin/python"
@@ -80,7 +80,7 @@ def test_hitless_works_on_the_lowest_versions_of_its_dependencies(tmp_path: Path
 
 
 def download(name: str, folder: Path) -> Path:
-    """Download and unpack the locked source distribution of a package, and return its directory."""
+    """Download and unpack the locked source distribution of a package. Return its directory."""
     packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
     (sdist,) = [package["sdist"] for package in packages if package["name"] == name]
     archive = httpx.get(sdist["url"], follow_redirects=True, timeout=60).raise_for_status().content
@@ -92,9 +92,9 @@ def download(name: str, folder: Path) -> Path:
 
 
 def run_suite(python: Path, folder: Path, plugin: str, *arguments: str, **variables: str) -> dict[str, str]:
-    """Run tests with a plugin, and return the outcome of each: `passed`, `skipped`, `failure` or `error`."""
+    """Run tests with a plugin. Return the outcome of each: `passed`, `skipped`, `failure` or `error`."""
     (folder / "empty.ini").write_text("[pytest]\n")
-    # The plugin is found by PYTHONPATH, and gunicorn by PATH.
+    # pytest finds the plugin by PYTHONPATH. The suite finds gunicorn by PATH.
     environment = os.environ | {"PYTHONPATH": str(PEERS), "PATH": f"{python.parent}:{os.environ['PATH']}"} | variables
     options = ["-cempty.ini", f"-p{plugin}", "-pno:cacheprovider", "-q", "--tb=short", "--junitxml=report"]
     with (folder / "log").open("w+") as log:
@@ -107,7 +107,7 @@ def run_suite(python: Path, folder: Path, plugin: str, *arguments: str, **variab
             start_new_session=True,
         )
         suite.wait()
-        with contextlib.suppress(ProcessLookupError):  # uvicorn-worker's suite leaves the master that SIGUSR2 starts
+        with contextlib.suppress(ProcessLookupError):  # uvicorn-worker's suite leaves a master running
             os.killpg(suite.pid, signal.SIGKILL)
         log.seek(0)
         print(log.read())  # noqa: T201  pytest shows it if the test fails
@@ -124,7 +124,7 @@ def failures(outcomes: dict[str, str], prefix: str) -> set[str]:
 
 def test_suite_of_uvicorn_worker_passes(python: Path, tmp_path: Path) -> None:
     suite = download("uvicorn-worker", tmp_path)
-    tests = ["tests/test_workers.py", "-k=not UvicornH11Worker", "-n4"]  # in parallel, because they mostly sleep
+    tests = ["tests/test_workers.py", "-k=not UvicornH11Worker", "-n4"]  # in parallel, because these tests mostly sleep
     configuration = f"--config={PEERS / 'hooks_conf.py'}"
 
     outcomes = run_suite(python, suite, "worker_plugin", *tests, GUNICORN_CMD_ARGS=configuration)
@@ -145,8 +145,8 @@ def test_suite_of_uvicorns_http_protocol_fails_only_where_listed(python: Path, t
 def test_fastapis_tutorial_passes_as_on_uvicorn(python: Path, tmp_path: Path, background: ThreadPoolExecutor) -> None:
     runs = {}
     for server in ("hitless", "uvicorn"):
-        suite = download("fastapi", tmp_path / server)  # for each, because some tests write to their directory
-        for name in OMITTED:  # `--ignore` would still load their conftest.py
+        suite = download("fastapi", tmp_path / server)  # one copy each, because some tests write to their directory
+        for name in OMITTED:  # pytest would load their conftest.py even with `--ignore`
             shutil.rmtree(suite / f"tests/test_tutorial/test_{name}")
         runs[server] = background.submit(run_suite, python, suite, "wire", "tests/test_tutorial", WIRE_SERVER=server)
     outcomes = {server: run.result() for server, run in runs.items()}

@@ -1,4 +1,4 @@
-"""The limit on processes is found in both versions of control groups."""
+"""The process limit is found in both versions of cgroups."""
 
 from pathlib import Path
 

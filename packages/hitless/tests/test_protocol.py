@@ -20,7 +20,7 @@ GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 SMUGGLED = b"0\r\n\r\nDELETE /pid HTTP/1.1\r\nHost: test\r\n\r\n"
-SLEEP = b"GET /sleep/4 HTTP/1.1\r\nHost: test\r\n\r\n"  # twice as long as a request may take to arrive
+SLEEP = b"GET /sleep/4 HTTP/1.1\r\nHost: test\r\n\r\n"  # twice the time limit for a request to arrive
 
 SHORT_LIMITS = {"REQUEST_SECONDS": "2", "UNREAD_SECONDS": "2"}
 HEAD_SIZE = Limits().head_size
@@ -39,7 +39,7 @@ def server(start_for_module: Start) -> Iterator[Gunicorn]:
 
 @contextmanager
 def connect(server: Gunicorn, data: bytes = b"") -> Iterator[socket.socket]:
-    """Open a connection, and send data on it."""
+    """Open a connection and send data on it."""
     with socket.create_connection(server.address, TIMEOUT) as client:
         client.sendall(data)
         yield client
@@ -129,7 +129,7 @@ def test_malformed_request_returns_400_and_closes_the_connection(server: Gunicor
     assert headers["connection"] == "close"
     assert headers["date"]
     assert f"request rejected: id {headers['x-request-id']}, status 400, client 127.0.0.1" in server.log
-    assert "Invalid HTTP request received" not in server.log  # Uvicorn's line
+    assert "Invalid HTTP request received" not in server.log  # Uvicorn's log line
     assert "server" not in headers
 
 
@@ -165,7 +165,7 @@ def test_head_of_the_maximum_size_is_accepted(server: Gunicorn) -> None:
 
 
 def test_http_1_0_without_host_is_accepted(server: Gunicorn) -> None:
-    """HAProxy's default health check is such a request."""
+    """HAProxy's default health check sends such a request."""
     with connect(server, b"OPTIONS / HTTP/1.0\r\n\r\n") as client:
         response = read_all(client)
 
@@ -183,7 +183,7 @@ def test_size_of_a_body_does_not_count_for_the_next_head(server: Gunicorn) -> No
 
 
 def test_pipelined_requests_beyond_the_limit_are_not_answered(server: Gunicorn) -> None:
-    """Each queued request takes a hundred times its size in memory."""
+    """Each queued request uses a hundred times its size in memory."""
     with connect(server, (GET + b"\r\n") * 5000) as client:
         responses = read_all(client)
 
@@ -270,7 +270,7 @@ SLOW_REQUESTS = {
 
 
 def trickle(server: Gunicorn, data: bytes, rest: bytes) -> list[int]:
-    """Send data at once and the rest byte by byte until the server closes the connection; return the statuses."""
+    """Send `data` at once, then `rest` byte by byte until the server closes the connection. Return the statuses."""
     responses, deadline = b"", time.monotonic() + TIMEOUT
     with connect(server, data) as client:
         client.settimeout(0.2)
@@ -315,7 +315,7 @@ def test_request_timeout_disconnects_the_application_that_reads_the_body(server:
 
 
 def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
-    """The client sends at twice the minimum rate, for longer than a request may take that sends almost nothing."""
+    """The client sends at twice the minimum rate, for longer than `request_seconds`."""
     body = b"x" * 2400
     with connect(server, POST + b"Connection: close\r\nContent-Length: 2400\r\n\r\n") as client:
         for start in range(0, len(body), 400):
@@ -327,7 +327,7 @@ def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
 
 
 def test_body_without_progress_is_timed_out_however_much_has_arrived(server: Gunicorn) -> None:
-    """At the minimum rate alone, this client could hold its buffer for an hour."""
+    """If only the minimum rate applied, this client could keep 2 MB buffered for an hour."""
     body = b"x" * 2_000_000
     with connect(server, POST + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body) as client:
         response = read_all(client)
@@ -358,7 +358,7 @@ def test_request_over_tls_is_rejected(start: Start, tls: TLS, data: bytes, statu
 
 
 def open_files(server: Gunicorn) -> int:
-    """Return the number of files and connections that the only worker has open."""
+    """Return the number of open files and connections of the only worker."""
     (worker,) = re.findall(r"Started server process \[(\d+)\]", server.log)
     return len(list(Path(f"/proc/{worker}/fd").iterdir()))
 
@@ -368,7 +368,7 @@ NUMBER_OF_SLOW_CLIENTS = 100
 
 def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> None:
     server = start("--access-logfile=-", **SHORT_LIMITS)
-    large = b"GET /large/10000000 HTTP/1.1\r\nHost: test\r\n\r\n"  # no buffer holds the response, which nobody reads
+    large = b"GET /large/10000000 HTTP/1.1\r\nHost: test\r\n\r\n"  # larger than all buffers, and no client reads it
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client, ExitStack() as stack:
         client.get("/pid")
         before = open_files(server)
@@ -390,9 +390,9 @@ def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> 
 
 def test_connection_is_idle_after_a_body_that_arrives_later_than_the_response(server: Gunicorn) -> None:
     with connect(server, b"POST /pid HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n") as client:
-        response = client.recv(65536)  # or its beginning: its head and its body may arrive one after the other
+        response = client.recv(65536)  # or only its head: the body may arrive later
         client.sendall(b"x")
-        response += read_all(client)  # the connection is closed after `keepalive`, before the socket's timeout
+        response += read_all(client)  # `keepalive` ends before the socket's timeout
 
         assert statuses(response) == [200]
 
@@ -407,9 +407,9 @@ def test_pipelined_body_is_bounded_while_an_earlier_request_polls(server: Gunico
 def test_upload_that_runs_at_a_shutdown_is_the_last_request_of_its_connection(start: Start) -> None:
     server = start("--keep-alive=3600", "--graceful-timeout=3600", "--timeout=3600")
     with connect(server, POST + b"Content-Length: 2\r\n\r\nx") as client:
-        server.get("/pid")  # until the upload has begun
+        server.get("/pid")  # when this is answered, the upload has begun
         server.send(signal.SIGTERM)
-        time.sleep(3)  # until the worker has closed idle connections
+        time.sleep(3)  # by now, the worker has closed idle connections
         client.sendall(b"x")
 
         assert read_all(client).endswith(b"\r\n1\r\n2\r\n0\r\n\r\n")
@@ -426,4 +426,4 @@ def test_body_that_the_application_does_not_read_is_not_kept(start: Start) -> No
             client.sendall(b"Content-Length: 100000\r\n\r\n" + body)
             assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
-        assert memory(pid) - before < 5_000_000  # half of what was sent
+        assert memory(pid) - before < 5_000_000  # half of the sent data

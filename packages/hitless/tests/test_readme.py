@@ -1,4 +1,4 @@
-"""The README's application runs as it stands there, and its tables agree with the code."""
+"""The README's application runs unchanged, and the README's tables agree with the code."""
 
 import dataclasses
 import inspect
@@ -17,12 +17,12 @@ from availability import cannot_run, package_index_problem
 from processes import TIMEOUT, free_port, until
 
 PACKAGE = Path(__file__).parents[1]
-ADDRESS = "127.0.0.1:8000"  # in the README
+ADDRESS = "127.0.0.1:8000"  # as in the README
 README = (PACKAGE / "README.md").read_text()
 
 
 def table(head: str) -> dict[str, list[str]]:
-    """Return the other cells of each row of a table, by the names in its first cell."""
+    """Return a README table as a dictionary from each name in the first cell of a row to the row's other cells."""
     (text,) = re.findall(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return {name: cells for names, *cells in rows for name in re.findall(r"`(\w+)`", names)}
@@ -72,20 +72,20 @@ def test_first_table_has_the_sums_of_the_second() -> None:
 
 @pytest.fixture
 def address() -> str:
-    """A free address, in the place of the README's."""
+    """Return a free address to use instead of the one in the README."""
     return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
 def run(tmp_path: Path, address: str) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Run the README's commands in a directory with the README's files, and return the last, which is the server."""
+    """Return a function that runs the README's commands on the README's files, and returns the server's process."""
     if problem := package_index_problem():
         cannot_run(f"the README of hitless: {problem}")
     for name, text in re.findall(r"^`([\w.]+)`:\n\n```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(text)
     (commands,) = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert ADDRESS in commands
-    # This version of hitless, not the published one.
+    # Install this copy of hitless instead of the published one.
     lines = re.sub(r'"hitless @ .+?"', str(PACKAGE), commands.replace(ADDRESS, address)).splitlines()
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | {
         name: value for name, value in os.environ.items() if name.startswith("PIP_")

@@ -1,4 +1,4 @@
-"""A reader of standard error that stalls stops no worker. Lines that do not fit are counted."""
+"""A worker is not blocked if the reader of standard error stalls. Lines that do not fit are counted."""
 
 import io
 import logging
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import pytest
 from hitless.stderr import LogStream, log
 
-LINE = "x" * 99  # 100 bytes with its line feed
+LINE = "x" * 99  # 100 bytes with the line feed
 
 
 class Pipe(NamedTuple):
-    """A pipe in the place of standard error, and a stream that writes to it."""
+    """A pipe that replaces standard error, and a stream that writes to it."""
 
     reader: int
     stream: LogStream
@@ -26,7 +26,7 @@ class Pipe(NamedTuple):
             self.stream.write(f"{line}\n")
 
     def read(self) -> list[str]:
-        """Read everything that is in the pipe."""
+        """Read all lines that are currently in the pipe."""
         text = ""
         os.set_blocking(self.reader, False)
         while True:
@@ -37,7 +37,7 @@ class Pipe(NamedTuple):
 
 
 def dropped(lines: list[str]) -> int:
-    """Return how many lines were dropped, by what was logged about it."""
+    """Return the number of dropped lines according to the log."""
     warning = r"^(\d+) log lines were dropped because standard error was not read$"
     return sum(int(number) for line in lines for number in re.findall(warning, line))
 
@@ -45,7 +45,7 @@ def dropped(lines: list[str]) -> int:
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     reader, writer = os.pipe()
-    with open(writer, "w") as stderr:  # noqa: PTH123  a descriptor
+    with open(writer, "w") as stderr:  # noqa: PTH123  not a path, but a descriptor
         stream = LogStream(stderr)
         handler = logging.StreamHandler(stream)
         monkeypatch.setattr(log, "propagate", False)
@@ -63,7 +63,7 @@ def test_lines_are_written_to_the_pipe(pipe: Pipe) -> None:
 
 
 def test_lines_that_do_not_fit_are_counted_and_their_number_is_logged(pipe: Pipe) -> None:
-    pipe.write(LINE, times=5000)  # half a megabyte; a blocking write would wait for ever
+    pipe.write(LINE, times=5000)  # half a megabyte: a blocking write would never return
 
     lines = pipe.read()
     pipe.write("after")
@@ -87,7 +87,7 @@ def test_rest_of_a_long_line_is_written_before_the_next_one(pipe: Pipe) -> None:
 
 def test_number_is_kept_until_it_fits(pipe: Pipe) -> None:
     pipe.write(LINE, times=5000)
-    before = os.read(pipe.reader, 4096).decode()  # room for one page
+    before = os.read(pipe.reader, 4096).decode()  # makes room for one page
     pipe.write(LINE, times=1000)
     pipe.write("y" * 60_000)
 
@@ -103,7 +103,7 @@ def test_standard_error_that_is_no_pipe_is_written_as_usual(monkeypatch: pytest.
     text = io.StringIO()
     reader, writer = os.pipe()
     stream = LogStream()
-    with (tmp_path / "log").open("w") as file, open(writer, "w") as pipe:  # noqa: PTH123  a descriptor
+    with (tmp_path / "log").open("w") as file, open(writer, "w") as pipe:  # noqa: PTH123  not a path, but a descriptor
         for stderr in (text, pipe, file):
             monkeypatch.setattr(sys, "stderr", stderr)
             stream.write("a line\n")

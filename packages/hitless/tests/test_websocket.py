@@ -1,4 +1,4 @@
-"""WebSocket connections: their handshake, their limits, and what happens to them when the worker leaves."""
+"""WebSocket connections are opened, limited, and closed gracefully when the worker stops."""
 
 import fcntl
 import signal
@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 LIMITS = Limits()
-# The example of RFC 6455, section 1.2.
+# The example in RFC 6455, section 1.2.
 HANDSHAKE = (
     b"GET /echo HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
@@ -45,13 +45,13 @@ def open_websocket(server: Gunicorn, path: str = "/echo") -> ClientConnection:
 
 
 def ask(client: ClientConnection, message: str | bytes) -> str:
-    """Send a message, and return the answer without the worker's process id."""
+    """Send a message and return the answer without the worker's process id."""
     client.send(message)
     return str(client.recv(TIMEOUT)).partition(" ")[2]
 
 
 def close_code(client: ClientConnection) -> int | None:
-    """Read until the server closes the connection, and return the close code."""
+    """Read until the server closes the connection. Return the close code."""
     try:
         while True:
             client.recv(TIMEOUT)
@@ -61,7 +61,7 @@ def close_code(client: ClientConnection) -> int | None:
 
 @contextmanager
 def open_raw(server: Gunicorn, head: bytes = HANDSHAKE) -> Iterator[socket.socket]:
-    """Open a WebSocket connection for frames that no client library would send."""
+    """Open a WebSocket connection on a plain socket, for frames that no client library would send."""
     with socket.socket() as client:
         client.settimeout(TIMEOUT)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -72,13 +72,13 @@ def open_raw(server: Gunicorn, head: bytes = HANDSHAKE) -> Iterator[socket.socke
 
 
 def frame(first_byte: int, payload: bytes = b"") -> bytes:
-    """Return a frame of a client, of up to 65,535 bytes and with the mask 0, which changes nothing."""
+    """Return a client frame with up to 65,535 bytes of payload. Its mask is 0, which leaves the payload unchanged."""
     length = bytes([len(payload)]) if len(payload) < 126 else b"\x7e" + struct.pack("!H", len(payload))
     return bytes([first_byte, length[0] | MASKED]) + length[1:] + bytes(4) + payload
 
 
 def request_pid(client: socket.socket) -> None:
-    """Send a request on a connection that is kept open, and read its response."""
+    """Send a request on a connection without closing it, and read the response."""
     client.sendall(b"GET /pid HTTP/1.1\r\nHost: test\r\n\r\n")
     response = b""
     while not response.endswith(b"0\r\n\r\n"):
@@ -96,17 +96,17 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def unread_bytes(client: socket.socket) -> int:
-    """Return the number of bytes that a client has sent and the server has not read (Linux)."""
+    """Return the number of bytes that the client has sent but the server has not read (Linux only)."""
     return int(struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 def flood(client: socket.socket, data: bytes, size: int) -> None:
-    """Send data again and again, without reading anything, until so many bytes are sent or the server takes no more."""
+    """Send data repeatedly, without reading, until `size` bytes are sent or the server reads no more."""
     client.settimeout(1)
     try:
         for _ in range(size // len(data)):
             client.sendall(data)
-    except TimeoutError:  # the server reads no more
+    except TimeoutError:  # the server has stopped reading
         pass
 
 
@@ -222,14 +222,14 @@ def test_fragmented_message_is_received_as_one(server: Gunicorn) -> None:
 def test_message_too_large_closes_with_1009(server: Gunicorn, fragments: int) -> None:
     size = LIMITS.websocket_message_size // fragments + 1
     with open_websocket(server) as client:
-        with suppress(ConnectionClosed):  # the server may close the connection before all is sent
+        with suppress(ConnectionClosed):  # the server may close the connection before all data is sent
             client.send([b"x" * size] * fragments)
 
         assert close_code(client) == 1009
 
 
 def test_client_that_is_still_sending_sees_the_close_code(server: Gunicorn) -> None:
-    """A connection closed with unread data would be reset, and the client would never see the close frame."""
+    """Closing a connection with unread data would reset it, and the client would never see the close frame."""
     with open_raw(server) as client:
         client.sendall(frame(FINAL | TEXT, b"\xff") + frame(FINAL | TEXT, b"x" * 60_000) * 20)
 
@@ -247,7 +247,7 @@ def test_short_messages_beyond_the_queue_stay_in_the_network_buffers(server: Gun
     pid = int(server.get("/pid").text)
     before = memory(pid)
     with open_raw(server, HANDSHAKE.replace(b"/echo", b"/busy")) as client:
-        flood(client, frame(FINAL | TEXT) * 1000, 20 * 2**20)  # of which each byte would take 30 bytes of memory
+        flood(client, frame(FINAL | TEXT) * 1000, 20 * 2**20)  # in the queue, each byte would use 30 bytes of memory
 
         assert memory(pid) - before < 4 * 2**20
 
@@ -280,13 +280,13 @@ def test_client_that_answers_no_ping_is_disconnected(server: Gunicorn) -> None:
 
 def test_idle_client_that_answers_pings_stays_connected(server: Gunicorn) -> None:
     with open_websocket(server) as client:
-        time.sleep(2 * 2)  # twice as long as a client may be silent
+        time.sleep(2 * 2)  # twice the time after which a silent client is disconnected
 
         assert ask(client, "hello") == "hello"
 
 
 def test_client_of_a_slow_application_is_not_disconnected(server: Gunicorn) -> None:
-    """While the application has a message waiting, no answer to a ping is read."""
+    """While the application's queue is full, the server does not read pongs, so it must not expect any."""
     with open_websocket(server, "/busy") as client:
         client.send("one")
         client.send("two")
@@ -357,7 +357,7 @@ def test_message_that_arrives_while_the_worker_leaves_is_not_handled(start: Star
         client.send("sleep 3")
         server.wait_for_log("a message is being handled")
         server.send(signal.SIGTERM)
-        time.sleep(2)  # longer than the worker serves open connections
+        time.sleep(2)  # longer than the worker keeps open connections
         client.send("too late")
 
         assert str(client.recv(TIMEOUT)).endswith("sleep 3")
@@ -431,5 +431,5 @@ def test_signal_to_stop_at_once_does_not_wait_for_websockets(number: signal.Sign
 
         server.send(number)
 
-        assert close_code(client) == 1006  # none
+        assert close_code(client) == 1006  # no close frame was received
         assert server.wait() == 0

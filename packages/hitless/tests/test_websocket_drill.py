@@ -1,4 +1,4 @@
-"""Many open WebSocket connections while workers are recycled, replaced and stopped."""
+"""No message is lost on many WebSocket connections while workers are recycled, reloaded and stopped."""
 
 import asyncio
 import signal
@@ -20,12 +20,12 @@ CONNECTIONS = 200
 
 
 class Clients:
-    """Clients that send one message after another, and connect again when the server closes the connection.
+    """Clients that send one message after another, and reconnect when the server closes the connection.
 
     Attributes:
-        acknowledged: The messages that the server has answered.
-        codes: How often each close code was received.
-        pids: The workers that each client has talked to.
+        acknowledged: The messages that were answered.
+        codes: The number of times that each close code was received.
+        pids: For each client, the process ids of the workers that answered it.
     """
 
     def __init__(self, url: str) -> None:
@@ -35,7 +35,7 @@ class Clients:
         self.pids: list[set[str]] = [set() for _ in range(CONNECTIONS)]
 
     async def run(self, server: Gunicorn, disturb: Callable[[], Awaitable[None]]) -> None:
-        """Run all clients until each has an answer, disturb the server, and stop it."""
+        """Run all clients, call `disturb` when each has received an answer, then stop the server."""
         clients = asyncio.gather(*(self._talk(client) for client in range(CONNECTIONS)))
         async with asyncio.timeout(2 * TIMEOUT):
             await self.until(lambda: all(self.pids))
@@ -44,7 +44,7 @@ class Clients:
             await clients
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():  # noqa: ASYNC110  of several clients
+        while not condition():  # noqa: ASYNC110  there is no single event
             await asyncio.sleep(0.05)
 
     async def _talk(self, client: int) -> None:
@@ -80,10 +80,10 @@ def clients(server: Gunicorn) -> Clients:
 
 
 def check(server: Gunicorn, clients: Clients) -> None:
-    """Check that each connection was closed with 1012, that no message was lost, and that no worker was killed."""
+    """Check that every connection was closed with 1012, that no message was lost, and that no worker was killed."""
     assert server.wait() == 0
     assert set(clients.codes) == {1012}
-    # None was acknowledged that was not handled, and none was handled without an answer, or twice.
+    # Each answered message was handled exactly once, and each handled message was answered.
     assert Counter((server.folder / "handled").read_text().split()) == Counter(clients.acknowledged)
     assert "exceed the grace" not in server.log
     assert "WORKER TIMEOUT" not in server.log
@@ -111,7 +111,7 @@ async def test_sighup_loses_no_message(server: Gunicorn, clients: Clients) -> No
     await clients.run(server, replace_workers)
 
     check(server, clients)
-    # One by one, so a client may connect to a worker that is replaced later.
+    # Workers are replaced one after another, so a client may reconnect to a worker that is replaced later.
     assert 2 * CONNECTIONS <= clients.codes.total() <= 3 * CONNECTIONS
 
 

@@ -1,4 +1,4 @@
-"""Requests while a worker is stopped, replaced or stuck."""
+"""Requests are served while a worker is stopped, replaced or stuck."""
 
 import json
 import os
@@ -19,7 +19,7 @@ GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
 def ask(client: socket.socket) -> bytes:
-    """Send a request, and return the response."""
+    """Send a request and return the response."""
     client.sendall(GET)
     response = b""
     while not response.endswith(b"0\r\n\r\n"):
@@ -29,7 +29,7 @@ def ask(client: socket.socket) -> bytes:
 
 
 def worker_of(response: bytes) -> str:
-    """Return the process id in a response, which is its only chunk."""
+    """Return the process id in a response. It is the only chunk of the body."""
     return response.splitlines()[-3].decode()
 
 
@@ -37,7 +37,7 @@ def test_sigterm_finishes_requests_and_shuts_down_in_order(start: Start, backgro
     server = start()
     running = server.get_in_background(background, "/sleep/2")
 
-    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as idle:  # keeps its connection open, and sends no more
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as idle:  # stays connected and sends no more requests
         idle.get("/pid")
         server.send(signal.SIGTERM)
 
@@ -113,7 +113,7 @@ def test_max_requests_loses_no_request_on_a_kept_connection(start: Start) -> Non
     assert "close" in {response.headers.get("connection") for response in responses}
 
 
-# Nothing in these tests takes that long.
+# Timeouts that never expire during a test.
 NO_TIMEOUT = ("--keep-alive=3600", "--graceful-timeout=10000")
 
 
@@ -162,7 +162,7 @@ def test_sigterm_does_not_wait_for_idle_connections_of_a_replaced_worker(start: 
 def test_workers_at_max_requests_are_replaced_one_after_another(start: Start) -> None:
     server = start(*NO_TIMEOUT, "--workers=2", "--max-requests=1", WARN_SECONDS="2")
     asked = set()
-    with ExitStack() as idle:  # a connection to each worker at least, so that none leaves
+    with ExitStack() as idle:  # at least one connection to each worker, so that no worker exits
 
         def reached_both_workers() -> bool:
             asked.add(worker_of(ask(idle.enter_context(socket.create_connection(server.address)))))
@@ -269,7 +269,7 @@ def test_sigterm_stops_a_worker_that_was_just_forked(launch: Start) -> None:
     server.send(signal.SIGTERM)
 
     assert server.wait() == 0
-    assert "Handling signal: term" not in server.log  # the graceful timeout does not start again
+    assert "Handling signal: term" not in server.log  # otherwise the graceful timeout would start again
 
 
 def test_startup_that_hangs_delays_sigterm_no_longer_than_the_graceful_timeout(launch: Start) -> None:
@@ -279,7 +279,7 @@ def test_startup_that_hangs_delays_sigterm_no_longer_than_the_graceful_timeout(l
     server.send(signal.SIGTERM)
 
     assert server.wait() == 0
-    assert "Handling signal: term" not in server.log  # as above
+    assert "Handling signal: term" not in server.log  # as in the test above
 
 
 def test_startup_failure_stops_the_server(launch: Start) -> None:
@@ -310,7 +310,7 @@ def test_worker_without_the_hooks_logs_a_warning_and_serves(gunicorn: Start) -> 
 
 
 def test_worker_that_cannot_use_the_certificate_logs_one_line(gunicorn: Start, tls: TLS) -> None:
-    """With the hooks, the master finds it first, unless it runs as another user than the worker."""
+    """With the hooks, the master reports this first, unless the worker runs as a different user."""
     files = (f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
     server = gunicorn("example_app:app", "--worker-class=hitless.Worker", *files)
 

@@ -1,4 +1,4 @@
-"""A gunicorn worker for ASGI applications that is stopped, reloaded and replaced without losing a request."""
+"""A gunicorn worker for ASGI applications that can be stopped, reloaded and replaced without losing a request."""
 
 import sys
 
@@ -33,7 +33,7 @@ __all__ = [
     "usable_pidfile",
 ]
 
-# gunicorn cannot be imported on Windows. An application that imports hitless still can.
+# gunicorn cannot be imported on Windows. Without these modules, an application can still import hitless there.
 if sys.platform != "win32":
     from hitless.hooks import Hooks, hooks
     from hitless.limits import Limits

@@ -1,9 +1,9 @@
-"""Accept connections, and share them evenly among the workers.
+"""Accept connections and distribute them evenly among the workers.
 
-All workers accept from the same listening sockets. If a proxy opens its connections all at once, the first worker to
-wake up accepts every one of them, and serves all the traffic for as long as they are kept open: with two workers, 40 %
-fewer requests per second. Each worker therefore publishes its number of connections, and a worker that has far more
-than another stops accepting for a moment.
+All workers accept from the same listening sockets. If a proxy opens all its connections at once, the first worker to
+wake up accepts every one of them and serves all traffic while they stay open. With two workers, this costs 40 % of the
+requests per second. Each worker therefore publishes its number of connections. A worker that has far more connections
+than another pauses accepting for a millisecond.
 """
 
 import asyncio
@@ -21,47 +21,50 @@ from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
-# A worker pauses when it has more than twice as many connections as another one, plus this number. A smaller number
-# would make workers pause under short-lived connections as well, which need no balancing.
+# A worker pauses when it has at least twice as many connections as another worker, plus this number. A smaller number
+# would also make workers pause under short-lived connections, which need no balancing.
 TOLERANCE = 8
-# Connections accepted in one iteration of the event loop. More would leave fewer to the other workers. With only
-# one, a new connection on a busy worker would wait for as many iterations as there are connections before it.
+# Maximum number of connections accepted in one iteration of the event loop. A larger batch would leave fewer
+# connections to the other workers. With a batch of one, a new connection on a busy worker would wait one iteration for
+# each connection ahead of it in the backlog.
 BATCH_SIZE = 8
-# Seconds for which a worker with too many connections stops accepting. If the others have few only because they are
-# stuck, it still accepts one connection per pause.
+# Seconds for which a worker with too many connections stops accepting. If the other workers have few connections only
+# because they are stuck, this worker still accepts one connection per pause.
 PAUSE_SECONDS = 0.001
 # Seconds for which a worker stops accepting when the system has no file descriptor or no memory for another connection.
-# It closes the connections that have never sent a request, and those whose TLS handshake takes longer than this.
+# The worker then closes connections on which the client has sent nothing, and cancels TLS handshakes that have taken
+# longer than this.
 EXHAUSTED_SECONDS = 1.0
-# Seconds for a TLS handshake.
+# Timeout of a TLS handshake, in seconds.
 HANDSHAKE_SECONDS = 20.0
 
-# One slot for each worker, in memory shared by all workers: its number of connections plus one, or 0 if it does not
-# accept. Workers whose numbers are equal modulo the number of slots share one, and are balanced less evenly.
+# One slot for each worker, in memory that all workers share. A slot contains the worker's number of connections plus
+# one, or 0 if the worker does not accept connections. A worker uses the slot with its number, modulo the number of
+# slots. Two workers in the same slot are balanced less evenly.
 SLOTS = memoryview(mmap(-1, 4 * 256)).cast("I")
 
 
 def clear_slot(worker: int) -> None:
-    """Stop counting a worker that no longer accepts connections."""
+    """Mark a worker as no longer accepting connections, so that the other workers ignore it."""
     SLOTS[worker % len(SLOTS)] = 0
 
 
 def raise_file_limit() -> None:
     """Raise the soft limit on open files to the hard limit. Each connection takes a file descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # macOS accepts less than the hard limit
+    with contextlib.suppress(OSError, ValueError):  # macOS may reject its own hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Acceptor:
-    """Accepts connections from listening sockets for one worker.
+    """Accept connections from listening sockets for one worker.
 
     Args:
-        listeners: The sockets. The acceptor closes them when it stops.
-        protocol_factory: Makes the protocol of a new connection.
+        listeners: The listening sockets. The acceptor closes them when it stops.
+        protocol_factory: Creates the protocol of a new connection.
         tls: The TLS configuration, or None for plain HTTP.
         worker: The worker's number among all workers.
-        connections: The connections that the worker serves.
+        connections: The worker's open connections.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Acceptor:
         self._tls = tls
         self._worker = worker
         self._connections = connections
-        self._handshakes = dict[asyncio.Task[None], float]()  # each with the time of its start
+        self._handshakes = dict[asyncio.Task[None], float]()  # in progress, each with its start time
 
     def start(self) -> None:
         """Start accepting connections."""
@@ -86,7 +89,7 @@ class Acceptor:
             asyncio.get_running_loop().add_reader(listener, self._accept_batch, listener)
 
     def stop(self) -> None:
-        """Leave the connections in the backlog, and all later ones, to the other workers."""
+        """Stop accepting. The other workers accept the connections in the backlog and all later ones."""
         clear_slot(self._worker)
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
@@ -94,19 +97,19 @@ class Acceptor:
         self._listeners = []
 
     def publish_count(self) -> int:
-        """Publish the worker's number of connections to the other workers, and return it."""
+        """Publish this worker's number of connections to the other workers, and return it."""
         count = len(self._connections) + len(self._handshakes)
         SLOTS[self._worker % len(SLOTS)] = count + 1
         return count
 
     def accept_backlog(self) -> None:
-        """Accept every connection in the backlog until it is empty or the process is out of file descriptors."""
+        """Accept connections until the backlog is empty or the process is out of file descriptors."""
         for listener in self._listeners:
             while self._accept(listener):
                 pass
 
-    async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  a limit, not a cancellation
-        """Wait until every accepted connection has its protocol, which for TLS takes a handshake."""
+    async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  it cancels nothing
+        """Wait until every accepted connection has a protocol. With TLS, this includes the handshake."""
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=timeout)
 
@@ -114,7 +117,7 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots may be 0, if this worker's was just cleared for an earlier worker with the same slot.
+            # All slots may be 0: if an earlier worker had the same slot, its exit has just cleared this worker's slot.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)
@@ -127,10 +130,10 @@ class Acceptor:
         loop.call_later(seconds, self.start)
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Accept one connection, and return whether there may be more."""
+        """Accept one connection. Return whether the backlog may contain more."""
         try:
             connection, _ = listener.accept()
-        except (BlockingIOError, ConnectionError) as error:  # there is none any more, or its client has gone
+        except (BlockingIOError, ConnectionError) as error:  # the backlog is empty, or the client has disconnected
             return isinstance(error, ConnectionError)
         except OSError as error:
             log.warning("Not accepting connections for %d s: %s", EXHAUSTED_SECONDS, error)
@@ -149,5 +152,5 @@ class Acceptor:
 
     async def _start_protocol(self, connection: socket.socket) -> None:
         options: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if self._tls else {}
-        with contextlib.suppress(OSError):  # the client has gone, does not speak TLS, or takes too long
+        with contextlib.suppress(OSError):  # the client has disconnected, does not speak TLS, or has timed out
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol_factory, connection, **options)

@@ -1,4 +1,4 @@
-"""The limits of the control groups that this process belongs to."""
+"""Read the resource limits of the control groups (cgroups) that this process belongs to."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,16 +10,16 @@ Limit = TypeVar("Limit", int, float)
 def read_limits(
     root: Path, controller: str, *, v1: Callable[[Path], Limit | None], v2: Callable[[Path], Limit | None]
 ) -> Iterator[Limit]:
-    """Yield the limits of this process's control group and of all its ancestors, each of which applies.
+    """Yield the limits of this process's control group and of all its ancestors. Each of them applies.
 
-    In a container, /proc/self/cgroup may hold the path as the host sees it, of which only the last part is mounted.
-    Walking up finds the limit in both cases.
+    In a container, /proc/self/cgroup may contain the group's path on the host. This path does not exist in the
+    container, where the group itself is mounted as the root. Walking up the path finds the limit in both cases.
 
     Args:
         root: The directory that contains `proc` and `sys`.
-        controller: The controller of version 1, such as `cpu`.
-        v1: Reads the limit from a directory of version 1, or returns None.
-        v2: Reads the limit from a directory of version 2, or returns None.
+        controller: The controller's name in cgroup v1, for example `cpu`.
+        v1: Returns the limit from a directory of cgroup v1, or None if there is none.
+        v2: Returns the limit from a directory of cgroup v2, or None if there is none.
     """
     membership = root / "proc/self/cgroup"
     for line in membership.read_text().splitlines() if membership.is_file() else []:

@@ -1,4 +1,4 @@
-"""Problems that would keep every worker from starting, found once before the first fork and reported in one line."""
+"""Detect problems that would prevent every worker from starting, and report each in one line before the first fork."""
 
 import os
 import socket
@@ -11,24 +11,24 @@ from typing import Any, NoReturn
 Arbiter = Any  # gunicorn has no type hints
 Config = Any
 
-# Found while gunicorn reads its configuration, when it cannot log yet.
+# Problems found while gunicorn reads its configuration. It cannot log at that time, so the `when_ready` hook logs them.
 pidfile_problems = set[str]()
 
 
 class StartupError(Exception):
-    """The server cannot start. The message is one line for the person who starts it."""
+    """The server cannot start. The message is a single line for the operator."""
 
 
 def check_startup(arbiter: Arbiter) -> None:
-    """Check the certificate and the addresses.
+    """Check the TLS certificate and the addresses to listen on.
 
     Raises:
-        StartupError: One of them cannot be used, or gunicorn's `reuse_port` is on.
+        StartupError: The certificate or an address cannot be used, or gunicorn's `reuse_port` is on.
     """
     if arbiter.cfg.reuse_port:
         raise StartupError("reuse_port must be off: connections that wait for a worker would be lost with it")
     check_tls(arbiter.cfg)
-    # A master that replaces another one (SIGUSR2), or that systemd starts, inherits its sockets.
+    # A master that was started by SIGUSR2 or by systemd inherits bound sockets. Its addresses cannot be bound again.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
         for address in arbiter.address:
             if isinstance(address, tuple):  # otherwise a Unix socket
@@ -36,14 +36,14 @@ def check_startup(arbiter: Arbiter) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Check that the address can be bound. gunicorn would try five times, and log a dozen lines.
+    """Check that the address can be bound. If it cannot, gunicorn would try five times and log a dozen lines.
 
     Raises:
         StartupError: The address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As gunicorn does: connections in TIME_WAIT do not prevent binding.
+        # Set the same option as gunicorn, so that connections in TIME_WAIT do not prevent binding.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -52,20 +52,20 @@ def check_address(host: str, port: int) -> None:
 
 
 def check_tls(cfg: Config) -> None:
-    """Check the certificate and its key, if the configuration has them.
+    """Check the TLS certificate and its private key, if they are configured.
 
     Raises:
-        StartupError: They cannot be used.
+        StartupError: The certificate or the key cannot be used.
     """
     if cfg.certfile and cfg.keyfile:
         check_certificate(Path(cfg.certfile), Path(cfg.keyfile))
 
 
 def check_certificate(certfile: Path, keyfile: Path) -> None:
-    """Check that both files can be read and belong together.
+    """Check that both files are readable, and that the key is unencrypted and belongs to the certificate.
 
     Raises:
-        StartupError: A file cannot be read, or they do not belong together.
+        StartupError: A file cannot be read, the key is encrypted, or it does not belong to the certificate.
     """
     for file in (certfile, keyfile):
         try:
@@ -73,17 +73,24 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
         except OSError as error:
             raise StartupError(f"{file} cannot be read: {error.strerror}") from error
     try:
-        # With an empty password, an encrypted key is an error. Without one, OpenSSL would ask on the terminal.
+        # An empty password makes OpenSSL reject an encrypted key. By default, it would prompt for a password on the
+        # terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
         raise StartupError(f"{certfile} and {keyfile} are not a certificate and its unencrypted key") from error
 
 
 def usable_pidfile(path: str) -> str | None:
-    """Return the path for gunicorn's `pidfile`, or None if no file can be written there.
+    """Return the path for gunicorn's `pidfile`, or None if it cannot be written or belongs to another server.
 
-    gunicorn itself would end with a traceback. The `when_ready` hook logs the problem in one line.
+    With such a path, gunicorn would not start. With None, the server runs without a pidfile, and the `when_ready` hook
+    logs the problem in one line.
     """
+    other = _read_pid(path)
+    # After a USR2 signal, the parent process is the server that this one replaces.
+    if other not in {None, os.getpid(), os.getppid()} and Path(f"/proc/{other}").exists():
+        pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
+        return None
     try:
         with tempfile.TemporaryFile(dir=Path(path).parent) as file:
             file.write(b"%d\n" % os.getpid())
@@ -93,13 +100,20 @@ def usable_pidfile(path: str) -> str | None:
     return path
 
 
+def _read_pid(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # gunicorn overwrites a file without a number
+        return None
+
+
 def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
-    """Load the application, once for all workers if `preload_app` is on. For `on_starting` hooks."""
+    """Load the application, for an `on_starting` hook. With `preload_app`, all workers use this instance."""
     return arbiter.app.wsgi()
 
 
 def abort_startup(arbiter: Arbiter, message: str) -> NoReturn:
-    """Log one line, remove the pidfile and exit with status 1. For `on_starting` hooks."""
+    """Log the message, remove the pidfile and exit with status 1, for an `on_starting` hook."""
     arbiter.log.critical(message)
     if arbiter.pidfile:
         arbiter.pidfile.unlink()

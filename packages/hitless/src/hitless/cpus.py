@@ -1,4 +1,4 @@
-"""The number of CPUs that this process may use, by the machine and by the container's quota."""
+"""Find the number of CPUs that this process may use, given the machine and the container's quota."""
 
 import os
 from math import ceil
@@ -9,17 +9,17 @@ from hitless.cgroups import read_limits
 
 
 class CPUs(NamedTuple):
-    """A number of CPUs and, for the log, what limits it."""
+    """The number of usable CPUs and, for log messages, the limit that determines it."""
 
     number: int
     source: str
 
 
 def available_cpus(root: Path = Path("/")) -> CPUs:
-    """Return the smallest of the cgroup's CPU quota (rounded up), the CPU affinity and the machine's CPUs.
+    """Return the lowest of the cgroup's CPU quota (rounded up), the CPU affinity and the machine's CPUs.
 
-    Python itself sees the affinity (`docker run --cpuset-cpus`), but not the quota (`docker run --cpus`, or a CPU limit
-    in Kubernetes).
+    Python itself respects the affinity (`docker run --cpuset-cpus`), but not the quota (`docker run --cpus`, or a CPU
+    limit in Kubernetes).
 
     Args:
         root: The directory that contains `proc` and `sys`.
@@ -28,16 +28,19 @@ def available_cpus(root: Path = Path("/")) -> CPUs:
     limits = [CPUs(ceil(quota), "the cgroup's CPU quota") for quota in quotas]
     machine = CPUs(os.cpu_count() or 1, "the machine")
     affinity = CPUs(_affinity() or machine.number, "the CPU affinity")
-    # `min` returns the first of equals, so an affinity that excludes no CPU is not named.
+    # `min` returns the first of equal items. The affinity comes last, so it is reported only if it excludes a CPU.
     return min([*limits, machine, affinity], key=lambda cpus: cpus.number)
 
 
 def _affinity() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not on macOS
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not available on macOS
 
 
 def _quota_v2(directory: Path) -> float | None:
-    """Read `cpu.max`, such as `max 100000` or `150000 100000`: microseconds of CPU time per period, and the period."""
+    """Return the CPU quota from `cpu.max` as a number of CPUs, or None if it is unlimited.
+
+    The file contains the quota and the period in microseconds, for example `150000 100000` or `max 100000`.
+    """
     file = directory / "cpu.max"
     if not file.is_file():
         return None
@@ -46,7 +49,10 @@ def _quota_v2(directory: Path) -> float | None:
 
 
 def _quota_v1(directory: Path) -> float | None:
-    """Read the quota and the period of version 1, one file each; -1 means no quota."""
+    """Return the CPU quota as a number of CPUs, or None if it is unlimited.
+
+    cgroup v1 has one file for the quota and one for the period, in microseconds. A quota of -1 means unlimited.
+    """
     quota, period = directory / "cpu.cfs_quota_us", directory / "cpu.cfs_period_us"
     if not (quota.is_file() and period.is_file()) or int(quota.read_text()) < 0:
         return None

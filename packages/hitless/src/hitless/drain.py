@@ -1,9 +1,9 @@
-"""Stop the whole server on SIGTERM without losing a request. This runs in gunicorn's master process.
+"""Shut down the whole server on SIGTERM without losing a request. This code runs in gunicorn's master process.
 
-First, readiness fails for `drain_seconds` while every request is served as before, so that load balancers stop sending
-traffic. Then new connections are refused and the workers are stopped. If no worker accepts at that moment, because the
-last one is being replaced, the master waits for one first, so that the connections in the backlog are accepted. A
-second SIGTERM stops everything at once, as SIGINT and SIGQUIT do.
+For `drain_seconds`, readiness checks fail but all requests are served, so that load balancers stop sending traffic.
+Then the master refuses new connections and stops the workers. If no worker is accepting connections at that point,
+because the last one is being replaced, the master first waits for a worker to accept the connections in the backlog. A
+second SIGTERM stops everything immediately, and so do SIGINT and SIGQUIT.
 """
 
 import atexit
@@ -22,10 +22,10 @@ DRAINING, STOPPING = 1, 2
 # Shared by the master and its workers, because this module is imported before the fork.
 _draining = mmap.mmap(-1, 1)
 
-# Seconds between checks whether any worker accepts connections.
+# Seconds between checks for a worker that accepts connections.
 POLL_INTERVAL = 0.1
 
-# asm-generic/socket.h; in Python's socket module since 3.14.
+# Defined in asm-generic/socket.h, and in Python's `socket` module since 3.14.
 SO_BINDTOIFINDEX = 62
 NO_INTERFACE = 2**31 - 1
 
@@ -33,17 +33,17 @@ Arbiter = Any  # gunicorn has no type hints
 
 
 def is_draining() -> bool:
-    """Return whether the server was told to stop, in which case readiness checks should fail."""
+    """Return whether the server is shutting down. Readiness checks should then fail."""
     return _draining[0] != 0
 
 
 def is_stopping() -> bool:
-    """Return whether the workers were told to stop, so that none may be started."""
+    """Return whether the workers have been told to stop. No worker may be started after that."""
     return _draining[0] == STOPPING
 
 
 def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
-    """Replace gunicorn's handling of SIGTERM with the steps described above. Call it once, in the master."""
+    """Replace gunicorn's SIGTERM handler with the steps in the module's docstring. Call this once, in the master."""
 
     def start_draining(number: int, frame: FrameType | None) -> None:
         if is_draining():
@@ -55,12 +55,13 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds or POLL_INTERVAL, POLL_INTERVAL)
 
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
-        # If another master serves from the same sockets (SIGUSR2, systemd), they must stay open.
+        # If another master uses the same sockets (after SIGUSR2, or with systemd), they must keep accepting
+        # connections.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
             if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
-                if time.monotonic() > deadline:  # no worker has started, and each has had its time to stop
+                if time.monotonic() > deadline:  # no new worker has started, and the old ones had time to stop
                     stop_now(number, frame)
-                return  # until the next alarm
+                return  # the next alarm checks again
             for listener in arbiter.LISTENERS:
                 refuse_connections(listener.sock)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -70,22 +71,22 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
     def stop_now(number: int, frame: FrameType | None) -> None:
         _draining[0] = STOPPING
-        # Repeated, because workers may still be started until the master's loop handles the signal.
+        # Send the signal repeatedly: more workers may be started until the master's main loop handles its own signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)
-        arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs its name
+        arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs the signal
 
     signal.signal(signal.SIGTERM, start_draining)
     signal.signal(signal.SIGINT, stop_now)
     signal.signal(signal.SIGQUIT, stop_now)
-    # An alarm that arrives after Python has removed its signal handlers would kill the master.
+    # Cancel the timer at exit: an alarm would kill the master once Python has removed its signal handlers.
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 
 def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to every worker, given by process id.
+    """Send a signal to each worker. `workers` contains their process ids.
 
-    The master does so too, but not while it waits for the workers that a SIGHUP has replaced.
+    gunicorn does this too, but not while it waits for old workers to exit after a SIGHUP.
     """
     for pid in list(workers):
         with contextlib.suppress(ProcessLookupError):
@@ -93,11 +94,11 @@ def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
 
 
 def refuse_connections(listener: socket.socket) -> None:
-    """Refuse new connections, but let those in the backlog be accepted.
+    """Refuse new connections, but keep those in the backlog, so that workers can accept them.
 
-    Closing a listening socket resets the connections in its backlog, whose requests may have been sent already.
-    Instead, the socket is bound to a network interface that does not exist. That needs no privilege (Linux 5.7) and
-    applies to every process that shares the socket. Handshakes in progress complete.
+    Closing a listening socket would reset the connections in its backlog, even if their requests have already been
+    sent. Instead, bind the socket to a network interface that does not exist. This needs no privileges since Linux 5.7,
+    and applies to every process that shares the socket. TCP handshakes in progress still complete.
     """
-    with contextlib.suppress(OSError):  # other systems reset the connections that arrive at this moment
+    with contextlib.suppress(OSError):  # on other systems, connections that arrive now may be reset
         listener.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NO_INTERFACE)

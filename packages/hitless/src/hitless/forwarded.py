@@ -1,19 +1,20 @@
-"""The proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted."""
+"""Determine the proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are trusted."""
 
 from collections.abc import Iterable
 from ipaddress import IPv4Network, ip_network
 
 
 def add_mapped_addresses(trusted: str | Iterable[str]) -> list[str] | str:
-    """Add the IPv6 form of each IPv4 address and network: `::ffff:10.0.0.0/104` for `10.0.0.0/8`.
+    """Add the IPv4-mapped IPv6 form of each IPv4 address and network.
 
-    On a socket that listens on `::`, an IPv4 proxy has an address such as `::ffff:10.0.0.5`.
+    For example, add `::ffff:10.0.0.0/104` for `10.0.0.0/8`. On a socket that listens on `::`, an IPv4 proxy has an
+    address like `::ffff:10.0.0.5`.
 
     Args:
-        trusted: gunicorn's `forwarded_allow_ips`.
+        trusted: The value of gunicorn's `forwarded_allow_ips`.
 
     Returns:
-        Uvicorn's setting of the same name.
+        The value of Uvicorn's setting with the same name.
     """
     names = [name.strip() for name in trusted.split(",")] if isinstance(trusted, str) else list(trusted)
     return "*" if names == ["*"] else [*names, *filter(None, map(_map, names))]
@@ -22,7 +23,7 @@ def add_mapped_addresses(trusted: str | Iterable[str]) -> list[str] | str:
 def _map(name: str) -> str | None:
     try:
         network = ip_network(name)
-    except ValueError:  # a name, or a network that Uvicorn ignores
+    except ValueError:  # not an address, or an invalid network, which Uvicorn ignores
         return None
     if not isinstance(network, IPv4Network):
         return None

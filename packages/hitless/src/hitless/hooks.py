@@ -1,4 +1,4 @@
-"""The hooks that gunicorn.conf.py needs in addition to the worker class."""
+"""Create the server hooks that gunicorn.conf.py needs in addition to the worker class."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,13 +29,13 @@ def hooks(
     limits: Limits = Limits(),  # noqa: B008  immutable
     render_refusal: RenderRefusal = plain_text,
 ) -> Hooks:
-    """Make the hooks for gunicorn.conf.py, which must assign each of them to its name.
+    """Create the server hooks. gunicorn.conf.py must assign each of them to a variable with the hook's name.
 
     Args:
-        drain_seconds: Seconds to keep serving after SIGTERM with `is_draining()` true, so that load balancers stop
-            sending traffic.
-        limits: The limits of one connection.
-        render_refusal: Makes the headers and the body of the response to a request that the server rejects.
+        drain_seconds: Seconds to keep serving after SIGTERM while `is_draining()` returns True, so that load balancers
+            stop sending traffic.
+        limits: The limits of each connection.
+        render_refusal: Renders the headers and the body of the response to a request that the server rejects.
     """
 
     def on_starting(arbiter: Arbiter) -> None:

@@ -1,4 +1,4 @@
-"""The limits of one connection, as far as they are independent of the parser."""
+"""Connection limits that do not depend on the HTTP parser."""
 
 import asyncio
 import contextlib
@@ -10,26 +10,28 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from hitless.sockets import has_unread_bytes
 
-# linux/tcp.h; in Python's socket module on Linux only.
+# Defined in linux/tcp.h, and in Python's `socket` module only on Linux.
 TCP_USER_TIMEOUT = 18
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a client may send, and how long it may take.
+    """Limits on the amount of data that a client may send, and on the time that it may take.
 
     Attributes:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
-        pipelined_requests: Maximum number of requests sent before earlier ones are answered. Browsers do not pipeline.
-        request_seconds: Time for a request to arrive, in seconds. Each `bytes_per_second` received extend it by one
-            second, but never to more than `request_seconds` from now, so that a body without progress is refused.
-        bytes_per_second: Minimum upload rate once `request_seconds` are used up.
-        unread_seconds: Time after which a connection is closed if its client reads none of the response (Linux only).
-        websocket_message_size: Maximum size of a WebSocket message, in bytes. A larger one closes the connection.
-        websocket_queue: Number of messages that wait for the application before no more are read. The last 1 KiB that
-            was read may contain some more.
-        websocket_idle_seconds: Time after which a WebSocket connection is closed whose client answers no ping, in
-            seconds. A ping is sent after half of it.
+        pipelined_requests: Maximum number of pipelined requests, which wait for the response to an earlier request.
+            Browsers do not pipeline.
+        request_seconds: Time in which a request must arrive, in seconds. Every `bytes_per_second` bytes received extend
+            it by one second, but never to more than `request_seconds` from now, so that a stalled upload is rejected.
+        bytes_per_second: Minimum upload rate after the first `request_seconds`.
+        unread_seconds: Seconds after which a connection is closed if its client stops reading the response (Linux
+            only).
+        websocket_message_size: Maximum size of a WebSocket message, in bytes. A larger message closes the connection.
+        websocket_queue: Number of messages queued for the application at which reading pauses. The queue may become
+            slightly longer, because data is parsed 1 KiB at a time.
+        websocket_idle_seconds: Seconds after which a WebSocket connection is closed if its client answers no ping. A
+            ping is sent after half of this time.
     """
 
     head_size: int = 16 * 1024
@@ -43,10 +45,10 @@ class Limits:
 
 
 class Deadline:
-    """A timer for one request at a time, which is extended as bytes arrive.
+    """A timer for the current request on a connection. It is extended whenever bytes of the request arrive.
 
     Attributes:
-        received: The number of bytes of the request so far.
+        received: The number of bytes of the request received so far.
     """
 
     def __init__(self, limits: Limits, transport: asyncio.Transport, flow: FlowControl) -> None:
@@ -60,13 +62,14 @@ class Deadline:
         self._timer: asyncio.TimerHandle
 
     def start(self, on_timeout: Callable[[], None]) -> None:
-        """Call a function once if the request does not arrive in time."""
-        # Only the timer holds the function, so that a closed connection is freed without the garbage collector.
+        """Start the timer. It calls `on_timeout` once if the request does not arrive in time."""
+        # Only the timer references the function. If `self` did too, a closed connection would be part of a reference
+        # cycle, and only the garbage collector could free it.
         self._at = self._loop.time() + self._limits.request_seconds
         self._timer = self._loop.call_later(self._limits.request_seconds, self._check, on_timeout)
 
     def extend(self, size: int) -> None:
-        """Count bytes that have arrived."""
+        """Count received bytes, and extend the deadline accordingly."""
         self.received += size
         latest = self._loop.time() + self._limits.request_seconds
         self._at = min(self._at + size / self._limits.bytes_per_second, latest)
@@ -87,7 +90,7 @@ class Deadline:
 
 
 def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
-    """Have the kernel close each accepted connection whose client reads nothing of its response for so long."""
+    """Make the kernel close an accepted connection if its client does not read for this many seconds."""
     for listener in listeners:
-        with contextlib.suppress(OSError):  # not available on other systems, nor on Unix sockets
+        with contextlib.suppress(OSError):  # not available on other systems or on Unix sockets
             listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, round(seconds * 1000))

@@ -1,7 +1,7 @@
-"""Changes to gunicorn's master process, other than its shutdown.
+"""Replace workers in gunicorn's master process without an outage. `drain.py` handles the shutdown.
 
-gunicorn stops a worker and then starts its successor. If the start fails, no worker serves: a certificate that was
-renewed wrongly, a limit on processes or a broken release is then an outage. With hitless, a worker serves until its
+gunicorn stops a worker before it starts the successor. If the start fails, no worker is left to serve. An incorrectly
+renewed certificate, a process limit or a broken release then causes an outage. With hitless, a worker serves until its
 successor accepts connections, however long that takes.
 """
 
@@ -17,9 +17,9 @@ from hitless.checks import StartupError, check_tls
 from hitless.drain import is_stopping
 from hitless.shared import Phase, master_heartbeat, starts
 
-# The signals with which the master stops a worker.
+# Signals that the master sends to stop a worker.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-# Seconds between two attempts to start a worker: 1, 2, 4, and so on up to this number.
+# Maximum delay between attempts to start a worker, in seconds. The delay starts at one second and doubles each time.
 MAX_DELAY = 30.0
 
 Arbiter = Any  # gunicorn has no type hints
@@ -27,10 +27,11 @@ Worker = Any
 
 
 def block_signals_during_fork() -> None:
-    """Let a worker be stopped from the moment it is forked. Call it once, in the master.
+    """Make workers react to stop signals from the moment they are forked. Call this once, in the master.
 
-    Until a worker has set its own handlers, it has the master's, which only queue the signal for the master's loop. A
-    server that is stopped while it starts would wait for that worker forever.
+    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. Without
+    this, a worker would ignore a stop signal that arrives before it has set its own handlers, and the master would wait
+    for it forever.
     """
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_reset_signals)
 
@@ -50,7 +51,7 @@ def _reset_signals() -> None:
 
 
 class Supervisor:
-    """Replaces the methods by which gunicorn starts and stops workers. Make it once, in the master."""
+    """Replace the methods with which gunicorn starts and stops workers. Create one instance, in the master."""
 
     def __init__(self, arbiter: Arbiter) -> None:
         self._arbiter = arbiter
@@ -61,13 +62,14 @@ class Supervisor:
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        arbiter.spawn_worker = lambda: None  # gunicorn's reload would start all at once, before it calls manage_workers
+        # gunicorn's `reload` would start all workers at once. Make this a no-op: `manage_workers` starts them instead.
+        arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
         master_heartbeat[0] = time.monotonic()
 
     def manage_workers(self) -> None:
-        """Start the workers that are missing, and stop those that have a successor. gunicorn calls it every second."""
+        """Start missing workers, and stop those that have a successor. gunicorn calls this every second."""
         master_heartbeat[0] = time.monotonic()
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
@@ -75,25 +77,25 @@ class Supervisor:
             number = self._arbiter.num_workers
             active = list(self._active_workers())
             successors = number - sum(not self._is_outdated(worker) for worker in active)
-            # A worker that leaves still needs memory and may hold database connections. So that there is never more
-            # than one worker too many, workers that have to be replaced wait for their turn, and serve until then.
+            # A stopping worker still uses memory and may hold database connections. To have at most one extra worker,
+            # replace outdated workers one after another. Each of them serves until it is replaced.
             room = number + 1 - len(self._arbiter.WORKERS)
             for _ in range(max(number - len(active), min(successors, room))):
                 self.spawn_worker()
         self._stop_surplus()
 
     def spawn_worker(self) -> None:
-        """Start a worker, unless an attempt has failed a moment ago."""
+        """Start a worker, unless the delay after a failed attempt is still running."""
         if time.monotonic() < self._next_start:
             return
         try:
-            check_tls(self._arbiter.cfg)  # here, where a problem is one line for all workers
+            check_tls(self._arbiter.cfg)  # in the master, so that one line is logged for all workers
             self._spawn_worker()
-        except (StartupError, OSError, RuntimeError) as error:  # such as a limit on processes, or no `worker_tmp_dir`
+        except (StartupError, OSError, RuntimeError) as error:  # for example a process limit, or no `worker_tmp_dir`
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:
-        """Remove the workers that have exited. Retry a failed start, or end the server if none ever succeeded."""
+        """Remove exited workers. Retry a failed start later, or stop the server if no worker has ever started."""
         master_heartbeat[0] = time.monotonic()
         before = dict(self._arbiter.WORKERS)
         try:
@@ -101,20 +103,22 @@ class Supervisor:
         except HaltServer:
             if not starts[0]:
                 raise
-            os.kill(os.getpid(), signal.SIGCHLD)  # other workers may have exited too
+            os.kill(os.getpid(), signal.SIGCHLD)  # other exited workers may not be reaped yet
         gone = [worker for pid, worker in before.items() if pid not in self._arbiter.WORKERS]
         for worker in gone:
-            worker.tmp.close()  # gunicorn leaves it open if the worker has failed to start
+            worker.tmp.close()  # gunicorn leaves it open if the worker failed to start
         if not is_stopping() and any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
-        if self._is_reloading:  # gunicorn does nothing else until the old workers have exited
-            if time.monotonic() >= self._next_kill:  # a second call sends SIGKILL: let the worker log its stack
+        if self._is_reloading:  # gunicorn calls no other method until the old workers have exited
+            # Call this at most once per second: the first call makes a stuck worker log its stack, the second kills the
+            # worker.
+            if time.monotonic() >= self._next_kill:
                 self._next_kill = time.monotonic() + 1
                 self._arbiter.murder_workers()
             self.manage_workers()
 
     def reload(self) -> None:
-        """Replace all workers, if the configuration can be loaded."""
+        """Reload the configuration and replace all workers. If the configuration is invalid, change nothing."""
         master, app, outdated_age = os.getpid(), self._arbiter.app, self._outdated_age
         configuration = app.cfg
         self._outdated_age = self._arbiter.worker_age
@@ -122,11 +126,11 @@ class Supervisor:
         self._is_reloading = True
         try:
             self._reload()
-        except SystemExit:  # gunicorn ends the whole server if the configuration is invalid
-            if os.getpid() != master:  # a worker that was forked here ends
+        except SystemExit:  # gunicorn exits if the configuration is invalid
+            if os.getpid() != master:  # a worker that was forked during the reload exits
                 raise
             app.cfg, self._outdated_age = configuration, outdated_age
-            self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  one line
+            self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  no traceback
         finally:
             self._is_reloading = False
 
@@ -139,7 +143,7 @@ class Supervisor:
         return bool(worker.age <= self._outdated_age or worker.phase == Phase.AT_MAX_REQUESTS)
 
     def _stop_surplus(self) -> None:
-        """Stop workers that are outdated or too many, as long as enough others accept."""
+        """Stop outdated and surplus workers, as long as enough other workers accept connections."""
         oldest = sorted(self._active_workers(), key=lambda worker: worker.age)
         outdated = [worker for worker in oldest if self._is_outdated(worker)]
         staying = [worker for worker in oldest if not self._is_outdated(worker)]
@@ -151,7 +155,7 @@ class Supervisor:
                 self._arbiter.kill_worker(worker.pid, signal.SIGTERM)
 
     def _delay_next_start(self, problem: str) -> None:
-        if time.monotonic() < self._next_start:  # another worker of the same attempt has failed
+        if time.monotonic() < self._next_start:  # another worker from this attempt has failed already
             return
         delay = min(2.0**self._failures, MAX_DELAY)
         self._failures += 1

@@ -1,4 +1,4 @@
-"""The memory that this process and its children may use, by the machine and by the container's limit."""
+"""Find how much memory this process and its children may use, given the machine and the container's limit."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ from hitless.cgroups import read_limits
 
 
 class Memory(NamedTuple):
-    """A number of bytes and, for the log, what limits it."""
+    """The number of usable bytes and, for log messages, the limit that determines it."""
 
     size: int
     source: str
 
 
 def available_memory(root: Path = Path("/")) -> Memory:
-    """Return the smallest of the cgroup's memory limit and the machine's memory.
+    """Return the lower of the cgroup's memory limit and the machine's memory.
 
     Args:
         root: The directory that contains `proc` and `sys`.
@@ -24,12 +24,13 @@ def available_memory(root: Path = Path("/")) -> Memory:
         Memory(limit, "the cgroup's memory limit") for limit in read_limits(root, "memory", v1=_read_v1, v2=_read_v2)
     ]
     machine = Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine")
-    # `min` returns the first of equals. In version 1, "no limit" is a number larger than any machine's memory.
+    # `min` returns the first of equal items, which is the machine. cgroup v1 represents "no limit" as a number larger
+    # than any machine's memory.
     return min([machine, *limits], key=lambda memory: memory.size)
 
 
 def _read_v2(directory: Path) -> int | None:
-    """Read `memory.max`, such as `max` or `536870912`."""
+    """Return the limit from `memory.max`, which contains a number of bytes or `max` for no limit."""
     file = directory / "memory.max"
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The processes and threads that the container may have."""
+"""Find how many processes and threads the container may have."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from hitless.cgroups import read_limits
 
 
 def available_processes(root: Path = Path("/")) -> int | None:
-    """Return the smallest of the cgroups' limits on processes and threads together, or None if there is none.
+    """Return the lowest cgroup limit on processes and threads together, or None if there is no limit.
 
     Args:
         root: The directory that contains `proc` and `sys`.
@@ -15,7 +15,7 @@ def available_processes(root: Path = Path("/")) -> int | None:
 
 
 def _read(directory: Path) -> int | None:
-    """Read `pids.max`, such as `max` or `256`."""
+    """Return the limit from `pids.max`, which contains a number or `max` for no limit."""
     file = directory / "pids.max"
     limit = file.read_text().strip() if file.is_file() else "max"
     return None if limit == "max" else int(limit)

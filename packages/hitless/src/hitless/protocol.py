@@ -1,10 +1,10 @@
-"""Uvicorn's HTTP/1.1 protocol with limits on what a client may send and how long it may take.
+"""Uvicorn's HTTP/1.1 protocol with limits on the size, number and duration of requests.
 
-Uvicorn by itself buffers a head of any size and any number of pipelined requests, waits for a request forever, and
-treats trailers as headers.
+On its own, Uvicorn buffers request heads of any size and any number of pipelined requests. It waits forever for a
+request to arrive, and treats trailers as headers.
 
-The callbacks of the parser, httptools, are the only part of hitless that a change of the parser would touch. See
-INTERNALS.md for what Uvicorn's newest protocol, zttp, would need.
+The callbacks of the HTTP parser, httptools, are the only code in hitless that depends on the parser. INTERNALS.md
+describes what would be needed for zttp, Uvicorn's newest protocol.
 """
 
 import asyncio
@@ -30,16 +30,17 @@ else:
     HAS_WEBSOCKETS = True
 
 log = logging.getLogger("hitless")
-# Drop Uvicorn's line about a malformed request: `hitless` logs it with the client's address and the request id.
+# Drop Uvicorn's log line about a malformed request. The logger `hitless` reports it with the client's address and the
+# request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# Seconds that a connection stays open after a refusal. If it were closed with unread data in its buffer, it would be
-# reset, and the client might never see the response.
+# Seconds that a connection stays open after a request is rejected. Closing it with unread data in the receive buffer
+# would reset it, and the client might never see the response.
 LINGER_SECONDS = 1.0
-# Seconds after which an idle connection is checked again if its next request has arrived but is not read yet.
+# Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
-# Bytes of the body of a pipelined request that are held. Uvicorn reads more of it each time that the application asks
-# for a message of an earlier request.
+# Maximum number of bytes to buffer of a pipelined request's body. Uvicorn has no such limit: it reads more of the body
+# each time the application receives a message of an earlier request.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
@@ -49,9 +50,10 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 
 
 def log_late_exceptions(app: Application) -> Application:
-    """Log an exception that follows a complete response, such as that of a background task or of a 500.
+    """Wrap an application so that exceptions raised after a complete response are only logged.
 
-    Uvicorn would log it as well, but also close the connection, and lose a request that the client is just sending.
+    Examples are an exception in a background task, and the exception that Starlette re-raises after a 500. Uvicorn
+    would log it too, but also close the connection. A request that the client is sending at that moment would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -64,7 +66,7 @@ def log_late_exceptions(app: Application) -> Application:
 
         try:
             await app(scope, receive, track_response)
-        except Exception:  # any bug of the application
+        except Exception:  # the application may raise anything
             if not is_complete:
                 raise
             logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
@@ -73,7 +75,10 @@ def log_late_exceptions(app: Application) -> Application:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. A request that exceeds a limit is refused, if its response has not begun, and is the last one."""
+    """Handle one connection.
+
+    A request that exceeds a limit is the last one on its connection. It is rejected, unless its response has begun.
+    """
 
     def __init__(
         self,
@@ -90,9 +95,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self.limits = limits
         self.render_refusal = render_refusal
         if HAS_WEBSOCKETS:
-            self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # called
+            self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # Uvicorn only calls it
         self.is_handshake = False
-        self.in_head = self.is_incomplete = True  # nothing has arrived, and a request is expected
+        self.in_head = self.is_incomplete = True  # a request is expected, but nothing has arrived
         self.is_refused = False
         self.running: RequestResponseCycle | None = None
         self.reason = MALFORMED
@@ -100,14 +105,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # Connection ------------------------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in Uvicorn
         super().connection_made(transport)
         self.deadline = Deadline(self.limits, transport, self.flow)
         self.deadline.start(self._refuse_slow_request)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.deadline.cancel()
-        if self.running:  # Uvicorn notifies the latest request, which may still be in the pipeline
+        if self.running:  # Uvicorn only notifies the latest request, which may be a pipelined one
             self.running.disconnected = True
             self.running.message_event.set()
         super().connection_lost(exc)
@@ -120,20 +125,21 @@ class LimitedProtocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        """Close the connection if it is idle. Otherwise the response to the request that has begun is the last one."""
+        """Close the connection if it is idle. Otherwise, close it after the response to the current request."""
         has_begun = self.is_incomplete and self.deadline.received
         is_uploading = self.is_incomplete and not self.in_head and not self.cycle.response_complete
         if is_uploading or (not has_begun and not has_unread_bytes(self.transport)):
             super().shutdown()
 
     def close_if_unused(self) -> None:
-        """Close the connection if it has never sent anything."""
+        """Close the connection if the client has never sent anything on it."""
         if not self.deadline.received and not has_unread_bytes(self.transport):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        # What the application has not read would be kept until the next request.
-        self.running.body.clear()  # type: ignore[union-attr]  # one is running until now
+        # Free the part of the body that the application has not read. Otherwise, it would be kept until the next
+        # request.
+        self.running.body.clear()  # type: ignore[union-attr]  # a request has been running until now
         super().on_response_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
@@ -153,7 +159,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._check_limits(is_new=is_new)
 
     def _check_limits(self, *, is_new: bool) -> None:
-        """Run the timer while a request is incomplete, and refuse data that is too long for a head."""
+        """Run the timer while a request is incomplete, and reject a head that exceeds the limit."""
         if self.is_refused:
             return
         if not self.is_incomplete:
@@ -165,7 +171,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.start(self._refuse_slow_request)
 
     def _keep_alive_after_late_body(self) -> None:
-        """Limit the idle time again if the end of a body has arrived after the response, and canceled that limit."""
+        """Restart the keep-alive timeout, which is cancelled if the end of a body arrives after the response."""
         is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
         if is_idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -177,27 +183,28 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.in_head = self.is_incomplete = True
-        self.unparsed = 0  # how much of the current data belongs to this request is unknown
+        self.unparsed = 0  # the parser does not tell how much of the current data belongs to this request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # trailers are dropped: proxies do not check them as they check headers
+        if self.in_head:  # drop trailers: proxies check headers, but not trailers
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.deadline.received > self.limits.head_size and self._head_size() > self.limits.head_size:
             self.reason = HEAD_TOO_LARGE
-            raise ValueError  # the parser reports it as a malformed request
+            raise ValueError  # the parser reports this as a malformed request
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):  # RFC 9112, section 3.2
             raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
-        # The parser stops after a head with `Upgrade`, and would treat a body as the next request.
+        # After a head with `Upgrade`, the parser stops, and a body would be treated as the next request.
         has_upgrade = self.parser.should_upgrade()
         if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError
         self.is_handshake = has_upgrade and self._is_valid_handshake()
-        if self.is_handshake and self.cycle and not self.cycle.response_complete:  # its response would be mixed up
+        # The response to a handshake would be mixed up with an earlier response that is not complete.
+        if self.is_handshake and self.cycle and not self.cycle.response_complete:
             raise ValueError
         super().on_headers_complete()
         self.in_head = False
@@ -222,13 +229,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_incomplete = False
 
     def _head_size(self) -> int:
-        # Four bytes more for each header: a colon, a space and the end of the line.
+        # Each header has four more bytes: a colon, a space and the line ending.
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: otherwise clients could fill the log with Uvicorn's advice to install a package."""
+        """Do not log Uvicorn's advice to install a package, with which clients could fill the log."""
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text is not used
         self._refuse(self.reason)
 
     # Refusals --------------------------------------------------------------------------------------------------------
@@ -240,11 +247,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_refused = True
         self.deadline.cancel()
         if self._follows_unanswered_requests():
-            # Earlier requests still get their responses. A refusal now would be mistaken for one of those.
+            # Earlier requests still get their responses. The client would mistake a refusal sent now for one of them.
             if not self.in_head:
                 self.pipeline.popleft()
             last = self.pipeline[0][0] if self.pipeline else self.running
-            last.keep_alive = False  # type: ignore[union-attr]  # one is running if requests are unanswered
+            last.keep_alive = False  # type: ignore[union-attr]  # a request is running if requests are unanswered
             return
         if self._can_respond():
             self._respond(refusal)
@@ -259,7 +266,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return bool(self.pipeline)
 
     def _can_respond(self) -> bool:
-        """Return whether the request has begun, and its response has not."""
+        """Return whether the request has begun but its response has not."""
         return self.scope is not None if self.in_head else not self.cycle.response_started
 
     def _respond(self, refusal: Refusal) -> None:
@@ -269,5 +276,5 @@ class LimitedProtocol(HttpToolsProtocol):
         log.info("request rejected", extra=extra)
         headers = [*self.server_state.default_headers, (b"x-request-id", request_id.encode())]
         self.transport.write(serialize(refusal.status, headers, self.render_refusal(refusal)))
-        if self.transport.can_write_eof():  # not with TLS
+        if self.transport.can_write_eof():  # TLS connections cannot
             self.transport.write_eof()

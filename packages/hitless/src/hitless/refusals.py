@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Refusal(NamedTuple):
-    """Why a request was rejected.
+    """The reason a request was rejected.
 
     Attributes:
-        status: The status of the response.
-        type: A stable identifier, such as `malformed_request`.
-        message: One sentence for a person, without a period.
+        status: The HTTP status code of the response.
+        type: A stable identifier, for example `malformed_request`.
+        message: A sentence for people, without a final period.
     """
 
     status: HTTPStatus
@@ -31,7 +31,7 @@ class RefusalResponse(NamedTuple):
 
 RenderRefusal = Callable[[Refusal], RefusalResponse]
 
-MALFORMED = Refusal(HTTPStatus.BAD_REQUEST, "malformed_request", "Invalid HTTP request received")  # Uvicorn's words
+MALFORMED = Refusal(HTTPStatus.BAD_REQUEST, "malformed_request", "Invalid HTTP request received")  # Uvicorn's wording
 TOO_SLOW = Refusal(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive")
 HEAD_TOO_LARGE = Refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "The request line and headers are too large"
@@ -44,11 +44,12 @@ def plain_text(refusal: Refusal) -> RefusalResponse:
 
 
 def serialize(status: HTTPStatus, headers: Iterable[tuple[bytes, bytes]], response: RefusalResponse) -> bytes:
-    """Return the bytes of a response, which is the last one on its connection.
+    """Return the bytes of a response that closes its connection.
 
     Args:
-        status: The status.
-        headers: The server's headers, such as `Date`. A header of the response replaces one of the same name.
+        status: The HTTP status code.
+        headers: The server's default headers, for example `Date`. A header in the response overrides one with the same
+            name.
         response: The rendered refusal.
     """
     framing = {b"content-length": b"%d" % len(response.body), b"connection": b"close"}

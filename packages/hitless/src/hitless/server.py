@@ -1,4 +1,4 @@
-"""Uvicorn's server with a shutdown that loses no request."""
+"""Extend Uvicorn's server with a shutdown that loses no request."""
 
 import asyncio
 import contextlib
@@ -22,25 +22,25 @@ from hitless.shared import Phase, heartbeat_loss_logged, master_heartbeat, start
 log = logging.getLogger("uvicorn.error")
 
 # Seconds for which idle connections stay open when the whole server stops. A client that sends requests steadily sends
-# its next one within this time, and learns from `Connection: close` to open a new connection.
+# its next one within this time. The response has `Connection: close`, so the client then opens a new connection.
 LAST_REQUESTS_SECONDS = 0.5
-# Seconds that a leaving worker waits for TLS handshakes in progress.
+# Seconds for which a stopping worker waits for TLS handshakes in progress.
 HANDSHAKE_SECONDS = 5
-# The part of gunicorn's `graceful_timeout` that is kept for the lifespan's shutdown, in seconds.
+# Seconds of gunicorn's `graceful_timeout` that are reserved for the lifespan's shutdown.
 LIFESPAN_SECONDS = 5
-# Seconds without a successor, or without a sign of life of the master, after which a line is logged.
+# Seconds without a successor, or without a heartbeat from the master, after which a worker logs one line.
 WARN_SECONDS = 15.0
 
 
 class GracefulServer(Server):
-    """The server of one worker. It shuts down in two steps: first no new connections, then none at all.
+    """The server of one worker. On shutdown, it first stops accepting connections, then closes the open ones.
 
     Args:
         config: Uvicorn's configuration.
         worker: The worker's number among all workers.
-        phase: The worker's phase, a byte that the master reads.
+        phase: One byte of shared memory, from which the master reads the worker's phase.
         notify: Sends a heartbeat to the master.
-        grace_seconds: The grace period: time for the last requests.
+        grace_seconds: The grace period, in which running requests can finish.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GracefulServer(Server):
         self._acceptor: Acceptor
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  Uvicorn's signature
-        """Start the shutdown. Uvicorn would raise the signal again at its end, and skip `worker_exit` and `atexit`."""
+        """Start the shutdown. Uvicorn would later raise the signal again, which skips `worker_exit` and `atexit`."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -79,26 +79,26 @@ class GracefulServer(Server):
         )
 
     async def on_tick(self, counter: int) -> bool:
-        """Publish the number of connections, ten times per second, and return whether to shut down."""
+        """Publish the connection count and return whether to shut down. Uvicorn calls this ten times per second."""
         self._acceptor.publish_count()
         self._check_master()
         self._warn_without_successor()
         should_exit = await super().on_tick(counter)
-        if should_exit and not self.should_exit and master_heartbeat[0]:  # it has served `max_requests`
+        if should_exit and not self.should_exit and master_heartbeat[0]:  # `max_requests` is reached
             self._request_successor()
             return False
         return should_exit
 
     def _request_successor(self) -> None:
-        """Ask the master for a successor. The master stops this worker when the successor accepts."""
+        """Ask the master for a successor. The master stops this worker once the successor accepts connections."""
         self.limit_max_requests = None
         self._phase[0] = Phase.AT_MAX_REQUESTS
         self._warn_at = time.monotonic() + WARN_SECONDS
         with contextlib.suppress(OSError):  # the master has died
-            os.kill(os.getppid(), signal.SIGCHLD)  # makes the master check its workers now
+            os.kill(os.getppid(), signal.SIGCHLD)  # the master then checks its workers immediately
 
     def _warn_without_successor(self) -> None:
-        """Log one line if the master has started no worker for WARN_SECONDS, although this one needs a successor."""
+        """Log one line if this worker needs a successor, but no worker has started for WARN_SECONDS."""
         if starts[0] != self._starts:
             self._starts = starts[0]
             self._warn_at = max(self._warn_at, time.monotonic() + WARN_SECONDS)
@@ -107,7 +107,7 @@ class GracefulServer(Server):
             log.warning("This worker has reached max_requests, but keeps serving: no successor has started")
 
     def _check_master(self) -> None:
-        """Log one line, in one worker, if the master does not respond."""
+        """Log one line if the master does not respond. Only one worker logs it."""
         seconds_without_heartbeat = time.monotonic() - master_heartbeat[0] if master_heartbeat[0] else 0.0
         if seconds_without_heartbeat < WARN_SECONDS:
             heartbeat_loss_logged[0] = 0
@@ -116,16 +116,16 @@ class GracefulServer(Server):
             log.error("The master process has not responded for %d s: no worker is replaced", seconds_without_heartbeat)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let clients leave, finish running requests within the grace period, then shut down the lifespan."""
+        """Drain connections, finish running requests within the grace period, then shut down the lifespan."""
         heartbeat = asyncio.create_task(self._send_heartbeat())
         deadline = asyncio.get_running_loop().time() + self._grace_seconds
         self._phase[0] = Phase.STOPPING
         self._close_after_responses()
         if is_draining():
-            # This may be the last worker to accept the connections in the backlog, however busy it is.
+            # No other worker may be left to accept the backlog, so accept all of it, however busy this worker is.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
             self._acceptor.accept_backlog()
-        # Unless the whole server stops, the other workers accept from the same sockets.
+        # Unless the whole server stops, the other workers keep accepting from the same sockets.
         self._acceptor.stop()
         remaining = deadline - asyncio.get_running_loop().time() - LAST_REQUESTS_SECONDS
         await self._acceptor.wait_for_handshakes(min(HANDSHAKE_SECONDS, remaining))
@@ -139,14 +139,14 @@ class GracefulServer(Server):
     def _close_after_responses(self) -> None:
         """Add `Connection: close` to every response from now on."""
         self.server_state.default_headers.append((b"connection", b"close"))
-        # Running requests may already have copied the default headers.
+        # Running requests may already have copied the default headers. Close their connections after the response.
         for connection in self.server_state.connections:
             cycle = getattr(connection, "cycle", None)  # the running request of an HTTP/1.1 connection
             if cycle and not cycle.response_complete:
                 connection.shutdown()
 
     async def _wait_for_last_requests(self) -> None:
-        """Keep idle connections open until each client has sent one more request, or would be disconnected anyway."""
+        """Keep idle connections open until each client has sent one more request or the idle timeout has expired."""
         start = time.monotonic()
         while self._has_http_connections() and time.monotonic() < start + self._idle_seconds():  # noqa: ASYNC110  no event
             await asyncio.sleep(0.1)
@@ -155,23 +155,23 @@ class GracefulServer(Server):
         return any(isinstance(connection, LimitedProtocol) for connection in self.server_state.connections)
 
     def _idle_seconds(self) -> float:
-        """Return for how long connections may be idle."""
-        if is_stopping():  # load balancers have had `drain_seconds` to leave, and no other worker takes their requests
+        """Return the number of seconds for which connections may be idle during the shutdown."""
+        if is_stopping():  # load balancers have had `drain_seconds` to leave, and no other worker takes new connections
             return LAST_REQUESTS_SECONDS
         # The other half of the grace period is for the last requests.
         return max(LAST_REQUESTS_SECONDS, min(self.config.timeout_keep_alive, self._grace_seconds / 2))
 
     async def _finish_requests(self, deadline: float) -> None:
-        """Wait for running requests, and cancel those that take too long, so that the application can respond with 503.
+        """Wait for running requests, and cancel those that exceed the deadline, so that the application can send a 503.
 
-        Uvicorn would cancel them too, but shut down the lifespan before they can respond.
+        Uvicorn would cancel them too, but it would shut down the lifespan before they can respond.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  Uvicorn's own sets
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  no event
                     await asyncio.sleep(0.1)
         for connection in list(self.server_state.connections):
-            connection.shutdown()  # again, which closes a WebSocket whose application is not idle
+            connection.shutdown()  # a second call also closes WebSockets whose application is busy
         if tasks := list(self.server_state.tasks):
             log.warning(
                 "%d requests exceed the grace period of %d s and are cancelled", len(tasks), self._grace_seconds
@@ -181,7 +181,7 @@ class GracefulServer(Server):
             await asyncio.wait(tasks, timeout=LAST_REQUESTS_SECONDS)
 
     async def _send_heartbeat(self) -> None:
-        """Send heartbeats for as long as a shutdown may take, and no longer."""
+        """Send heartbeats for as long as a shutdown may take. A worker that takes longer is killed by the master."""
         for _ in range(round(self._grace_seconds + LIFESPAN_SECONDS)):
             self._notify()
             await asyncio.sleep(1)

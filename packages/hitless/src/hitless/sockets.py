@@ -1,4 +1,4 @@
-"""What the kernel knows about a connection."""
+"""Query the kernel about a connection."""
 
 import array
 import asyncio
@@ -9,8 +9,8 @@ import termios
 def has_unread_bytes(transport: asyncio.BaseTransport) -> bool:
     """Return whether the client has sent bytes that the event loop has not read yet.
 
-    uvloop runs timers before it reads, so a timer may find a connection idle whose next request has arrived while the
-    worker was busy. Closing it now would reset the connection, and the request would be lost.
+    uvloop runs timers before it reads from sockets. If the worker was busy, a timer may consider a connection idle
+    although its next request has arrived. Closing the connection would reset it and lose the request.
     """
     if transport.is_closing():
         return False

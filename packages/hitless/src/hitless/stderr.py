@@ -1,4 +1,4 @@
-"""A stream for log lines that never waits for the reader of standard error."""
+"""A stream for log lines that never blocks if standard error is not read."""
 
 import contextlib
 import logging
@@ -12,26 +12,26 @@ log = logging.getLogger("hitless.stderr")
 
 
 class LogStream:
-    """Writes log lines to standard error, and to a pipe only as far as they fit.
+    """Write log lines to standard error. If it is a pipe, drop the lines that do not fit.
 
-    If the reader of a pipe stalls, such as a log driver, the pipe is full after 64 KiB. A worker that waited for it
-    would serve nobody. Here lines that do not fit are dropped, and their number is logged before the next line that
-    does.
+    If the reader of a pipe stalls, for example a log driver, the pipe is full after 64 KiB. A worker that blocked on it
+    could serve no requests. Instead, lines that do not fit are dropped, and their number is logged before the next line
+    that fits.
 
     Args:
-        stream: A stream in the place of standard error.
+        stream: The stream to use instead of standard error.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._given = stream
-        self._lock = RLock()  # a signal handler may log while a line is written
+        self._lock = RLock()  # reentrant, because a signal handler may log during a write
         self._stream: TextIO | None = None
         self._pipe = -1
         self._dropped = 0
         self._rest = b""
 
     def write(self, line: str) -> None:
-        """Write a whole line, or count it."""
+        """Write a line. If it does not fit into the pipe, count it as dropped."""
         with self._lock:
             stream = self._given or sys.stderr
             if self._stream is not stream:
@@ -42,37 +42,41 @@ class LogStream:
                 self._dropped += 1
 
     def flush(self) -> None:
-        """Do what `logging` expects after each line. A pipe has no buffer here."""
+        """Flush the stream. `logging` calls this after each line. Writes to a pipe are not buffered."""
         if self._pipe < 0:
             (self._given or sys.stderr).flush()
 
     def _open_pipe(self, stream: TextIO) -> None:
-        """Open the pipe once more, without blocking. The file that the process has is shared with others."""
+        """Open the pipe a second time, in non-blocking mode.
+
+        Setting O_NONBLOCK on the original descriptor would affect every process that shares it.
+        """
         if self._pipe >= 0:
             os.close(self._pipe)
         self._stream, self._pipe, self._rest = stream, -1, b""
-        # The stream may be no file, the pipe may belong to another user, and only Linux has /proc.
+        # Use the stream itself if it is not a file, if the pipe belongs to another user, or if there is no /proc (only
+        # Linux has it).
         with contextlib.suppress(OSError, ValueError):
             number = stream.fileno()
             if stat.S_ISFIFO(os.fstat(number).st_mode):
                 self._pipe = os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_NONBLOCK)
 
     def _write_rest(self) -> bool:
-        """Write the rest of a line that did not fit as a whole, and return whether nothing of it is left."""
+        """Write the remainder of a partially written line. Return whether the line is now complete."""
         return not self._rest or (self._write(self._rest) and not self._rest)
 
     def _report_dropped(self) -> bool:
-        """Log how many lines were dropped, and return whether that fitted."""
+        """Log the number of dropped lines. Return whether the message fit into the pipe."""
         if self._dropped:
             number, self._dropped = self._dropped, 0
             log.warning("%d log lines were dropped because standard error was not read", number)
-            if self._dropped:  # this line, too
+            if self._dropped:  # this message was dropped too
                 self._dropped = number
                 return False
         return True
 
     def _write(self, data: bytes) -> bool:
-        """Write as much as fits, keep the rest, and return whether anything was written."""
+        """Write as much as fits, and keep the remainder. Return whether anything was written."""
         try:
             written = os.write(self._pipe, data)
         except BlockingIOError:

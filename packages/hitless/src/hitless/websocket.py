@@ -1,7 +1,7 @@
-"""Uvicorn's WebSocket protocol with limits, and a shutdown that loses no message. Needs the extra `websockets`.
+"""Uvicorn's WebSocket protocol with limits and a shutdown that loses no message. Requires the extra `websockets`.
 
-Uvicorn by itself buffers any number of short messages, and answers the pings of clients that read nothing. When it
-stops, it closes connections whose last message the application is still handling.
+On its own, Uvicorn buffers any number of short messages, and answers pings even if the client reads nothing. On
+shutdown, it closes connections while the application is still handling their last message.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from websockets.server import ServerProtocol
 
 from hitless.limits import Limits
 
-# Seconds that a connection stays open for the client's answer to a close frame. If it were closed with unread data in
-# its buffer, it would be reset, and the client might never see the close code.
+# Seconds to wait for the client's close frame after sending one. Closing a connection with unread data in the receive
+# buffer would reset it, and the client might never see the close code.
 LINGER_SECONDS = 1.0
-# Bytes that are parsed at a time. The shortest message has six.
+# Maximum number of bytes to parse at a time. The shortest message has six bytes, so a piece has at most 170 messages.
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
-# The lines for each connection repeat the access log, with the query, which may be a token, or even the headers. With
-# the traceback for each text that is not UTF-8, clients could fill the log.
+# Drop lines below WARNING. They repeat the access log, with the query string, which may contain a token, or even with
+# all headers. Also drop the traceback for invalid UTF-8, with which clients could fill the log.
 log.addFilter(
     lambda record: record.levelno >= logging.WARNING and record.msg != "Invalid UTF-8 sequence received from client."
 )
@@ -45,10 +45,10 @@ def is_valid_handshake(method: bytes, url: bytes, headers: Iterable[tuple[bytes,
 
 
 class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection.
+    """Handle one WebSocket connection.
 
-    When the worker leaves, the application can still handle and answer the messages that it has taken or that wait for
-    it. Then the connection is closed with code 1012 (Service Restart). Later messages are discarded.
+    On shutdown, the application can still handle and answer the messages that it has received or that are queued. Then
+    the connection is closed with code 1012 (Service Restart). Messages that arrive later are discarded.
     """
 
     def __init__(
@@ -64,13 +64,14 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.server_state = server_state
         self.limits = limits
         self.logger = log
-        # No compression: it takes 40 KB per connection, and a message of 100 bytes may become one of 100 KB.
+        # No compression: it uses 40 KB of memory per connection, and a message of 100 bytes can expand to 100 KB.
         self.conn = ServerProtocol(max_size=limits.websocket_message_size, logger=log)
         self.ping_interval = self.ping_timeout = limits.websocket_idle_seconds / 2
-        # A leaving worker adds `Connection: close`, which would contradict the `Connection: Upgrade` of a handshake.
+        # On shutdown, the server adds `Connection: close`. A handshake must be answered with `Connection: Upgrade`
+        # instead.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self.unparsed = deque[bytes]()
-        self.is_handling = False  # the application has taken a message, and has not asked for the next one
+        self.is_handling = False  # the application has received a message and not yet asked for the next one
         self.is_draining = False
         self.is_closed_by_server = False
 
@@ -81,7 +82,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._parse()
 
     def _parse(self) -> None:
-        """Parse what has arrived, as far as the application keeps up."""
+        """Parse received data, and pause reading when the application falls behind."""
         while self.unparsed and self._takes_messages():
             super().data_received(self.unparsed.popleft())
         if self.unparsed and not self.read_paused:
@@ -89,18 +90,18 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     def _takes_messages(self) -> bool:
-        if self.close_sent:  # messages are discarded, but the client's close frame is expected
+        if self.close_sent:  # messages are discarded, but the client's close frame must be read
             return True
         return not self.is_draining and self.queue.qsize() < self.limits.websocket_queue
 
     def handle_cont(self, event: Frame) -> None:
-        if event.data or event.fin:  # a message could have any number of empty frames
+        if event.data or event.fin:  # skip empty frames: a message may have any number of them
             super().handle_cont(event)
 
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()
-        else:  # the client does not read, and the answers would fill the memory
+        else:  # the client does not read, and queued pongs would fill the memory
             self.conn.data_to_send()
 
     def keepalive_timeout(self) -> None:
@@ -109,7 +110,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             super().keepalive_timeout()
 
-    async def receive(self) -> Any:  # noqa: ANN401  one of ASGI's messages
+    async def receive(self) -> Any:  # noqa: ANN401  an ASGI message
         self.is_handling = False
         self._close_if_idle()
         message = await super().receive()
@@ -117,25 +118,25 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._parse()
         return message
 
-    async def send(self, message: Any) -> None:  # noqa: ANN401  the same
+    async def send(self, message: Any) -> None:  # noqa: ANN401  an ASGI message
         await self.writable.wait()
         if self.is_closed_by_server:
             raise ClientDisconnected
         await super().send(message)
-        if self.initial_response and self.close_sent:  # rejected with a response; Uvicorn would log that there is none
+        if self.initial_response and self.close_sent:  # rejected with a response, which Uvicorn would log as missing
             self.handshake_complete = True
         self._close_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Counted when it ends, as requests are. Otherwise the clients of a recycled worker, which connect again at
-        # once, would have the next worker recycled.
+        # Count the connection when it ends, as requests are counted. If it were counted at its start, the clients of a
+        # recycled worker, which reconnect immediately, would push the next worker to `max_requests`.
         self.server_state.total_requests += 1
         super().connection_lost(exc)
 
     # Closing ---------------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Close the connection once the application is idle, or at once if this is called again."""
+        """Close the connection when the application is idle. A second call closes it immediately."""
         if self.is_draining:
             self._close_with_1012()
         self.is_draining = True
@@ -146,23 +147,23 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             self._close_with_1012()
 
     def _close_with_1012(self) -> None:
-        # Without a finished handshake, there is nothing to close yet: this is called again when it is finished.
+        # Before the handshake is complete, there is nothing to close. This method is called again when it is.
         if self.handshake_complete and not self.close_sent and not self.transport.is_closing():
             self.conn.send_close(CloseCode.SERVICE_RESTART)
             self._close()
             self._parse()
 
     def handle_parser_exception(self) -> None:
-        if self.conn.close_sent is None:  # the client sent something before the end of the handshake
+        if self.conn.close_sent is None:  # the client sent data before the handshake was complete
             self.transport.abort()
         elif not self.is_closed_by_server:
             self._close()
 
     def _close(self) -> None:
-        """Send the close frame that `conn` has made, and wait for the client's."""
+        """Send the close frame from `conn`, and wait for the client's close frame."""
         self.is_closed_by_server = self.close_sent = True
         close = self.conn.close_sent
-        assert close  # noqa: S101  for mypy: the callers have made it
+        assert close  # noqa: S101  for mypy: every caller has set it
         self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.stop_keepalive()

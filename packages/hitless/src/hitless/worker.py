@@ -1,8 +1,8 @@
 """A gunicorn worker that runs Uvicorn and loses no request when it is stopped or replaced.
 
-uvicorn-worker's `UvicornWorker` closes idle connections at once, so that a request just sent on one of them is reset.
-It sends no heartbeat while it waits for its last requests, so gunicorn may kill it as stuck. After `max_requests` it
-exits before its successor starts. And it ignores SIGQUIT, gunicorn's signal to stop at once.
+`UvicornWorker` from uvicorn-worker closes idle connections immediately, which resets requests that were just sent on
+them. It sends no heartbeat while it finishes its last requests, so gunicorn may kill it as stuck. After `max_requests`,
+it exits before its successor starts. It also ignores SIGQUIT, gunicorn's signal to stop immediately.
 """
 
 import atexit
@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # it has no type hints
-from uvicorn.lifespan import off, on  # noqa: F401  imported by Uvicorn on demand; once here, not in each worker
+from uvicorn.lifespan import off, on  # noqa: F401  preloads what Uvicorn would import in each worker
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no type hints
 
 from hitless.checks import StartupError, check_tls
@@ -28,20 +28,20 @@ from hitless.refusals import RenderRefusal, plain_text
 from hitless.server import LIFESPAN_SECONDS, GracefulServer
 from hitless.shared import Phase
 
-# RFC 9325: key exchange with forward secrecy, and authenticated encryption.
+# As RFC 9325 recommends: key exchange with forward secrecy, and authenticated encryption.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
-    """The `worker_class` for gunicorn.conf.py, which also needs the hooks from `hitless.hooks()`."""
+    """The `worker_class` for gunicorn.conf.py. It requires the hooks from `hitless.hooks()`."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         **UvicornWorker.CONFIG_KWARGS,
         "ws": "none",
         "server_header": False,
         "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # gunicorn's default is deprecated in Python
-        # Seconds for connections that cannot be closed, such as those of clients that do not read their response.
-        # Uvicorn's default is to wait for them until gunicorn kills the worker.
+        # Seconds to wait for connections that cannot be closed, for example because their client does not read the
+        # response. By default, Uvicorn would wait until gunicorn kills the worker.
         "timeout_graceful_shutdown": 1,
     }
 
@@ -53,17 +53,17 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
     render_refusal: RenderRefusal = staticmethod(plain_text)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Called in the master, before the fork."""
+        """Configure Uvicorn. gunicorn calls this in the master, before the fork."""
         super().__init__(*args, **kwargs)
         self.config.root_path = self.cfg.root_path
         self.config.forwarded_allow_ips = add_mapped_addresses(self.cfg.forwarded_allow_ips)
         self.config.ssl_ciphers = self.config.ssl_ciphers or CIPHERS
-        self.config.get_loop_factory()  # imports the event loop once, not in each worker
+        self.config.get_loop_factory()  # import the event loop once, not in each worker
         self._phase = mmap(-1, 1)
 
     @property
     def phase(self) -> Phase:
-        """What the worker does, as the master sees it."""
+        """The worker's phase, in memory shared with the master."""
         return Phase(self._phase[0])
 
     @property
@@ -75,7 +75,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         """Serve until the worker is told to stop."""
         if not self.has_hooks:
             self.log.warning("gunicorn.conf.py does not assign hitless.hooks(): requests are lost when gunicorn stops")
-        try:  # again, because the worker may run as another user than the master
+        try:  # check again, because the worker may run as a different user than the master
             check_tls(self.cfg)
         except StartupError as error:
             self.log.critical(str(error))
@@ -84,27 +84,27 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         atexit.register(_exit_without_freeing)
 
     def init_signals(self) -> None:
-        """Handle the signals that Uvicorn does not, with handlers that run even if the event loop is blocked."""
+        """Handle the signals that Uvicorn does not handle. These handlers run even if the event loop is blocked."""
         super().init_signals()
         signal.signal(signal.SIGQUIT, self.handle_quit)
         signal.signal(signal.SIGABRT, self.handle_abort)
 
     def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
-        """Exit at once."""
-        # The master repeats the signal. It would interrupt whatever wraps `os._exit` to work before the process ends,
-        # such as coverage, which saves its data.
+        """Exit immediately."""
+        # The master repeats the signal. Ignore it, so that it cannot interrupt code that runs before `os._exit`. For
+        # example, coverage wraps this function to save its data.
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         os._exit(0)
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
-        """Log where the worker is stuck, and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
+        """Log the stuck worker's stack and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
         self.log.error("A stuck worker is replaced. Its stack:\n%s", "".join(traceback.format_stack(frame)))
         os._exit(1)
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         self.config.http = partial(LimitedProtocol, limits=self.limits, render_refusal=self.render_refusal)
-        # The plain sockets: gunicorn's wrappers get closed twice, and by the second time another file may have the
+        # Use the plain sockets. gunicorn's wrappers are closed twice. By the second time, another file may have the
         # same descriptor.
         sockets = [listener.sock for listener in self.sockets]
         enable_send_timeout(sockets, self.limits.unread_seconds)
@@ -119,13 +119,13 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
 
 def _exit_without_freeing() -> None:
-    """Run the other exit handlers, then end the process.
+    """Run the other exit handlers, then end the process without freeing its objects.
 
-    At its end Python would free every object one by one, and for that copy all the memory that the worker shares with
-    the master: 50 ms of CPU time, more than it takes to start a worker.
+    To free objects, Python writes to the memory that the worker shares with the master, and the kernel copies it. That
+    takes 50 ms of CPU time, more than the start of a worker.
     """
     atexit.unregister(_exit_without_freeing)
     atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # pragma: no cover  coverage has stopped with them
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # pragma: no cover  coverage has stopped by now
         stream.flush()
-    os._exit(0)  # pragma: no cover  the same
+    os._exit(0)  # pragma: no cover  coverage has stopped by now

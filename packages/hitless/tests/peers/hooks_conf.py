@@ -1,4 +1,4 @@
-"""The gunicorn.conf.py for uvicorn-worker's suite."""
+"""The gunicorn.conf.py for the test suite of uvicorn-worker."""
 
 import hitless
 

@@ -1,9 +1,9 @@
 # ruff: noqa: ANN401, SLF001  httpx2, and parts of Starlette's `TestClient` that have no types
-"""A pytest plugin: Starlette's `TestClient` sends requests and opens WebSockets over TCP, to hitless or to Uvicorn.
+"""A pytest plugin that makes Starlette's `TestClient` send its requests over TCP, to hitless or to Uvicorn.
 
-The server runs in a thread, because tests change the application between requests. All clients without a `with` block
-share one server, which has no lifespan. A client with such a block has a server of its own, which runs the lifespan.
-WIRE_SERVER is `hitless` or `uvicorn`.
+Servers run in threads, because tests change the application between requests. All clients used without a `with` block
+share one server, which runs no lifespan. A client used in a `with` block has its own server, which runs the lifespan.
+WIRE_SERVER selects `hitless` or `uvicorn`.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
-# httpx2, or httpx if that is missing.
+# httpx2, or httpx if httpx2 is not installed.
 httpx: Any = starlette.testclient.httpx  # type: ignore[attr-defined]
 
-TIMEOUT = 30  # seconds; longer than anything in these tests takes
-# Headers that `TestClient` sets and `websockets` sets too.
+TIMEOUT = 30  # seconds; longer than any step of these tests takes
+# Headers set by both `TestClient` and `websockets`.
 HANDSHAKE_HEADERS = {"host", "connection", "sec-websocket-key", "sec-websocket-version"}
 worker_numbers = itertools.count()
 
 
 class Call:
-    """One call of the application, and the exception that it has raised."""
+    """A call of the application, and the exception that it raised."""
 
     def __init__(self) -> None:
         self.has_returned = threading.Event()
@@ -50,10 +50,10 @@ class ServerThread(threading.Thread):
     """A server in a thread.
 
     Attributes:
-        app: The application. It may be replaced between requests.
-        root_path: The path prefix in its scope.
-        calls: The calls of the application that no client has waited for yet.
-        connections: A connection pool for all clients. It has no TLS, which would take 20 ms to set up.
+        app: The application. Tests may replace it between requests.
+        root_path: The path prefix in the application's scope.
+        calls: Calls of the application that no client has waited for yet.
+        connections: A connection pool for all clients. It has no TLS context, whose creation would take 20 ms.
     """
 
     def __init__(self, app: ASGIApp | None = None, root_path: str = "") -> None:
@@ -68,7 +68,7 @@ class ServerThread(threading.Thread):
         self.config = Config(
             self.call_app,
             lifespan="on" if app else "off",
-            ws="none",  # as in `hitless.Worker`, whose protocol opens WebSockets itself
+            ws="none",  # as in `hitless.Worker`: its HTTP protocol opens WebSockets itself
             interface="asgi3",
             log_config=None,
             timeout_keep_alive=2 * TIMEOUT,
@@ -101,7 +101,7 @@ class ServerThread(threading.Thread):
 
         with suppress(SystemExit), asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
             runner.run(serve())
-        self.is_started.set()  # or the lifespan has failed to start
+        self.is_started.set()  # also if the lifespan failed to start
 
     def stop(self) -> None:
         self.connections.close()
@@ -125,12 +125,13 @@ class ServerThread(threading.Thread):
             call.has_returned.set()
 
     def wait_for_calls(self, *, raise_errors: bool) -> None:
-        """Wait until the application has returned, as `TestClient` does."""
+        """Wait until the application has returned from all calls, as `TestClient` does."""
         calls, self.calls = self.calls, []
         for call in calls:
             assert call.has_returned.wait(TIMEOUT)
             if call.error:
-                # After an exception, Uvicorn closes the connection, even if the response does not announce it.
+                # After an exception, Uvicorn closes the connection without announcing it. Do not use the connection
+                # again.
                 self.connections.close()
                 self.connections = httpx.HTTPTransport(verify=False)
             if call.error and raise_errors:
@@ -138,7 +139,7 @@ class ServerThread(threading.Thread):
 
 
 class Stream(httpx.SyncByteStream):  # type: ignore[misc]
-    """The body of a response. Closing it waits until the application has returned."""
+    """A response body. Closing it waits until the application has returned."""
 
     def __init__(self, stream: Any, server: ServerThread, *, raise_errors: bool) -> None:
         self.stream = stream
@@ -148,7 +149,7 @@ class Stream(httpx.SyncByteStream):  # type: ignore[misc]
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self.stream
-        except httpx.RemoteProtocolError:  # the application has failed in the middle of its response
+        except httpx.RemoteProtocolError:  # the application failed in the middle of its response
             self.close()
             raise
 
@@ -158,7 +159,7 @@ class Stream(httpx.SyncByteStream):  # type: ignore[misc]
 
 
 class WireSession(WebSocketTestSession):
-    """A WebSocket connection. Leaving its `with` block waits until the application has returned."""
+    """A WebSocket connection. At the end of its `with` block, it waits until the application has returned."""
 
     connection: ClientConnection
     call: Call
@@ -175,26 +176,28 @@ class WireSession(WebSocketTestSession):
                 str(self.request.url),
                 address=("127.0.0.1", self.server.port),
                 additional_headers=headers,
-                user_agent_header=None,  # it is in the headers
+                user_agent_header=None,  # it is already in the headers
                 proxy=None,
                 open_timeout=TIMEOUT,
                 close_timeout=TIMEOUT,
             ).__enter__()
         except InvalidStatus as refusal:
             self.server.wait_for_calls(raise_errors=True)
-            # ASGI's response if the application closes before it accepts. The close code is not sent to the client.
+            # If the application closes the connection before accepting it, ASGI servers respond 403. The close code is
+            # not sent.
             if refusal.response.status_code == HTTPStatus.FORBIDDEN:
                 raise WebSocketDisconnect(CloseCode.ABNORMAL_CLOSURE) from refusal
             raise
-        self.call = self.server.calls.pop()  # other requests do not wait for it
+        self.call = self.server.calls.pop()  # other requests do not wait for this call
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.close()
         self.server.calls.append(self.call)
         try:
-            # FastAPI's tests expect WebSocketDisconnect of the application, because they close the connection first.
-            # `TestClient` raises it also after a failed assertion, so that these tests would pass with any messages.
+            # FastAPI's tests expect WebSocketDisconnect from the application, because they close the connection first.
+            # `TestClient` also raises it after a failed assertion, which makes the test pass. Do not raise it in this
+            # case.
             self.server.wait_for_calls(raise_errors=isinstance(error, WebSocketDisconnect | None))
         except WebSocketDisconnect as disconnect:
             if disconnect.code != self.close_code:
@@ -222,7 +225,7 @@ shared_servers: list[ServerThread] = []
 
 
 class WireTransport(httpx.BaseTransport):  # type: ignore[misc]
-    """The transport of a `TestClient`, with the arguments of the one that it replaces."""
+    """The transport of a `TestClient`. It accepts the arguments of the original transport."""
 
     def __init__(self, app: ASGIApp, *, raise_server_exceptions: bool, root_path: str, **_: object) -> None:
         self.app = app
@@ -250,9 +253,9 @@ class WireTransport(httpx.BaseTransport):  # type: ignore[misc]
     def handle_request(self, request: Any) -> Any:
         server = self.own_server or self.shared_server()
         if request.url.scheme == "ws":
-            raise starlette.testclient._Upgrade(WireSession(server, request))  # `websocket_connect` returns the session
+            raise starlette.testclient._Upgrade(WireSession(server, request))  # returned by `websocket_connect`
         headers = request.headers.copy()
-        if request.url.scheme == "https":  # as behind a proxy that terminates TLS
+        if request.url.scheme == "https":  # as from a proxy that terminates TLS
             headers["x-forwarded-proto"] = "https"
         url = request.url.copy_with(scheme="http", host="127.0.0.1", port=server.port)
         sent = httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
@@ -271,7 +274,7 @@ def leave(client: Any, *_: object) -> None:
 
 
 def pytest_configure() -> None:
-    # Clients in these tests have stopped before their server does.
+    # The clients in these tests stop before their server, so it need not wait for them.
     hitless.server.LAST_REQUESTS_SECONDS = 0.0
     starlette.testclient._TestClientTransport = WireTransport  # type: ignore[misc, assignment]
     TestClient.__enter__ = enter  # type: ignore[method-assign]

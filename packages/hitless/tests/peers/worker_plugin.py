@@ -1,4 +1,4 @@
-"""A pytest plugin for uvicorn-worker's suite: hitless' worker instead of `UvicornWorker`, and longer timeouts."""
+"""A pytest plugin that runs uvicorn-worker's test suite on hitless's worker, with longer timeouts."""
 
 import os
 import subprocess
@@ -10,23 +10,23 @@ import hitless
 import pytest
 import uvicorn_worker  # type: ignore[import-untyped]  # it has no type hints
 
-# Seconds for gunicorn to start or to exit. The suite waits for less, and sends signals that would stop a gunicorn which
-# has not started yet.
+# Seconds for gunicorn to start or to exit. The suite itself waits for less time. It would send signals to a gunicorn
+# that has not started yet, which would stop it.
 TIMEOUT = 60
 
 
 class PatientProcess(subprocess.Popen[bytes]):
-    """The suite's `Process`, which is polled only once the application has started."""
+    """Replace the suite's `Process`. `poll` waits until the application has started."""
 
     output: IO[bytes]
 
-    def __init__(self, arguments: list[str], *, stdout: IO[bytes], **options: Any) -> None:  # noqa: ANN401  any of Popen's
+    def __init__(self, arguments: list[str], *, stdout: IO[bytes], **options: Any) -> None:  # noqa: ANN401  passed to Popen
         super().__init__(arguments, stdout=stdout, **options)
         self.log = stdout
 
     def poll(self) -> int | None:
         deadline = time.monotonic() + TIMEOUT
-        # `pread`, because gunicorn writes at the same offset of the file.
+        # Use `pread`, because it does not move the file offset, which gunicorn uses too.
         while super().poll() is None and b"startup complete" not in os.pread(self.log.fileno(), 100_000, 0):
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, WebSocket, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.dependencies import AppRequest, ReadSession, WriteSession
+from app.dependencies import AppRequest, BodyStream, ReadSession, WriteSession
 from app.errors import PermissionDenied, responses
 from app.limiter import rate_limit
 from app.pagination import Cursor, Limit, next_page_link, url_path
@@ -118,10 +118,10 @@ async def add_member(
     max_body_size=DOCUMENT_SIZE,
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}},
 )
-async def upload_document(project: OwnProject, session: WriteSession, request: Request) -> DocumentResponse:
+async def upload_document(project: OwnProject, session: WriteSession, body: BodyStream) -> DocumentResponse:
     """Upload a document of at most 20 MiB. For owners of the project."""
     size, digest = 0, sha256()
-    async for chunk in request.stream():
+    async for chunk in body:
         size += len(chunk)
         digest.update(chunk)
     await service.set_document(session, project.id, size, digest.digest())
