@@ -1,13 +1,14 @@
-"""The texts of all mails about accounts, as plain text. The HTML version is made from it: a `$link` becomes a link.
+"""The plain texts of all emails about accounts. The HTML versions are generated from them, with `$link` as a hyperlink.
 
-No text contains anything that a user has entered, because anyone can enter the address of another person.
+No text contains anything that a user has entered. Otherwise anyone could send words of their choice to another person's
+address.
 """
 
 from typing import NamedTuple
 
 
 class Text(NamedTuple):
-    """A subject and paragraphs. `$title` is the name of the service; see `write_link` in mails.py for the others."""
+    """A subject and paragraphs. `$title` is the name of the service; `write_link` in mails.py fills in the others."""
 
     subject: str
     paragraphs: str
