@@ -8,8 +8,8 @@ from app.security import MAX_CONCURRENT_HASHES
 from app.settings import Settings
 
 MIB = 2**20
-# Measured with 100 clients by the drills in tests/container/test_memory.py. gunicorn's master includes the memory that
-# workers share with it. A worker needs this memory in addition to its password hashes and request bodies.
+# Measured with 100 clients by the drills in tests/container/test_memory.py. The size of gunicorn's master includes all
+# memory that workers share. The size of a worker excludes its password hashes and request bodies.
 MASTER = 64 * MIB
 WORKER = 48 * MIB
 
@@ -49,7 +49,7 @@ def check_process_limit(workers: int, limit: int | None) -> str:
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose the numbers that are not set, so that the service does not exhaust the memory."""
+    """Choose the numbers that the settings leave open, so that the service does not exhaust the memory."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

@@ -56,7 +56,7 @@ _FASTAPI_HANDLERS = FastAPI().exception_handlers
 _UNREADABLE = "There was an error parsing the body"
 # Field names that an error may repeat. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
-# The three limits MAX_… keep the body of a 422 under 8 KiB, whatever the request contains.
+# MAX_DETAILS, MAX_FIELD_LENGTH and MAX_MESSAGE_LENGTH keep the body of a 422 under 8 KiB, for any request.
 MAX_DETAILS = 20
 # Type of the single error that replaces all others if there are more than MAX_DETAILS; see `Input`.
 TOO_MANY_ERRORS = "too_many_errors"
@@ -261,7 +261,7 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
-    """Respond to an HTTPException, raised by FastAPI or by a route, as to the AppError with the same status."""
+    """Turn an HTTPException, raised by FastAPI or by a route, into the response to the AppError with its status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
@@ -289,7 +289,7 @@ def status_phrase(status: int) -> str:
 
 def _allowed_methods(request: Request) -> str:
     """Return all methods that the path supports. Starlette returns only those of the first matching route."""
-    path = request.scope["path"].removeprefix(request.scope["root_path"])  # includes the path of a mount
+    path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the path of a mount
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
     # Mounted static files, for example those of the documentation, have no routes and support only GET, even if a route
@@ -306,9 +306,9 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
     problems = error.errors()
     details = [_describe(problem) for problem in problems[:MAX_DETAILS]]
     message = InvalidRequest.message
-    if len(problems) > MAX_DETAILS:  # in parameters, or in a body that is not an `Input`
+    if len(problems) > MAX_DETAILS:  # only for parameters, and for bodies that are not an `Input`
         message += f"; the first {MAX_DETAILS} of {len(problems)} errors are listed"
-    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # an `Input` has replaced its errors
+    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # `Input` has replaced the errors
         message += f"; more than {MAX_DETAILS} errors are not listed"
     return error_response(InvalidRequest(message), details=details)
 

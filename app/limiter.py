@@ -71,7 +71,7 @@ class Count(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How much of a limit a client has used: `used` of `quota` requests in `window` seconds."""
+    """A client's usage of a limit: `used` of `quota` requests in `window` seconds."""
 
     name: str
     quota: int

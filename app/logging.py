@@ -117,8 +117,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 
 def shorten(text: str) -> str:
-    """Truncate a client's text, so that it takes at most 512 characters of a log line."""
-    # JSON escapes some characters as six.
+    """Truncate text from a client to at most 512 characters of a log line."""
+    # JSON may escape one character as six.
     while len(text) * 6 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
@@ -154,7 +154,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
         },
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
-            # uvicorn-worker replaces the handlers of Uvicorn's loggers with those of gunicorn's, so these need some.
+            # uvicorn-worker gives Uvicorn's logger the handlers of gunicorn's, so gunicorn's logger needs a handler.
             "gunicorn.error": to_stderr,
             "uvicorn": to_stderr,
             "uvicorn.error": to_stderr,

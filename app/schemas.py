@@ -31,7 +31,7 @@ CHECKED = "checks_json_types"
 
 
 def _require_exact_json_types(schema: Any, handler: GetCoreSchemaHandler, seen: set[str]) -> None:  # noqa: ANN401  any part
-    """Make a core schema reject other JSON types instead of coercing them, and make lists fail at the first error.
+    """Make a core schema reject other JSON types instead of coercing them, and make lists fail at the first bad item.
 
     `ConfigDict(strict=True)` would also reject dates, enums and sets, which FastAPI passes as strings and lists.
 

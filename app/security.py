@@ -85,7 +85,7 @@ class Passwords:
         return True, self._hasher.hash(password) if is_outdated else None
 
     def _equalize_timing(self, password: str, password_hash: str) -> None:
-        """Hash until the total time is that of the current parameters, so that timing reveals no existing accounts."""
+        """Hash again until the total time matches the current parameters, so that timing does not reveal accounts."""
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
         if passes > 0:

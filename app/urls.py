@@ -164,7 +164,7 @@ def describe_database(url: str) -> str:
 
 
 def check_redis_url(value: SecretStr) -> SecretStr:
-    """Check a Redis URL.
+    """Check a Redis URL, and return it.
 
     Raises:
         ValueError: The URL is not valid.

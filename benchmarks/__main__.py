@@ -131,14 +131,14 @@ def measure(benchmark: Benchmark) -> Iterator[tuple[str, ...]]:
 
 
 def compare(benchmark: Benchmark, name: str, limit: servers.Server, service: servers.Server, path: str) -> Row:
-    """Measure a path on the limit and on the service."""
+    """Compare the service with the minimal server at a path."""
     fastest, ours = benchmark.alternate(benchmark.get(limit, path), benchmark.get(service, path))
     ratios = f"{ratio(ours.rate, fastest.rate)}, p99 {ratio(ours.p99, fastest.p99)}"
     return Row(name, describe(fastest), describe(ours), ratios)
 
 
 def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare logins with password hashing alone, and liveness during logins with liveness on an idle server."""
+    """Compare logins with password hashing alone, and health checks during logins with those of an idle server."""
     hashing, logins = benchmark.alternate(
         lambda: Load(hashes_per_second(LOGIN_SECONDS), 0, 0), lambda: benchmark.log_in(service)
     )
@@ -167,7 +167,7 @@ def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Ro
 
 
 def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare pages deep in the list, and searches, with the first page, on one connection."""
+    """Compare deep pages and searches with the first page, on one connection."""
     deep = "cursor=NTAwMDAw"  # id 500,000
     comparisons = {
         "page 1 and a page after 500,000 users": ("/users/", f"/users/?{deep}"),

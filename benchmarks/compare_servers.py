@@ -85,7 +85,7 @@ def speed(container: Container) -> Speed:
 
 
 def cpu_seconds(container: Container) -> float:
-    """Return the user and system CPU time of all processes so far. That of the reading command is negligible."""
+    """Return the user and system CPU time of all processes so far. The reading command itself uses hardly any."""
     stats = container.execute("sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true").splitlines()
     fields = [line.rpartition(")")[2].split() for line in stats]
     return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
@@ -121,7 +121,7 @@ def _stop(container: Container) -> None:
 
 
 def main(image: str) -> str:
-    """Run all measurements, and return their date, the versions, the machine, and the table."""
+    """Take all measurements, and return the date, the versions, the machine and the table."""
     with ExitStack() as stack:
         containers = {name: start(stack, image, command) for name, command in servers(NEVER).items()}
         rounds = [{name: speed(container) for name, container in containers.items()} for _ in range(ROUNDS)]

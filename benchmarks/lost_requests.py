@@ -57,7 +57,7 @@ COMMANDS = {
 
 @dataclass
 class Group:
-    """A group of clients: how they treat their connections, and how many requests got no complete response."""
+    """A group of clients that use connections in the same way, with the numbers of sent and lost requests."""
 
     keeps: bool
     notices: bool

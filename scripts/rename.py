@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE, NAME, DATABASE = "FastAPI Application", "fastapi-app", "fastapi_db"
-# Not versioned, or not to be renamed.
+# Not versioned, or must keep the old name.
 SKIPPED = {
     *(".git", ".venv", ".uv", "data", "node_modules", "packages"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),

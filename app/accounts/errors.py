@@ -1,4 +1,4 @@
-"""The errors of accounts."""
+"""The errors of the accounts feature."""
 
 from app.errors import AuthenticationFailed, RuleViolated
 

@@ -20,7 +20,7 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long expired tokens are kept. An email that is sent again must find the token of the first attempt.
+# How long expired tokens are kept. When an email is sent again, `write_link` must find the token of the first attempt.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")

@@ -12,8 +12,8 @@ from app.database import Base
 class AccountToken(Base):
     """The newest token of a user for a purpose. Earlier tokens are invalid.
 
-    The token itself is not stored: it is derived from `token_id` (see tokens.py). It works only once, because its use
-    changes the state on which it depends: the user's security stamp, or the address that is not verified yet.
+    The token itself is not stored: it is derived from `token_id` (see tokens.py). It works only once, because using it
+    changes what it depends on: the user's security stamp, or whether the address is verified.
     """
 
     __tablename__ = "account_tokens"

@@ -55,7 +55,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
     """
     token = await _check(reader, tokens, "password_reset", data.token)
-    new_hash = await passwords.hash(data.new_password)  # slow, so before the session takes a connection
+    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so before the session connects
     outbox.add(session, "password_changed", token.email)
     # A concurrent request with the same token waits here, and then fails, because the security stamp has changed.
     is_unchanged = User.id == token.user_id, User.security_stamp == token.security_stamp, User.email == token.address
@@ -74,7 +74,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: Outbox,
     limiter: RateLimiter,
 ) -> None:
-    """Mark an address as verified. A new address replaces the user's old one, which is notified.
+    """Mark an address as verified. A new address replaces the old one, and the old address is notified.
 
     The password is required because anyone can enter the address of another person. It proves that the owner of the
     address also owns the account.
@@ -102,7 +102,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
         )
     if user_id is None:
         raise InvalidMailToken(reason="used, or the account has changed")
-    # Otherwise the token could be used again after the address was changed and changed back.
+    # Delete the token. Otherwise it could be used again after the address was changed and changed back.
     used_token = AccountToken.user_id == user_id, AccountToken.purpose == "email_verification"
     await session.execute(delete(AccountToken).where(*used_token))
 

@@ -1,7 +1,6 @@
-"""The plain texts of all emails about accounts. The HTML versions are generated from them, with `$link` as a hyperlink.
+"""The plain texts of all emails about accounts. The HTML versions are generated from them, with links for `$link`.
 
-No text contains anything that a user has entered. Otherwise anyone could send words of their choice to another person's
-address.
+No text contains user input. Otherwise anyone could send arbitrary text to the address of another person.
 """
 
 from typing import NamedTuple

@@ -91,8 +91,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     not receive the response, may send it. The new token is derived from the used one, so it does not have to be stored.
 
     Raises:
-        InvalidRefreshToken: The token is unknown or expired, or its login has ended. If it was used before, end the
-            login.
+        InvalidRefreshToken: The token is unknown or expired, its login has ended, or it was used before. In the last
+            case, the login is ended.
     """
     login_id, secret = _parse(token)
     now = utc_now()

@@ -88,7 +88,7 @@ async def is_outage(error: Exception, engine: AsyncEngine) -> bool:
 
 def is_unique_violation(error: IntegrityError, column: str) -> bool:
     """Return whether the error is a violation of the unique constraint on a column, given as `table.column`."""
-    constraint = f"uq_{column.replace('.', '_')}"  # the naming convention of Base
+    constraint = f"uq_{column.replace('.', '_')}"  # by the naming convention of Base
     return (
         getattr(error.driver_exception, "constraint_name", None) == constraint
         or str(error.driver_exception) == f"UNIQUE constraint failed: {column}"

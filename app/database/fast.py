@@ -5,7 +5,7 @@ way, 0.20 ms with SQLAlchemy Core, and 0.44 ms with a session that returns an ob
 rows instead of objects, there are no SQLAlchemy events, and queries must be defined once, with `bindparam`. Queries
 whose types SQLAlchemy must convert, and all queries on SQLite, run in SQLAlchemy Core.
 
-Use it only for queries that stand out in a profile, and `ReadSession` for all others.
+Use this module only for queries that stand out in a profile, and `ReadSession` for all others.
 """
 
 import asyncio

@@ -26,7 +26,8 @@ log = structlog.stdlib.get_logger("app.database")
 
 # Maximum age of a connection in seconds. A server or a pooler that is shutting down may wait for clients to disconnect.
 MAX_AGE_SECONDS = 300
-# Maximum age in seconds of a connection to a read-only server. After a failover, the host name may resolve to another.
+# Maximum age in seconds of a connection to a read-only server. After a failover, the host name may resolve to another
+# server.
 READ_ONLY_SECONDS = 5.0
 # Seconds without an answer after which a host counts as silent.
 SILENT_SECONDS = 0.5
@@ -65,7 +66,7 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
 
 
 class Connector:
-    """Connects to the first usable host of the URL, and remembers the state of the servers.
+    """Connects to the first usable host of the URL, and caches the state of the servers.
 
     Statement timeouts are sent as startup parameters. If a pooler rejects these, each transaction sets its own
     timeouts, which costs a round trip. Outside of transactions, asyncpg's timeout then cancels the statement.
@@ -205,7 +206,7 @@ class Connector:
 
 @cache
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
-    """Return the connector of this process. All its engines share the connector, and what it knows of the servers.
+    """Return the connector of this process. All engines share it, and its cached state of the servers.
 
     gunicorn's workers inherit the connector from the master, which connects before it forks them.
     """
@@ -214,7 +215,7 @@ def get_connector(url: str, connect_timeout: float, statement_timeout: float) ->
 
 @cache
 def _log_rejected_limits(_database: str) -> None:
-    """Log that a pooler rejects the timeouts, once per database: migrations use a connector of their own."""
+    """Log that a pooler rejects the timeouts, once per database, because migrations use another connector."""
     log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
 
 

@@ -15,7 +15,7 @@ def create_sqlite_engine(settings: Settings, options: dict[str, Any]) -> AsyncEn
     engine = create_async_engine(
         settings.database_url.get_secret_value(),
         connect_args={
-            "timeout": settings.database_statement_timeout,  # a timeout for locks, for which alone SQLite waits
+            "timeout": settings.database_statement_timeout,  # SQLite's statements wait for nothing but locks
             "isolation_level": None,  # SQLAlchemy begins the transactions, not the driver
         },
         **options,

@@ -13,8 +13,8 @@ from app.database import Base, utc_now
 class Mail(Base):
     """An email that has not been sent. The row is deleted when the email is sent or dropped.
 
-    The row contains the kind of email instead of its text, which is written just before it is sent. It contains no
-    secrets.
+    The row contains the kind of email, but neither its text nor any secret. The text is written just before the email
+    is sent.
     """
 
     __tablename__ = "mails"

@@ -22,14 +22,15 @@ log = structlog.stdlib.get_logger("app.mail")
 
 # Seconds between two polls of the outbox, for retries and for emails that another worker did not finish.
 POLL_SECONDS = 5.0
-# How long a worker reserves an email. If the worker is killed, another one sends the email after this time.
+# How long an email is reserved for the worker that claimed it. If the worker is killed, another one sends the email
+# after this time.
 LEASE = timedelta(minutes=5)
 # The wait before a retry, which doubles with each failure up to a maximum, and the age at which an email is dropped.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
 MAX_AGE = timedelta(days=2)
 # Maximum time in seconds before an unavailable mail server is tried again.
 LONGEST_PAUSE = 60.0
-# Seconds that a shutdown waits until the current email is sent. If it takes longer, it may be sent twice.
+# Seconds that a shutdown waits for the email that is being sent. If sending takes longer, it may be sent twice.
 SHUTDOWN_SECONDS = 3.0
 
 
@@ -63,7 +64,7 @@ class Sender:
     def is_available(self) -> bool:
         """Return whether the mail server is available, as far as this worker knows.
 
-        A failure expires, because this worker may have no email left for a retry if another worker has sent it.
+        A failure expires: if another worker has sent the email since, this worker has no email to try again with.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 

@@ -18,7 +18,7 @@ RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websock
 def route_path(scope: Scope) -> str:
     """Return the path used for route matching: the request path without the prefix ROOT_PATH."""
     path: str = scope["path"]
-    # Starlette's patterns end with `$`, which also matches before a final line feed: `/auth/login\n` is `/auth/login`.
+    # Starlette's patterns end with `$`, which also matches before a line feed, so they match `/auth/login\n`, too.
     return path.removeprefix(scope.get("root_path", "")).removesuffix("\n")
 
 
@@ -28,7 +28,7 @@ def is_below(path: str, roots: tuple[str, ...]) -> bool:
 
 
 def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple[str, RouteContext]]:
-    """Yield the path of each route, and the route, including mounts and the routes of mounted applications."""
+    """Yield each route with its full path, including mounts and the routes of mounted applications."""
     for route in iter_route_contexts(routes):
         path = f"{prefix}{route.path or ''}"
         yield path, route
@@ -39,7 +39,7 @@ def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
 def list_routes_with(
     routes: Sequence[BaseRoute], get: Callable[[Any], Option | None]
 ) -> list[tuple[str, Pattern[str], Option]]:
-    """Return the method, the path pattern and the value of the option, for each route that has the option.
+    """Return the method, the path pattern and the option of each route that has one.
 
     With this list, middleware that runs before the router can apply options declared on routes.
     """

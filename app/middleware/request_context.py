@@ -21,7 +21,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContextMiddleware:
-    """Assigns ids and writes the access log. It is the outermost middleware, so that its timer covers all others.
+    """Assigns ids and writes the access log. It is outermost, so that its id and timer cover all other middleware.
 
     Args:
         app: The application.

@@ -1,4 +1,4 @@
-"""The migrations of the schema, and the functions that run them."""
+"""Schema migrations, and the functions that run them."""
 
 import asyncio
 import random
@@ -121,7 +121,7 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
 async def _grant_to_web_role(connection: AsyncConnection, url: str) -> None:
     try:
         await grant_to_web_role(connection, *split_credentials(url))
-    except DBAPIError as error:  # not the cause, because it contains the password
+    except DBAPIError as error:  # not chained, because it contains the password
         raise MigrationFailed(f"The role of WEB_DATABASE_URL cannot be set up: {error.orig}") from None
 
 

@@ -3,7 +3,8 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-# Idempotent, to be run again after each migration and after a restore. `format` quotes the names and the password.
+# These statements are idempotent: they can be run again after each migration and after a restore. `format` quotes the
+# names and the password.
 _STATEMENTS = text("""
     SELECT format(statement, CAST(:role AS text), CAST(:password AS text), current_schema()) FROM unnest(ARRAY[
         'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %1$L) THEN CREATE ROLE %1$I; END IF; END $$',

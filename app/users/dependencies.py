@@ -17,7 +17,7 @@ _bearer = HTTPBearer(
     scheme_name="BearerAuth",
     bearerFormat="JWT",
     description=f"The `access_token` from `POST {PREFIX}/auth/login`.",
-    auto_error=False,  # the errors below have the API's format
+    auto_error=False,  # the functions below raise errors in the API's format
 )
 
 

@@ -1,4 +1,4 @@
-"""The errors of users."""
+"""The errors of the users feature."""
 
 from app.errors import Conflict, NotFound, PermissionDenied, RuleViolated
 

@@ -149,7 +149,7 @@ async def update_profile(
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # A concurrent password reset cancels pending changes, so none may be added after it. It changes the security stamp.
+    # A password reset changes the security stamp, and cancels a pending address. Do not add a new one after a reset.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
@@ -202,7 +202,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword
-    new_hash = await passwords.hash(data.new_password)  # slow, so before the session connects
+    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so before the session connects
     outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)
