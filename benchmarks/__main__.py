@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def measure(benchmark: Benchmark) -> Iterator[tuple[str, ...]]:
-    """Yield the rows of three tables as they are measured, and an empty one between two tables."""
+    """Yield the rows of three tables as they are measured, with an empty row between tables."""
     database_url = benchmark.database_url
     with servers.service(database_url) as service:
         benchmark = benchmark._replace(token=get_token(service))

@@ -57,7 +57,7 @@ def container(image: str, port: int, *options: str) -> Iterator[str]:
 
 
 def parse_image(module: str, description: str | None) -> str:
-    """Return the image that the command line names, or the default, and exit with one line if there is none."""
+    """Return the image given on the command line, or the default. Exit with one line if it does not exist."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
