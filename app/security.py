@@ -63,8 +63,8 @@ class Passwords:
         """Verify a password against a hash. If the hash is None, use a dummy hash, so that it takes the same time.
 
         Returns:
-            Whether the password matches, and a new hash to store if it matches and the parameters of the old hash
-            differ from the current ones.
+            Whether the password matches, and a new hash to store or None. A new hash is needed if the password matches
+            and the parameters of the old hash differ from the current ones.
 
         Raises:
             HashingUnavailable: The queue is full, or the system is out of memory or threads.

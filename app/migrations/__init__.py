@@ -137,8 +137,8 @@ async def _find_lock_holders(engine: AsyncEngine) -> str:
 def include_object(dialect: str) -> Callable[..., bool]:
     """Return a function for Alembic's `include_object`, which selects the objects to compare with the models.
 
-    An index that uses a PostgreSQL method exists only on PostgreSQL. A column that exists only in the database is kept
-    for the previous release, which uses it during a rollout. A later migration drops it.
+    Indexes with a PostgreSQL method are not compared on SQLite, which does not have them. Columns that exist only in
+    the database are kept for the previous release, which uses them during a rollout. A later migration drops them.
     """
 
     def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any part
