@@ -1,4 +1,4 @@
-"""Changes to an account while it is logging in."""
+"""Race conditions between a login and changes of the same account."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ from tests.people import PASSWORD, log_in, register, sign_up
 
 @asynccontextmanager
 async def login_in_progress(client: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-    """Start a login that verifies the password, then waits until the context ends."""
+    """Start a login, and pause it after it verified the password, until the `with` block ends."""
     is_verified, may_continue = threading.Event(), threading.Event()
     verify = PasswordHasher.verify
 
@@ -43,7 +43,7 @@ async def login_in_progress(client: httpx.AsyncClient) -> AsyncIterator[asyncio.
 async def test_password_change_during_login_is_not_overwritten(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """The login would otherwise store an upgraded hash of the old password."""
+    """The login upgrades the stored hash, and must not overwrite the new password's hash with the old one's."""
     await register(client)
     old_hash = await Passwords(make_settings(argon2_memory_kib=32)).hash(PASSWORD)
     await session.execute(update(User).values(password_hash=old_hash))
