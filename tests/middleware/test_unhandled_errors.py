@@ -1,4 +1,4 @@
-"""Unhandled exceptions and cancelled requests."""
+"""Unhandled exceptions, and requests cancelled at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator
