@@ -29,7 +29,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Remove the containers."""
+    """Remove the containers that this test run has started."""
     if _containers:
         subprocess.run(["docker", "rm", "--force", "--volumes", *_containers], capture_output=True, check=False)
 

@@ -169,7 +169,7 @@ def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -
 
 
 def with_other_payload(people: People) -> str:
-    """Return a user's token with the payload of the superuser's token."""
+    """Return a user's token whose payload is replaced with that of the superuser's token."""
     header, _, signature = people.of_role[Role.SELF].access_token.split(".")
     _, payload, _ = people.of_role[Role.SUPERUSER].access_token.split(".")
     return f"{header}.{payload}.{signature}"
@@ -193,7 +193,7 @@ CALLERS: dict[str, tuple[Role, Token | None]] = {
 }
 
 
-# Tokens such as the service emails to the user on whom the requests act.
+# Tokens like those that the service emails to the user on whom the requests act.
 MAIL_TOKENS = MailTokens(make_settings())
 TOKEN_IDS: dict[Purpose, UUID] = {"password_reset": uuid4(), "email_verification": uuid4()}
 

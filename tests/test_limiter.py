@@ -159,7 +159,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
 
 
 async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
-    """Redis may return 0 ms at the end of a window. The test causes a similar -1, with a key that never expires."""
+    """At the end of a window, Redis may report 0 ms left. A key without expiry provokes a similar value, -1."""
     limiter = RateLimiter(settings, redis, MemoryCounter())
     before = set(await redis.keys("{rate}:default:*"))
     await limiter.hit("default", "ann")

@@ -295,7 +295,7 @@ async def test_connections_whose_server_reports_that_it_is_read_only_are_replace
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_connection_whose_server_rejects_a_write_as_read_only_is_replaced(settings: Settings) -> None:
-    """A pooler does not report that the server is read-only."""
+    """A pooler does not report that its server is read-only. Only the rejected write shows it."""
     async with serve(change(settings, database_pool_size=2, database_statement_timeout=4.2)) as service:
         before = await execute_on_two_connections(service, "SELECT 1")
         async with AsyncSession(service.state["engine"]) as session:

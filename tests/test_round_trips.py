@@ -24,7 +24,7 @@ async def database_proxy(postgresql_url: str) -> AsyncIterator[TCPProxy]:
 
 @pytest.fixture
 def proxied_settings(settings: Settings, database_proxy: TCPProxy, postgresql_url: str) -> Settings:
-    """Settings whose database URL leads through the proxy."""
+    """Settings that connect to the database through the proxy."""
     host, port = database_proxy.address.split(":")
     url = make_url(postgresql_url).set(host=host, port=int(port))
     return change(settings, database_url=url.render_as_string(hide_password=False))

@@ -54,7 +54,7 @@ async def test_link_sets_the_password_and_ends_every_login(client: httpx.AsyncCl
     assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
     assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 401
     assert (await log_in(client)).status_code == 401
-    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # in the same second as the reset
+    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # even in the same second as the reset
     me = await client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
     assert (me.status_code, me.json()["email_verified"]) == (200, True)
     notice = await mails.wait_for("Your password was changed")
@@ -130,7 +130,7 @@ async def test_unavailable_mail_server_changes_only_readiness(
         ready = await service.client.get("/health/ready")
     async with serve(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}")) as service:
         responses = [await request_reset(service.client, f"{name}@example.com") for name in ("ann", "bob", "ann")]
-        while "the mail server is unavailable: mails wait" not in [entry["event"] for entry in logs]:  # noqa: ASYNC110  there is no event
+        while "the mail server is unavailable: mails wait" not in [entry["event"] for entry in logs]:  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.01)
         unavailable = await service.client.get("/health/ready")
 

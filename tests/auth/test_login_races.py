@@ -90,10 +90,10 @@ async def test_concurrent_login_and_account_deletion_do_not_deadlock(
     await session.execute(update(Login).values(expires_at=utc_now()))
     await session.commit()
 
-    await session.execute(select(User.id).with_for_update())  # the first lock that a deletion takes
+    await session.execute(select(User.id).with_for_update())  # as the first step of an account deletion
     login = asyncio.create_task(log_in(client))
     await wait_for_blocked_statement(database_url)  # the login waits for that lock
-    await session.execute(delete(User))  # cascades to the expired token, which the login deletes too
+    await session.execute(delete(User))  # cascades to the expired token, which the login also deletes
     await session.commit()
 
     assert (await login).status_code == 401

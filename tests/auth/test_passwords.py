@@ -170,7 +170,7 @@ async def test_wrong_password_costs_the_same_for_a_cheaper_stored_hash() -> None
     passwords = Passwords(make_settings(argon2_memory_kib=2048, argon2_time_cost=5))
     passes: list[int] = []
 
-    def note(self: PasswordHasher, password: str) -> str:  # noqa: ARG001  the signature of `hash`
+    def note(self: PasswordHasher, password: str) -> str:  # noqa: ARG001  same signature as `hash`
         passes.append(self.time_cost * self.memory_cost)
         return ""
 

@@ -33,7 +33,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Co
 
 
 def stored_emails(compose: Compose) -> list[str]:
-    """Return the addresses of the users in PostgreSQL."""
+    """Return the email addresses of all users in PostgreSQL."""
     psql = ["psql", "--username=user", "--dbname=fastapi_db", "--tuples-only", "--no-align"]
     return compose("exec", "-T", "db", *psql, "--command=SELECT email FROM users").splitlines()
 

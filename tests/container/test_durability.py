@@ -22,7 +22,7 @@ CLIENTS = 8
 PAUSE = 0.03
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
-    # No overlap: a used refresh token is rejected at once, so each must be accepted exactly once.
+    # Disable the overlap: each refresh token is accepted at most once, so that the test can check every use.
     "REFRESH_OVERLAP_SECONDS": "0",
     # Cheap password hashes, because the clients log in often
     "ARGON2_MEMORY_KIB": "64",

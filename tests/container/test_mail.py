@@ -87,7 +87,7 @@ async def stored(database: Database, column: str) -> int:
 
 
 @pytest.mark.parametrize(("accounts", "kills"), [(50, 1), pytest.param(1000, 2, marks=pytest.mark.soak)])
-async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_service_is_killed(
+async def test_kills_during_a_mail_server_outage_lose_no_mail(
     service: Container, database: Database, maildev: Container, accounts: int, kills: int
 ) -> None:
     database.query(CREATE_ACCOUNTS.format(accounts))
@@ -115,7 +115,7 @@ async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_serv
     maildev.start()
     until(lambda: get_or_none(f"http://{maildev.ip}:1080/healthz"), "maildev responds")
     async with asyncio.timeout(DELIVERY_SECONDS):
-        while await stored(database, "count(*)"):  # noqa: ASYNC110  there is no event
+        while await stored(database, "count(*)"):  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(1)
     links = links_by_account(maildev)
 

@@ -102,7 +102,7 @@ def test_workers_of_two_containers_share_one_rate_limit(
     on_network = f"--network={network}"
     with run_service(image, on_network, **settings) as one, run_service(image, on_network, **settings) as other:
         until(lambda: is_counted_in_redis(one, redis), "requests are counted in Redis")
-        # Start at 900 in Redis. If Redis times out on a busy machine, a worker counts in its own memory, from 1.
+        # Start at 900 in Redis, to recognize its counts. If it times out on a busy machine, the worker counts from 1.
         redis_cli(redis, "SET", redis_cli(redis, "KEYS", "*"), "900", "KEEPTTL")
         urls = [f"{api(container)}/users/me" for container in (one, other)] * 100
 

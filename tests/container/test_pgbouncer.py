@@ -212,14 +212,14 @@ class Load:
         """Wait for `seconds` and for two responses per client on average. Return the statuses since the last call."""
         await asyncio.sleep(seconds)
         async with asyncio.timeout(300):
-            while self.statuses.total() < 2 * CLIENTS:  # noqa: ASYNC110  there is no event
+            while self.statuses.total() < 2 * CLIENTS:  # noqa: ASYNC110  there is no event to wait for
                 await asyncio.sleep(0.1)
         statuses, self.statuses = self.statuses, Counter()
         return statuses
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.soak)])
-async def test_prepared_statements_of_many_clients_on_few_connections(
+async def test_prepared_statements_of_many_clients_work_on_few_connections(
     url: str, server: Container, pooler: Container, database: str, seconds: float
 ) -> None:
     async with serve_pooled(url, **PATIENT, database_pool_size=CLIENTS) as service:
@@ -244,7 +244,7 @@ async def test_prepared_statements_of_many_clients_on_few_connections(
         finally:
             load.is_stopped = True
             await asyncio.wait(clients)
-    print(f"-- {calm}, {after_added_column}, {after_reconnect}, {meanwhile}, {after_changed_type}")  # noqa: T201  shown by pytest -rP
+    print(f"-- {calm}, {after_added_column}, {after_reconnect}, {meanwhile}, {after_changed_type}")  # noqa: T201  shown by `pytest -rP`
 
     assert int(connections) <= SERVER_CONNECTIONS + 1  # plus psql's own
     assert set(calm) == set(after_added_column) == set(after_reconnect) == set(after_changed_type) == {200, 204}
@@ -269,7 +269,7 @@ def test_restarted_pooler_loses_no_acknowledged_write(
         statuses = dict(writers.statuses)
         said = sum("a pooler rejects startup parameters" in message for message in service.messages("info"))
         levels = service.log_levels
-    print(f"-- {statuses}")  # noqa: T201  shown by pytest -rP
+    print(f"-- {statuses}")  # noqa: T201  shown by `pytest -rP`
 
     stored = set(psql(server, "SELECT email FROM users", database).splitlines())
     assert set(writers.acknowledged) - stored == set()

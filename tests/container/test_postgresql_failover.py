@@ -62,7 +62,7 @@ def service_under_load(
             yield service, report, writers
             writers.wait_for_writes()
             continue_load(report)
-        print(f"-- writes {dict(writers.statuses)}, reads {report.responses}, {len(report.failures)} failed")  # noqa: T201  shown by pytest -rP
+        print(f"-- writes {dict(writers.statuses)}, reads {report.responses}, {len(report.failures)} failed")  # noqa: T201  shown by `pytest -rP`
         assert set(writers.statuses) <= {201, 503}
         assert {error.status for error in report.error_responses} <= {503}
         assert (len(report.failures), report.refused) == (len(report.error_responses), 0)
@@ -90,7 +90,7 @@ def test_failover_loses_no_acknowledged_write(image: str, network: str, primary:
         promote(standby)
         promoted_at = time.monotonic()
         until(lambda: readiness(service) == 200, "readiness succeeds")
-        print(f"-- ready after {time.monotonic() - promoted_at:.1f} s")  # noqa: T201  shown by pytest -rP
+        print(f"-- ready after {time.monotonic() - promoted_at:.1f} s")  # noqa: T201  shown by `pytest -rP`
 
     assert_stored(standby, writers)
     assert writers.statuses[503]
@@ -121,7 +121,7 @@ def wait_until_replaced(primary: Container, standby: Container) -> float:
     until(lambda: psql(primary, count) == "0", "no connection leads to the old primary")
     seconds = time.monotonic() - started_at
     until(lambda: int(psql(standby, count)) >= WORKERS, "the connections lead to the new primary")
-    print(f"-- all connections replaced after {seconds:.1f} s")  # noqa: T201  shown by pytest -rP
+    print(f"-- all connections replaced after {seconds:.1f} s")  # noqa: T201  shown by `pytest -rP`
     return seconds
 
 

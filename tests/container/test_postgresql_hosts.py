@@ -61,7 +61,7 @@ async def is_standby(url: str) -> bool:
     ("attributes", "expected"),
     [("primary", False), ("read-write", False), ("standby", True), ("read-only", True), ("prefer-standby", True)],
 )
-async def test_server_with_the_wanted_attributes_is_used_whatever_the_order_of_hosts(
+async def test_target_session_attrs_select_the_server_in_any_order(
     primary: Container, standby: Container, order: int, attributes: str, expected: bool
 ) -> None:
     url = make_url(*(primary, standby)[::order], target_session_attrs=attributes)
@@ -119,7 +119,7 @@ async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
             took.append(time.monotonic() - started_at)
             if took[-1] < SECONDS:
                 break
-    print(f"-- connected after {took}")  # noqa: T201  shown by pytest -rP
+    print(f"-- connected after {took}")  # noqa: T201  shown by `pytest -rP`
 
     assert min(took) < SECONDS
 

@@ -119,7 +119,7 @@ PROJECT = {
 
 
 def insert(file: Path, after: str, added: str) -> None:
-    """Insert lines after the only line that begins with a text."""
+    """Insert lines after the only line that begins with `after`."""
     lines = file.read_text().splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if line.startswith(after)]
     lines[number:number] = added.splitlines()

@@ -292,7 +292,7 @@ async def test_worker_that_finishes_after_its_lease_does_not_affect_the_next(
         other_server.may_reply.set()
         await wait_until_empty(engine)
 
-    # Once the server has accepted the email, no worker sends it again.
+    # If the first attempt succeeded, the email is deleted. If it was deferred, the second worker's lease stays.
     assert leases == ([] if reply == "250 OK" else [(2, True)])
     assert len(mails.mails + other_server.mails) == copies
     assert len({mail["Message-ID"] for mail in mails.mails + other_server.mails}) == 1

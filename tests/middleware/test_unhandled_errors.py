@@ -71,7 +71,7 @@ async def test_response_cancelled_at_shutdown_is_truncated(
     request = asyncio.create_task(service.client.get("/forever"))
     await has_started.wait()
     request.cancel()
-    with pytest.raises(AssertionError):  # from httpx's transport, because the response is incomplete
+    with pytest.raises(AssertionError):  # raised by httpx's transport, because the response is incomplete
         await request
 
     assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 200)]

@@ -50,7 +50,7 @@ def test_error_in_own_module_on_a_terminal_has_pythons_traceback_format(
 ) -> None:
     (tmp_path / "broken.py").write_text(code)
 
-    server = gunicorn("broken:app", f"--config={GUNICORN_CONF}", LOG_FORMAT="console")  # as on a terminal
+    server = gunicorn("broken:app", f"--config={GUNICORN_CONF}", LOG_FORMAT="console")  # the default on a terminal
 
     assert server.wait() == 1
     assert "\nTraceback (most recent call last):\n" in server.log

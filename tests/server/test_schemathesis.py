@@ -30,7 +30,7 @@ PUBLIC = f"GET {PREFIX}/health.*|POST {PREFIX}/auth/.*|POST {PREFIX}/users/"
 
 
 class Run(NamedTuple):
-    """A schemathesis run: the caller, a pattern of routes, the examples to generate, and the minimum of cases."""
+    """A schemathesis run: caller, pattern of routes, examples to generate, and minimum number of test cases."""
 
     caller: str
     routes: str = ALL
