@@ -123,7 +123,7 @@ class Settings(SettingsFiles):
     )
     # The first choice of https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
     argon2_time_cost: int = Field(2, ge=1, description="Argon2id iterations")
-    argon2_parallelism: int = Field(1, ge=1, description="Argon2id lanes")
+    argon2_parallelism: int = Field(1, ge=1, description="Argon2id degree of parallelism")
     argon2_memory_kib: int = Field(19_456, description="Argon2id memory per hash in KiB")
     argon2_concurrency: int | None = Field(
         None, ge=1, description="Hashes that a worker computes at a time; by default 2, or 1 if memory is short"

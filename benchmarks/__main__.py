@@ -1,4 +1,4 @@
-"""Compare the service with the limit, in alternating measurements, and print the medians as a table.
+"""Compare the service with the limit, in alternating measurements, and print the medians as tables.
 
 `python -m benchmarks` needs `wrk`, and Docker for PostgreSQL 18 and Redis 8. It uses all CPUs for about ten minutes.
 """
@@ -42,11 +42,11 @@ LOGIN_SECONDS = 10  # a login takes long, so that fewer seconds would be too few
 
 
 class Row(NamedTuple):
-    """A row of the table: two measurements and their ratio."""
+    """A row of a table: two measurements and their ratio."""
 
     name: str
-    limit: str
-    service: str
+    first: str
+    second: str
     ratio: str
 
 
@@ -99,13 +99,12 @@ def main() -> None:
         add_users(database_url, 1, FEW)
 
         benchmark = Benchmark(arguments.rounds, arguments.seconds, database_url, redis_url)
-        print("| | limit | service | ratio |\n|---|---|---|---|")  # noqa: T201  the result
-        for row in measure_rows(benchmark):
-            print(f"| {' | '.join(row)} |", flush=True)  # noqa: T201  the result
+        for line in measure(benchmark):
+            print(f"| {' | '.join(line)} |" if line else "", flush=True)  # noqa: T201  the result
 
 
-def measure_rows(benchmark: Benchmark) -> Iterator[Row]:
-    """Yield the rows of the table as they are measured."""
+def measure(benchmark: Benchmark) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of three tables as they are measured, and an empty one between two tables."""
     database_url = benchmark.database_url
     with servers.service(database_url) as service:
         benchmark = benchmark._replace(token=get_token(service))
@@ -113,18 +112,21 @@ def measure_rows(benchmark: Benchmark) -> Iterator[Row]:
             servers.limit(database_url) as limit,
             servers.service(database_url, REDIS_URL=benchmark.redis_url) as redis,
         ):
+            yield from (("", "limit", "service", "ratio"), ("---",) * 4)
             yield compare(benchmark, "`GET /health/live`", limit, service, "/health/live")
             yield compare(benchmark, "`GET /users/me`, rate limits in memory", limit, service, "/users/me")
             yield compare(benchmark, "`GET /users/me`, rate limits in Redis", limit, redis, "/users/me")
             yield compare(benchmark, "`GET /users/?limit=100`", limit, service, "/users/?limit=100")
+        yield from ((), ("", "first", "second", "ratio"), ("---",) * 4)
         yield from compare_logins(benchmark, service)
-        with servers.service(database_url, MAX_REQUESTS="1000") as recycling:
+        with servers.service(database_url, MAX_REQUESTS="1000") as replacing:
             for path in ("/health/live", "/users/me"):
-                never, often = benchmark.alternate(benchmark.get(service, path), benchmark.get(recycling, path))
+                never, often = benchmark.alternate(benchmark.get(service, path), benchmark.get(replacing, path))
                 name = f"`MAX_REQUESTS` 0 and 1000, `GET {path}`"
                 yield Row(name, describe(never), describe(often), ratio(often.rate, never.rate))
         add_users(database_url, FEW + 1, MANY)
         yield from compare_pages(benchmark, service)
+    yield from ((), ("", "service"), ("---",) * 2)
     yield from measure_sizes(database_url)
 
 
@@ -179,21 +181,21 @@ def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row
         yield Row(f"1,000,000 users, {name}", describe(first), describe(other), f"p50 {ratio(other.p50, first.p50)}")
 
 
-def measure_sizes(database_url: str) -> Iterator[Row]:
+def measure_sizes(database_url: str) -> Iterator[tuple[str, str]]:
     """Measure the memory and the start of five workers that have served nearly nothing."""
     with servers.service(database_url, WEB_CONCURRENCY="5") as service:
         start = service.start_seconds
         if sys.platform == "linux":
             processes = [entry for entry in Path("/proc").iterdir() if is_in_group(entry, service.group)]
             pss = sum(read_pss(int(entry.name)) for entry in processes)
-            yield Row("memory of five workers and the master (PSS)", "", f"{pss / 1024:.0f} MiB", "")
+            yield "memory of five workers and the master (PSS)", f"{pss / 1024:.0f} MiB"
     times = []
     for _ in range(5):
         started_at = time.monotonic()
         subprocess.run([sys.executable, "-c", "import app.main"], check=True, cwd=servers.ROOT, capture_output=True)
         times.append(time.monotonic() - started_at)
-    yield Row("`import app.main`, with the start of Python", "", f"{median(times):.2f} s", "")
-    yield Row("from the start of five workers to the first response", "", f"{start:.2f} s", "")
+    yield "`import app.main`, with the start of Python", f"{median(times):.2f} s"
+    yield "from the start of five workers to the first response", f"{start:.2f} s"
 
 
 def is_in_group(entry: Path, group: int) -> bool:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from app import NAME
+from benchmarks.servers import parse_image
 from tests.container.engine import Container, run_container
 from tests.container.load import load
 from tests.container.service import make_targets, options
@@ -29,13 +29,13 @@ HEADS = [
     "requests/s",
     "p99",
     "CPU a request",
-    "lost by recycling",
+    "lost by `max_requests`",
     "by SIGHUP, twice",
     "by `docker stop`",
     "slowest answer",
 ]
 ROUNDS = 3
-WRK_SECONDS, RECYCLING_SECONDS, RELOADING_SECONDS = 4, 20, 6
+WRK_SECONDS, REPLACING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
 TICKS = 100  # a second, in /proc/<process>/stat
 
@@ -46,11 +46,11 @@ UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-acc
 
 def servers(max_requests: int) -> dict[str, list[str]]:
     """The command of each, with the number of requests after which it replaces a worker."""
-    recycling = [f"--max-requests={max_requests}"]
+    replacing = [f"--max-requests={max_requests}"]
     return {
-        "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=/app/gunicorn.conf.py", *recycling],
-        "gunicorn, uvicorn-worker": [*GUNICORN, "--worker-class=uvicorn_worker.UvicornWorker", *recycling],
-        "gunicorn, its `asgi` worker": [*GUNICORN, "--worker-class=asgi", *recycling],
+        "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=/app/gunicorn.conf.py", *replacing],
+        "gunicorn, uvicorn-worker": [*GUNICORN, "--worker-class=uvicorn_worker.UvicornWorker", *replacing],
+        "gunicorn, its `asgi` worker": [*GUNICORN, "--worker-class=asgi", *replacing],
         "`uvicorn --workers`": [*UVICORN, *([f"--limit-max-requests={max_requests}"] if max_requests else [])],
     }
 
@@ -92,12 +92,12 @@ def cpu_seconds(container: Container) -> float:
 
 
 def losses(container: Container) -> list[str]:
-    """What is lost of how many while workers are recycled, all are replaced (SIGHUP), and at `docker stop`.
+    """What is lost of how many by `max_requests`, by SIGHUP, and by `docker stop`.
 
     And the longest time, in seconds, that anyone had to wait.
     """
     reports = []
-    for step in (_recycle, _reload, _stop):
+    for step in (_replace, _reload, _stop):
         with load(*make_targets(container)) as report:
             step(container)
         reports.append(report)
@@ -105,8 +105,8 @@ def losses(container: Container) -> list[str]:
     return [*lost, f"{max(report.slowest for report in reports):.1f} s"]
 
 
-def _recycle(_: Container) -> None:
-    time.sleep(RECYCLING_SECONDS)
+def _replace(_: Container) -> None:
+    time.sleep(REPLACING_SECONDS)
 
 
 def _reload(container: Container) -> None:
@@ -158,6 +158,7 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
+    image = parse_image("benchmarks.compare_servers", __doc__)
     with redirect_stdout(None):  # where containers that end show their logs
-        result = main(sys.argv[1] if len(sys.argv) > 1 else NAME)
+        result = main(image)
     sys.stdout.write(result)

@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 
 from processes import get_or_none, until
 
-from app import NAME
+from benchmarks.servers import parse_image
 from tests.conftest import ROOT
 from tests.container.engine import run_container, run_docker
 from tests.container.service import options, wait_for_workers
@@ -66,7 +66,8 @@ def measure(image: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    image = parse_image("benchmarks.container", __doc__)
     with redirect_stdout(None):  # containers print their logs when they are removed
-        figures = measure(sys.argv[1] if len(sys.argv) > 1 else NAME)
+        figures = measure(image)
     rows = ["| | |", "|---|---|", *(f"| {name} | {value:.1f} |" for name, value in figures.items())]
     sys.stdout.write("\n".join([*rows, ""]))

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from processes import free_port, get_or_none, until
 
 RATES = (80, 300, 800)  # requests per second, of all clients together
-EVENTS = ("recycling", "SIGHUP", "stop")
+EVENTS = ("max_requests", "SIGHUP", "stop")
 CLIENTS = 8  # in each group
 MAX_REQUESTS = 200
 RESPONSE_TIMEOUT = 20  # seconds
@@ -169,8 +169,8 @@ def measure_all(seconds: float) -> Iterator[list[str]]:
     for (name, command), rate in itertools.product(COMMANDS.items(), RATES):
         cells, sent = [], 0
         for event in EVENTS:
-            recycling = f"--{'limit-' if command[0] == 'uvicorn' else ''}max-requests={MAX_REQUESTS}"
-            with serve(command, *([recycling] if event == "recycling" else [])) as (port, server):
+            max_requests = f"--{'limit-' if command[0] == 'uvicorn' else ''}max-requests={MAX_REQUESTS}"
+            with serve(command, *([max_requests] if event == "max_requests" else [])) as (port, server):
                 groups = asyncio.run(measure(port, server, event, rate, seconds))
             cells.append(" / ".join(str(group.lost) for group in groups))
             sent += sum(group.sent for group in groups)
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     arguments = parser.parse_args()
     loads = [os.getloadavg()[0]]
-    heads = ["server", "requests/s", *EVENTS, "of"]
+    heads = ["server", "requests/s", *EVENTS, "requests sent"]
     sys.stdout.write(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n")
     for row in measure_all(arguments.seconds):
         sys.stdout.write(f"| {' | '.join(row)} |\n")

@@ -1,7 +1,9 @@
 """Start the servers that are measured and the databases that they use. Each runs until its block ends."""
 
+import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from uuid import uuid4
 
 import httpx
 
-from app import PREFIX
+from app import NAME, PREFIX
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +56,19 @@ def container(image: str, port: int, *options: str) -> Iterator[str]:
         _docker("rm", "--force", "--volumes", name)
 
 
+def parse_image(module: str, description: str | None) -> str:
+    """Return the image that the command line names, or the default, and exit with one line if there is none."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", nargs="?", default=NAME, help="the image to measure (default: %(default)s)")
+    image = str(parser.parse_args().image)
+    inspect = ["docker", "image", "inspect", image]
+    if not shutil.which("docker") or subprocess.run(inspect, capture_output=True, check=False).returncode:  # noqa: S603  our own words
+        sys.exit(f"This needs Docker and the image: docker build -t {image} .")
+    return image
+
+
 def _docker(*arguments: str) -> str:
     return subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()  # noqa: S603, S607
 
@@ -70,7 +85,7 @@ def limit(database_url: str) -> Iterator[Server]:
 def service(database_url: str, **variables: str) -> Iterator[Server]:
     """Run the service with its production settings, and its log in a file.
 
-    By default its workers are not recycled, because the cost of recycling is a measurement of its own.
+    By default its workers are not replaced, because the cost of that is a measurement of its own.
     """
     environment = {
         "ENVIRONMENT": "production",

@@ -16,13 +16,18 @@ SKIPPED = {
     *(".git", ".venv", ".uv", "data", "node_modules", "packages"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
 }
+# What docs/testing.md says about the test.
+CLAUSE = ", and the project can be renamed"
 # The section of the README with the command.
 SECTION = r"^### (?:(?!^##).)*?uv run scripts/rename\.py.*?(?=^##)"
 
 
 def main() -> None:
     """Ask for the title, and derive the other spellings from it."""
-    title = input("What is the name of your service, such as Acme Billing? ").strip()
+    try:
+        title = input("What is the name of your service, such as Acme Billing? ").strip()
+    except (EOFError, KeyboardInterrupt):
+        sys.exit("\nNo name was entered. Nothing is changed.")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*([ -][A-Za-z0-9]+)*", title):
         sys.exit(
             "A name consists of letters from A to Z, digits, and single spaces or hyphens, and begins with a letter."
@@ -42,6 +47,7 @@ def main() -> None:
         if path.is_file() and not SKIPPED & {*path.relative_to(ROOT).parts}:
             edit(path, replace_names)
     edit(ROOT / "README.md", lambda text: re.sub(SECTION, "", text, flags=re.DOTALL | re.MULTILINE))
+    edit(ROOT / "docs/testing.md", lambda text: text.replace(CLAUSE, ""))
     (ROOT / "tests/copies/test_rename.py").unlink(missing_ok=True)
     Path(__file__).unlink()
     Path(__file__).parent.rmdir()

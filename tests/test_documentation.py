@@ -15,7 +15,7 @@ from app.main import create_app
 from app.setting_types import EXAMPLE_SECRET_KEY
 from app.settings import Settings, load_settings
 from tests.conftest import GROUPS, ROOT, make_settings
-from tests.pages import PAGES, blocks, command, table, tables
+from tests.pages import PAGES, Block, blocks, command, table, tables
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 # Line limits of pages that may be longer than the others.
@@ -38,6 +38,28 @@ def test_every_command_of_a_page_is_run_by_a_test() -> None:
 
 def test_every_shell_block_has_a_name() -> None:
     assert [block for block in blocks() if block.language in {"sh", "console"} and not block.name] == []
+
+
+@every_page
+def test_file_of_a_block_is_named_before_it(page: Path) -> None:
+    """Readers on GitHub do not see the block's title, so the text before the block must name the file."""
+    parts = re.split(r"^```(.*)\n(?:.*\n)*?```$|^#+ .*", page.read_text(), flags=re.MULTILINE)
+
+    for text, info in zip(parts[::2], parts[1::2], strict=False):
+        title = re.search(r" title=(\S+)", info or "")
+        assert not title or f"`{title[1]}`" in text, title
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in blocks() if block.language == "diff"], ids=lambda block: block.title
+)
+def test_diff_can_be_applied(block: Block) -> None:
+    """A diff that has already been applied is accepted too."""
+    text = (ROOT / block.title).read_text()
+    for hunk in block.text.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        before, after = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in (" -", " +"))
+        assert text.count(before) == 1 or after in text, before
 
 
 def test_every_table_with_a_name_is_compared() -> None:

@@ -150,7 +150,7 @@ def run_proxy(folder: Path, compose: Compose) -> Iterator[str]:
     (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
     url = f"http://localhost:{free_port()}"
     text = caddyfile.text.replace("api.example.com", url)
-    text = text.replace("10.254.254", compose.variables["WEB_NETWORK"]).replace("30s", f"{TIMEOUT}s")
+    text = text.replace("10.254.254", compose.variables["WEB_NETWORK"]).replace("60s", f"{TIMEOUT}s")
     (folder / "Caddyfile").write_text("{\n    admin off\n}\n" + text)
     with run_container("caddy:2.11-alpine", "--network=host", f"--volume={folder}:/etc/caddy:ro"):
         until(lambda: get_or_none(url), "the proxy responds")

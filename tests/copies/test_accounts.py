@@ -17,9 +17,8 @@ from tests.pages import command
 def server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """The URL of the service with default settings, and the path of its log."""
     port, log = free_port(), tmp_path / "service.log"
-    arguments = [sys.executable, "-m", "uvicorn", "app.main:app", f"--port={port}"]
-    with log.open("w") as output:
-        process = subprocess.Popen(arguments, cwd=tmp_path, env=clean_environment, stdout=output, stderr=output)
+    script = command("serve-with-log").replace("uv run uvicorn", f"exec {sys.executable} -m uvicorn --port={port}")
+    process = subprocess.Popen(["bash", "-euc", script], cwd=tmp_path, env=clean_environment)
     until(lambda: get_or_none(f"http://127.0.0.1:{port}{PREFIX}/health"), "the service responds")
     yield f"http://127.0.0.1:{port}", log
     process.terminate()

@@ -131,7 +131,7 @@ def test_superuser_is_created_on_the_server(server: str, run: Run) -> None:
 def test_migration_is_created_from_the_models(run: Run, fresh_copy: Path) -> None:
     run(command("new-migration"))
 
-    (migration,) = (fresh_copy / "app/migrations/versions").glob("*_add_notes.py")
+    (migration,) = (fresh_copy / "app/migrations/versions").glob("*_describe_the_change.py")
     assert "pass" in migration.read_text()
     migration.unlink()
 

@@ -9,10 +9,10 @@ import pytest
 from tests.copies.repository import CHECKS, copy_repository, run
 from tests.pages import command
 
-# Names of the feature: its modules and routes, and the test variables that only it uses.
+# Names of the feature: those that the page's command searches for, and the test variables that only it uses.
 NAMES = re.compile(
-    r"app\.accounts|/password-reset|/email-verification|/users/invitations|/account/"
-    r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
+    command("find-accounts").split('"')[1]
+    + r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
 )
 
 
@@ -67,9 +67,8 @@ def test_accounts_are_removed(copy: Path) -> None:
     for name in ("README.md", "SECURITY.md"):
         text = (copy / name).read_text()
         (copy / name).write_text(re.sub(r"^\|.*\]\(tests/accounts/.*\n", "", text, flags=re.MULTILINE))
-    delete_text(
-        copy / "docs/architecture.md", r", \[`accounts/`\]\(../app/accounts\)", r"; what needs mail, such as .*?(?= \|)"
-    )
+    delete_text(copy / "docs/architecture.md", r", \[`accounts/`\]\(../app/accounts\)", r" account mails: .*?;")
+    delete_text(copy / "docs/recipes.md", r"\[pages.py\]\(../app/accounts/pages.py\) ")
     sections = "Walkthrough with curl|Where the links lead|Change the texts|Remove the feature"
     page = copy / "docs/accounts.md"
     page.write_text(re.sub(rf"^## (?:{sections})\n(?:(?!## ).*\n?)*", "", page.read_text(), flags=re.MULTILINE))

@@ -31,6 +31,8 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
     assert before.keys() - after.keys() == {"scripts/rename.py", "tests/copies/test_rename.py"}
     assert after.keys() <= before.keys()
     assert [path for path, text in after.items() if b"scripts/rename" in text or b"test_rename" in text] == []
+    assert b"the project can be renamed" in before["docs/testing.md"]
+    assert b"the project can be renamed" not in after["docs/testing.md"]
     for path, text in {
         "README.md": b"# Acme Billing and Invoicing 2\n",
         "LICENSE": b"The Acme Billing and Invoicing 2 authors",
@@ -89,6 +91,11 @@ def test_second_rename_changes_nothing(copy: Path) -> None:
     rename(copy, title)
 
     assert contents(copy) == once
+
+
+def test_no_answer_is_reported_in_one_line(copy: Path) -> None:
+    with pytest.raises(AssertionError, match=r"\? \nNo name was entered\. Nothing is changed\.\n$"):
+        run(copy, command("rename"))
 
 
 @pytest.mark.parametrize("title", ["", "2nd", "Acme's", 'Acme"', "Acme  Billing", "Acme -", "Ä"])

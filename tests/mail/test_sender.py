@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from typing import Any
 
+import httpx
 import pytest
 import structlog
 from processes import TIMEOUT, free_port
@@ -21,6 +23,8 @@ from app.mail.outbox import Outbox, Writer
 from app.mail.sender import LEASE, MAX_AGE, Sender
 from app.settings import Settings
 from tests.conftest import NO_LIMIT, change, make_settings
+from tests.pages import command
+from tests.people import sign_up
 from tests.smtp_server import MailServer, mail_server, text_of
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -59,6 +63,17 @@ async def write_number(_: AsyncSession, mail: Mail) -> Content | None:
     """Write the content of a numbered email. Number 0 has none, so it is not sent."""
     number = mail.context["number"]
     return Content(f"Mail {number}", f"This is mail {number}.") if number else None
+
+
+async def test_documented_writer_writes_to_existing_users(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    documented: dict[str, Any] = {}
+    exec(command("mail-writer"), documented)  # noqa: S102  from our own documentation
+    write: Writer = documented["mail_writers"](make_settings())["welcome"]
+    user = await sign_up(client)
+
+    contents = [await write(session, Mail(context={"user_id": user_id})) for user_id in (user.id, user.id + 1)]
+
+    assert contents == [Content("Welcome", "Your account is ready."), None]
 
 
 class Worker:

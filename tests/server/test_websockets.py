@@ -16,6 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from app import PREFIX
 from tests.conftest import ROOT
+from tests.pages import command
 from tests.people import PASSWORD
 
 
@@ -40,6 +41,14 @@ def chat(server: Gunicorn, token: str) -> Iterator[ClientConnection]:
     url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat/1"
     with connect(url, additional_headers={"Authorization": f"Bearer {token}", "X-Request-ID": "my-chat"}) as client:
         yield client
+
+
+def test_documented_client_receives_an_answer(server: Gunicorn, token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"{server.url.replace('http', 'ws')}{PREFIX}"
+
+    exec(command("websocket-client").replace("ws://127.0.0.1:8000", url), {"token": token})  # noqa: S102  our own
+
+    assert capsys.readouterr().out.endswith(" in 1: hello\n")
 
 
 def wait_for_close(client: ClientConnection) -> int | None:
