@@ -7,20 +7,20 @@ from fastapi import Path
 
 from app.errors import MAX_DETAILS
 
-MAX_ID = 2**63 - 1  # PostgreSQL's bigint
+MAX_ID = 2**63 - 1  # the maximum of PostgreSQL's bigint
 
-# An id in a path, such as `/users/{user_id}`.
+# An id in a path such as `/users/{user_id}`.
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
-# The default pattern of strings in request bodies. PostgreSQL cannot store a NUL.
+# The default pattern of strings in request bodies. PostgreSQL cannot store NUL characters.
 NO_NUL = r"^[^\x00]*$"
-# A pattern for text that may contain any character, such as a password, which is never stored.
+# A pattern for text that may contain any character, for example a password, which is never stored.
 ANY_TEXT = r"^"
-# A pattern for text in one line, such as a name, which needs no control characters.
+# A pattern for text in one line without control characters, for example a name.
 SINGLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
 class Input(JSONModel):
-    """The base class of request bodies. Unknown fields and values of another JSON type are errors."""
+    """The base class of request bodies. Unknown fields and values of another JSON type are rejected."""
 
     json_string_pattern: ClassVar = NO_NUL
     json_max_errors: ClassVar = MAX_DETAILS

@@ -21,8 +21,8 @@ TOO_MANY_ERRORS = "too_many_errors"
 class JSONModel(BaseModel):
     """A model that accepts only the JSON types that it names.
 
-    Unknown fields are errors. So are values of another JSON type, such as `"1"` for an integer or `1` for a boolean.
-    Types that JSON writes as strings, such as dates, UUIDs and enums, are parsed.
+    Unknown fields are rejected. So are values of another JSON type, for example `"1"` for an integer or `1` for a
+    boolean. Types that JSON represents as strings, such as dates, UUIDs and enums, are parsed.
     """
 
     model_config = ConfigDict(extra="forbid")
