@@ -10,8 +10,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 # Metadata key that marks core schemas that already check JSON types.
 CHECKED = "checks_json_types"
-# Parts of a schema that are no schemas, or do not validate.
-NO_SCHEMAS = {"computed_fields", "default", "metadata", "serialization"}
+# Parts of a schema that are not schemas.
+NO_SCHEMAS = {"default", "metadata"}
 # Parts that validate the keys of an object. In JSON, keys are always strings.
 KEYS = {"extras_keys_schema", "keys_schema"}
 
