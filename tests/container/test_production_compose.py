@@ -209,7 +209,7 @@ def test_release_with_an_empty_secret_leaves_the_old_version_running(production:
     before = secret_key.read_text()
     secret_key.write_text("")
     try:
-        with pytest.raises(AssertionError, match=r"The settings are not valid:\n  SECRET_KEY: must be set"):
+        with pytest.raises(AssertionError, match=r"The settings are not valid:\\n  SECRET_KEY: must be set"):
             run(production, command("release").replace(RELEASE, image))
     finally:
         secret_key.write_text(before)
