@@ -71,11 +71,11 @@ async def change_name_then_open_transaction(_: Annotated[None, Depends(change_na
 async def test_change_in_read_session_is_an_error(
     service: Service, session: AsyncSession, endpoint: Callable[..., Awaitable[None]]
 ) -> None:
-    service.app.post(PREFIX + "/rename", status_code=204)(endpoint)
+    service.app.post(PREFIX + "/rename-in-a-test", status_code=204)(endpoint)
     await register(service.client)
 
     with pytest.raises(RuntimeError, match="WriteSession"):
-        await service.client.post("/rename")
+        await service.client.post("/rename-in-a-test")
 
     assert await session.scalar(select(User.full_name)) == "Ann"
 

@@ -169,13 +169,13 @@ async def test_document_is_served(settings: Settings, document: dict[str, Any]) 
 def test_event_stream_and_its_errors_have_their_own_media_types() -> None:
     app = create_app(make_settings())
 
-    @app.get("/events", response_class=EventSourceResponse, responses=responses(NotFound))
+    @app.get("/events-in-a-test", response_class=EventSourceResponse, responses=responses(NotFound))
     async def events() -> AsyncIterator[int]:
         yield 1
 
     document = build_openapi(app)
     OpenAPIV31SpecValidator(document).validate()
 
-    found = document["paths"]["/events"]["get"]["responses"]
+    found = document["paths"]["/events-in-a-test"]["get"]["responses"]
     assert found["200"]["content"] == {"text/event-stream": {}}
     assert found["404"]["content"].keys() == {"application/json"}

@@ -37,7 +37,7 @@ def token(server: Gunicorn) -> str:
 @pytest.fixture
 def chat(server: Gunicorn, token: str) -> Iterator[ClientConnection]:
     """A WebSocket of the user."""
-    url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat/1"
+    url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat-in-a-test/1"
     with connect(url, additional_headers={"Authorization": f"Bearer {token}", "X-Request-ID": "my-chat"}) as client:
         yield client
 
@@ -90,10 +90,10 @@ def test_sigterm_closes_with_1012(server: Gunicorn, chat: ClientConnection) -> N
 @pytest.mark.parametrize(
     ("path", "host", "status", "error"),
     [
-        ("/chat/1", "127.0.0.1", 401, "authentication_error"),
-        ("/chat/1", "evil.example", 400, "validation_error"),
+        ("/chat-in-a-test/1", "127.0.0.1", 401, "authentication_error"),
+        ("/chat-in-a-test/1", "evil.example", 400, "validation_error"),
         ("/nowhere", "127.0.0.1", 404, "not_found"),
-        ("/closed", "127.0.0.1", 403, "permission_error"),
+        ("/closed-in-a-test", "127.0.0.1", 403, "permission_error"),
     ],
 )
 def test_rejected_handshake_gets_an_error_of_the_api(
