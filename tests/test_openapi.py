@@ -120,6 +120,15 @@ def test_operations_declare_their_limits(document: dict[str, Any]) -> None:
         assert ("413" in operation["responses"]) or "requestBody" not in operation, name
 
 
+def test_schemas_have_different_names(document: dict[str, Any]) -> None:
+    renamed = [name for name in document["components"]["schemas"] if "__" in name]
+
+    assert not renamed, (
+        f"Two classes have one name, so FastAPI has renamed both: {', '.join(renamed)}. Clients see these names: "
+        "rename one of the classes."
+    )
+
+
 def test_errors_share_one_schema(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         for status, response in operation["responses"].items():
