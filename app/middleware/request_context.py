@@ -84,8 +84,9 @@ class RequestContextMiddleware:
         if not is_quiet and not is_limited and not refusal_log.allow():
             return
         if route is not None:
-            # A mounted application adds its path to `root_path`. FastAPI leaves out the prefix of an included router.
-            route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
+            # A mounted application adds its path to `root_path`. FastAPI leaves out the prefix of an included router,
+            # but not of its routes for WebSockets.
+            route = (scope.get("root_path", "").removeprefix(outer.get("root_path", "")) + route).removeprefix(PREFIX)
         # Health checks are frequent, and a failing one is visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
