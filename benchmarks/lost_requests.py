@@ -2,9 +2,9 @@
 
     uv run python -m benchmarks.lost_requests
 
-Each server runs two workers and the same application. Three groups of eight clients share the load: one keeps its
-connections and never looks at them before it sends, one keeps them and first notices whether the server has closed
-them, and one opens a connection for each request. No client tries again. It takes about eight minutes.
+Each server runs two workers and the same application. Three groups of eight clients share the load. The first group
+reuses its connections without checking whether the server has closed them. The second reuses them, but checks first.
+The third opens a new connection for each request. No client retries. The benchmark takes about eight minutes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from processes import free_port, get_or_none, until
 
 RATES = (80, 300, 800)  # requests per second, of all clients together
-EVENTS = ("recycling", "SIGHUP", "stop")
+EVENTS = ("max_requests", "SIGHUP", "stop")
 CLIENTS = 8  # in each group
 MAX_REQUESTS = 200
 RESPONSE_TIMEOUT = 20  # seconds
@@ -57,7 +57,7 @@ COMMANDS = {
 
 @dataclass
 class Group:
-    """A group of clients: how they treat their connections, and how many requests got no complete response."""
+    """A group of clients that use connections in the same way, with the numbers of sent and lost requests."""
 
     keeps: bool
     notices: bool
@@ -150,7 +150,7 @@ def serve(command: list[str], *options: str) -> Iterator[tuple[int, subprocess.P
 
 
 async def measure(port: int, server: subprocess.Popen[bytes], event: str, rate: int, seconds: float) -> list[Group]:
-    """Count the losses of each group during an event."""
+    """Count the lost requests of each group during an event."""
     async with load(port, rate) as groups:
         await asyncio.sleep(1)
         if event == "SIGHUP":
@@ -169,8 +169,8 @@ def measure_all(seconds: float) -> Iterator[list[str]]:
     for (name, command), rate in itertools.product(COMMANDS.items(), RATES):
         cells, sent = [], 0
         for event in EVENTS:
-            recycling = f"--{'limit-' if command[0] == 'uvicorn' else ''}max-requests={MAX_REQUESTS}"
-            with serve(command, *([recycling] if event == "recycling" else [])) as (port, server):
+            max_requests = f"--{'limit-' if command[0] == 'uvicorn' else ''}max-requests={MAX_REQUESTS}"
+            with serve(command, *([max_requests] if event == "max_requests" else [])) as (port, server):
                 groups = asyncio.run(measure(port, server, event, rate, seconds))
             cells.append(" / ".join(str(group.lost) for group in groups))
             sent += sum(group.sent for group in groups)
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     arguments = parser.parse_args()
     loads = [os.getloadavg()[0]]
-    heads = ["server", "requests/s", *EVENTS, "of"]
+    heads = ["server", "requests/s", *EVENTS, "requests sent"]
     sys.stdout.write(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n")
     for row in measure_all(arguments.seconds):
         sys.stdout.write(f"| {' | '.join(row)} |\n")

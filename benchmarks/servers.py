@@ -1,7 +1,9 @@
-"""Start the servers that are measured and the databases that they use. Each runs until its block ends."""
+"""Run the measured servers and their databases. Each runs until its `with` block ends."""
 
+import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,13 +17,13 @@ from uuid import uuid4
 
 import httpx
 
-from app import PREFIX
+from app import NAME, PREFIX
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 SECRET_KEY = "a key that signs the benchmark's own tokens"  # noqa: S105  of no other service
 WORKERS = 2
-# Never reached, because the cost of counting is measured and not the limit.
+# Never reached, because the benchmark measures the cost of counting, not of rejecting requests.
 NO_LIMIT = "999999999/minute"
 PATIENCE = 60  # seconds
 
@@ -38,7 +40,7 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def container(image: str, port: int, *options: str) -> Iterator[str]:
-    """Run a container, and return its address.
+    """Run a container, and yield its address.
 
     On Linux this is the container's own address. A published port would add Docker's proxy to every round trip.
     """
@@ -52,6 +54,19 @@ def container(image: str, port: int, *options: str) -> Iterator[str]:
             yield _docker("port", name, f"{port}/tcp")
     finally:
         _docker("rm", "--force", "--volumes", name)
+
+
+def parse_image(module: str, description: str | None) -> str:
+    """Return the image given on the command line, or the default. Exit with one line if it does not exist."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", nargs="?", default=NAME, help="the image to measure (default: %(default)s)")
+    image = str(parser.parse_args().image)
+    inspect = ["docker", "image", "inspect", image]
+    if not shutil.which("docker") or subprocess.run(inspect, capture_output=True, check=False).returncode:  # noqa: S603  our own words
+        sys.exit(f"This needs Docker and the image: docker build -t {image} .")
+    return image
 
 
 def _docker(*arguments: str) -> str:
@@ -68,9 +83,9 @@ def limit(database_url: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def service(database_url: str, **variables: str) -> Iterator[Server]:
-    """Run the service with its production settings, and its log in a file.
+    """Run the service with its production settings, and write its log to a file.
 
-    By default its workers are not recycled, because the cost of recycling is a measurement of its own.
+    By default, its workers are not replaced, because the cost of replacing them is measured separately.
     """
     environment = {
         "ENVIRONMENT": "production",

@@ -1,4 +1,4 @@
-"""Give a copy of this repository a name of its own: `uv run scripts/rename.py`.
+"""Rename a copy of this repository: `uv run scripts/rename.py`.
 
 The script replaces the name in every file, and then removes itself, its test, and the documentation about it. `hitless`
 in packages/ is a package of its own, and keeps its name and its licence.
@@ -11,18 +11,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE, NAME, DATABASE = "FastAPI Application", "fastapi-app", "fastapi_db"
-# Not versioned, or not to be renamed.
+# Not versioned, or must keep the old name.
 SKIPPED = {
     *(".git", ".venv", ".uv", "data", "node_modules", "packages"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
 }
-# The section of the README with the command.
+# The clause of docs/testing.md about the test of this script.
+CLAUSE = ", and the project can be renamed"
+# The section of the README about this script.
 SECTION = r"^### (?:(?!^##).)*?uv run scripts/rename\.py.*?(?=^##)"
 
 
 def main() -> None:
     """Ask for the title, and derive the other spellings from it."""
-    title = input("What is the name of your service, such as Acme Billing? ").strip()
+    try:
+        title = input("What is the name of your service, such as Acme Billing? ").strip()
+    except (EOFError, KeyboardInterrupt):
+        sys.exit("\nNo name was entered. Nothing is changed.")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*([ -][A-Za-z0-9]+)*", title):
         sys.exit(
             "A name consists of letters from A to Z, digits, and single spaces or hyphens, and begins with a letter."
@@ -31,8 +36,8 @@ def main() -> None:
     if is_dependency(name):
         sys.exit(f"{name} is a package that this service depends on.")
     spellings = {TITLE: title, NAME: name, DATABASE: name.replace("-", "_")}
-    # The pattern matches the new spellings too, and the longest first, so that a second run changes nothing if the new
-    # name contains the old one.
+    # Match the new spellings, too, and the longest first: if the new name contains the old one, a second run changes
+    # nothing.
     pattern = re.compile("|".join(sorted({*spellings, *spellings.values()}, key=len, reverse=True)))
 
     def replace_names(text: str) -> str:
@@ -42,6 +47,7 @@ def main() -> None:
         if path.is_file() and not SKIPPED & {*path.relative_to(ROOT).parts}:
             edit(path, replace_names)
     edit(ROOT / "README.md", lambda text: re.sub(SECTION, "", text, flags=re.DOTALL | re.MULTILINE))
+    edit(ROOT / "docs/testing.md", lambda text: text.replace(CLAUSE, ""))
     (ROOT / "tests/copies/test_rename.py").unlink(missing_ok=True)
     Path(__file__).unlink()
     Path(__file__).parent.rmdir()

@@ -1,4 +1,4 @@
-"""The feature for accounts by mail is removed from a copy of the repository, as its page says, and everything works."""
+"""The accounts feature is removed from a copy of the repository as docs/accounts.md says, and all checks pass."""
 
 import ast
 import re
@@ -9,15 +9,15 @@ import pytest
 from tests.copies.repository import CHECKS, copy_repository, run
 from tests.pages import command
 
-# What names the feature: its modules and routes, and the variables of tests that only it needs.
+# Names of the feature: those that the page's command searches for, and the test variables that only it uses.
 NAMES = re.compile(
-    r"app\.accounts|/password-reset|/email-verification|/users/invitations|/account/"
-    r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
+    command("find-accounts").split('"')[1]
+    + r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
 )
 
 
 def delete_references(file: Path) -> None:
-    """Delete the smallest elements of lists and sets, tests, and other statements whose lines match NAMES."""
+    """For each line that matches NAMES, delete the smallest list or set element, statement or whole test around it."""
     lines = file.read_text().splitlines(keepends=True)
     nodes = list(ast.walk(ast.parse("".join(lines))))
     tests = [
@@ -40,7 +40,7 @@ def delete_references(file: Path) -> None:
 
 
 def delete_text(file: Path, *patterns: str) -> None:
-    """Delete the only text that matches each pattern."""
+    """Delete the text that matches each pattern. Each must match exactly once."""
     text = file.read_text()
     for pattern in patterns:
         text, count = re.subn(pattern, "", text, flags=re.MULTILINE)
@@ -67,9 +67,8 @@ def test_accounts_are_removed(copy: Path) -> None:
     for name in ("README.md", "SECURITY.md"):
         text = (copy / name).read_text()
         (copy / name).write_text(re.sub(r"^\|.*\]\(tests/accounts/.*\n", "", text, flags=re.MULTILINE))
-    delete_text(
-        copy / "docs/architecture.md", r", \[`accounts/`\]\(../app/accounts\)", r"; what needs mail, such as .*?(?= \|)"
-    )
+    delete_text(copy / "docs/architecture.md", r", \[`accounts/`\]\(../app/accounts\)", r" account mails: .*?;")
+    delete_text(copy / "docs/recipes.md", r"\[pages.py\]\(../app/accounts/pages.py\) ")
     sections = "Walkthrough with curl|Where the links lead|Change the texts|Remove the feature"
     page = copy / "docs/accounts.md"
     page.write_text(re.sub(rf"^## (?:{sections})\n(?:(?!## ).*\n?)*", "", page.read_text(), flags=re.MULTILINE))

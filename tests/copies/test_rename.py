@@ -1,4 +1,4 @@
-"""scripts/rename.py leaves nothing of the old name in a copy of the repository, and everything works."""
+"""After scripts/rename.py ran in a copy of the repository, the old name is gone and all checks pass."""
 
 import re
 from pathlib import Path
@@ -31,6 +31,8 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
     assert before.keys() - after.keys() == {"scripts/rename.py", "tests/copies/test_rename.py"}
     assert after.keys() <= before.keys()
     assert [path for path, text in after.items() if b"scripts/rename" in text or b"test_rename" in text] == []
+    assert b"the project can be renamed" in before["docs/testing.md"]
+    assert b"the project can be renamed" not in after["docs/testing.md"]
     for path, text in {
         "README.md": b"# Acme Billing and Invoicing 2\n",
         "LICENSE": b"The Acme Billing and Invoicing 2 authors",
@@ -42,14 +44,14 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
         "app/__init__.py": b'NAME = "acme-billing-and-invoicing-2"',
     }.items():
         assert text in after[path], path
-    # hitless keeps its name and its licence.
+    # Files of hitless do not change, because it keeps its name and licence.
     assert {path for path in before if path.startswith("packages/") and after[path] != before[path]} == set()
     tests = "access or architecture or openapi or documentation or database or gunicorn_conf"
     run(copy, f"{CHECKS} && pytest tests/server/test_gunicorn_conf.py", tests=tests)
 
 
 def rewrite(page: str) -> str:
-    """Replace all sentences and all tables without a name. What remains is code, headings and tables with a name."""
+    """Replace all sentences and unnamed tables with dummy text. Keep code, headings and named tables."""
     lines: list[str] = []
     is_kept = False
     for line in page.splitlines():
@@ -78,7 +80,7 @@ def test_pages_can_be_rewritten(copy: Path) -> None:
 
 
 def test_second_rename_changes_nothing(copy: Path) -> None:
-    """Even if the new name contains the old one, and the script is restored."""
+    """The script deletes itself, so it is restored first. The new name contains the old one."""
     title = "FastAPI Application Server"
     script = (copy / "scripts/rename.py").read_text()
     rename(copy, title)
@@ -89,6 +91,11 @@ def test_second_rename_changes_nothing(copy: Path) -> None:
     rename(copy, title)
 
     assert contents(copy) == once
+
+
+def test_no_answer_is_reported_in_one_line(copy: Path) -> None:
+    with pytest.raises(AssertionError, match=r"\? \nNo name was entered\. Nothing is changed\.\n$"):
+        run(copy, command("rename"))
 
 
 @pytest.mark.parametrize("title", ["", "2nd", "Acme's", 'Acme"', "Acme  Billing", "Acme -", "Ä"])
