@@ -63,7 +63,7 @@ async def test_route_knows_the_current_user(service: Service, ann: Person) -> No
     assert headers[b"x-request-id"]
 
 
-async def test_documented_route_sends_messages_back(service: Service, ann: Person) -> None:
+async def test_documented_route_sends_messages_back_and_holds_no_connection(service: Service, ann: Person) -> None:
     documented: dict[str, Any] = {}
     exec(command("websocket-route"), documented)  # noqa: S102  the code is from our documentation
     service.app.include_router(documented["router"], prefix="/documented-in-a-test")
@@ -71,9 +71,11 @@ async def test_documented_route_sends_messages_back(service: Service, ann: Perso
         accepted = await client.receive()
         client.send("hello")
         answer = await client.receive()
+        held = service.state["engine"].pool.status()
 
     assert accepted["type"] == "websocket.accept"
-    assert answer == {"type": "websocket.send", "text": "hello"}
+    assert answer == {"type": "websocket.send", "text": "Ann: hello"}
+    assert "Current Checked out connections: 0" in held
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ def chat(server: Gunicorn, token: str) -> Iterator[ClientConnection]:
 
 
 def test_documented_client_receives_an_answer(server: Gunicorn, token: str, capsys: pytest.CaptureFixture[str]) -> None:
-    url = f"{server.url.replace('http', 'ws')}{PREFIX}"
+    url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat-in-a-test"
 
-    exec(command("websocket-client").replace("ws://127.0.0.1:8000", url), {"token": token})  # noqa: S102  our own
+    exec(command("websocket-client").replace("ws://127.0.0.1:8000/chat", url), {"token": token})  # noqa: S102  our own
 
     assert capsys.readouterr().out.endswith(" in 1: hello\n")
 
