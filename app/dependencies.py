@@ -20,8 +20,13 @@ class AppRequest(HTTPConnection[State]):
 
 
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
-    """Open the request's session, which reads in autocommit mode. It connects on first use."""
-    async with AsyncSession(request.state["read_engine"], expire_on_commit=False, autoflush=False) as session:
+    """Open the request's session, which reads in autocommit mode. It connects on first use.
+
+    Once it is closed, using it is an error: it would open another connection, which nothing returns to the pool.
+    """
+    async with AsyncSession(
+        request.state["read_engine"], expire_on_commit=False, autoflush=False, close_resets_only=False
+    ) as session:
         yield session
         _check_nothing_is_pending(session)
 

@@ -119,7 +119,7 @@ class MemoryCounter:
             slot = min(slots, key=self._ends.__getitem__)
             self._keys[slot], self._used[slot], self._ends[slot] = number, 0, now + window
         self._used[slot] = used = min(self._used[slot] + 1, 2**32 - 1)
-        return Count(used, self._ends[slot] - now)
+        return Count(used, min(window, self._ends[slot] - now))  # the sum of two floats may be rounded up
 
 
 class RedisCounter:

@@ -7,7 +7,9 @@ from typing import Annotated
 import httpx
 import pytest
 from fastapi import Depends
+from fastapi.sse import EventSourceResponse
 from sqlalchemy import event, func, select, text
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
@@ -71,13 +73,39 @@ async def change_name_then_open_transaction(_: Annotated[None, Depends(change_na
 async def test_change_in_read_session_is_an_error(
     service: Service, session: AsyncSession, endpoint: Callable[..., Awaitable[None]]
 ) -> None:
-    service.app.post(PREFIX + "/rename", status_code=204)(endpoint)
+    service.app.post(PREFIX + "/rename-in-a-test", status_code=204)(endpoint)
     await register(service.client)
 
     with pytest.raises(RuntimeError, match="WriteSession"):
-        await service.client.post("/rename")
+        await service.client.post("/rename-in-a-test")
 
     assert await session.scalar(select(User.full_name)) == "Ann"
+
+
+async def test_use_of_a_closed_session_is_an_error(service: Service) -> None:
+    """It would open another connection, which nothing returns to the pool."""
+
+    @service.app.get(PREFIX + "/test", response_class=EventSourceResponse)
+    async def follow(session: ReadSession) -> AsyncIterator[int | None]:
+        yield 1
+        yield await session.scalar(COUNT)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await service.client.get("/test")
+
+    assert caught.group_contains(InvalidRequestError, match="permanently closed")
+
+
+async def test_closed_session_holds_no_connection_and_its_objects_can_be_read(service: Service) -> None:
+    @service.app.get(PREFIX + "/test")
+    async def read_and_close(session: ReadSession) -> list[object]:
+        user = (await session.scalars(select(User))).one()
+        await session.close()
+        return [user.email, *(await service.state["fast_reader"].fetch_one(COUNT) or ())]
+
+    await register(service.client)
+
+    assert (await service.client.get("/test")).json() == ["ann@example.com", 1]
 
 
 async def test_failed_update_is_rolled_back(client: httpx.AsyncClient, session: AsyncSession) -> None:

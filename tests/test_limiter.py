@@ -120,6 +120,16 @@ def test_full_memory_evicts_the_window_that_ends_first() -> None:
     assert counts == [1, 2, 1, 2, 1]
 
 
+def test_seconds_left_are_never_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 210.605
+    monkeypatch.setattr("app.limiter.monotonic", lambda: now)
+
+    seconds_left = MemoryCounter().hit(b"a" * 8, 60).seconds_left
+
+    assert (now + 60) - now > 60  # rounded up
+    assert seconds_left == 60
+
+
 def test_memory_counts_thousands_of_clients() -> None:
     counter = MemoryCounter()
     keys = [blake2b(str(number).encode(), digest_size=8).digest() for number in range(8_000)]

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import pytest
 import structlog
 from alembic import command
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, Uuid, bindparam, delete, func, inspect, select, text
+from sqlalchemy import Column, Integer, MetaData, Uuid, bindparam, delete, func, inspect, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -35,6 +37,7 @@ from app.migrations import (
     lock_migrations,
     migrate,
     render_item,
+    rewriter,
 )
 from app.settings import Settings
 from app.startup import prepare_database
@@ -58,6 +61,7 @@ VALUES: dict[type, object] = {
     UUID: UUID(int=1),
 }
 ROWS: dict[str, dict[str, object]] = {}
+Seen = TypeVar("Seen")
 TIMEOUT = 600  # seconds per command, on a machine that runs many tests in parallel
 
 
@@ -179,45 +183,72 @@ def count_rows(connection: Connection) -> dict[str, int]:
     }
 
 
+def revisions_newest_first() -> list[str]:
+    return [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+
+
+async def run_step(
+    engine: AsyncEngine, step: Callable[[Config, str], None], revision: str, look: Callable[[Connection], Seen]
+) -> Seen:
+    """Migrate up or down to a revision, and return what `look` returns of the database."""
+
+    def run(connection: Connection) -> Seen:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        step(config, revision)
+        return look(connection)
+
+    async with engine.begin() as connection:
+        return await connection.run_sync(run)
+
+
 async def test_migrations_run_up_and_down_on_tables_with_rows(database: Settings) -> None:
     """Before each migration, every table created so far gets a row."""
     await migrate(database, "base")
-    revisions = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+    revisions = revisions_newest_first()
     engine = create_migration_engine(database)
 
-    async def run(step: Callable[[Config, str], None], revision: str) -> dict[str, int]:
-        def run_step(connection: Connection) -> dict[str, int]:
-            config = alembic_config()
-            config.attributes["connection"] = connection
-            step(config, revision)
-            rows = count_rows(connection)
-            fill_empty_tables(connection)
-            return rows
-
-        async with engine.begin() as connection:
-            return await connection.run_sync(run_step)
+    def count_and_fill(connection: Connection) -> dict[str, int]:
+        rows = count_rows(connection)
+        fill_empty_tables(connection)
+        return rows
 
     filled: set[str] = set()
     for revision in reversed(revisions):
-        rows = await run(command.upgrade, revision)
+        rows = await run_step(engine, command.upgrade, revision, count_and_fill)
         assert {name: rows[name] for name in filled & rows.keys()} == dict.fromkeys(filled & rows.keys(), 1), revision
         filled = set(rows)
     for revision in [*revisions[1:], "base"]:
-        rows = await run(command.downgrade, revision)
+        rows = await run_step(engine, command.downgrade, revision, count_and_fill)
         assert all(rows[name] == 1 for name in rows.keys() & filled - {"alembic_version"}), revision
     await engine.dispose()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_sqlite_never_reuses_an_id(database: Settings) -> None:
-    """A migration of an AUTOINCREMENT table must pass `sqlite_autoincrement` in `table_kwargs` of batch_alter_table."""
-    engine = create_engine(database)
-    async with engine.connect() as connection:
-        result = await connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
-        found = {name for (name,) in result}
+    """Also after a downgrade. A batch creates a table again, without its AUTOINCREMENT."""
+    solution = (
+        "{} loses AUTOINCREMENT. Write op.add_column and op.drop_column. For other changes, write "
+        'op.batch_alter_table(…, table_kwargs={{"sqlite_autoincrement": True}}): ids go on after the highest left.'
+    )
+
+    def tables_with_autoincrement(connection: Connection) -> set[str]:
+        found = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
+        return set(found.scalars())
+
+    await migrate(database, "base")
+    revisions = revisions_newest_first()
+    engine = create_migration_engine(database)
+    tables: dict[str, set[str]] = {}
+    for revision in reversed(revisions):
+        tables[revision] = await run_step(engine, command.upgrade, revision, tables_with_autoincrement)
+    for newer, revision in pairwise(revisions):
+        found = await run_step(engine, command.downgrade, revision, tables_with_autoincrement)
+        assert found == tables[revision], solution.format(f"The downgrade of migration {newer}")
     await engine.dispose()
 
-    assert found == {name for name, table in TABLES.items() if table.dialect_options["sqlite"]["autoincrement"]}
+    expected = {name for name, table in TABLES.items() if table.dialect_options["sqlite"]["autoincrement"]}
+    assert tables[revisions[0]] == expected, solution.format("An upgrade")
 
 
 async def test_constraints_have_the_names_from_the_models(database: Settings) -> None:
@@ -328,6 +359,30 @@ def test_alembic_command_line_works(
 def test_datetime_column_is_rendered_without_its_sqlite_variant() -> None:
     assert render_item("type", Login.__table__.c.created_at.type, None) == "sa.DateTime(timezone=True)"
     assert render_item("type", Login.__table__.c.user_id.type, None) is False
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_new_migration_uses_no_batch_for_a_column_of_a_table_with_autoincrement(database: Settings) -> None:
+    models = MetaData()
+    for table in TABLES.values():
+        table.to_metadata(models)
+    for name in ("users", "refresh_tokens"):
+        models.tables[name].append_column(Column("added", Integer))
+
+    def generate(connection: Connection) -> str:
+        context = MigrationContext.configure(connection, opts={"include_object": include_object("sqlite")})
+        script = produce_migrations(context, models)
+        rewriter(context, (), [script])
+        assert script.upgrade_ops
+        return render_python_code(script.upgrade_ops, render_as_batch=True)
+
+    engine = create_engine(database)
+    async with engine.connect() as connection:
+        migration = await connection.run_sync(generate)
+    await engine.dispose()
+
+    assert "op.add_column('users', sa.Column('added'" in migration
+    assert "with op.batch_alter_table('refresh_tokens'" in migration
 
 
 def test_migration_can_be_generated_from_changed_models(clean_environment: dict[str, str], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.conftest import Service, change, serve
 from tests.people import sign_up
 
 
-def mount_reports(app: FastAPI) -> None:
+def mount_application(app: FastAPI) -> None:
     """Mount an application with one route for each test."""
     reports = FastAPI(title="Reports")
 
@@ -52,7 +52,7 @@ def mount_reports(app: FastAPI) -> None:
     @reports.get("/health")
     async def health() -> None: ...
 
-    app.mount(PREFIX + "/reports", reports)
+    app.mount(PREFIX + "/mounted-in-a-test", reports)
 
 
 def mount_own_handlers(app: FastAPI) -> None:
@@ -68,7 +68,7 @@ def mount_own_handlers(app: FastAPI) -> None:
     async def fail(number: int) -> None:
         raise RuntimeError if number else NotFound
 
-    app.mount(PREFIX + "/own", own)
+    app.mount(PREFIX + "/own-in-a-test", own)
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     def add_all_routers(app: FastAPI) -> None:
         add_routers(app)
-        mount_reports(app)
-        app.mount(PREFIX + "/files", StaticFiles(directory=tmp_path / "files"))
+        mount_application(app)
+        app.mount(PREFIX + "/files-in-a-test", StaticFiles(directory=tmp_path / "files"))
         mount_own_handlers(app)
 
     monkeypatch.setattr("app.main.add_routers", add_all_routers)
@@ -90,19 +90,19 @@ async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path:
 async def test_route_knows_the_current_user(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
-    response = await client.get("/reports/me", headers=ann.auth)
+    response = await client.get("/mounted-in-a-test/me", headers=ann.auth)
 
     assert (response.status_code, response.json()) == (200, ann.id)
 
 
 async def test_route_knows_the_settings(client: httpx.AsyncClient, settings: Settings) -> None:
-    assert (await client.get("/reports/settings")).json() is settings.docs
+    assert (await client.get("/mounted-in-a-test/settings")).json() is settings.docs
 
 
 async def test_bug_returns_500_in_the_format_of_all_others(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
 ) -> None:
-    response = await client.get("/reports/bug")
+    response = await client.get("/mounted-in-a-test/bug")
 
     assert (response.status_code, response.json()["type"]) == (500, "internal_error")
     assert [entry["event"] for entry in logs] == ["request"]  # no error after the response
@@ -121,7 +121,7 @@ async def test_bug_returns_500_in_the_format_of_all_others(
 async def test_errors_have_the_format_of_all_others(
     client: httpx.AsyncClient, method: str, path: str, status: int, error: str
 ) -> None:
-    response = await client.request(method, f"/reports{path}", json=[] if method == "POST" else None)
+    response = await client.request(method, f"/mounted-in-a-test{path}", json=[] if method == "POST" else None)
 
     assert (response.status_code, response.json()["type"]) == (status, error)
     assert response.headers.get("allow") == ("GET, HEAD" if status == 405 else None)
@@ -131,9 +131,9 @@ async def test_errors_have_the_format_of_all_others(
 @pytest.mark.parametrize(
     ("path", "status", "text"),
     [
-        ("/own/x", 400, "RequestValidationError"),
-        ("/own/1", 400, "RuntimeError"),
-        ("/own/0", 404, '{"error":"Not found","type":"not_found"}'),
+        ("/own-in-a-test/x", 400, "RequestValidationError"),
+        ("/own-in-a-test/1", 400, "RuntimeError"),
+        ("/own-in-a-test/0", 404, '{"error":"Not found","type":"not_found"}'),
     ],
 )
 async def test_handlers_of_a_mounted_application_take_precedence(
@@ -146,7 +146,7 @@ async def test_handlers_of_a_mounted_application_take_precedence(
 
 async def test_mounted_files_have_the_headers_and_errors_of_routes(client: httpx.AsyncClient) -> None:
     found, missing, deleted = [
-        await client.request(method, f"/files/users/{name}")
+        await client.request(method, f"/files-in-a-test/users/{name}")
         for method, name in (("GET", "me"), ("GET", "you"), ("DELETE", "me"))
     ]
 
@@ -158,9 +158,9 @@ async def test_mounted_files_have_the_headers_and_errors_of_routes(client: httpx
 
 
 async def test_limits_of_a_route_apply(client: httpx.AsyncClient) -> None:
-    too_large = await client.post("/reports/2026/imports", content=b" " * 101)
-    accepted = await client.post("/reports/2026/imports", json=[1])
-    too_many = await client.post("/reports/2026/imports", json=[1])
+    too_large = await client.post("/mounted-in-a-test/2026/imports", content=b" " * 101)
+    accepted = await client.post("/mounted-in-a-test/2026/imports", json=[1])
+    too_many = await client.post("/mounted-in-a-test/2026/imports", json=[1])
 
     assert [response.status_code for response in (too_large, accepted, too_many)] == [413, 200, 429]
     assert accepted.headers["ratelimit-policy"] == '"login";q=2;w=60'
@@ -169,17 +169,17 @@ async def test_limits_of_a_route_apply(client: httpx.AsyncClient) -> None:
 async def test_route_is_logged_with_the_path_of_the_mount(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict]
 ) -> None:
-    await client.get("/reports/health")
-    await client.head("/reports/me")
+    await client.get("/mounted-in-a-test/health")
+    await client.head("/mounted-in-a-test/me")
 
     assert [(entry["log_level"], entry["route"]) for entry in logs] == [
-        ("info", "/reports/health"),
-        ("info", "/reports/me"),
+        ("info", "/mounted-in-a-test/health"),
+        ("info", "/mounted-in-a-test/me"),
     ]
 
 
 async def test_documentation_loads_all_assets_from_the_service(client: httpx.AsyncClient) -> None:
-    page = await client.get("/reports/docs")
+    page = await client.get("/mounted-in-a-test/docs")
 
     assert "script-src 'self' 'sha256-" in page.headers["content-security-policy"]
     for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):

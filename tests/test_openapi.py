@@ -120,6 +120,15 @@ def test_operations_declare_their_limits(document: dict[str, Any]) -> None:
         assert ("413" in operation["responses"]) or "requestBody" not in operation, name
 
 
+def test_schemas_have_different_names(document: dict[str, Any]) -> None:
+    renamed = [name for name in document["components"]["schemas"] if "__" in name]
+
+    assert not renamed, (
+        f"Two classes have one name, so FastAPI has renamed both: {', '.join(renamed)}. Clients see these names: "
+        "rename one of the classes."
+    )
+
+
 def test_errors_share_one_schema(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         for status, response in operation["responses"].items():
@@ -169,13 +178,13 @@ async def test_document_is_served(settings: Settings, document: dict[str, Any]) 
 def test_event_stream_and_its_errors_have_their_own_media_types() -> None:
     app = create_app(make_settings())
 
-    @app.get("/events", response_class=EventSourceResponse, responses=responses(NotFound))
+    @app.get("/events-in-a-test", response_class=EventSourceResponse, responses=responses(NotFound))
     async def events() -> AsyncIterator[int]:
         yield 1
 
     document = build_openapi(app)
     OpenAPIV31SpecValidator(document).validate()
 
-    found = document["paths"]["/events"]["get"]["responses"]
+    found = document["paths"]["/events-in-a-test"]["get"]["responses"]
     assert found["200"]["content"] == {"text/event-stream": {}}
     assert found["404"]["content"].keys() == {"application/json"}

@@ -19,7 +19,7 @@ from tests.people import Person, sign_up
 from tests.server.app_with_websocket import add_websockets
 from tests.websocket_client import WebSocketClient, open_websocket
 
-CHAT = f"{PREFIX}/chat/1"
+CHAT = f"{PREFIX}/chat-in-a-test/1"
 
 
 @pytest.fixture
@@ -63,26 +63,28 @@ async def test_route_knows_the_current_user(service: Service, ann: Person) -> No
     assert headers[b"x-request-id"]
 
 
-async def test_documented_route_sends_messages_back(service: Service, ann: Person) -> None:
+async def test_documented_route_sends_messages_back_and_holds_no_connection(service: Service, ann: Person) -> None:
     documented: dict[str, Any] = {}
     exec(command("websocket-route"), documented)  # noqa: S102  the code is from our documentation
-    service.app.include_router(documented["router"], prefix="/documented")
-    async with open_websocket(service, "/documented/chat/1", ann.auth) as client:
+    service.app.include_router(documented["router"], prefix="/documented-in-a-test")
+    async with open_websocket(service, "/documented-in-a-test/chat/1", ann.auth) as client:
         accepted = await client.receive()
         client.send("hello")
         answer = await client.receive()
+        held = service.state["engine"].pool.status()
 
     assert accepted["type"] == "websocket.accept"
-    assert answer == {"type": "websocket.send", "text": "hello"}
+    assert answer == {"type": "websocket.send", "text": "Ann: hello"}
+    assert "Current Checked out connections: 0" in held
 
 
 @pytest.mark.parametrize(
     ("path", "headers", "status", "error"),
     [
-        ("/chat/1", {}, 401, "authentication_error"),
-        ("/chat/1", {"Authorization": "Bearer x"}, 401, "authentication_error"),
-        ("/chat/1", {"Host": "evil.example"}, 400, "validation_error"),
-        ("/closed", {}, 403, "permission_error"),
+        ("/chat-in-a-test/1", {}, 401, "authentication_error"),
+        ("/chat-in-a-test/1", {"Authorization": "Bearer x"}, 401, "authentication_error"),
+        ("/chat-in-a-test/1", {"Host": "evil.example"}, 400, "validation_error"),
+        ("/closed-in-a-test", {}, 403, "permission_error"),
         ("/nowhere", {}, 404, "not_found"),
         ("/users/me", {}, 404, "not_found"),
     ],
@@ -107,7 +109,7 @@ async def test_rejected_handshake_gets_an_error_of_the_api(  # noqa: PLR0913, PL
 
 
 async def test_invalid_parameter_is_described(service: Service, ann: Person) -> None:
-    async with open_websocket(service, f"{PREFIX}/chat/x", ann.auth) as client:
+    async with open_websocket(service, f"{PREFIX}/chat-in-a-test/x", ann.auth) as client:
         status, _, body = await rejection(client)
 
     assert status == 422
@@ -127,7 +129,7 @@ async def test_handshakes_beyond_the_limit_of_the_route_return_429(service: Serv
 
 
 async def test_other_routes_for_websockets_share_the_default_limit(service: Service) -> None:
-    async with open_websocket(service, f"{PREFIX}/closed") as client:
+    async with open_websocket(service, f"{PREFIX}/closed-in-a-test") as client:
         _, headers, _ = await rejection(client)
 
     assert headers["ratelimit-policy"].startswith('"default";')
@@ -168,7 +170,7 @@ async def test_unhandled_exception_closes_an_accepted_websocket_and_is_raised_fo
 
 async def test_unhandled_exception_before_the_acceptance_returns_500(service: Service) -> None:
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(open_websocket(service, f"{PREFIX}/broken"))
+        client = await stack.enter_async_context(open_websocket(service, f"{PREFIX}/broken-in-a-test"))
 
         status, _, body = await rejection(client)
 
@@ -198,7 +200,7 @@ async def test_one_line_is_logged_when_a_websocket_ends(
     assert line["status"] == 101
     assert line["close_code"] == code
     assert line["bytes"] == len(answer.get("text", ""))
-    assert line["route"] == "/chat/{room}"
+    assert line["route"] == "/chat-in-a-test/{room}"
     assert line["user_id"] == ann.id
     assert line["duration_ms"] > 0
     assert "hidden" not in str(logs)

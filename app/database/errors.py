@@ -1,10 +1,12 @@
 """Distinguish database errors caused by an unavailable database from bugs."""
 
 import asyncpg
-from sqlalchemy import text
+from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint, text
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database.base import Base
 
 
 class DatabaseUnreachable(Exception):
@@ -86,10 +88,20 @@ async def is_outage(error: Exception, engine: AsyncEngine) -> bool:
     return False
 
 
-def is_unique_violation(error: IntegrityError, column: str) -> bool:
-    """Return whether the error is a violation of the unique constraint on a column, given as `table.column`."""
-    constraint = f"uq_{column.replace('.', '_')}"  # by the naming convention of Base
+def is_unique_violation(error: IntegrityError, *columns: str) -> bool:
+    """Return whether a row was rejected by a unique constraint or a primary key.
+
+    Args:
+        error: The exception of the statement.
+        columns: All columns of the constraint, in its order, such as `users.email`.
+    """
+    table = Base.metadata.tables[columns[0].partition(".")[0]]
+    (constraint,) = (
+        each
+        for each in table.constraints
+        if isinstance(each, UniqueConstraint | PrimaryKeyConstraint) and list(map(str, each.columns)) == list(columns)
+    )
     return (
-        getattr(error.driver_exception, "constraint_name", None) == constraint
-        or str(error.driver_exception) == f"UNIQUE constraint failed: {column}"
+        getattr(error.driver_exception, "constraint_name", None) == constraint.name
+        or str(error.driver_exception) == f"UNIQUE constraint failed: {', '.join(columns)}"
     )

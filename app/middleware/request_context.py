@@ -84,9 +84,9 @@ class RequestContextMiddleware:
         if not is_quiet and not is_limited and not refusal_log.allow():
             return
         if route is not None:
-            # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router, so
-            # PREFIX is removed here, too.
-            route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
+            # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router,
+            # but not for WebSockets.
+            route = (scope.get("root_path", "").removeprefix(outer.get("root_path", "")) + route).removeprefix(PREFIX)
         # Health checks are frequent, and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"

@@ -8,8 +8,17 @@ from typing import Any, Literal
 
 import structlog
 from alembic import command
+from alembic.autogenerate import Rewriter
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations.ops import (
+    AddColumnOp,
+    CreateIndexOp,
+    DropColumnOp,
+    DropIndexOp,
+    MigrateOperation,
+    ModifyTableOps,
+)
 from alembic.script import ScriptDirectory
 from sqlalchemy import DateTime, event, text
 from sqlalchemy.engine import Connection
@@ -17,7 +26,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.database import create_engine
+from app.database import Base, create_engine
 from app.migrations.web_role import grant_to_web_role
 from app.settings import Settings
 from app.urls import split_credentials
@@ -152,6 +161,22 @@ def include_object(dialect: str) -> Callable[..., bool]:
 def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
     """Render a datetime column in new migrations without its variant for SQLite."""
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
+
+
+rewriter = Rewriter()
+
+
+@rewriter.rewrites(ModifyTableOps)
+def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
+    """In new migrations, alter a table with AUTOINCREMENT without `batch_alter_table`, if SQLite can do that.
+
+    Alembic's batch creates the table again, without AUTOINCREMENT.
+    """
+    in_place = (AddColumnOp, DropColumnOp, CreateIndexOp, DropIndexOp)
+    has_autoincrement = Base.metadata.tables[directive.table_name].dialect_options["sqlite"]["autoincrement"]
+    if has_autoincrement and all(isinstance(each, in_place) for each in directive.ops):
+        return list(directive.ops)
+    return [directive]
 
 
 def lock_migrations(connection: Connection) -> None:

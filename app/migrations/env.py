@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 import app.api  # noqa: F401  importing the features registers their models
 from app.database import Base
 from app.logging import configure_logging
-from app.migrations import create_migration_engine, include_object, lock_migrations, render_item
+from app.migrations import create_migration_engine, include_object, lock_migrations, render_item, rewriter
 from app.settings import get_settings
 from app.startup import create_sqlite_file
 
@@ -31,6 +31,7 @@ def run(connection: Connection) -> None:
         transactional_ddl=True,
         render_as_batch=True,  # otherwise SQLite cannot alter columns
         render_item=render_item,
+        process_revision_directives=rewriter,
         include_object=include_object(connection.dialect.name),
         on_version_apply=report,  # type: ignore[arg-type]  # Alembic calls it by keyword
     )

@@ -14,7 +14,7 @@ from tests.container.service import PERSON
 from tests.pages import command
 
 NEW_ROUTE = """
-@app.get(PREFIX + "/news")
+@app.get(PREFIX + "/news-in-a-test")
 async def news() -> str:
     return "reloaded"
 """
@@ -69,12 +69,15 @@ def test_users_are_stored_in_postgresql_and_kept_after_down_and_up(compose: Comp
 
 
 def test_changed_file_is_reloaded(compose: Compose) -> None:
-    assert httpx.get(f"{compose.url}/news", timeout=TIMEOUT).status_code == 404
+    assert httpx.get(f"{compose.url}/news-in-a-test", timeout=TIMEOUT).status_code == 404
 
     with (compose.file.with_name("app") / "main.py").open("a") as main:
         main.write(NEW_ROUTE)
 
-    until(lambda: (news := get_or_none(f"{compose.url}/news")) and news.text == '"reloaded"', "the new route is served")
+    until(
+        lambda: (news := get_or_none(f"{compose.url}/news-in-a-test")) and news.text == '"reloaded"',
+        "the new route is served",
+    )
 
 
 def test_ports_are_published_only_to_this_machine(compose: Compose) -> None:

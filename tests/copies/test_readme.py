@@ -13,6 +13,7 @@ import pytest
 from availability import cannot_run
 from processes import free_port
 
+from app import PREFIX
 from tests.conftest import ROOT
 from tests.copies.repository import copy_repository
 from tests.pages import command
@@ -61,7 +62,7 @@ def server(fresh_copy: Path, environment: dict[str, str]) -> Iterator[str]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: httpx.get(f"{url}/docs").status_code == 200, log)
+        wait_for(lambda: httpx.get(f"{url}{PREFIX}/health/live").status_code == 200, log)
         yield url
     finally:
         os.killpg(process.pid, signal.SIGINT)
@@ -121,9 +122,11 @@ def run(fresh_copy: Path, environment: dict[str, str]) -> Run:
 def test_superuser_is_created_on_the_server(server: str, run: Run) -> None:
     output = run(command("create-superuser"), "a good password\n")
 
-    login = httpx.post(f"{server}/auth/login", json={"email": "root@example.com", "password": "a good password"})
+    login = httpx.post(
+        f"{server}{PREFIX}/auth/login", json={"email": "root@example.com", "password": "a good password"}
+    )
     auth = {"Authorization": f"Bearer {login.json()['access_token']}"}
-    assert httpx.get(f"{server}/users/", headers=auth).status_code == 200
+    assert httpx.get(f"{server}{PREFIX}/users/", headers=auth).status_code == 200
     assert output == "root@example.com is now a superuser, in the database at data/app.db.\n"
 
 
@@ -160,7 +163,7 @@ def test_gunicorn_serves_without_a_container(fresh_copy: Path, environment: dict
             stderr=subprocess.STDOUT,
         )
 
-    wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200, log)
+    wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}{PREFIX}/health/ready").status_code == 200, log)
     process.terminate()
 
     assert process.wait(timeout=MINUTES * 60) == 0
@@ -171,6 +174,6 @@ def test_changed_code_is_reloaded(server: str, fresh_copy: Path) -> None:
     source.write_text(source.read_text().replace("title=TITLE", 'title="Changed"'))
 
     def is_changed() -> bool:
-        return str(httpx.get(f"{server}/openapi.json").json()["info"]["title"]) == "Changed"
+        return str(httpx.get(f"{server}{PREFIX}/openapi.json").json()["info"]["title"]) == "Changed"
 
     wait_for(is_changed, fresh_copy.parent / "log")

@@ -1,15 +1,19 @@
 """Database errors are classified either as outages, which return 503, or as bugs, which return 500."""
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Column, Insert, Integer, Table, UniqueConstraint, insert, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database.errors import is_unavailable
+from app.database import Base, utc_now
+from app.database.errors import is_unavailable, is_unique_violation
+from app.users.models import Login, User
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -69,6 +73,61 @@ async def test_sqlite_error_is_classified_by_name(
 
     name = getattr(caught.value.orig, "sqlite_errorname", None)
     assert (name, is_unavailable(caught.value)) == expected
+
+
+LOGIN = insert(Login).values(
+    login_id=UUID(int=1), user_id=99, security_stamp=UUID(int=1), secret_hash=b"", expires_at=utc_now()
+)
+
+
+def add_user(email: str, **values: object) -> Insert:
+    return insert(User).values(email=email, full_name="Ann", password_hash="", **values)
+
+
+@pytest.mark.parametrize(
+    ("statement", "violated"),
+    [
+        (add_user("ann@example.com"), "users.email"),
+        (add_user("bob@example.com", id=99), "users.id"),
+        (LOGIN, "refresh_tokens.family"),
+        (add_user("Bob@example.com"), None),  # a check constraint of the same column
+    ],
+)
+async def test_unique_violation_is_that_of_its_columns(
+    session: AsyncSession, statement: Insert, violated: str | None
+) -> None:
+    await session.execute(add_user("ann@example.com", id=99))
+    await session.execute(LOGIN)
+
+    with pytest.raises(IntegrityError) as caught:
+        await session.execute(statement)
+
+    columns = ["users.email", "users.id", "refresh_tokens.family"]
+    assert [column for column in columns if is_unique_violation(caught.value, column)] == [violated] * bool(violated)
+
+
+@pytest.fixture
+async def seats(session: AsyncSession) -> AsyncIterator[Table]:
+    """A table with constraints of two columns, until the session is rolled back."""
+    columns = [Column(name, Integer, primary_key=name != "guest") for name in ("room", "seat", "guest")]
+    table = Table("seats_in_a_test", Base.metadata, *columns, UniqueConstraint("room", "guest"))
+    await (await session.connection()).run_sync(table.create)
+    yield table
+    Base.metadata.remove(table)
+
+
+@pytest.mark.parametrize(("row", "violated"), [((1, 1, 2), ["room", "seat"]), ((1, 2, 1), ["room", "guest"])])
+async def test_unique_violation_of_several_columns_is_recognized(
+    session: AsyncSession, seats: Table, row: tuple[int, int, int], violated: list[str]
+) -> None:
+    await session.execute(seats.insert().values((1, 1, 1)))
+
+    with pytest.raises(IntegrityError) as caught:
+        await session.execute(seats.insert().values(row))
+
+    for columns in ["room", "seat"], ["room", "guest"]:
+        names = [f"seats_in_a_test.{column}" for column in columns]
+        assert is_unique_violation(caught.value, *names) == (columns == violated)
 
 
 def test_cached_statement_invalidated_by_a_migration_is_an_outage() -> None:

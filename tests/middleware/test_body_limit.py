@@ -91,13 +91,17 @@ async def test_route_without_body_responds_without_reading_one(
 
 
 async def test_route_can_have_its_own_limit(service: Service) -> None:
-    @service.app.post(PREFIX + "/uploads/{name}", max_body_size=10 * LIMIT)
+    @service.app.post(PREFIX + "/uploads-in-a-test/{name}", max_body_size=10 * LIMIT)
     async def upload(name: str, request: Request) -> tuple[str, int]:
         return name, len(await request.body())
 
     accepted, rejected, elsewhere = [
         await service.client.post(path, content=in_chunks(b"x" * size))
-        for path, size in (("/uploads/a", 10 * LIMIT), ("/uploads/a", 10 * LIMIT + 1), ("/users/", LIMIT + 1))
+        for path, size in (
+            ("/uploads-in-a-test/a", 10 * LIMIT),
+            ("/uploads-in-a-test/a", 10 * LIMIT + 1),
+            ("/users/", LIMIT + 1),
+        )
     ]
 
     assert (accepted.status_code, accepted.json()) == (200, ["a", 10 * LIMIT])
@@ -140,15 +144,15 @@ async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings
 
         mounted = FastAPI(openapi_url=None)
 
-        @mounted.put("/uploads", max_body_size=1_000_000)
-        @service.app.put(PREFIX + "/uploads", max_body_size=1_000_000)
+        @mounted.put("/uploads-in-a-test", max_body_size=1_000_000)
+        @service.app.put(PREFIX + "/uploads-in-a-test", max_body_size=1_000_000)
         async def upload(body: BodyStream) -> int:
             size = sum([len(chunk) async for chunk in body])
             reads.release()
             await may_finish.wait()
             return size
 
-        service.app.mount(PREFIX + "/mounted", mounted)
+        service.app.mount(PREFIX + "/mounted-in-a-test", mounted)
 
         @service.app.post(PREFIX + "/json")
         async def count(data: list[int]) -> int:
@@ -156,7 +160,11 @@ async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings
 
         uploads = [
             asyncio.create_task(service.client.put(path, content=in_chunks(b"x" * size)))
-            for path, size in (("/uploads", 100_000), ("/mounted/uploads", 200_000), ("/uploads", 1_000_000))
+            for path, size in (
+                ("/uploads-in-a-test", 100_000),
+                ("/mounted-in-a-test/uploads-in-a-test", 200_000),
+                ("/uploads-in-a-test", 1_000_000),
+            )
         ]
         async with asyncio.timeout(60):
             for _ in uploads:
@@ -164,7 +172,7 @@ async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings
         meanwhile = await service.client.post("/json", content=b"[1]".ljust(SMALL_SIZE + 1), headers=JSON)
         may_finish.set()
         accepted = [await response for response in uploads]
-        too_large = await service.client.put("/uploads", content=in_chunks(b"x" * 1_000_001))
+        too_large = await service.client.put("/uploads-in-a-test", content=in_chunks(b"x" * 1_000_001))
 
     assert [(response.status_code, response.json()) for response in accepted] == [
         (200, 100_000),

@@ -254,12 +254,12 @@ async def test_password_changes_share_the_limit_of_logins_to_the_account(setting
 async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings) -> None:
     async with serve(change(settings, rate_limit_register="2/minute")) as service:
 
-        @service.app.post(PREFIX + "/projects/{project_id}/invitations")
+        @service.app.post(PREFIX + "/limited-in-a-test/{number}")
         @rate_limit("register")
-        async def invite(project_id: int) -> int:
-            return project_id
+        async def limited(number: int) -> int:
+            return number
 
-        responses = [await service.client.post(f"/projects/{number}/invitations") for number in range(3)]
+        responses = [await service.client.post(f"/limited-in-a-test/{number}") for number in range(3)]
 
     assert [response.status_code for response in responses] == [200, 200, 429]
     assert responses[2].headers["ratelimit-policy"] == '"register";q=2;w=60'
@@ -268,9 +268,9 @@ async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings)
 async def test_rate_limit_without_a_setting_is_an_error_at_startup(settings: Settings) -> None:
     app = create_app(settings)
 
-    @app.post("/invitations")
-    @rate_limit("invite")
-    async def invite() -> None: ...
+    @app.post("/limited-in-a-test")
+    @rate_limit("without_setting")
+    async def limited() -> None: ...
 
     sent: list[Message] = []
 
@@ -280,4 +280,4 @@ async def test_rate_limit_without_a_setting_is_an_error_at_startup(settings: Set
     await app({"type": "lifespan", "state": {}}, Queue[Message]().get, send)
 
     assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
-    assert "RATE_LIMIT_INVITE" in sent[0]["message"]
+    assert "RATE_LIMIT_WITHOUT_SETTING" in sent[0]["message"]

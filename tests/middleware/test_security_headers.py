@@ -51,11 +51,11 @@ async def test_errors_of_every_layer_have_strict_headers(settings: Settings) -> 
 
 
 async def test_route_can_set_cache_control(service: Service) -> None:
-    @service.app.get(PREFIX + "/news")
+    @service.app.get(PREFIX + "/news-in-a-test")
     async def news(response: Response) -> None:
         response.headers["Cache-Control"] = "max-age=60"
 
-    response = await service.client.get("/news")
+    response = await service.client.get("/news-in-a-test")
 
     assert response.headers.get_list("cache-control") == ["max-age=60"]
 

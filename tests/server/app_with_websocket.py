@@ -12,7 +12,7 @@ from app.users.dependencies import CurrentUser
 router = APIRouter()
 
 
-@router.websocket("/chat/{room}")
+@router.websocket("/chat-in-a-test/{room}")
 @rate_limit("login")
 async def chat(websocket: WebSocket, room: int, user: CurrentUser) -> None:
     """Send each message back with the user's id in front, or fail in the way that the message names."""
@@ -37,13 +37,13 @@ async def chat(websocket: WebSocket, room: int, user: CurrentUser) -> None:
         await websocket.send_text(f"{user.id} in {room}: {text}")
 
 
-@router.websocket("/closed")
+@router.websocket("/closed-in-a-test")
 async def closed(websocket: WebSocket) -> None:
     """Reject every handshake."""
     await websocket.close()
 
 
-@router.websocket("/broken")
+@router.websocket("/broken-in-a-test")
 async def broken() -> None:
     """Fail before the WebSocket is accepted."""
     raise RuntimeError("boom")

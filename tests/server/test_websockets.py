@@ -38,15 +38,15 @@ def token(server: Gunicorn) -> str:
 @pytest.fixture
 def chat(server: Gunicorn, token: str) -> Iterator[ClientConnection]:
     """An open WebSocket of the user."""
-    url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat/1"
+    url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat-in-a-test/1"
     with connect(url, additional_headers={"Authorization": f"Bearer {token}", "X-Request-ID": "my-chat"}) as client:
         yield client
 
 
 def test_documented_client_receives_an_answer(server: Gunicorn, token: str, capsys: pytest.CaptureFixture[str]) -> None:
-    url = f"{server.url.replace('http', 'ws')}{PREFIX}"
+    url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat-in-a-test"
 
-    exec(command("websocket-client").replace("ws://127.0.0.1:8000", url), {"token": token})  # noqa: S102  our own
+    exec(command("websocket-client").replace("ws://127.0.0.1:8000/chat", url), {"token": token})  # noqa: S102  our own
 
     assert capsys.readouterr().out.endswith(" in 1: hello\n")
 
@@ -99,10 +99,10 @@ def test_sigterm_closes_with_1012(server: Gunicorn, chat: ClientConnection) -> N
 @pytest.mark.parametrize(
     ("path", "host", "status", "error"),
     [
-        ("/chat/1", "127.0.0.1", 401, "authentication_error"),
-        ("/chat/1", "evil.example", 400, "validation_error"),
+        ("/chat-in-a-test/1", "127.0.0.1", 401, "authentication_error"),
+        ("/chat-in-a-test/1", "evil.example", 400, "validation_error"),
         ("/nowhere", "127.0.0.1", 404, "not_found"),
-        ("/closed", "127.0.0.1", 403, "permission_error"),
+        ("/closed-in-a-test", "127.0.0.1", 403, "permission_error"),
     ],
 )
 def test_rejected_handshake_gets_an_error_of_the_api(

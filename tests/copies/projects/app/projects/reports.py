@@ -7,7 +7,7 @@ from app.projects import service
 from app.projects.dependencies import CurrentStaff
 from app.projects.models import Status
 
-reports = FastAPI(title="Reports", openapi_url=None)
+reports = FastAPI(title="Reports", openapi_url=None, redirect_slashes=False)
 
 
 @reports.get("/projects")

@@ -7,18 +7,19 @@ from uuid import UUID
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response, WebSocket, status
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.dependencies import AppRequest, BodyStream, ReadSession, WriteSession
 from app.errors import PermissionDenied, responses
 from app.limiter import rate_limit
 from app.pagination import Cursor, Limit, next_page_link, url_path
 from app.projects import service
-from app.projects.dependencies import OwnProject, ReadableProject
+from app.projects.dependencies import OwnProject, ReadableProject, get_readable_project
 from app.projects.errors import AlreadyMember, KeyTaken, ProjectNotFound
 from app.projects.models import Member, Project, Status
 from app.projects.schemas import (
     DocumentResponse,
-    Invitation,
+    MemberCreate,
     MemberResponse,
     Money,
     ProjectCreate,
@@ -103,7 +104,7 @@ async def read_project(project: ReadableProject) -> Project:
 )
 @rate_limit("invite")
 async def add_member(
-    project: OwnProject, session: WriteSession, data: Invitation, tasks: BackgroundTasks, request: AppRequest
+    project: OwnProject, session: WriteSession, data: MemberCreate, tasks: BackgroundTasks, request: AppRequest
 ) -> Member:
     """Make a user a member, and tell the user. For owners of the project."""
     tasks.add_task(service.notify_member, request.state["engine"], project.id, data.user_id)
@@ -135,18 +136,26 @@ async def upload_document(project: OwnProject, session: WriteSession, body: Body
     response_description="An event for each member, in order",
     summary="Follow a project",
 )
-async def follow_project(project: ReadableProject) -> AsyncIterator[ServerSentEvent]:
+async def follow_project(project: ReadableProject, request: AppRequest) -> AsyncIterator[ServerSentEvent]:
     """Send an event for each member, and end. Browsers connect again after five seconds."""
-    for member in project.members:
-        data = MemberResponse.model_validate(member)
-        yield ServerSentEvent(event="member", id=str(member.user_id), data=data, retry=5000)
+    for user_id in [member.user_id for member in project.members]:
+        # The request's session is closed by now. One for each event holds no connection while the client reads.
+        async with AsyncSession(request.state["read_engine"]) as session:
+            member = await session.get(Member, (project.id, user_id))
+        if member:
+            data = MemberResponse.model_validate(member)
+            yield ServerSentEvent(event="member", id=str(user_id), data=data, retry=5000)
 
 
 @router.websocket("/{project_id}/chat")
-async def chat(websocket: WebSocket, project: ReadableProject, user: CurrentUser, session: ReadSession) -> None:
+async def chat(
+    websocket: WebSocket, request: AppRequest, project: ReadableProject, user: CurrentUser, session: ReadSession
+) -> None:
     """Send each message back with the user who wrote it. For members of the project and for staff."""
     await session.close()  # return the connection to the pool: a WebSocket may stay open for hours
     await websocket.accept()
     while True:
         text = await websocket.receive_text()
+        async with AsyncSession(request.state["read_engine"]) as message_session:
+            await get_readable_project(project.id, user, message_session)  # raises if the user is no member any more
         await websocket.send_json({"project": project.id, "user": user.id, "text": text})

@@ -54,7 +54,7 @@ class ProjectCreate(Input):
     tags: Annotated[set[Tag], Field(max_length=10)]
 
 
-class Invitation(Input):
+class MemberCreate(Input):
     """A user who becomes a member, and the role."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": 2, "role": "member"}]})

@@ -14,7 +14,7 @@ from app.database import is_unique_violation, utc_now
 from app.pagination import encode_cursor
 from app.projects.errors import AlreadyMember, KeyTaken, ProjectNotFound
 from app.projects.models import Member, MemberRole, Project, Status
-from app.projects.schemas import Invitation, ProjectCreate
+from app.projects.schemas import MemberCreate, ProjectCreate
 from app.users.errors import UserNotFound
 
 
@@ -85,7 +85,7 @@ async def get_project(session: AsyncSession, project_id: int) -> Project:
     raise ProjectNotFound
 
 
-async def add_member(session: AsyncSession, project_id: int, data: Invitation) -> Member:
+async def add_member(session: AsyncSession, project_id: int, data: MemberCreate) -> Member:
     """Make a user a member of a project.
 
     Raises:
@@ -100,7 +100,8 @@ async def add_member(session: AsyncSession, project_id: int, data: Invitation) -
         await session.flush()
     except IntegrityError as error:
         # A concurrent request may have added the member or deleted the user.
-        raise (AlreadyMember if "UNIQUE" in str(error.orig).upper() else UserNotFound) from error
+        is_member = is_unique_violation(error, "project_members.project_id", "project_members.user_id")
+        raise (AlreadyMember if is_member else UserNotFound) from error
     return member
 
 

@@ -1,5 +1,6 @@
 """Projects: members, filters, pages, documents, events, chat and reports."""
 
+import asyncio
 import json
 from hashlib import sha256
 from typing import Any
@@ -7,7 +8,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import PREFIX
@@ -15,7 +16,7 @@ from app.projects.models import Member
 from app.projects.router import DOCUMENT_SIZE
 from app.settings import Settings
 from app.users.models import User
-from tests.conftest import change, serve
+from tests.conftest import Service, change, serve
 from tests.people import Person, sign_up, sign_up_superuser
 from tests.websocket_client import open_websocket
 
@@ -176,6 +177,31 @@ async def test_impossible_invitation_returns_an_error(client: httpx.AsyncClient,
     response = await client.post("/projects/1/members", json={"user_id": user_id, "role": "owner"}, headers=ann.auth)
 
     assert response.status_code == status
+
+
+async def test_simultaneous_invitations_add_one_member(client: httpx.AsyncClient) -> None:
+    ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
+    await create_project(client, ann)
+    body = {"user_id": bob.id, "role": "member"}
+
+    responses = await asyncio.gather(
+        *(client.post("/projects/1/members", json=body, headers=ann.auth) for _ in range(3))
+    )
+
+    assert sorted(response.status_code for response in responses) == [201, 409, 409]
+
+
+async def test_member_who_has_left_can_no_longer_chat(service: Service, session: AsyncSession) -> None:
+    ann = await sign_up(service.client)
+    await create_project(service.client, ann)
+
+    async with open_websocket(service, f"{PREFIX}/projects/1/chat", ann.auth) as chat:
+        await chat.receive()
+        await session.execute(delete(Member))
+        await session.commit()
+        chat.send("hello")
+
+        assert (await chat.receive())["code"] == 1008
 
 
 async def test_invitations_have_their_own_rate_limit(settings: Settings) -> None:
