@@ -19,12 +19,12 @@ from app.capacity import check_process_limit, plan_capacity
 from app.errors import StartupError
 from app.logging import exit_with_error, log_config, log_uncaught_exceptions
 from app.middleware.refusals import render_refusal
-from app.settings import get_settings
+from app.settings import load_settings
 from app.startup import check_connection_limit, connections_per_worker, prepare_to_serve
 
 log_uncaught_exceptions()
 try:
-    settings = get_settings()
+    settings = load_settings()  # also at SIGHUP, for the settings of gunicorn below
 except SystemExit as error:
     exit_with_error(str(error))
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())

@@ -200,6 +200,8 @@ class RateLimiter:
 
     async def hit(self, name: str, client: str) -> Usage:
         """Count a request of a client against a limit."""
+        if name not in self._limits:
+            raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
         quota, window = self._limits[name]
         digest = blake2b(f"{name}:{client}".encode(), key=self._key, digest_size=16)
         # The braces are a hash tag: they put all keys in the same Redis Cluster slot, so that one command can update

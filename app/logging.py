@@ -78,7 +78,7 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Passes a few lines per second about requests that no rate limit covers, and logs the number of dropped lines.
+    """Passes a few lines per second about requests that no rate limit accepted, and logs the number of dropped lines.
 
     Otherwise a client could flood the log until log rotation deletes the lines from before the attack.
     """
@@ -108,7 +108,7 @@ class RefusalLog(logging.Filter):
 
     def _report(self) -> None:
         structlog.stdlib.get_logger("app.access").warning(
-            "some rejected or unlimited requests were not logged", number=self._dropped
+            "some requests outside of rate limits were not logged", number=self._dropped
         )
         self._dropped = 0
 

@@ -18,14 +18,14 @@ from app.middleware.body_limit import BodyLimitMiddleware
 from app.middleware.cors import CORSMiddleware
 from app.middleware.head import HeadMiddleware
 from app.middleware.paths import iter_routes
-from app.middleware.rate_limit import RateLimitMiddleware
+from app.middleware.rate_limit import RateLimitMiddleware, list_rate_limits
 from app.middleware.request_context import RequestContextMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.startup_errors import StartupErrorMiddleware
 from app.middleware.unhandled_errors import UnhandledErrorMiddleware
 from app.middleware.websocket_errors import WebSocketErrorMiddleware
 from app.setting_names import describe_unknown_names
-from app.settings import Settings, get_settings
+from app.settings import Settings, load_settings
 from app.urls import describe_ignored_parameters
 
 # The paths of the API's documentation.
@@ -65,6 +65,10 @@ def create_app(settings: Settings) -> FastAPI:
         add_error_handlers(each)
         StandaloneDocs(each)  # serves the scripts and styles of /docs and /redoc itself, without a CDN
 
+    for *_, limit in list_rate_limits(app.routes):
+        if limit not in read_limits(settings):
+            raise LookupError(f"the limit {limit!r} of a route needs a setting RATE_LIMIT_{limit.upper()}")
+
     docs = DOCS if settings.docs else ()
 
     # The middleware added last is the outermost.
@@ -76,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(UnhandledErrorMiddleware)
     app.add_middleware(WebSocketErrorMiddleware)
-    app.add_middleware(RateLimitMiddleware, routes=app.routes, names=read_limits(settings), exempt=HEALTH + docs)
+    app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=HEALTH + docs)
     if settings.allowed_hosts and "*" not in settings.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)
     if settings.cors_origins:
@@ -104,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-settings = get_settings()
+settings = load_settings()
 configure_logging(settings)
 log = structlog.stdlib.get_logger("app")
 for warning in (

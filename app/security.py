@@ -191,8 +191,8 @@ class Tokens:
         """Derive the secret of the next refresh token, once with each key."""
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
-    def is_refresh_secret(self, login_id: UUID, secret: bytes) -> bool:
-        """Return whether the secret was ever issued for this login."""
+    def is_signed(self, login_id: UUID, secret: bytes) -> bool:
+        """Return whether the secret of a refresh token has a valid signature for this login."""
         return any(hmac.compare_digest(secret, _sign(key, login_id, secret[:16])) for key in self._refresh_keys)
 
 

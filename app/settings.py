@@ -1,7 +1,6 @@
 """Every setting of the service, from environment variables, `.env` files and secret files."""
 
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -287,9 +286,3 @@ def load_settings() -> Settings:
     if settings.environment != environment:
         raise SystemExit("ENVIRONMENT must be set in the environment or in `.env`, because it names the other files")
     return settings
-
-
-@cache
-def get_settings() -> Settings:
-    """Return the settings of this process, which are read once."""
-    return load_settings()

@@ -134,16 +134,16 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         )
     ).one_or_none()
     if row is None:
-        is_issued = tokens.is_refresh_secret(login_id, secret)
-        raise InvalidRefreshToken(
-            reason=await _end_reused_login(login_id, used, session=session) if is_issued else "forged refresh token"
-        )
+        is_signed = tokens.is_signed(login_id, secret)
+        raise InvalidRefreshToken(reason=await _end_reused_login(login_id, used, is_signed=is_signed, session=session))
     return _issue_pair(tokens, AccessToken(row.user_id, row.security_stamp, login_id), next_secrets[row.secret_hash])
 
 
-async def _end_reused_login(login_id: UUID, used: bytes, *, session: AsyncSession) -> str:
-    """End the login if the token is not its current one. Return the reason, for the log."""
-    reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used)
+async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:
+    """End the login if the token is one of its earlier ones, and not forged. Return the reason, for the log."""
+    # After a change of the secret key, signatures of earlier tokens are invalid, but one hash is stored.
+    was_issued = or_(literal(is_signed), Login.previous_secret_hash == used)
+    reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used, was_issued)
     ended = await session.scalar(reused.returning(Login.login_id))
     await session.commit()  # now, because the caller raises an error, which causes a rollback
     return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
@@ -157,9 +157,10 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # If the secret key was changed, the newest token's signature may be invalid, but its stored hash still matches.
-    is_valid = or_(literal(tokens.is_refresh_secret(login_id, secret)), Login.secret_hash == _hash(secret))
-    await session.execute(delete(Login).where(Login.login_id == login_id, is_valid))
+    # After a change of the secret key, signatures of earlier tokens are invalid, but two hashes are stored.
+    is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
+    was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
+    await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))
 
 
 async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -> SessionList:

@@ -78,14 +78,19 @@ async def is_outage(error: Exception, engine: AsyncEngine) -> bool:
 
     Any other error is a bug, for example a query of a table that does not exist.
     """
-    if is_unavailable(error):
-        return True
+    if is_unavailable(error) or not _is_missing_table(error):
+        return is_unavailable(error)
     try:
         async with engine.connect() as connection:
             await connection.execute(CHECK_SCHEMA)
     except DATABASE_ERRORS:
         return True
     return False
+
+
+def _is_missing_table(error: Exception) -> bool:
+    cause = getattr(error, "orig", error)
+    return getattr(cause, "sqlstate", None) == "42P01" or "no such table" in str(cause)
 
 
 def is_unique_violation(error: IntegrityError, *columns: str) -> bool:

@@ -38,7 +38,7 @@ class OutageLog:
         """Log the failures since the last line. Repeat this every 30 seconds until there are no new failures."""
         self._is_waiting = bool(self._reasons)
         if not self._reasons:
-            log.info("database available again", seconds_without_failure=OUTAGE_SECONDS)
+            log.info("no database failures", seconds=OUTAGE_SECONDS)
             return
         log.warning(
             "database unavailable",

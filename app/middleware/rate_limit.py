@@ -1,16 +1,22 @@
 """Limit the number of requests per client IP address."""
 
-from collections.abc import Container
+from collections.abc import Sequence
 from ipaddress import IPv6Address
+from re import Pattern
 
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import RateLimited, StartupError, error_response
+from app.errors import RateLimited, error_response
 from app.limiter import RateLimiter
 from app.middleware.paths import RESPONSE_STARTS, find_option, is_below, list_routes_with, route_path
 
 _IPV6_HOST_BITS = 64
+
+
+def list_rate_limits(routes: Sequence[BaseRoute]) -> list[tuple[str, Pattern[str], str]]:
+    """Return the method, the pattern and the limit of each route that is decorated with `rate_limit`."""
+    return list_routes_with(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
 
 
 class RateLimitMiddleware:
@@ -21,24 +27,15 @@ class RateLimitMiddleware:
     Args:
         app: The next application.
         routes: The routes. Those decorated with `rate_limit` have a limit of their own, all others share `default`.
-        names: The names of the limits that have a setting.
         exempt: The roots of paths that are not counted, such as `/health/`.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, routes: list[BaseRoute], names: Container[str], exempt: tuple[str, ...]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: tuple[str, ...]) -> None:
         self.app = app
-        self.names = names
         self.exempt = exempt
-        self.limits = list_routes_with(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
+        self.limits = list_rate_limits(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            for method, pattern, name in self.limits:
-                if name not in self.names:
-                    route = f"{method} {pattern.pattern}"
-                    raise StartupError(f"The limit {name!r} of {route} needs a setting RATE_LIMIT_{name.upper()}")
         if scope["type"] == "lifespan" or is_below(path := route_path(scope), self.exempt):
             await self.app(scope, receive, send)
             return

@@ -77,11 +77,10 @@ class RequestContextMiddleware:
         self, outer: Scope, scope: Scope, status: int, size: int, seconds: float, close_code: int | None = None
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
-        is_below_quiet = is_below(route_path(outer), self.quiet)
-        is_quiet = route is not None and is_below_quiet
-        # Clients can send any number of requests that no rate limit covers, so only some of these are logged.
-        is_limited = "rate_limit" in scope and status != RateLimited.status
-        if not is_quiet and not is_limited and not refusal_log.allow():
+        is_quiet = route is not None and is_below(route_path(outer), self.quiet)
+        # Clients can send any number of requests that no rate limit has accepted, so only some of these are logged.
+        is_accepted = "rate_limit" in scope and status != RateLimited.status
+        if not (is_quiet or is_accepted or refusal_log.allow()):
             return
         if route is not None:
             # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router,

@@ -11,7 +11,7 @@ import app.api  # noqa: F401  importing the features registers their models
 from app.database import Base
 from app.logging import configure_logging
 from app.migrations import create_migration_engine, include_object, lock_migrations, render_item, rewriter
-from app.settings import get_settings
+from app.settings import load_settings
 from app.startup import create_sqlite_file
 
 log = structlog.stdlib.get_logger("app.migrations")
@@ -41,7 +41,7 @@ def run(connection: Connection) -> None:
 
 async def connect_and_run() -> None:
     """Connect and run, for commands such as `alembic revision --autogenerate`."""
-    settings = get_settings()
+    settings = load_settings()
     configure_logging(settings)
     if settings.is_sqlite:
         create_sqlite_file(settings)

@@ -70,8 +70,8 @@ class User(Base):
 class Login(Base):
     """A login: a family of refresh tokens, of which only the newest is stored and valid.
 
-    A refresh token consists of the login's id and a signed secret. A token that is not the newest was used before, so
-    somebody has a copy of it: the row is deleted, which ends the login.
+    A refresh token consists of the login's id and a signed secret. Each can be used once. If an earlier token is used
+    again after a short overlap, somebody has a copy of it: the row is deleted, which ends the login.
 
     The table is in app/users and not in app/auth, because each request reads a user together with the login.
     """

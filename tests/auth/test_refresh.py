@@ -206,11 +206,12 @@ async def test_logout_with_used_token_ends_login(client: httpx.AsyncClient) -> N
     assert (await refresh(client, newest)).status_code == 401
 
 
-async def test_forged_secret_does_not_end_login(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("of_another_login", [False, True])
+async def test_forged_secret_does_not_end_login(client: httpx.AsyncClient, of_another_login: bool) -> None:
     """The id of a login is not secret: access tokens and the log contain it."""
-    ann = await sign_up(client)
-    login_id = urlsafe_b64decode(ann.refresh_token)[:16]
-    forged = urlsafe_b64encode(login_id + bytes(32)).decode()
+    ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
+    secret = urlsafe_b64decode(bob.refresh_token)[16:] if of_another_login else bytes(32)
+    forged = urlsafe_b64encode(urlsafe_b64decode(ann.refresh_token)[:16] + secret).decode()
 
     assert (await refresh(client, forged)).status_code == 401
     assert (await log_out(client, forged)).status_code == 204
@@ -219,13 +220,30 @@ async def test_forged_secret_does_not_end_login(client: httpx.AsyncClient) -> No
     assert (await refresh(client, ann.refresh_token)).status_code == 200
 
 
-async def test_logout_after_change_of_secret_key_ends_login(settings: Settings) -> None:
+@pytest.mark.parametrize("with_used_token", [False, True])
+async def test_logout_after_change_of_secret_key_ends_login(settings: Settings, with_used_token: bool) -> None:
     async with serve(settings) as before:
         ann = await sign_up(before.client)
+        newest = (await refresh(before.client, ann.refresh_token)).json()["refresh_token"]
     async with serve(change(settings, secret_key="a new secret key, of 32 bytes or more")) as after:
-        await log_out(after.client, ann.refresh_token)
+        await log_out(after.client, ann.refresh_token if with_used_token else newest)
 
+        assert (await refresh(after.client, newest)).status_code == 401
+
+
+@pytest.mark.parametrize("previous_key", [None, SECRET_KEY])
+async def test_token_used_again_after_change_of_secret_key_ends_login(
+    settings: Settings, session: AsyncSession, previous_key: str | None
+) -> None:
+    async with serve(settings) as before:
+        ann = await sign_up(before.client)
+        newest = (await refresh(before.client, ann.refresh_token)).json()["refresh_token"]
+        await session.execute(update(Login).values(rotated_at=utc_now() - timedelta(seconds=11)))
+        await session.commit()
+    new_key = change(settings, secret_key="a new secret key, of 32 bytes or more", secret_key_previous=previous_key)
+    async with serve(new_key) as after:
         assert (await refresh(after.client, ann.refresh_token)).status_code == 401
+        assert (await refresh(after.client, newest)).status_code == 401
 
 
 async def test_database_stores_only_token_hash(client: httpx.AsyncClient, session: AsyncSession) -> None:

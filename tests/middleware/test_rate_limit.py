@@ -1,14 +1,14 @@
 """Rate limits per client IP address and per account, and their headers."""
 
 import re
-from asyncio import Queue
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import APIRouter
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import PREFIX
@@ -265,19 +265,21 @@ async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings)
     assert responses[2].headers["ratelimit-policy"] == '"register";q=2;w=60'
 
 
-async def test_rate_limit_without_a_setting_is_an_error_at_startup(settings: Settings) -> None:
-    app = create_app(settings)
+def test_rate_limit_without_a_setting_is_an_error_at_startup(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = APIRouter()
 
-    @app.post("/limited-in-a-test")
+    @router.post("/limited-in-a-test")
     @rate_limit("without_setting")
     async def limited() -> None: ...
 
-    sent: list[Message] = []
+    monkeypatch.setattr("app.api.ROUTERS", [router])
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+    with pytest.raises(LookupError, match="RATE_LIMIT_WITHOUT_SETTING"):
+        create_app(settings)
 
-    await app({"type": "lifespan", "state": {}}, Queue[Message]().get, send)
 
-    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
-    assert "RATE_LIMIT_WITHOUT_SETTING" in sent[0]["message"]
+async def test_count_of_a_limit_without_a_setting_names_the_setting(service: Service) -> None:
+    with pytest.raises(LookupError, match="RATE_LIMIT_WITHOUT_SETTING"):
+        await service.state["limiter"].hit("without_setting", "ann")

@@ -13,7 +13,6 @@ from certificates import TLS, make_certificate
 from gunicorn_process import Gunicorn, Start
 from processes import free_port
 
-from app.settings import get_settings
 from tests.conftest import ROOT
 
 GUNICORN_CONF = ROOT / "gunicorn.conf.py"
@@ -60,7 +59,7 @@ LoadConf = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadConf]:
+def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadConf:
     """Return a function that runs gunicorn.conf.py with environment variables, and returns the settings it defines."""
 
     def load(**variables: str) -> dict[str, Any]:
@@ -69,8 +68,6 @@ def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadC
             monkeypatch.setenv(name, value)
         for module, hook in (sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"):
             monkeypatch.setattr(module, hook, getattr(module, hook))  # so that monkeypatch restores it
-        get_settings.cache_clear()
         return runpy.run_path(str(GUNICORN_CONF))
 
-    yield load
-    get_settings.cache_clear()
+    return load

@@ -150,7 +150,10 @@ def open_files(server: Gunicorn) -> int:
 
 def count_refusals(log: str) -> int:
     """Count the responses with status 408: those in the log, and those omitted by its limit on lines per second."""
-    not_logged = map(int, re.findall(r'"some rejected or unlimited requests were not logged", "number": (\d+)', log))
+    not_logged = map(
+        int,
+        re.findall(r'"some requests outside of rate limits were not logged", "number": (\d+)', log),
+    )
     return log.count('"status": 408') + sum(not_logged)
 
 

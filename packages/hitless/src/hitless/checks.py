@@ -88,7 +88,7 @@ def usable_pidfile(path: str) -> str | None:
     """
     other = _read_pid(path)
     # After a USR2 signal, the parent process is the server that this one replaces.
-    if other not in {None, os.getpid(), os.getppid()} and Path(f"/proc/{other}").exists():
+    if other and other not in {os.getpid(), os.getppid()} and _is_running(other):
         pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
         return None
     try:
@@ -105,6 +105,14 @@ def _read_pid(path: str) -> int | None:
         return int(Path(path).read_text())
     except (OSError, ValueError):  # gunicorn overwrites a file without a number
         return None
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # not permitted for a process of another user
+    return True
 
 
 def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
