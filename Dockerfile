@@ -1,6 +1,6 @@
-# Two stages: the first one installs, the second one contains only what runs. Unusual lines have a comment.
+# Two stages: `builder` installs the dependencies, `production` contains only the files needed at runtime.
 
-# An argument, so that a mirror, a digest or the next version needs no edit.
+# A build argument, so that you can use a mirror, a digest or another version without editing this file.
 ARG PYTHON_IMAGE=python:3.14-slim-trixie
 
 # ---- builder: creates the virtual environment ----
@@ -12,15 +12,15 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
 
-# No apt-get: every dependency has a wheel, so there is nothing to compile.
-# Pinned, so that the same tree builds the same image.
+# No apt-get: every dependency has a wheel, so no compiler is needed.
+# uv is pinned, so that the same source tree builds the same image.
 RUN pip install uv==0.13.9
 
 WORKDIR /app
 
-# UV_PROJECT_ENVIRONMENT, because `uv sync` installs into /app/.venv by default.
-# Bytecode is compiled now, because the running user may not write it. It is checked against nothing, because the times
-# of the source files differ in every build.
+# Set UV_PROJECT_ENVIRONMENT, because `uv sync` would install into /app/.venv.
+# Compile bytecode at build time, because the runtime user cannot write it. Hash-based .pyc files that are never checked
+# keep builds reproducible: by default, .pyc files contain the modification times of the sources.
 ENV UV_PROJECT_ENVIRONMENT=/opt/venv \
     UV_PYTHON_DOWNLOADS=never \
     UV_LINK_MODE=copy \
@@ -28,21 +28,22 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/venv \
     UV_COMPILE_BYTECODE=1 \
     PYC_INVALIDATION_MODE=UNCHECKED_HASH
 
-# The dependencies come first, so that a change of the code does not install them again.
+# Install the dependencies first, so that this layer stays cached when only the code changes.
 COPY pyproject.toml uv.lock ./
+COPY packages/exactjson/pyproject.toml ./packages/exactjson/
 COPY packages/hitless/pyproject.toml ./packages/hitless/
 RUN uv sync --frozen --no-dev --no-install-workspace
 
-# The packages of this repository are installed like any other, not linked to their sources.
+# Install the repository's own packages into the virtual environment too, rather than as links to the sources.
 COPY packages ./packages
-# uv's lock file is writable for everyone, and uv_cache.json contains the time of the build.
+# Remove uv's lock file, which is world-writable, and uv_cache.json, which contains the build time.
 RUN uv sync --frozen --no-dev --no-editable \
     && find /opt/venv -name uv_cache.json -delete -o -name RECORD -exec sed -i '/uv_cache\.json/d' {} + \
     && rm -rf /opt/venv/.lock packages
 
 COPY gunicorn.conf.py ./
 COPY app ./app
-# Everyone can read and only root can write, whatever the permissions of the checkout.
+# Readable by everyone and writable only by root, whatever permissions the files have in the checkout.
 RUN python -m compileall -q --invalidation-mode unchecked-hash app gunicorn.conf.py \
     && chmod -R u=rwX,go=rX . \
     && rm uv.lock
@@ -54,37 +55,37 @@ ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PATH="/opt/venv/bin:$PATH"
 
-# Seconds that the resolver waits for a name server before it asks again. The default is 5: longer than any request waits
-# for a connection, while the lookup occupies one of the few threads that later lookups need.
+# Seconds until the resolver retries an unresponsive name server. The default, 5, is longer than any request waits for
+# a connection, and meanwhile the lookup would block one of the few threads that other lookups need.
 ENV RES_OPTIONS=timeout:1
 
-# By number, because Kubernetes' runAsNonRoot cannot check a name. Not `-r`: it would choose 999, often the id of a service
-# on the host. The date is fixed, because /etc/shadow would otherwise contain the date of the build.
+# A numeric id, because Kubernetes' runAsNonRoot cannot check a name. Not a system user (`-r`): its id would be 999,
+# which a service on the host often has. SOURCE_DATE_EPOCH keeps the build date out of /etc/shadow.
 RUN groupadd --gid 10001 appuser \
     && SOURCE_DATE_EPOCH=0 useradd --uid 10001 --gid appuser --no-create-home --shell /usr/sbin/nologin appuser
 
-# The embedded database, which is used unless another one is set. A volume is writable even if the root file system is
-# read-only. Group 0 can write too, because `docker run --user 12345:0` and OpenShift run with that group.
+# SQLite is the default database. Its volume is writable even if the root file system is read-only. Group 0 can write to
+# it, because OpenShift and `docker run --user 12345:0` run the container with that group.
 ENV DATABASE_URL=sqlite+aiosqlite:////data/app.db
 RUN install -d -o 10001 -g 0 -m 0770 /data
 VOLUME /data
 
-# No apt-get here either: the health check does not need curl.
+# No apt-get here either: the health check is written in Python and does not need curl.
 
 COPY --from=builder /opt/venv /opt/venv
 
 WORKDIR /app
 
-# Only what runs, owned by root, so that the running user cannot change the program.
+# Only the files needed at runtime. They are owned by root, so that the runtime user cannot modify the program.
 COPY --from=builder /app /app
 
 USER 10001:10001
 
 EXPOSE 8000
 
-# Python's HTTP client instead of curl, on $PORT and with HTTPS if it is enabled. During the start it runs every second, so
-# that containers that depend on this one do not wait longer than necessary. The start period is 30 seconds,
-# because a start can take that long on a busy machine, and after it the next check follows half a minute later.
+# The check uses Python's HTTP client, $PORT, and HTTPS if it is enabled. During startup it runs every second, so that
+# dependent containers start as soon as this one is healthy. The start period is 30 seconds, because startup can take
+# that long on a busy machine. After it, checks run only every 30 seconds.
 HEALTHCHECK --interval=30s --timeout=30s --start-period=30s --start-interval=1s --retries=3 \
     CMD ["python", "-m", "app.healthcheck"]
 

@@ -1,8 +1,8 @@
 """The production server: gunicorn with Uvicorn workers.
 
-Names, values and environment variables are the usual ones. A comment gives the reason for each exception. The usual
-settings are all here, also those that repeat a default or have no effect on Uvicorn workers, because operators look for
-them. docs/server.md explains each setting.
+Names, values and environment variables are the usual ones. A comment gives the reason for each exception. Settings that
+repeat a default or have no effect on Uvicorn workers are included, because operators look for them. docs/server.md
+explains each setting.
 """
 
 import gc
@@ -37,18 +37,18 @@ backlog = 2048
 # Worker processes
 # Not `uvicorn.workers.UvicornWorker`: it is deprecated, and loses requests when it is stopped or replaced.
 worker_class = "hitless.Worker"
-# Not `multiprocessing.cpu_count()`: it counts the CPUs of the host, not those of the container. And no more workers
-# than fit into its memory.
+# Not `multiprocessing.cpu_count()`: it counts the CPUs of the host, not those of the container. The container's memory
+# limits the number, too.
 workers = capacity.workers  # WEB_CONCURRENCY; 2 x CPUs + 1 by default
 worker_connections = 1000  # has no effect on Uvicorn workers
 max_requests = settings.max_requests  # MAX_REQUESTS; 1000 by default
 max_requests_jitter = settings.max_requests_jitter  # MAX_REQUESTS_JITTER; 100 by default
-# For the heartbeat files. A read-only root file system has no other place for them, and a slow disk would block the
-# workers.
+# The directory of the heartbeat files. A read-only root file system has no other writable directory, and a slow disk
+# would block the workers.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn creates unguessable names
 
-# Timeouts, each longer than the ones inside it: DATABASE_STATEMENT_TIMEOUT (5), the last requests of a worker (25, see
-# packages/hitless), graceful_timeout (30), stop_grace_period in docker-compose.production.yml (40).
+# Each timeout is longer than those that it includes: DATABASE_STATEMENT_TIMEOUT (5), the last requests of a worker (25,
+# see packages/hitless), graceful_timeout (30), stop_grace_period in docker-compose.production.yml (40).
 timeout = 30
 keepalive = settings.keepalive_seconds  # KEEPALIVE_SECONDS; 5 by default
 graceful_timeout = 30
@@ -69,10 +69,10 @@ proc_name = NAME
 # workers but loads no new code, and the application opens its connections in the lifespan, never at import.
 preload_app = True
 daemon = False
-# Nothing in a container reads it, so it is left out if /tmp is full or not writable.
+# Nothing in a container reads this file, so it is omitted if /tmp is full or not writable.
 pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn renames another file to it
-# For a start as root, outside the image: the workers then run as USER. Only root can change to another user. Otherwise
-# gunicorn would fail, and on a laptop USER is just the login name.
+# If gunicorn is started as root, outside the image, its workers run as USER. Without root, gunicorn cannot change the
+# user and would fail, and on a laptop USER is only the login name.
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None
 tmp_upload_dir = None
@@ -110,18 +110,19 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
         hitless.abort_startup(server, str(error))
     app.state.is_database_prepared = True
     app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})
-    # FastAPI prepares its routes at the first request. Each worker would need 20 ms for it.
+    # FastAPI prepares its routes at the first request, which takes 20 ms. Prepare them once instead of in each worker.
     list(iter_route_contexts(app.routes))
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     """Install hitless, then log the capacity, before the first worker is forked."""
     hooks.when_ready(server)
-    # A worker is replaced before it leaves, so there may be one more.
+    # The successor of a worker starts before the worker stops, so there may be one more.
     connections = (server.num_workers + 1) * connections_per_worker(settings)
     server.log.info("%s, and %d database connections", capacity.description, connections)
     for warning in (capacity.warning, check_process_limit(server.num_workers, hitless.available_processes())):
         if warning:
             server.log.warning(warning)
-    # Objects loaded so far are never freed. Frozen, they are not copied to a worker's memory by its garbage collection.
+    # The objects loaded so far are never freed. If they were not frozen, garbage collection in a worker would write to
+    # their memory pages, and so copy them to the worker's memory.
     gc.freeze()

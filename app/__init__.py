@@ -1,6 +1,6 @@
-"""A user-management API: users, JWT login, health checks, and the server that runs it."""
+"""A user management API with JWT logins and health checks, and the server that runs it."""
 
 TITLE = "FastAPI Application"
-NAME = "fastapi-app"  # names the processes, the database connections and the tokens
-PREFIX = ""  # of all paths, such as "/v1"
+NAME = "fastapi-app"  # the name of the processes and the database connections, and the issuer of the tokens
+PREFIX = ""  # prepended to every path, for example "/v1"
 __version__ = "0.1.0"

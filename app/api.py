@@ -12,13 +12,13 @@ from app.health.router import router as health
 from app.settings import Settings
 from app.users.router import router as users
 
-# Features that are always on.
+# Features that cannot be disabled.
 ROUTERS = [
     users,
     auth,
     sessions,
 ]
-# What the API's documentation says about each feature.
+# The description of each feature in the API's documentation.
 TAGS = [
     {"name": "auth", "description": "Log in, refresh tokens, log out, see and end sessions"},
     {"name": "users", "description": "Registration, the current user, and administration by superusers"},
@@ -30,14 +30,14 @@ TAGS = [
     },
     {"name": "health", "description": "Health checks for orchestrators and load balancers"},
 ]
-# The errors that any route but a health check can return.
+# The errors that every route except the health checks can return.
 COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, ServiceUnavailable)
 
 
 def add_routers(app: FastAPI) -> None:
-    """Add the routes of every feature to the application, and the functions that write their mails.
+    """Add the routes of every feature to the application, and register the functions that write their emails.
 
-    The lifespan calls each of `app.state.mail_writers` with the settings.
+    The lifespan calls each function in `app.state.mail_writers` with the settings.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

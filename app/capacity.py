@@ -1,4 +1,4 @@
-"""How many workers, and how many password hashes at a time, fit into the CPUs and the memory of the container."""
+"""Choose the number of workers and of concurrent password hashes by the container's CPUs and memory."""
 
 from typing import NamedTuple
 
@@ -8,26 +8,26 @@ from app.security import MAX_CONCURRENT_HASHES
 from app.settings import Settings
 
 MIB = 2**20
-# Measured by the drills in tests/container/test_memory.py: gunicorn's master with everything that workers share, and
-# what each worker needs besides hashes and request bodies, with 100 clients.
+# Measured with 100 clients by the drills in tests/container/test_memory.py. The size of gunicorn's master includes all
+# memory that workers share. The size of a worker excludes its password hashes and request bodies.
 MASTER = 64 * MIB
 WORKER = 48 * MIB
 
 
-# Processes and threads of a worker at most: itself, those that hash passwords, and Python's and a driver's own threads,
-# such as for name lookups.
+# Maximum number of processes and threads per worker: the worker itself, the threads that hash passwords, and the
+# threads of Python and the database driver, for example for name lookups.
 THREADS = 12
 
 
 class Capacity(NamedTuple):
-    """How many workers to run, how many passwords each may hash at a time, and their peak memory.
+    """The number of workers, the number of passwords that each may hash at a time, and the peak memory.
 
     Attributes:
-        workers: Worker processes.
-        hashes: Passwords that each worker hashes at a time.
-        needed: Bytes of memory that they need at most.
-        description: For the log: the numbers, and what decides them.
-        warning: What to set if they do not fit, or an empty string.
+        workers: Number of worker processes.
+        hashes: Maximum number of concurrent password hashes per worker.
+        needed: Peak memory of the master and all workers in bytes.
+        description: A text for the log: the numbers, and the limit that determines them.
+        warning: Which settings to change if the memory is too small; otherwise an empty string.
     """
 
     workers: int
@@ -38,18 +38,18 @@ class Capacity(NamedTuple):
 
 
 def check_process_limit(workers: int, limit: int | None) -> str:
-    """Return what to do if the workers do not fit into the limit on processes and threads, or an empty string.
+    """Return a warning if the workers may exceed the limit on processes and threads, otherwise an empty string.
 
-    A worker that cannot start a thread cannot hash passwords, so that logins are 503.
+    A worker that cannot start a thread cannot hash passwords, and responds to logins with 503.
     """
-    needed = 1 + (workers + 1) * THREADS  # with the master, and a worker that is just replaced
+    needed = 1 + (workers + 1) * THREADS  # the master, and the successor of a worker that is being replaced
     if limit is None or needed <= limit:
         return ""
     return f"{workers} workers may need {needed} processes and threads, but the limit is {limit}: raise it (`pids`)"
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose the numbers that are not set, so that the service does not itself exhaust the memory."""
+    """Choose the numbers that the settings leave open, so that the service does not exhaust the memory."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

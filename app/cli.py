@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger("app")
 
 
 def main() -> None:
-    """Run the command given by the arguments. If it fails, exit with status 1 and one line."""
+    """Run the command given on the command line. If it fails, print the reason and exit with status 1."""
     arguments = _create_parser().parse_args()
     try:
         match arguments.command:
@@ -46,7 +46,7 @@ def main() -> None:
         )
     except ValidationError as error:
         sys.exit("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
-    except StartupError as error:  # in the format of the log, because `migrate` usually runs in a container
+    except StartupError as error:  # logged instead of printed, because `migrate` usually runs in a container
         log.critical(str(error))
         sys.exit(1)
     except AppError as error:
@@ -86,7 +86,7 @@ class _NewPassword(_Account):
 
 
 def _read_user(email: str | None, full_name: str | None) -> UserCreate:
-    """Prompt for missing values on a terminal. Without one, the password is the first line of standard input."""
+    """Prompt for missing values. Without a terminal, read only the password, from the first line of standard input."""
     if sys.stdin.isatty():
         email = email or input("Email: ")
         full_name = full_name or input("Full name: ")

@@ -16,11 +16,11 @@ from app.settings import Settings
 
 
 class AppRequest(HTTPConnection[State]):
-    """A request or a WebSocket whose state has types. For annotations only: FastAPI passes its own class."""
+    """A request or a WebSocket with a typed state. Use it only in annotations: FastAPI passes its own class."""
 
 
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
-    """Open the request's session. It reads in autocommit, and connects when it is first used."""
+    """Open the request's session, which reads in autocommit mode. It connects on first use."""
     async with AsyncSession(request.state["read_engine"], expire_on_commit=False, autoflush=False) as session:
         yield session
         _check_nothing_is_pending(session)
@@ -36,10 +36,10 @@ ReadSession = Annotated[AsyncSession, Depends(get_read_session, scope="function"
 
 
 async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncIterator[AsyncSession]:
-    """Make the request's session one transaction, which is committed before the response is sent.
+    """Run the request's session in a transaction, which is committed before the response is sent.
 
-    It is the same session, so that no request needs two connections: if each of many requests held one connection and
-    waited for a second, none of them would ever get it.
+    It is the same session as for reads, so that no request needs two connections. If each of many requests held one
+    connection and waited for a second, they would deadlock.
     """
     _check_nothing_is_pending(session)
     await session.commit()  # returns the connection of earlier reads to the pool
@@ -52,12 +52,12 @@ WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="functio
 
 
 async def get_body_stream(request: Request) -> AsyncIterator[bytes]:
-    """Return the chunks of the body. As none is kept, they do not count for MAX_TOTAL_BODY_SIZE."""
+    """Return the body as a stream of chunks. They are not kept in memory, so MAX_TOTAL_BODY_SIZE does not apply."""
     request.scope["streams_body"] = True  # read by BodyLimitMiddleware
     return request.stream()
 
 
-# For large bodies, in a route with its own `max_body_size`.
+# For large request bodies, in routes with their own `max_body_size`.
 BodyStream = Annotated[AsyncIterator[bytes], Depends(get_body_stream)]
 
 

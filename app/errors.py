@@ -1,23 +1,23 @@
-"""The errors that the service responds with, and the one place where an exception becomes a response.
+"""The errors in the service's responses, and the handlers that turn exceptions into responses.
 
     AppError
-    ├── RuleViolated          400  a rule about stored data
-    ├── UnknownHost           400  not in ALLOWED_HOSTS
-    ├── AuthenticationFailed  401  no, bad, expired or revoked credentials
-    ├── PermissionDenied      403  known caller, not allowed
+    ├── RuleViolated          400  the request conflicts with stored data
+    ├── UnknownHost           400  the Host header is not in ALLOWED_HOSTS
+    ├── AuthenticationFailed  401  credentials are missing, invalid, expired or revoked
+    ├── PermissionDenied      403  the caller is authenticated, but not allowed
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── Conflict              409
-    ├── PayloadTooLarge       413  a body over the limit
+    ├── PayloadTooLarge       413  the body exceeds the limit
     ├── UnsupportedMediaType  415
-    ├── InvalidRequest        422  the request does not fit its schema
+    ├── InvalidRequest        422  the request does not match its schema
     ├── RateLimited           429  too many requests
     ├── InternalError         500  a bug
-    └── ServiceUnavailable    503  the database is unavailable, or too many passwords wait to be hashed
+    └── ServiceUnavailable    503  the database is unavailable, or the queue of passwords to hash is full
 
-A feature derives its own errors from these, such as `EmailTaken(RuleViolated)`, and raises them. A route lists them in
-`responses=responses(EmailTaken, …)`, from which the OpenAPI document takes its descriptions and examples. Errors that
-follow from a route's signature, such as 401 and 422, are added by `docs/openapi.py`.
+Features derive their own errors from these, for example `EmailTaken(RuleViolated)`, and raise them. A route lists its
+errors in `responses=responses(EmailTaken, …)`, which adds their descriptions and examples to the OpenAPI document.
+`docs/openapi.py` adds the errors that a route's signature implies, for example 401 and 422.
 """
 
 import http.client
@@ -28,6 +28,7 @@ from itertools import takewhile
 from typing import Any, ClassVar
 
 import structlog
+from exactjson import TOO_MANY_ERRORS
 from fastapi import FastAPI, Request, WebSocketDisconnect
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
@@ -42,23 +43,22 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# As in RFC 9110. Python before 3.13 has older phrases, and the OpenAPI document must not depend on Python's version.
+# Reason phrases of RFC 9110. Python before 3.13 has older ones. The OpenAPI document must not depend on the version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-# RFC 9110, sections 15.3.5 and 15.4.5. If such a response had a body, the server would close the connection.
+# Statuses without a body (RFC 9110, sections 15.3.5 and 15.4.5). If the response had one, the server would close the
+# connection.
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
-# The handlers of an application that has registered none itself.
+# FastAPI's default handlers.
 _FASTAPI_HANDLERS = FastAPI().exception_handlers
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
-# Names of fields that an error may repeat. Any other name could be a misplaced secret.
+# Field names that an error may repeat. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
-# Together they keep the body of a 422 under 8 KiB, whatever the request contained.
+# MAX_DETAILS, MAX_FIELD_LENGTH and MAX_MESSAGE_LENGTH keep the body of a 422 under 8 KiB, for any request.
 MAX_DETAILS = 20
-# Type of the single error that replaces more than MAX_DETAILS, see `Input`.
-TOO_MANY_ERRORS = "too_many_errors"
 MAX_FIELD_LENGTH = 128
 MAX_MESSAGE_LENGTH = 200
 
@@ -84,13 +84,13 @@ class ErrorResponse(BaseModel):
 
 
 class StartupError(Exception):
-    """The service cannot start. The message is one line for the person who starts it."""
+    """The service cannot start. The message tells the operator why, in one line."""
 
 
 class AppError(Exception):
-    """An error that becomes a response. An instance may have its own message and headers.
+    """An error that is turned into a response. An instance may have its own message and headers.
 
-    Its `reason` is for the access log, and is not in the response.
+    The `reason` is written to the access log, and is not part of the response.
     """
 
     status: ClassVar[HTTPStatus]
@@ -206,9 +206,10 @@ def error_response(
 
 
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """Build the `responses` argument of a route from the errors it can return.
+    """Build the `responses` argument of a route from the errors that it can return.
 
-    `build_openapi` adds their schema: with `model`, FastAPI would build a validator for each error of each route.
+    `build_openapi` adds the schema. With FastAPI's `model` argument instead, FastAPI would build a validator for each
+    error of each route.
     """
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -234,8 +235,8 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
-    Any other exception is a bug. `UnhandledErrorMiddleware` responds with 500, or `_handle_bug` if it is in a mounted
-    application. A mounted application keeps the handlers that it has registered itself.
+    Any other exception is a bug: `UnhandledErrorMiddleware` responds with 500, or `_handle_bug` in a mounted
+    application. Handlers that a mounted application has registered itself are kept.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
         AppError: _handle_app_error,
@@ -259,7 +260,7 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
-    """Respond to an HTTPException, raised by FastAPI or by a route, like the AppError with the same status."""
+    """Turn an HTTPException, raised by FastAPI or by a route, into the response to the AppError with its status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
@@ -267,7 +268,7 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
         return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # FastAPI allows any JSON as the detail. An object or a list is added, anything else replaces the message.
+    # FastAPI allows any JSON value as the detail. Objects and lists become the details, other values the message.
     detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
@@ -281,16 +282,17 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
 
 
 def status_phrase(status: int) -> str:
-    """Return what a status means, also if it is not in a standard, such as 499."""
+    """Return the reason phrase of a status, or a substitute if the status is not standardized, for example 499."""
     return http.client.responses.get(status, f"Status {status}")
 
 
 def _allowed_methods(request: Request) -> str:
-    """Return all methods of the path. Starlette returns only those of the first matching route."""
-    path = request.scope["path"].removeprefix(request.scope["root_path"])  # which includes the path of a mount
+    """Return all methods that the path supports. Starlette returns only those of the first matching route."""
+    path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the path of a mount
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # Mounted files, such as those of the documentation, have no routes, even if another route has the same path.
+    # Mounted static files, for example those of the documentation, have no routes and support only GET, even if a route
+    # has the same path.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
@@ -303,19 +305,19 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
     problems = error.errors()
     details = [_describe(problem) for problem in problems[:MAX_DETAILS]]
     message = InvalidRequest.message
-    if len(problems) > MAX_DETAILS:  # in parameters, or in a body that is not an `Input`
+    if len(problems) > MAX_DETAILS:  # only for parameters, and for bodies that are not an `Input`
         message += f"; the first {MAX_DETAILS} of {len(problems)} errors are listed"
-    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # an `Input` has replaced its errors
+    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # `Input` has replaced the errors
         message += f"; more than {MAX_DETAILS} errors are not listed"
     return error_response(InvalidRequest(message), details=details)
 
 
 async def _ignore_disconnect(_: Request, __: Exception) -> None:
-    """Let a route end when its WebSocket does. It can also catch the exception."""
+    """Ignore that a WebSocket was disconnected, which ends its route. A route can also catch the exception itself."""
 
 
 def _describe(problem: dict[str, Any]) -> FieldError:
-    """Describe one validation error without repeating anything that the client sent, except names of fields."""
+    """Describe one validation error without repeating anything that the client sent, except field names."""
     source, *location = problem["loc"]
     if problem["type"] == "json_invalid":
         return FieldError(field="body", message="Not valid JSON")

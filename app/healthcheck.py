@@ -1,6 +1,6 @@
-"""Exit with 0 if the server in this container responds with 200 at /health.
+"""Exit with status 0 if the server in this container responds to /health with 200.
 
-It is the image's HEALTHCHECK, because the image has no curl.
+The image runs this module as its HEALTHCHECK, because it has no curl.
 """
 
 import http.client
@@ -16,13 +16,13 @@ TIMEOUT = 10  # seconds
 
 
 def main() -> None:
-    """Request /health at the address and with the protocol that gunicorn.conf.py uses.
+    """Request /health at the server's address, over HTTP or HTTPS as in gunicorn.conf.py.
 
-    HOST, PORT and SSL_CERTFILE are read from the environment only. Loading all settings would take a second.
+    HOST, PORT and SSL_CERTFILE are read only from the environment, because loading all settings would take a second.
     """
-    host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  not a server's
-    # `localhost` is tried as ::1 and 127.0.0.1: without IPv6, a server on `::` is reachable only by IPv4.
-    host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)  # noqa: S104  the same
+    host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  not to listen on
+    # `localhost` is tried as ::1 and as 127.0.0.1. Without IPv6, a server on `::` is reachable only over IPv4.
+    host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)  # noqa: S104  as above
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     if os.getenv("SSL_CERTFILE"):
         # The certificate is for the public host name, not for this address.

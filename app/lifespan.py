@@ -25,7 +25,7 @@ REDIS_CONNECTIONS = 2
 
 
 class State(TypedDict):
-    """What the lifespan yields. Requests read it as `request.state["redis"]`."""
+    """The state that the lifespan yields. Requests read its items by name, for example `request.state["redis"]`."""
 
     settings: Settings
     engine: AsyncEngine
@@ -46,12 +46,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     """Create the state of the process at startup, and close its connections at shutdown."""
     asyncio.get_running_loop().set_exception_handler(ignore_abandoned_connections)
     settings: Settings = app.state.settings
-    if not app.state.is_database_prepared:  # gunicorn.conf.py does it once for all workers
+    if not app.state.is_database_prepared:  # gunicorn.conf.py prepares it once for all workers
         await prepare_to_serve(settings)
     # Created here and not at import: gunicorn forks after the import, and workers must not share connections.
     engine = create_engine(settings)
-    # The readiness check has its own connection. If it had to wait behind requests, a busy worker would look as if
-    # its database were down.
+    # The readiness check has its own connection. If it had to wait behind requests, the database of a busy worker would
+    # seem to be down.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)
@@ -83,7 +83,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
 
 
 def create_redis(settings: Settings) -> Redis | None:
-    """Create the Redis client if Redis is configured. It connects when it is first used."""
+    """Create the Redis client if Redis is configured. It connects on first use."""
     if settings.redis_url is None:
         return None
     # A request waits at most REDIS_SECONDS for Redis. redis-py's defaults are 5 seconds and 10 retries.
@@ -94,7 +94,7 @@ def create_redis(settings: Settings) -> Redis | None:
         socket_connect_timeout=REDIS_SECONDS,
         socket_timeout=REDIS_SECONDS,
         retry=Retry(NoBackoff(), 0),
-        # If these are enabled, redis-py does not notice that a connection in its pool has been closed.
+        # With these notifications enabled, redis-py does not notice that a connection in its pool has been closed.
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     return Redis.from_pool(pool)

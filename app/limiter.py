@@ -1,7 +1,7 @@
-"""Rate limits, counted in Redis for all servers together, or in the memory of this one.
+"""Rate limits. Requests are counted in Redis for all servers together, or in memory for this server alone.
 
-The library `limits` 5.8 makes three round trips to Redis per request, and without Redis scans all clients on each
-request (10 µs with one client, 820 µs with 10,000). The library `throttled-py` 3.5 does not support redis-py 8.
+Two libraries were rejected. `limits` 5.8 makes three round trips to Redis per request, and without Redis scans all
+clients on each request (10 µs with one client, 820 µs with 10,000). `throttled-py` 3.5 does not support redis-py 8.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.limiter")
 
-# Seconds that a request waits for Redis, which usually answers within a millisecond or two.
+# Maximum time in seconds that a request waits for Redis, which usually answers within a millisecond or two.
 REDIS_SECONDS = 0.25
 # Seconds between attempts to use Redis again while it is unavailable.
 RETRY_SECONDS = 1.0
-# Clients that can be counted at a time without Redis.
+# Maximum number of clients that are counted at a time without Redis.
 MEMORY_SLOTS = 32_768
-# Slots that are tried for a client.
+# Number of slots in which the count of a client may be stored.
 PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
-# One atomic step: a count without an expiry would lock a client out forever.
+# Atomic: if a count were stored without its expiry, the client would be locked out forever.
 _COUNT = """
 local counts = {}
 for i, key in ipairs(KEYS) do
@@ -71,7 +71,7 @@ class Count(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How much of a limit a client has used: `used` of `quota` requests in `window` seconds."""
+    """A client's usage of a limit: `used` of `quota` requests in `window` seconds."""
 
     name: str
     quota: int
@@ -85,7 +85,7 @@ class Usage(NamedTuple):
         return self.used > self.quota
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers, draft 11."""
+        """Return the headers of draft 11 of https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers."""
         headers = {
             "RateLimit-Policy": f'"{self.name}";q={self.quota};w={self.window}',
             "RateLimit": f'"{self.name}";r={max(0, self.quota - self.used)};t={self.seconds_left}',
@@ -94,14 +94,14 @@ class Usage(NamedTuple):
 
 
 class MemoryCounter:
-    """Counts in memory that all workers share, because it is created before they are forked.
+    """Counts requests in memory that all workers share. Create it before the workers are forked.
 
-    A hash table of fixed size. A key is stored in one of PROBES consecutive slots. If all are taken, the window that
-    ends first is replaced. There are no locks: two workers that count the same client at the same moment may
-    lose a count.
+    The counts are in a hash table of fixed size. A key is stored in one of PROBES consecutive slots. If all of them are
+    taken, the window that ends first is evicted. There are no locks: if two workers count the same client at the same
+    time, a count may be lost.
 
     Args:
-        size: The number of slots, at 20 bytes each.
+        size: The number of slots, of 20 bytes each.
     """
 
     def __init__(self, size: int = MEMORY_SLOTS) -> None:
@@ -111,8 +111,8 @@ class MemoryCounter:
         self._used = memoryview(mmap(-1, 4 * size)).cast("I")
 
     def hit(self, key: bytes, window: int) -> Count:
-        """Count one request. The window in seconds starts with its first request."""
-        now, number = monotonic(), int.from_bytes(key[:8])  # all processes have the same monotonic clock
+        """Count one request. A window starts with its first request, and lasts `window` seconds."""
+        now, number = monotonic(), int.from_bytes(key[:8])  # all processes share the monotonic clock
         slots = [(number + offset) % self._size for offset in range(PROBES)]
         slot = next((slot for slot in slots if self._keys[slot] == number and self._ends[slot] > now), None)
         if slot is None:
@@ -123,9 +123,9 @@ class MemoryCounter:
 
 
 class RedisCounter:
-    """Counts in Redis. The requests that arrive while a command runs are counted together by the next one.
+    """Counts requests in Redis. Requests that arrive while a command is running are batched in the next command.
 
-    With one command per request and 16 concurrent requests, counting took 75 µs of CPU time per request instead of 18.
+    With 16 concurrent requests, this takes 18 µs of CPU time per request. One command per request took 75 µs.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -157,10 +157,10 @@ class RedisCounter:
             counts: Iterable[Count | None] = await self._send_batch(
                 [key for key, _, _ in batch], [window * 1000 for _, window, _ in batch]
             )
-            if not self.is_available:  # the requests that arrived in the meantime do not wait for another attempt
+            if not self.is_available:  # requests that arrived during the failed attempt do not wait for another
                 batch, self._waiting, counts = batch + self._waiting, [], repeat(None)
             for (_, _, future), count in zip(batch, counts, strict=False):
-                if not future.done():  # otherwise its request was cancelled, or stopped waiting
+                if not future.done():  # otherwise its request was cancelled, or has timed out
                     future.set_result(count)
 
     async def _send_batch(self, keys: list[str], windows: list[int]) -> list[Count]:
@@ -183,8 +183,8 @@ class RedisCounter:
 class RateLimiter:
     """Counts requests against named limits. A window starts with a client's first request.
 
-    Clients are identified by a keyed hash, so that Redis holds neither addresses nor accounts. Without Redis, and while
-    it is unavailable or slow, requests are counted in the memory of this server.
+    Clients are identified by a keyed hash, so that Redis stores neither addresses nor accounts. If Redis is not
+    configured, unavailable or slow, requests are counted in the memory of this server.
     """
 
     def __init__(self, settings: Settings, redis: Redis | None, memory: MemoryCounter) -> None:
@@ -195,14 +195,15 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether the latest requests were counted in Redis. If it is full or read-only, it cannot count."""
+        """Return whether the latest requests were counted in Redis. A full or read-only Redis cannot count."""
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
         """Count a request of a client against a limit."""
         quota, window = self._limits[name]
         digest = blake2b(f"{name}:{client}".encode(), key=self._key, digest_size=16)
-        # The braces keep all keys on one node of a Redis cluster, where one command can count them.
+        # The braces are a hash tag: they put all keys in the same Redis Cluster slot, so that one command can update
+        # them all.
         count = await self._redis.hit(f"{{rate}}:{name}:{digest.hexdigest()}", window) if self._redis else None
         used, seconds_left = count or self._memory.hit(digest.digest(), window)
         return Usage(name, quota, window, used, max(1, math.ceil(seconds_left)))
@@ -219,7 +220,7 @@ class RateLimiter:
 
 
 def read_limits(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Return the quota and the window in seconds of each limit. A setting such as `rate_limit_mail` is named `mail`."""
+    """Return the quota and the window in seconds of each limit. The limit `mail` is the setting `rate_limit_mail`."""
     prefix = "rate_limit_"
     rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
     rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}
@@ -227,6 +228,6 @@ def read_limits(settings: Settings) -> dict[str, tuple[int, int]]:
 
 
 def _parse(rate: str) -> tuple[int, int]:
-    """Return the quota and the window in seconds of a rate such as `600/minute`, which the settings have checked."""
+    """Return the quota and the window in seconds of a rate such as `600/minute`, which the settings have validated."""
     quota, _, unit = rate.partition("/")
     return int(quota), _UNITS[unit]

@@ -1,4 +1,4 @@
-"""One format for every log line, whether gunicorn, Uvicorn, a library or the application writes it."""
+"""Configure one format for the log lines of gunicorn, Uvicorn, the libraries and the application."""
 
 import asyncio
 import contextlib
@@ -21,31 +21,31 @@ from app.settings import Settings
 
 
 def _mask_password(url: re.Match[str]) -> str:
-    """Mask the password of a URL. It may contain any character, so it ends at the last `@`."""
+    """Mask the password in a URL. A password may contain any character, so it ends at the last `@`."""
     credentials, at, host = url[0].rpartition("@")
     user = re.search(r"://[^:/@]*:", credentials)
     return f"{credentials[: user.end()]}***@{host}" if at and user else url[0]
 
 
-# A word, a pattern of secrets that follow it, and their replacement. Most lines do not contain the word, and so need no
-# regular expression. The time of each pattern must be proportional to the length of the line.
+# A word, a pattern that matches secrets near the word, and their replacement. Most lines do not contain the word, so
+# they need no regular expression. Each pattern must match in time proportional to the length of the line.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
-    # PostgreSQL appends the row that violates a constraint, with all its values. The first alternative is for a JSON
-    # string, where the line feed is escaped.
+    # PostgreSQL's detail contains all values of a row that violates a constraint. The first alternative matches inside
+    # JSON strings, where the line feed is escaped.
     ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
     # The search term, which is part of the statement; see `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
-# Maximum length in a log line of a field that the client controls.
+# Maximum length of a client-controlled field in a log line.
 MAX_FIELD = 512
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if code != ord("\n")}
-# Created once. `json.dumps` with arguments creates an encoder per call.
+# Created once, because `json.dumps` with arguments creates an encoder per call.
 _encode = json.JSONEncoder(default=repr).encode
 
 
 def configure_logging(settings: Settings) -> None:
-    """Configure `structlog`, `logging` and `warnings`. It can be called again."""
+    """Configure `structlog`, `logging` and `warnings`. This function can be called repeatedly."""
     logging.config.dictConfig(log_config(settings))
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -57,20 +57,20 @@ def configure_logging(settings: Settings) -> None:
 
 
 def exit_with_error(message: str) -> NoReturn:
-    """Log why the settings cannot be used, in the format of all other lines, and exit with status 1."""
+    """Log why the settings are invalid, in the format of all other log lines, and exit with status 1."""
     configure_logging(Settings.model_construct())  # with the defaults
     logging.getLogger("app").critical(message)
     sys.exit(1)
 
 
 class _StderrLogger:
-    """Writes the application's own lines. Through `logging`, each would take four times as long."""
+    """Writes the application's own log lines. With `logging`, each line would take four times as long."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def write(self, line: str) -> None:
-        """Write a line, or drop it as `logging` does: a full disk must not fail requests."""
+        """Write a line, or drop it on failure, as `logging` does: requests must not fail because the disk is full."""
         with contextlib.suppress(OSError):
             hitless.log_stream.write(f"{line}\n")
 
@@ -78,9 +78,9 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Lets through a few lines per second about requests outside of rate limits, and then logs how many it dropped.
+    """Passes a few lines per second about requests that no rate limit covers, and logs the number of dropped lines.
 
-    Otherwise a client could fill the log, until its rotation deletes the lines from before the attack.
+    Otherwise a client could flood the log until log rotation deletes the lines from before the attack.
     """
 
     def __init__(self, lines_per_second: int) -> None:
@@ -90,7 +90,7 @@ class RefusalLog(logging.Filter):
         self._passed = self._dropped = 0
 
     def filter(self, _: logging.LogRecord) -> bool:
-        """The same as `allow`, with the signature of a filter of `logging`."""
+        """Call `allow`, with the signature of a `logging` filter."""
         return self.allow()
 
     def allow(self) -> bool:
@@ -117,8 +117,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 
 def shorten(text: str) -> str:
-    """Cut what a client has sent, so that it takes at most 512 characters of a log line."""
-    # JSON writes some characters as six.
+    """Truncate text from a client to at most 512 characters of a log line."""
+    # JSON may escape one character as six.
     while len(text) * 6 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
@@ -154,7 +154,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
         },
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
-            # uvicorn-worker copies the handlers of gunicorn's loggers to Uvicorn's.
+            # uvicorn-worker gives Uvicorn's logger the handlers of gunicorn's, so gunicorn's logger needs a handler.
             "gunicorn.error": to_stderr,
             "uvicorn": to_stderr,
             "uvicorn.error": to_stderr,
@@ -164,11 +164,11 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "uvicorn.access": {"handlers": [], "propagate": False},
             # app/migrations/env.py logs each migration. At info, Alembic would add a few lines at every start.
             "alembic": {"level": "WARNING"},
-            # At debug it logs the values of each statement, with addresses and password hashes.
+            # At debug, it logs the values of each statement, including email addresses and password hashes.
             "aiosqlite": {"level": "INFO"},
-            # At info it logs the full URL of each request, and tokens are often part of a URL.
+            # At info, it logs the full URL of each request, and URLs often contain tokens.
             "httpx": {"level": "WARNING"},
-            # At debug it logs the headers of each response, such as cookies.
+            # At debug, it logs the headers of each response, including cookies.
             "httpcore": {"level": "INFO"},
         },
     }
@@ -194,7 +194,7 @@ def _render(settings: Settings) -> list[Processor]:
 
 
 def _render_json() -> list[Processor]:
-    # Without local variables, which may be passwords and tokens.
+    # Without local variables, which may contain passwords and tokens.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(tracebacks), _drop_color_message, _encode_json]
 
@@ -216,7 +216,7 @@ def _drop_color_message(_logger: WrappedLogger, _method: str, event: EventDict) 
 
 
 def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape what would control the terminal. A line feed is kept, because messages may have several lines."""
+    """Escape characters that control the terminal. Line feeds are kept, because messages may have several lines."""
     return {key: value.translate(_ESCAPES) if isinstance(value, str) else value for key, value in event.items()}
 
 
@@ -226,7 +226,7 @@ def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 
 
 def _mask_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
-    """Mask secrets in the finished line, so that no field, message or traceback is forgotten."""
+    """Mask secrets in the finished line, which includes every field, message and traceback."""
     text = str(line)
     for word, pattern, replacement in _SECRETS:
         if word in text:
@@ -235,9 +235,9 @@ def _mask_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
 
 
 def log_uncaught_exceptions() -> None:
-    """Log the exceptions that Python would print by itself. Call it once, in gunicorn's master; workers inherit it.
+    """Log the exceptions that Python would otherwise print, in another format and with unmasked secrets.
 
-    They would appear in another format, with their secrets unmasked.
+    Call this once, in gunicorn's master, before the workers are forked.
     """
     log = logging.getLogger("app")
 

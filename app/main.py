@@ -1,4 +1,4 @@
-"""The application: its whole composition, and the `app` that servers import."""
+"""Compose the application, and create the `app` that servers import."""
 
 from operator import attrgetter
 
@@ -28,13 +28,13 @@ from app.setting_names import describe_unknown_names
 from app.settings import Settings, get_settings
 from app.urls import describe_ignored_parameters
 
-# The paths that document the API.
+# The paths of the API's documentation.
 DOCS = (f"{PREFIX}/docs/", f"{PREFIX}/redoc/", f"{PREFIX}/openapi.json/")
 HEALTH = (f"{PREFIX}/health/",)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Create an application. It connects to nothing before its lifespan starts."""
+    """Create an application. It opens no connections before its lifespan starts."""
     app = FastAPI(
         title=TITLE,
         version=__version__,
@@ -43,16 +43,16 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=TAGS,
         lifespan=lifespan,
-        # Otherwise FastAPI looks for providers of OpenTelemetry in each request, which takes 15 µs.
+        # Otherwise FastAPI looks for OpenTelemetry providers in each request, which takes 15 µs.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # Operation ids such as `create_user`. FastAPI's default is `create_user_users__post`.
         generate_unique_id_function=attrgetter("name"),
-        # A redirect from /users to /users/ would send the Authorization header to whatever the Host header names.
+        # A redirect from /users to /users/ would send the Authorization header to any host that the Host header names.
         redirect_slashes=False,
-        openapi_url=f"{PREFIX}/openapi.json" if settings.docs else None,  # None also removes the pages
+        openapi_url=f"{PREFIX}/openapi.json" if settings.docs else None,  # None also disables the pages
         docs_url=f"{PREFIX}/docs",
         redoc_url=f"{PREFIX}/redoc",
-        swagger_ui_oauth2_redirect_url=None,  # the page for OAuth2 login, which is not offered
+        swagger_ui_oauth2_redirect_url=None,  # a page for OAuth2 login, which the API does not have
     )
     app.state.settings = settings
     app.state.is_database_prepared = False  # see lifespan.py
@@ -61,9 +61,9 @@ def create_app(settings: Settings) -> FastAPI:
     add_routers(app)
     applications = {path: route.app for path, route in iter_routes(app.routes) if isinstance(route.app, FastAPI)}
     applications[""] = app
-    for each in applications.values():  # those that `add_routers` has mounted, and this one
+    for each in applications.values():  # this one, and those that `add_routers` mounted
         add_error_handlers(each)
-        StandaloneDocs(each)  # serves the scripts and styles of /docs and /redoc from here, not from a CDN
+        StandaloneDocs(each)  # serves the scripts and styles of /docs and /redoc itself, without a CDN
 
     docs = DOCS if settings.docs else ()
 

@@ -1,4 +1,4 @@
-"""Cursor pagination by id: a page costs the same however deep it is."""
+"""Cursor pagination by id. The cost of a page does not depend on its depth."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Annotated
@@ -11,7 +11,7 @@ from app.schemas import MAX_ID
 
 
 def encode_cursor(last_id: int) -> str:
-    """Return the opaque cursor of the page that follows an id."""
+    """Return the opaque cursor of the page that starts after an id."""
     return urlsafe_b64encode(str(last_id).encode()).decode().rstrip("=")
 
 
@@ -31,12 +31,12 @@ def decode_cursor(cursor: str) -> int:
 
 
 def url_path(request: Request) -> str:
-    """Return the path of the request as clients see it, with the prefix of a proxy."""
+    """Return the path of the request as clients see it, including the prefix that a proxy strips."""
     return quote(request.scope["path"].removesuffix("\n"))  # routes also match a path with a trailing line feed
 
 
 def next_page_link(request: Request, cursor: str) -> str:
-    """Return the `Link` header for the page at a cursor."""
+    """Return the `Link` header for the next page, which starts at a cursor."""
     query = urlencode({**request.query_params, "cursor": cursor})
     return f'<{url_path(request)}?{query}>; rel="next"'
 

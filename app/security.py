@@ -19,14 +19,14 @@ from app import NAME
 from app.settings import Settings
 
 ALGORITHM = "HS256"
-# Seconds by which the clocks of two machines may differ.
+# Tolerated difference between the clocks of two machines in seconds.
 LEEWAY = 5
 
-# Per worker, unless ARGON2_CONCURRENCY is set. With two workers per CPU, this keeps every CPU busy. More would make
-# each hash slower, and take more memory.
+# Per worker, unless ARGON2_CONCURRENCY is set. With two workers per CPU, this keeps every CPU busy. More concurrent
+# hashes would only make each hash slower and take more memory.
 MAX_CONCURRENT_HASHES = 2
-# Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last in the
-# queue waits for a few seconds.
+# Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last request in
+# the queue waits for a few seconds.
 MAX_QUEUED_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -34,7 +34,7 @@ _Result = TypeVar("_Result")
 
 
 class HashingUnavailable(Exception):
-    """A password cannot be hashed now: the queue is full, or the system has no memory or thread for it."""
+    """A password cannot be hashed at the moment: the queue is full, or the system is out of memory or threads."""
 
 
 class Passwords:
@@ -55,19 +55,19 @@ class Passwords:
         """Hash a password with a random salt.
 
         Raises:
-            HashingUnavailable: The hash cannot be computed now.
+            HashingUnavailable: The queue is full, or the system is out of memory or threads.
         """
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Compare a password with its hash. If the hash is None, compare with a dummy hash, to take the same time.
+        """Verify a password against a hash. If the hash is None, use a dummy hash, so that it takes the same time.
 
         Returns:
-            Whether they match. If they do and the hash was made with parameters other than the current ones, also a
-            new hash to store.
+            Whether the password matches, and a new hash to store or None. A new hash is needed if the password matches
+            and the parameters of the old hash differ from the current ones.
 
         Raises:
-            HashingUnavailable: The hash cannot be computed now.
+            HashingUnavailable: The queue is full, or the system is out of memory or threads.
         """
         return await self._run_in_thread(self._verify, password, password_hash or self._dummy_hash)
 
@@ -85,7 +85,7 @@ class Passwords:
         return True, self._hasher.hash(password) if is_outdated else None
 
     def _equalize_timing(self, password: str, password_hash: str) -> None:
-        """Take as long as a hash with the current parameters, so that timing does not reveal which accounts exist."""
+        """Hash again until the total time matches the current parameters, so that timing does not reveal accounts."""
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
         if passes > 0:
@@ -134,7 +134,7 @@ class AccessToken(NamedTuple):
 class Tokens:
     """Issues and verifies access tokens (JWT, RFC 7519), and derives the secrets of refresh tokens.
 
-    Everything is also accepted with the previous key, so that changing the key logs nobody out.
+    Tokens signed with the previous key are also accepted, so that changing the key logs nobody out.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -155,17 +155,17 @@ class Tokens:
         return self._jwt.encode(_claims(token, now, now + self.access_seconds), self._keys[0], ALGORITHM)
 
     def verify(self, encoded: str) -> AccessToken:
-        """Decode an access token.
+        """Verify an access token, and return its contents.
 
         Raises:
-            InvalidAccessToken: The token was not issued here, or has expired.
+            InvalidAccessToken: The token was not issued by this service, or has expired.
         """
         claims = self._decode(encoded)
         try:
             token = AccessToken(int(claims["sub"]), UUID(claims["stamp"]), UUID(claims["sid"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidAccessToken("malformed token") from error
-        # Only the exact form that `issue` writes is accepted, so that no two tokens mean the same.
+        # Accept only the exact claims that `issue` writes, so that there is only one form of each token.
         is_canonical = claims == _claims(token, claims["iat"], claims["exp"]) and token.user_id < 2**63
         if not is_canonical or type(claims["iat"]) is not int or type(claims["exp"]) is not int:
             raise InvalidAccessToken("malformed token")
@@ -188,11 +188,11 @@ class Tokens:
         return _sign(self._refresh_keys[0], login_id, secrets.token_bytes(16))
 
     def derive_next_secrets(self, login_id: UUID, secret: bytes) -> list[bytes]:
-        """Return the secret of the next refresh token, as derived with each key."""
+        """Derive the secret of the next refresh token, once with each key."""
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
     def is_refresh_secret(self, login_id: UUID, secret: bytes) -> bool:
-        """Return whether the secret was issued for this login, at any time."""
+        """Return whether the secret was ever issued for this login."""
         return any(hmac.compare_digest(secret, _sign(key, login_id, secret[:16])) for key in self._refresh_keys)
 
 

@@ -1,4 +1,4 @@
-"""Warnings about misspelt names of settings."""
+"""Warn about misspelled names of settings."""
 
 from difflib import get_close_matches
 
@@ -6,7 +6,7 @@ from dotenv import dotenv_values
 
 from app.settings import Settings
 
-# Variables in a `.env` file that are not for this program: those of the compose files, and of other programs.
+# Variables that a `.env` file may contain for the compose files and for other programs.
 COMPOSE_VARIABLES = {
     "DATABASE_OWNER_URL",
     "DB_MEMORY",
@@ -24,9 +24,9 @@ OTHER_PREFIXES = ("COMPOSE_", "DOCKER_", "FASTAPI_", "GUNICORN_", "OTEL_", "PG",
 
 
 def describe_unknown_names(settings: Settings) -> list[str]:
-    """Return a warning for each name in the `.env` files and SECRETS_DIR that is not a setting, such as a typo.
+    """Return a warning for each name in the `.env` files and SECRETS_DIR that is not a setting, for example a typo.
 
-    The environment itself is not checked, because it is full of the variables of other programs.
+    Environment variables are not checked, because most of them belong to other programs.
     """
     names = [name for file in (".env", f".env.{settings.environment}") for name in dotenv_values(file)]
     if settings.secrets_dir.is_dir():

@@ -1,4 +1,4 @@
-"""The types of settings. Their errors describe the format, and never repeat the value."""
+"""The types of settings. Error messages describe the expected format, and never repeat the value."""
 
 import re
 import secrets
@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode
 from app.mail.url import check_sender, check_smtp_url
 from app.urls import check_redis_url, parse_database_url, parse_web_database_url
 
-# RFC 7518, section 3.2: a key for HS256 is at least as long as its output, 32 bytes.
+# RFC 7518, section 3.2: a key for HS256 must be at least as long as the hash output, 32 bytes.
 SECRET_KEY_BYTES = 32
 # The value in .env.example and docker-compose.yml; refused in production.
 EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
@@ -48,7 +48,7 @@ def _check_network(value: str) -> str:
 
 
 def _matches(pattern: str, message: str) -> AfterValidator:
-    """Build a validator that raises `message` unless the whole value matches."""
+    """Build a validator that raises a ValueError with a message unless the whole value matches a pattern."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):

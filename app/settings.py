@@ -29,7 +29,7 @@ from app.setting_types import (
 
 
 class SettingsFiles(BaseSettings):
-    """The settings that say which files the others are read from."""
+    """The settings that determine from which files the others are read."""
 
     model_config = SettingsConfigDict(
         env_file_encoding="utf-8",
@@ -91,7 +91,7 @@ class Settings(SettingsFiles):
         5, ge=1, description="Connections per worker for requests; the readiness check has one more"
     )
     database_pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before responding 503")
-    # Less than the pool's, so that an attempt begun during an outage ends before waiting requests give up.
+    # Shorter than the pool's timeout, so that a connection attempt during an outage fails before waiting requests do.
     database_connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a new connection")
     database_statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     database_migrate: bool | None = Field(
@@ -253,14 +253,14 @@ class Settings(SettingsFiles):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let secret files win over the environment, because the image sets DATABASE_URL in the environment."""
+        """Give secret files precedence over the environment, because the image sets DATABASE_URL in the environment."""
         return init_settings, file_secret_settings, env_settings, dotenv_settings
 
 
 def load_settings() -> Settings:
-    """Read the settings, and exit with one message that names every problem and no value.
+    """Read the settings, or exit with one message that lists every problem, without any values.
 
-    Later sources win: `.env`, `.env.<ENVIRONMENT>`, the environment, the files in SECRETS_DIR.
+    Later sources override earlier ones: `.env`, `.env.<ENVIRONMENT>`, the environment, the files in SECRETS_DIR.
 
     Raises:
         SystemExit: A setting is not valid, or a file cannot be read.
@@ -270,7 +270,7 @@ def load_settings() -> Settings:
         environment = SettingsFiles(_env_file=env_files).environment
         env_files += (f".env.{environment}",)
         secrets_dir = SettingsFiles(_env_file=env_files).secrets_dir
-        # pydantic-settings only warns about a secret file that it skips, such as a directory that Docker has created.
+        # pydantic-settings only warns if it skips a secret file, for example if Docker has created a directory instead.
         with warnings.catch_warnings(action="error", category=UserWarning):
             settings = Settings(_env_file=env_files, _secrets_dir=secrets_dir if secrets_dir.is_dir() else None)
     except ValidationError as error:
@@ -291,5 +291,5 @@ def load_settings() -> Settings:
 
 @cache
 def get_settings() -> Settings:
-    """Return the settings of this process. They are read once."""
+    """Return the settings of this process, which are read once."""
     return load_settings()

@@ -1,4 +1,4 @@
-"""Checks and preparations before the service starts. Problems are reported in one line."""
+"""Check and prepare the database before the service starts. Problems are reported in one line."""
 
 import os
 import sqlite3
@@ -15,7 +15,7 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app")
 
-# The connections that are left for ordinary users. `reserved_connections` was added in PostgreSQL 16.
+# The number of connections available to ordinary roles. `reserved_connections` was added in PostgreSQL 16.
 _ALLOWED_CONNECTIONS = text("""
     SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
         - coalesce(current_setting('reserved_connections', true)::int, 0)
@@ -25,8 +25,8 @@ _ALLOWED_CONNECTIONS = text("""
 async def prepare_to_serve(settings: Settings) -> None:
     """Prepare the database, and warn if access tokens will be invalid after a restart.
 
-    gunicorn's master calls it once before the first fork. Workers do not: a worker started during an outage would fail,
-    and stop the whole server.
+    gunicorn's master calls this function once, before the first fork. Workers do not call it, because a worker started
+    during an outage would fail and stop the whole server.
 
     Raises:
         StartupError: The database is unreachable, or its schema is not up to date.
@@ -63,10 +63,10 @@ async def prepare_database(settings: Settings) -> None:
 
 
 def create_sqlite_file(settings: Settings) -> None:
-    """Create the database's directory and file. The asynchronous driver's own error would be less clear.
+    """Create the database's directory and file, because the asynchronous driver's own error would be less clear.
 
     Raises:
-        StartupError: They cannot be created.
+        StartupError: The directory or the file cannot be created.
     """
     file = Path(database_location(settings))
     try:
@@ -77,7 +77,7 @@ def create_sqlite_file(settings: Settings) -> None:
 
 
 def connections_per_worker(settings: Settings) -> int:
-    """Return how many database connections a worker opens at most: its pool, and one for the readiness check."""
+    """Return the maximum number of a worker's database connections: its pool, and one for the readiness check."""
     return settings.database_pool_size + 1
 
 
@@ -85,7 +85,7 @@ async def check_connection_limit(settings: Settings, workers: int) -> str | None
     """Return a warning if the workers may open more connections than the database allows.
 
     One extra worker is counted, because the successor of a worker starts before the worker stops. Other clients of the
-    database are not counted, so a configuration without a warning may still need too many.
+    database are not counted, so there may be too many connections even without a warning.
 
     Raises:
         StartupError: The database is unreachable.

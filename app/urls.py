@@ -1,4 +1,4 @@
-"""Validation of the database and Redis URLs. No error repeats any part of a URL, because it may be a password."""
+"""Validation of the database and Redis URLs. No error repeats any part of a URL, because it may contain a password."""
 
 import re
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
@@ -7,8 +7,8 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# https://www.postgresql.org/docs/current/libpq-connect.html: the accepted parameters, and the allowed values of those
-# with a fixed set.
+# The accepted parameters, with the allowed values of those that have a fixed set of values; see
+# https://www.postgresql.org/docs/current/libpq-connect.html.
 KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "application_name": None,
     "channel_binding": {"disable", "prefer", "require"},
@@ -34,10 +34,10 @@ KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# asyncpg would send these to the server. `Connector` uses the timeout, and nothing uses the other.
+# asyncpg would send these parameters to the server. `Connector` uses the timeout; channel binding is ignored.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
-# RFC 3986, appendix B. `urllib.parse.urlsplit` rejects an IPv6 address that is not the first host.
+# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` rejects an IPv6 address that is not the first host.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 _HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)
@@ -54,7 +54,7 @@ def parse_database_url(value: SecretStr) -> SecretStr:
     url = value.get_secret_value().strip()
     scheme, _, rest = url.partition("://")
     if scheme in {"sqlite", "sqlite+aiosqlite"}:
-        if rest in {"", "/", "/:memory:"}:  # in memory, each connection has its own database
+        if rest in {"", "/", "/:memory:"}:  # each connection would have its own database in memory
             raise ValueError("must name a file, such as sqlite:///app.db")
         return SecretStr(f"sqlite+aiosqlite://{rest}")
     if scheme not in {"postgres", "postgresql", "postgresql+asyncpg"}:
@@ -72,7 +72,7 @@ def _parse_postgresql_url(url: str) -> str:
         parameters = _join_hosts(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError(_ESCAPE) from None
-    # A password with `?` or `#` ends up in the query or the fragment, together with the @ after it.
+    # If a password contains an unescaped `?` or `#`, the rest of it, with the @, ends up in the query or the fragment.
     if parts.fragment or "@" in parts.query or re.search(r"[@:/]", parts.path[1:]):
         raise ValueError(_ESCAPE)
     if unsupported := parameters.keys() - KNOWN_PARAMETERS:
@@ -89,7 +89,7 @@ def _parse_postgresql_url(url: str) -> str:
 
 
 def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
-    """Convert SQLAlchemy's form of several hosts, `?host=a:5432&host=b:5432`, to libpq's, separated by commas."""
+    """Convert SQLAlchemy's form of several hosts, `?host=a:5432&host=b:5432`, to libpq's comma-separated form."""
     joined = dict(parameters)
     if hosts := [value for name, value in parameters if name == "host"]:
         joined["host"] = ",".join(hosts)
@@ -132,7 +132,7 @@ def parse_web_database_url(value: SecretStr) -> SecretStr:
 
 
 def split_credentials(url: str) -> tuple[str, str]:
-    """Return the user name and the password in a URL, or empty strings."""
+    """Return the user name and the password in a URL, or empty strings if it has none."""
     name, _, password = _split(url).netloc.rpartition("@")[0].partition(":")
     return unquote(name), unquote(password)
 
@@ -164,18 +164,18 @@ def describe_database(url: str) -> str:
 
 
 def check_redis_url(value: SecretStr) -> SecretStr:
-    """Check a Redis URL.
+    """Check a Redis URL, and return it.
 
     Raises:
         ValueError: The URL is not valid.
     """
     url = value.get_secret_value()
     try:
-        # Creates a connection object without opening it, which checks the parameters.
+        # This checks the parameters. It creates a connection object, but opens no connection.
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)
-        # Otherwise part of a password that is not encoded.
+        # A fragment or another @ is part of a password that is not percent-encoded.
         is_valid &= not parts.fragment and "@" not in parts.netloc.rpartition("@")[0]
         is_valid &= parts.scheme == "unix" or "@" not in parts.path + parts.query
     except (ValueError, TypeError, RedisError):  # their messages quote the URL

@@ -1,4 +1,4 @@
-"""Compare the service with the limit, in alternating measurements, and print the medians as tables.
+"""Compare the service with a minimal server (limit.py), and print the medians of alternating measurements as tables.
 
 `python -m benchmarks` needs `wrk`, and Docker for PostgreSQL 18 and Redis 8. It uses all CPUs for about ten minutes.
 """
@@ -38,7 +38,7 @@ ADD_USERS = """
 FIRST_EMAIL = "c4ca4238a0b923820dcc509a6f75849b@example.com"
 SEARCH_INDEX = "ix_users_search"
 FEW, MANY = 1000, 1_000_000
-LOGIN_SECONDS = 10  # a login takes long, so that fewer seconds would be too few logins
+LOGIN_SECONDS = 10  # logins are slow, so a shorter measurement would contain too few
 
 
 class Row(NamedTuple):
@@ -65,7 +65,7 @@ class Benchmark(NamedTuple):
         return [load.median_load(loads) for loads in zip(*rounds, strict=True)]
 
     def get(self, server: servers.Server, path: str, connections: int = 32) -> Callable[[], Load]:
-        """Return a measurement of a path."""
+        """Return a function that measures GET requests to a path."""
         return lambda: load.get(server.url + path, self.token, seconds=self.seconds, connections=connections)
 
     def log_in(self, server: servers.Server) -> Load:
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def measure(benchmark: Benchmark) -> Iterator[tuple[str, ...]]:
-    """Yield the rows of three tables as they are measured, and an empty one between two tables."""
+    """Yield the rows of three tables as they are measured, with an empty row between tables."""
     database_url = benchmark.database_url
     with servers.service(database_url) as service:
         benchmark = benchmark._replace(token=get_token(service))
@@ -129,14 +129,14 @@ def measure(benchmark: Benchmark) -> Iterator[tuple[str, ...]]:
 
 
 def compare(benchmark: Benchmark, name: str, limit: servers.Server, service: servers.Server, path: str) -> Row:
-    """Measure a path on the limit and on the service."""
+    """Compare the service with the minimal server at a path."""
     fastest, ours = benchmark.alternate(benchmark.get(limit, path), benchmark.get(service, path))
     ratios = f"{ratio(ours.rate, fastest.rate)}, p99 {ratio(ours.p99, fastest.p99)}"
     return Row(name, describe(fastest), describe(ours), ratios)
 
 
 def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare logins with password hashing alone, and liveness during logins with liveness on an idle server."""
+    """Compare logins with password hashing alone, and health checks during logins with those of an idle server."""
     hashing, logins = benchmark.alternate(
         lambda: Load(hashes_per_second(LOGIN_SECONDS), 0, 0), lambda: benchmark.log_in(service)
     )
@@ -165,7 +165,7 @@ def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Ro
 
 
 def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare pages deep in the list, and searches, with the first page, on one connection."""
+    """Compare deep pages and searches with the first page, on one connection."""
     deep = "cursor=NTAwMDAw"  # id 500,000
     comparisons = {
         "page 1 and a page after 500,000 users": ("/users/", f"/users/?{deep}"),
@@ -180,7 +180,7 @@ def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row
 
 
 def measure_sizes(database_url: str) -> Iterator[tuple[str, str]]:
-    """Measure the memory and the start of five workers that have served nearly nothing."""
+    """Measure the memory and the startup time of five workers that have served almost no requests."""
     with servers.service(database_url, WEB_CONCURRENCY="5") as service:
         start = service.start_seconds
         if sys.platform == "linux":
@@ -205,7 +205,7 @@ def is_in_group(entry: Path, group: int) -> bool:
 
 
 def read_pss(pid: int) -> int:
-    """Return the proportional set size of a process in KiB: shared memory counts in part."""
+    """Return the proportional set size of a process in KiB, which divides shared memory among its processes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
@@ -224,7 +224,7 @@ def add_users(database_url: str, first: int, last: int) -> None:
 
 async def _add_users(database_url: str, first: int, last: int) -> None:
     connection = await asyncpg.connect(database_url)
-    # To create the index again takes less time than to add a million entries to it.
+    # Recreating the index takes less time than adding a million entries to it.
     create_index = await connection.fetchval("SELECT indexdef FROM pg_indexes WHERE indexname = $1", SEARCH_INDEX)
     await connection.execute(f"DROP INDEX {SEARCH_INDEX}")
     await connection.execute(ADD_USERS, first, last, argon2().hash(PASSWORD))
@@ -234,7 +234,7 @@ async def _add_users(database_url: str, first: int, last: int) -> None:
 
 
 async def execute(url: str, statement: str) -> None:
-    """Run a statement. The server may still be starting."""
+    """Run a statement. Wait for the server if it is still starting."""
     deadline = time.monotonic() + servers.PATIENCE
     while True:
         try:
@@ -249,12 +249,12 @@ async def execute(url: str, statement: str) -> None:
 
 
 def describe(measured: Load) -> str:
-    """Return a measurement as a cell of the table."""
+    """Format a measurement as a cell of the table."""
     return f"{measured.rate:,.0f}/s, p50 {measured.p50:.2f}, p99 {measured.p99:.2f} ms"
 
 
 def ratio(value: float, reference: float) -> str:
-    """Return a ratio as a cell of the table."""
+    """Format a ratio as a cell of the table."""
     return f"{value / reference:.2f}"
 
 

@@ -1,10 +1,10 @@
-"""Runs the same application on four servers, and prints what each serves and loses, as in docs/performance.md.
+"""Run the same application on four servers, and print the table of docs/performance.md: their speed and lost requests.
 
     docker build -t fastapi-app .
     uv run python -m benchmarks.compare_servers
 
-Takes Docker, wrk and five minutes. All servers run at the same time, with two workers each, and are asked in turns, so
-that each gets the same share of what else the machine does.
+This needs Docker and wrk, and takes five minutes. All servers run at the same time, with two workers each, and are
+measured in turns, so that other load on the machine affects all of them equally.
 """
 
 import platform
@@ -37,15 +37,15 @@ HEADS = [
 ROUNDS = 3
 WRK_SECONDS, REPLACING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
-TICKS = 100  # a second, in /proc/<process>/stat
+TICKS = 100  # per second, the unit of CPU time in /proc/<pid>/stat
 
-# The defaults for all that is not said here.
+# All other options have their default values.
 GUNICORN = ["gunicorn", "app.main:app", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]
 UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-access-log"]
 
 
 def servers(max_requests: int) -> dict[str, list[str]]:
-    """The command of each, with the number of requests after which it replaces a worker."""
+    """Return the command of each server. A worker is replaced after `max_requests` requests, or never if it is 0."""
     replacing = [f"--max-requests={max_requests}"]
     return {
         "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=/app/gunicorn.conf.py", *replacing],
@@ -56,16 +56,16 @@ def servers(max_requests: int) -> dict[str, list[str]]:
 
 
 def start(stack: ExitStack, image: str, command: list[str]) -> Container:
-    """Starts a server, and waits until it answers."""
+    """Start a server, and wait until it responds."""
     settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
-    # In another folder gunicorn does not find our gunicorn.conf.py unless it is told to.
+    # In another working directory, gunicorn reads gunicorn.conf.py only if the command names it.
     return stack.enter_context(
         run_container(image, *settings, "--workdir=/tmp", command=tuple(command))
     ).wait_until_healthy()
 
 
 class Speed(NamedTuple):
-    """Requests a second; the ms in which 99 of 100 are answered; the ms of CPU time that one takes, at the server."""
+    """Requests per second, the 99th percentile of response times in ms, and the server's CPU time per request in ms."""
 
     rate: float
     p99: float
@@ -73,11 +73,11 @@ class Speed(NamedTuple):
 
 
 def speed(container: Container) -> Speed:
-    """Asks for as much as can be had of a route that touches no database."""
+    """Measure a route without database access at maximum load."""
     cpu = cpu_seconds(container)
     command = ["wrk", "--threads=1", "--connections=16", f"--duration={WRK_SECONDS}", "--latency"]
     url = f"http://{container.ip}:8000/health/live"
-    said = subprocess.run([*command, url], stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  our own words
+    said = subprocess.run([*command, url], stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S603  our own
     (rate,), ((number, unit),) = re.findall(r"Requests/sec: +(\S+)", said), re.findall(r"99% +([\d.]+)(\w+)", said)
     (answers,) = re.findall(r"(\d+) requests in", said)
     p99 = float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
@@ -85,16 +85,16 @@ def speed(container: Container) -> Speed:
 
 
 def cpu_seconds(container: Container) -> float:
-    """What its processes have used so far, by their user and system time; the reader's own hardly counts."""
+    """Return the user and system CPU time of all processes so far. The reading command itself uses hardly any."""
     stats = container.execute("sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true").splitlines()
     fields = [line.rpartition(")")[2].split() for line in stats]
     return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
 
 
 def losses(container: Container) -> list[str]:
-    """What is lost of how many by `max_requests`, by SIGHUP, and by `docker stop`.
+    """Return the lost requests with `max_requests`, at SIGHUP, and at `docker stop`, each of how many.
 
-    And the longest time, in seconds, that anyone had to wait.
+    The last item is the longest response time in seconds.
     """
     reports = []
     for step in (_replace, _reload, _stop):
@@ -121,7 +121,7 @@ def _stop(container: Container) -> None:
 
 
 def main(image: str) -> str:
-    """Measures all in one run, and gives what was found: when, on what, and the table."""
+    """Take all measurements, and return the date, the versions, the machine and the table."""
     with ExitStack() as stack:
         containers = {name: start(stack, image, command) for name, command in servers(NEVER).items()}
         rounds = [{name: speed(container) for name, container in containers.items()} for _ in range(ROUNDS)]
@@ -135,7 +135,7 @@ def main(image: str) -> str:
 
 
 def table(speeds: Mapping[str, Speed], lost: Mapping[str, list[str]]) -> str:
-    """The table, in Markdown."""
+    """Return the table in Markdown."""
     rows = [
         [name, f"{speed.rate:,.0f}", f"{speed.p99:.1f} ms", f"{speed.cpu:.2f} ms", *lost[name]]
         for name, speed in speeds.items()
@@ -152,13 +152,13 @@ print(f"Python {platform.python_version()}", *(f"{it} {version(it)}" for it in (
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """Return a description of the machine."""
     cpus = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return f"{len(cpus)} x {cpus[0]}, {platform.system()} {platform.release().split('-')[0]}, which wrk shares"
 
 
 if __name__ == "__main__":
     image = parse_image("benchmarks.compare_servers", __doc__)
-    with redirect_stdout(None):  # where containers that end show their logs
+    with redirect_stdout(None):  # containers print their logs when they are removed
         result = main(image)
     sys.stdout.write(result)

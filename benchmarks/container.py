@@ -1,4 +1,4 @@
-"""Measure the size, the memory and the start of the container, and print the table of docs/performance.md.
+"""Measure the size, the memory and the startup time of the container, and print the table of docs/performance.md.
 
     docker build -t fastapi-app .
     uv run python -m benchmarks.container
@@ -22,7 +22,7 @@ from tests.container.service import options, wait_for_workers
 MEGABYTE = 1_000_000
 WORKERS = 3
 # Run in the container. The PSS of a process counts each shared page divided by the number of processes that share it,
-# so the sum over all processes is what they use together.
+# so the sum over all processes is their total memory.
 READ_MEMORY = """
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +38,7 @@ for process in Path("/proc").glob("[0-9]*"):
 
 
 def measure(image: str) -> dict[str, float]:
-    """Return each figure by its name, in the unit that is part of the name."""
+    """Return the figures by name. The name of a figure contains its unit."""
     (base,) = re.findall("^ARG PYTHON_IMAGE=(.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     image_size, base_size = (int(run_docker("image", "inspect", "--format={{.Size}}", name)) for name in (image, base))
     started_at = time.monotonic()

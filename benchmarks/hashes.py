@@ -20,8 +20,9 @@ def argon2() -> PasswordHasher:
 
 
 def hashes_per_second(seconds: float) -> float:
-    """Measure how many passwords per second can be verified in as many processes and threads as the service has."""
-    # `spawn` on every version of Python and every system. A spawned process cannot find a function of `__main__`.
+    """Measure password verifications per second, with as many processes and threads as the service has."""
+    # Use `spawn` on every Python version and system. The function must not be in `__main__`, which a spawned process
+    # cannot import.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
         return sum(executor.map(_count_verifications, [seconds] * WORKERS)) / seconds
 

@@ -1,6 +1,7 @@
-"""The limit: as little code as possible for the same responses, on Uvicorn, with the same database driver.
+"""The limit: a minimal ASGI application that sends the same responses, on Uvicorn, with the same database driver.
 
-It has no framework, validation, middleware, log or rate limiter: only the path, the token, one query, and bytes.
+It has no framework, validation, middleware, log or rate limiter. It only checks the path and the token, runs one query,
+and sends bytes.
 """
 
 import os
@@ -59,4 +60,4 @@ async def _run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _keep_settings(_: object) -> None:
-    """Reset nothing, because no query changes a setting."""
+    """Do not reset the connection, because no query changes a setting."""

@@ -35,12 +35,12 @@ def median_load(loads: Iterable[Load]) -> Load:
 
 
 def get(url: str, token: str, *, seconds: int, connections: int = 32) -> Load:
-    """Send GET requests as fast as they are answered."""
+    """Send GET requests as fast as the server responds."""
     return _wrk(url, seconds, connections, ["--header", f"Authorization: Bearer {token}"])
 
 
 def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
-    """Send POST requests with a JSON body as fast as they are answered."""
+    """Send POST requests with a JSON body as fast as the server responds."""
     with TemporaryDirectory() as folder:
         script = Path(folder, "post.lua")
         script.write_text(
@@ -85,7 +85,7 @@ def _wrk(url: str, seconds: int, connections: int, options: list[str]) -> Load:
     if "Non-2xx" in output or "Socket errors" in output:
         sys.exit(f"{' '.join(command)}\n{output}")
     (rate,) = re.findall(r"Requests/sec: +([0-9.]+)", output)
-    # The lines of the latency distribution contain nothing else.
+    # Lines of the latency distribution contain only a percentage and a time.
     (p50,) = re.findall(r"^ +50% +([0-9.]+)([a-z]+) *$", output, re.MULTILINE)
     (p99,) = re.findall(r"^ +99% +([0-9.]+)([a-z]+) *$", output, re.MULTILINE)
     return Load(float(rate), *(float(number) * _MILLISECONDS[unit] for number, unit in (p50, p99)))

@@ -1,11 +1,11 @@
-"""Check whether the time of a failed login, or of a request for a new password, reveals whether an account exists.
+"""Check whether the response times of failed logins and password reset requests reveal if an account exists.
 
     uv run python -m benchmarks.login_timing
 
 An unknown address, a wrong password, and the right password of an inactive user are tried in random order, with the
-real Argon2 parameters and in one process, so that no network hides a difference. A mail to set a new password is
-requested for an active user, an inactive one and an unknown address. The Mann-Whitney U test compares each pair: does
-one of them take longer more often than by chance? If so, the exit status is 1.
+real Argon2 parameters and in one process, so that no network hides a difference. A password reset is requested for an
+active user, an inactive user and an unknown address. The Mann-Whitney U test compares each pair: does one of them take
+longer more often than by chance? If so, the exit status is 1.
 """
 
 import argparse
@@ -40,12 +40,12 @@ LOGINS = {
     "inactive user": {"email": "inactive@example.com", "password": PASSWORD},
 }
 RESETS = {f"{name} user": {"email": f"{name}@example.com"} for name in ("active", "inactive", "unknown")}
-# The path, the requests and the status of their responses.
+# The path, the requests and the expected status of each group.
 GROUPS = {
     "failed login": ("/auth/login", LOGINS, httpx.codes.UNAUTHORIZED),
     "request for a reset": ("/auth/password-reset", RESETS, httpx.codes.ACCEPTED),
 }
-# If there is no difference, one run in a hundred finds one by chance.
+# If there is no difference, one run in a hundred reports one by chance.
 SIGNIFICANCE = 0.01
 NO_LIMIT = "999999999/second"
 
@@ -54,7 +54,7 @@ Seconds = dict[str, list[float]]
 
 
 async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
-    """Return the seconds that requests of each group and kind took."""
+    """Return the response times in seconds, by group and kind of request."""
     settings = Settings(
         environment="test",
         database_url=SecretStr(f"sqlite:///{folder}/app.db"),
@@ -97,14 +97,14 @@ async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
 
 
 async def wait_until_outbox_is_empty(state: State) -> None:
-    """Return when the background task has handled the mails of earlier requests."""
+    """Wait until the background task has handled the emails of earlier requests."""
     async with AsyncSession(state["engine"]) as session:
         while await session.scalar(select(func.count()).select_from(Mail)):
             await session.rollback()
 
 
 def mann_whitney(one: list[float], other: list[float]) -> float:
-    """Return the probability of such a difference by chance (two-sided, with the normal approximation)."""
+    """Return the p-value of the Mann-Whitney U test (two-sided, with the normal approximation)."""
     ranks = {value: rank for rank, value in enumerate(sorted(one + other), 1)}
     u = sum(ranks[value] for value in one) - len(one) * (len(one) + 1) / 2
     mean = len(one) * len(other) / 2
@@ -113,7 +113,7 @@ def mann_whitney(one: list[float], other: list[float]) -> float:
 
 
 def main() -> None:
-    """Measure the requests, print the figures, and exit with 1 if those of a group can be told apart."""
+    """Measure the requests, print the figures, and exit with status 1 if the kinds of a group can be told apart."""
     parser = argparse.ArgumentParser(description="Try to tell by the time of a response whether an account exists.")
     parser.add_argument("--samples", type=int, default=300, help="requests of each kind; takes some minutes")
     with tempfile.TemporaryDirectory() as folder:

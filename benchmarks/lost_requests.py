@@ -2,9 +2,9 @@
 
     uv run python -m benchmarks.lost_requests
 
-Each server runs two workers and the same application. Three groups of eight clients share the load: one keeps its
-connections and never looks at them before it sends, one keeps them and first notices whether the server has closed
-them, and one opens a connection for each request. No client tries again. It takes about eight minutes.
+Each server runs two workers and the same application. Three groups of eight clients share the load. The first group
+reuses its connections without checking whether the server has closed them. The second reuses them, but checks first.
+The third opens a new connection for each request. No client retries. The benchmark takes about eight minutes.
 """
 
 import argparse
@@ -57,7 +57,7 @@ COMMANDS = {
 
 @dataclass
 class Group:
-    """A group of clients: how they treat their connections, and how many requests got no complete response."""
+    """A group of clients that use connections in the same way, with the numbers of sent and lost requests."""
 
     keeps: bool
     notices: bool
@@ -150,7 +150,7 @@ def serve(command: list[str], *options: str) -> Iterator[tuple[int, subprocess.P
 
 
 async def measure(port: int, server: subprocess.Popen[bytes], event: str, rate: int, seconds: float) -> list[Group]:
-    """Count the losses of each group during an event."""
+    """Count the lost requests of each group during an event."""
     async with load(port, rate) as groups:
         await asyncio.sleep(1)
         if event == "SIGHUP":

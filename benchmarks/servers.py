@@ -1,4 +1,4 @@
-"""Start the servers that are measured and the databases that they use. Each runs until its block ends."""
+"""Run the measured servers and their databases. Each runs until its `with` block ends."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ from app.settings import Settings
 ROOT = Path(__file__).parent.parent
 SECRET_KEY = "a key that signs the benchmark's own tokens"  # noqa: S105  of no other service
 WORKERS = 2
-# Never reached, because the cost of counting is measured and not the limit.
+# Never reached, because the benchmark measures the cost of counting, not of rejecting requests.
 NO_LIMIT = "999999999/minute"
 PATIENCE = 60  # seconds
 
@@ -40,7 +40,7 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def container(image: str, port: int, *options: str) -> Iterator[str]:
-    """Run a container, and return its address.
+    """Run a container, and yield its address.
 
     On Linux this is the container's own address. A published port would add Docker's proxy to every round trip.
     """
@@ -57,7 +57,7 @@ def container(image: str, port: int, *options: str) -> Iterator[str]:
 
 
 def parse_image(module: str, description: str | None) -> str:
-    """Return the image that the command line names, or the default, and exit with one line if there is none."""
+    """Return the image given on the command line, or the default. Exit with one line if it does not exist."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,10 +91,10 @@ def limit(database_url: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[Server]:
-    """Run the service with its production settings, and its log in a file.
+    """Run the service with its production settings, and write its log to a file.
 
-    By default its workers are not replaced, because the cost of that is a measurement of its own. Another tree has its
-    own virtual environment.
+    By default, its workers are not replaced, because the cost of replacing them is measured separately. Another tree
+    has its own virtual environment.
     """
     environment = {
         "ENVIRONMENT": "production",

@@ -1,7 +1,7 @@
-"""Give a copy of this repository a name of its own: `uv run scripts/rename.py`.
+"""Rename a copy of this repository: `uv run scripts/rename.py`.
 
-The script replaces the name in every file, and then removes itself, its test, and the documentation about it. `hitless`
-in packages/ is a package of its own, and keeps its name and its licence.
+The script replaces the name in every file, and then removes itself, its test, and the documentation about it. The
+packages in packages/ keep their names and their licences.
 """  # noqa: INP001  a script
 
 import re
@@ -11,14 +11,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE, NAME, DATABASE = "FastAPI Application", "fastapi-app", "fastapi_db"
-# Not versioned, or not to be renamed.
+# Not versioned, or must keep the old name.
 SKIPPED = {
     *(".git", ".venv", ".uv", "data", "node_modules", "packages"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
 }
-# What docs/testing.md says about the test.
+# The clause of docs/testing.md about the test of this script.
 CLAUSE = ", and the project can be renamed"
-# The section of the README with the command.
+# The section of the README about this script.
 SECTION = r"^### (?:(?!^##).)*?uv run scripts/rename\.py.*?(?=^##)"
 
 
@@ -36,8 +36,8 @@ def main() -> None:
     if is_dependency(name):
         sys.exit(f"{name} is a package that this service depends on.")
     spellings = {TITLE: title, NAME: name, DATABASE: name.replace("-", "_")}
-    # The pattern matches the new spellings too, and the longest first, so that a second run changes nothing if the new
-    # name contains the old one.
+    # Match the new spellings, too, and the longest first: if the new name contains the old one, a second run changes
+    # nothing.
     pattern = re.compile("|".join(sorted({*spellings, *spellings.values()}, key=len, reverse=True)))
 
     def replace_names(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The application is imported here first, so that no test depends on the developer's environment or `.env` file."""
+"""Import the application before any test, without the developer's environment variables and `.env` file."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ from pydantic_settings import BaseSettings
 
 
 def setting_groups(base: type[BaseSettings] = BaseSettings) -> Iterator[type[BaseSettings]]:
-    """Yield each class of settings."""
+    """Yield every settings class, including subclasses of subclasses."""
     for group in base.__subclasses__():
         yield group
         yield from setting_groups(group)
 
 
 def is_setting(name: str) -> bool:
-    """Return whether a class of settings reads an environment variable."""
+    """Return whether any settings class reads this environment variable."""
     for group in setting_groups():
         config = group.model_config
         for field, info in group.model_fields.items():

@@ -1,4 +1,4 @@
-"""Check every response of every test against the OpenAPI document."""
+"""Check every response in the tests against the OpenAPI document."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -9,13 +9,13 @@ from jsonschema import Draft202012Validator
 
 
 def check_conformance(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitable[None]]:
-    """Return an event hook for an httpx client that fails the test if a response is not as documented."""
-    # `/users/me` before `/users/{user_id}`, as in the router.
+    """Return an httpx event hook that fails the test if a response does not match the document."""
+    # Fixed paths first: `/users/me` must match before `/users/{user_id}`, as it does in the router.
     paths = sorted(document["paths"], key=lambda path: "{" in path)
     patterns = {path: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))) for path in paths}
 
     async def check(response: httpx.Response) -> None:
-        requested = response.request.url.path.removesuffix("\n")  # which routes match as well
+        requested = response.request.url.path.removesuffix("\n")  # Starlette's routes also match a trailing line feed
         path = next((path for path in paths if patterns[path].fullmatch(requested)), None)
         operation = document["paths"].get(path, {}).get(response.request.method.lower())
         if operation is None:  # no such route or method

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: databases, the application on them, and clients."""
+"""Shared fixtures: databases, the application, and clients."""
 
 import asyncio
 import logging
@@ -43,17 +43,17 @@ SECRET_KEY = "a secret key for tests, of 32 bytes or more"
 configure_structlog = structlog.configure
 
 
-def configure_without_cache(**options: Any) -> None:  # noqa: ANN401  of any option
-    """Configure structlog, but without its cache: the `logs` fixture would miss the lines of cached loggers."""
+def configure_without_cache(**options: Any) -> None:  # noqa: ANN401  options have different types
+    """Configure structlog without its cache, because the `logs` fixture cannot capture the lines of cached loggers."""
     configure_structlog(**options | {"cache_logger_on_first_use": False})
 
 
 pytest.MonkeyPatch().setattr(structlog, "configure", configure_without_cache)
-# Importing the application has configured the log level, too. The `logs` fixture captures lines of every level.
+# Importing the application set the log level. Lower it again, so that the `logs` fixture captures every level.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug"))
 
 
-# The groups of tests that only run if they are asked for, by `pytest -m drills` or by their path.
+# Groups of tests that run only on request: by mark (`pytest -m drills`) or by path.
 GROUPS = ["server", "drills", "attack", "copies", "browser", "peers", "soak"]
 FOLDERS = {
     "tests/server/": "server",
@@ -67,9 +67,9 @@ FOLDERS = {
 def pytest_configure(config: pytest.Config) -> None:
     if config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr:
         config.option.markexpr = f"not ({' or '.join(GROUPS)})"
-    # `kill` ends a run as Ctrl-C does, together with the processes and containers that it has started.
+    # Let `kill` interrupt a run as Ctrl-C does, so that fixtures remove the processes and containers they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not hasattr(config, "workerinput"):  # once, not in each process of pytest-xdist
+    if not hasattr(config, "workerinput"):  # only in the main process, not in the workers of pytest-xdist
         servers.start()
         image.start()
 
@@ -80,7 +80,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         image.stop()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest looks at the markers
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for folder, group in FOLDERS.items():
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the CPU time, which says more than the time on a busy machine, and in one line what did not run and why."""
+    """Print the CPU time, which varies less with load than the duration, and why tests were skipped, in one line."""
     seconds = sum(os.times()[:4])
     terminalreporter.write_line(f"CPU time: {seconds:.0f} s, without that of containers")
     skipped: dict[str, int] = {}
@@ -105,7 +105,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def docker() -> str:
-    """The name of the image, built from the working tree. Skips the test if Docker cannot build it."""
+    """The name of the image, built from the working tree. If Docker cannot build it, the test is skipped."""
     if problem := docker_problem():
         cannot_run(f"container tests: {problem}")
     return image.build()
@@ -113,7 +113,7 @@ def docker() -> str:
 
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
-    """The environment for programs that tests start. It has no settings, and `app` can be imported."""
+    """Environment variables for programs that tests start: no settings, and a path from which `app` can be imported."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -127,19 +127,19 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> str:
-    """The URL of a server for test databases: TEST_DATABASE_URL, or else a container."""
+    """The URL of a PostgreSQL server for test databases: TEST_DATABASE_URL if set, else a container."""
     return servers.postgresql_url()
 
 
 @pytest.fixture(autouse=True)
 def relaxed_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets Redis and the readiness check take longer than the service allows: the machine may be busy."""
+    """Relax the timeouts of Redis and of the readiness check, because the machine may be busy."""
     set_timeouts(monkeypatch, TIMEOUT)
 
 
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits Redis and the readiness check to one second, for tests in which a server does not answer."""
+    """Set the timeouts of Redis and of the readiness check to one second, for tests with an unresponsive server."""
     set_timeouts(monkeypatch, 1)
 
 
@@ -151,13 +151,13 @@ def set_timeouts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 @pytest.fixture(scope="session")
 def redis_url() -> str:
-    """The URL of a Redis server: TEST_REDIS_URL, or else a container."""
+    """The URL of a Redis server: TEST_REDIS_URL if set, else a container."""
     return servers.redis_url()
 
 
 @pytest.fixture(scope="session")
 def postgresql_url(postgresql_server: str) -> Iterator[str]:
-    """A migrated database for this process."""
+    """A migrated PostgreSQL database for this test process."""
     name = f"test_{uuid4().hex}"
     asyncio.run(execute(postgresql_server, f"CREATE DATABASE {name}"))
     url = make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
@@ -167,7 +167,7 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
 
 
 async def execute(url: str, statement: str) -> None:
-    """Run one statement. The server may still be starting."""
+    """Run one statement, and retry while the server is starting."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -182,21 +182,21 @@ async def execute(url: str, statement: str) -> None:
 
 
 async def wait_for_blocked_statement(url: str, number: int = 1) -> None:
-    """Return when so many statements wait for a lock. SQLite does not tell, so there it is a fixed time."""
+    """Wait until `number` statements wait for a lock. SQLite does not report them, so sleep for a fixed time there."""
     if url.startswith("sqlite"):
         await asyncio.sleep(0.3)
         return
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     connection = await asyncpg.connect(url)
     async with asyncio.timeout(60):
-        while await connection.fetchval(waiting) < number:  # noqa: ASYNC110  there is no event
+        while await connection.fetchval(waiting) < number:  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.02)
     await connection.close()
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database file to copy."""
+    """A migrated SQLite database, which each test copies."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
     asyncio.run(migrate(make_settings(database_url=f"sqlite:///{path}")))
     return path
@@ -204,7 +204,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty, migrated database. Tests that use it run on SQLite and on PostgreSQL."""
+    """The URL of an empty, migrated database. Tests that use it run on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "app.db")
         return f"sqlite:///{tmp_path}/app.db"
@@ -215,7 +215,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def mails() -> AsyncIterator[MailServer]:
-    """A real SMTP server on loopback, and what it has received."""
+    """An SMTP server on the loopback interface, which stores the emails that it receives."""
     async with mail_server() as server:
         yield server
 
@@ -223,10 +223,10 @@ async def mails() -> AsyncIterator[MailServer]:
 # The application -----------------------------------------------------------------------------------------------------
 
 
-def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting
-    """Build settings with cheap hashes and no rate limits, so that hundreds of tests run in seconds.
+def make_settings(**values: Any) -> Settings:  # noqa: ANN401  settings have different types
+    """Build settings with cheap password hashes and no rate limits, so that hundreds of tests run in seconds.
 
-    Mail is off, because a background task that sends it would change the log and the database during other tests.
+    Email is disabled: a background task that sends it would write to the log and the database during other tests.
     """
     defaults: dict[str, Any] = {
         "environment": "test",
@@ -240,21 +240,21 @@ def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting
     return Settings(**defaults | values)
 
 
-def change(settings: Settings, **values: Any) -> Settings:  # noqa: ANN401  of any setting
-    """Return the settings with other values, which are validated."""
+def change(settings: Settings, **values: Any) -> Settings:  # noqa: ANN401  settings have different types
+    """Return a copy of the settings with some values replaced and validated."""
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     return Settings(**given | values)
 
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    # A busy machine may need longer than the service allows.
+    # Longer than the defaults, because the machine may be busy.
     patient = {"database_connect_timeout": TIMEOUT, "database_pool_timeout": TIMEOUT}
     return make_settings(database_url=database_url, database_migrate=False, **patient)
 
 
 class Service(NamedTuple):
-    """The running application, and a client that is not logged in."""
+    """The running application, its lifespan's state, and an unauthenticated client."""
 
     app: FastAPI
     state: State
@@ -263,7 +263,7 @@ class Service(NamedTuple):
 
 @cache
 def openapi_document(*, mail: bool) -> dict[str, Any]:
-    """Return the OpenAPI document, which depends on no other setting. To build it takes 0.2 s of CPU time."""
+    """Return the OpenAPI document, cached because building it takes 0.2 s of CPU time. No other setting affects it."""
     return create_app(make_settings(mail=mail)).openapi()
 
 
@@ -271,15 +271,15 @@ def openapi_document(*, mail: bool) -> dict[str, Any]:
 async def serve(
     settings: Settings, *, prepared: bool = False, root_path: str = "", raises: bool = True, sends_mail: bool = True
 ) -> AsyncIterator[Service]:
-    """Run the application as a server does, with the lifespan's state in each request.
+    """Run the application's lifespan, and pass its state to each request, as a server does.
 
     Args:
         settings: The settings.
-        prepared: Whether to skip the checks of the database at startup.
-        root_path: The path prefix of a proxy, which clients use.
-        raises: Whether an unhandled exception is raised in the test. Otherwise the client receives the response.
-        sends_mail: Whether mail is sent, if the settings say so. Without it, the routes that need mail exist, but no
-            mail is written, and no background task changes the database.
+        prepared: Whether to skip the database checks at startup.
+        root_path: The path prefix that clients use and a proxy strips.
+        raises: Whether an unhandled exception is raised in the test. Otherwise the client receives a 500 response.
+        sends_mail: Whether to send emails, if the settings enable email. If not, the routes that need email exist, but
+            nothing is sent, and no background task changes the database.
     """
     app = create_app(settings)
     app.state.is_database_prepared = prepared
@@ -306,7 +306,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def service_with_bug(settings: Settings) -> AsyncIterator[Service]:
-    """The application, whose client receives the response to an unhandled exception."""
+    """The running application. If a route raises an unhandled exception, its client receives a 500 response."""
     async with serve(settings, raises=False) as service:
         yield service
 
@@ -323,14 +323,14 @@ def state(service: Service) -> State:
 
 @pytest.fixture
 async def session(state: State) -> AsyncIterator[AsyncSession]:
-    """A session for what no route can do or show."""
+    """A database session, for changes that no route can make and data that no route returns."""
     async with AsyncSession(state["engine"], expire_on_commit=False) as session:
         yield session
 
 
 @pytest.fixture
 def restore_logging() -> Iterator[None]:
-    """Undo what `configure_logging` changes for the whole process."""
+    """Restore the process-wide state that `configure_logging` changes."""
     root = logging.getLogger()
     handlers, level, structlog_config = root.handlers[:], root.level, structlog.get_config()
     yield
@@ -345,6 +345,6 @@ def restore_logging() -> Iterator[None]:
 
 @pytest.fixture
 def logs() -> Iterator[list[structlog.typing.EventDict]]:
-    """What the application logs, with the context of each line."""
+    """The application's log entries, each with its context variables."""
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as entries:
         yield entries

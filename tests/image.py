@@ -1,6 +1,6 @@
-"""The image under test, built once for all processes of a test run, when the first of them needs it.
+"""The image under test, built once per test run, when the first test process needs it.
 
-Its name is passed on in TEST_IMAGE. If that is set, the image of that name is tested, and kept.
+TEST_IMAGE passes its name to all test processes. Set it yourself to test and keep another image.
 """
 
 import os
@@ -23,21 +23,21 @@ _named_here = False
 
 
 def start() -> None:
-    """Choose a name that no other test run uses."""
-    global _named_here  # noqa: PLW0603  one per test run
+    """Choose an image name that no other test run uses, unless TEST_IMAGE is set."""
+    global _named_here  # noqa: PLW0603  there is one per test run
     if VARIABLE not in os.environ:
         os.environ[VARIABLE] = f"{NAME}-test:{uuid4().hex}"
         _named_here = True
 
 
 def stop() -> None:
-    """Remove the image."""
+    """Remove the image if this test run named it."""
     if _named_here and not docker_problem():
         subprocess.run(["docker", "rmi", "--force", os.environ[VARIABLE]], capture_output=True, check=False)
 
 
 def build() -> str:
-    """Build the image unless another process has done so, and return its name. Without a base image, skip the test."""
+    """Build the image unless another process did, and return its name. Skip the test if a base image is missing."""
     name = os.environ[VARIABLE]
     with DOCKERFILE.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,11 +1,11 @@
-"""The pages of the documentation. Tests find a block or a table by its name, never by the words around it.
+"""Read code blocks and tables from the documentation by name, so that tests do not depend on the text around them.
 
-A name is written where readers do not see it:
+Names are written where the rendered page does not show them:
 
-    ```sh name=backup                   a command, see `command`
-    ```python title=app/notes/x.py      a file of the tutorial, see `tutorial`
-    ```diff title=app/api.py            a change of a file, see `tutorial`
-    <!-- table=settings -->             before a table, see `table`
+    ```sh name=backup                   commands; read with `command`
+    ```python title=app/notes/x.py      a file of the tutorial; read with `tutorial`
+    ```diff title=app/api.py            a change of a file; read with `tutorial`
+    <!-- table=settings -->             on the line before a table; read with `table`
 """
 
 import re
@@ -23,7 +23,7 @@ _TABLE = re.compile(r"^<!-- table=([\w-]+) -->\n+\|.*\n\|[-| ]+\|\n((?:\|.*\n)+)
 
 
 class Block(NamedTuple):
-    """A block of code: its page, its language, its name and title if it has them, and its text."""
+    """A code block: its page, language, name and title (empty if it has none), and text."""
 
     page: Path
     language: str
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 @cache
 def blocks() -> list[Block]:
-    """Return the blocks of all pages."""
+    """Return the code blocks of all pages."""
     found = []
     for page in PAGES:
         for language, info, text in _BLOCK.findall(page.read_text()):
@@ -44,7 +44,7 @@ def blocks() -> list[Block]:
 
 
 def command(name: str) -> str:
-    """Return the block of shell commands with a name. Several pages may have it, if it is the same."""
+    """Return the shell commands in the block with this name. If several pages have the block, it must be identical."""
     found = {block.text for block in blocks() if block.name == name}
     assert found, f"no block is named {name}. If the documentation needs none, delete this test"
     assert len(found) == 1, f"blocks with different commands are named {name}"
@@ -52,13 +52,13 @@ def command(name: str) -> str:
 
 
 def tutorial() -> list[Block]:
-    """Return the blocks of the tutorial in order: files, changes of files, and commands."""
+    """Return the tutorial's blocks in order: new files, changes of files, and commands."""
     return [block for block in blocks() if block.page.name == "add-a-feature.md"]
 
 
 @cache
 def tables() -> dict[str, list[list[str]]]:
-    """Return the cells of every table with a name, without its header."""
+    """Map each table's name to its cells, row by row, without the header."""
     found = {}
     for page in PAGES:
         for name, rows in _TABLE.findall(page.read_text()):
@@ -70,6 +70,6 @@ def tables() -> dict[str, list[list[str]]]:
 
 
 def table(name: str) -> list[list[str]]:
-    """Return the cells of a table, without its header."""
+    """Return the rows of a table as lists of cells, without the header."""
     assert name in tables(), f"no table is named {name}. If the documentation needs none, delete this test"
     return tables()[name]

@@ -1,4 +1,4 @@
-"""Users of the API in tests."""
+"""Sign up users and log them in."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ PASSWORD = "correct horse battery staple"
 
 @dataclass
 class Person:
-    """A registered user and the tokens of its login."""
+    """A registered user and the token pair of their login."""
 
     id: int
     email: str
@@ -23,16 +23,16 @@ class Person:
 
     @property
     def auth(self) -> dict[str, str]:
-        """The header that authenticates the user."""
+        """The Authorization header of the user."""
         return {"Authorization": f"Bearer {self.access_token}"}
 
 
 async def register(
     client: httpx.AsyncClient, email: str = "ann@example.com", *, fields: dict[str, object] | None = None
 ) -> httpx.Response:
-    """Register a user. `fields` replaces or adds fields of the request."""
+    """Register a user. `fields` replaces or adds fields of the request body."""
     data = {"email": email, "password": PASSWORD, "full_name": "Ann"} | (fields or {})
-    body = json.dumps(data)  # httpx would not escape lone surrogates
+    body = json.dumps(data)  # httpx's encoder does not escape lone surrogates
     return await client.post("/users/", content=body, headers={"Content-Type": "application/json"})
 
 
@@ -52,7 +52,7 @@ async def sign_up(client: httpx.AsyncClient, email: str = "ann@example.com") -> 
 async def sign_up_superuser(
     client: httpx.AsyncClient, session: AsyncSession, email: str = "root@example.com"
 ) -> Person:
-    """Register a user, log in, and make the user a superuser, which no route can do."""
+    """Register a user, log in, and make the user a superuser in the database, because no route can do that."""
     person = await sign_up(client, email)
     await session.execute(update(User).where(User.id == person.id).values(is_superuser=True))
     await session.commit()

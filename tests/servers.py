@@ -1,6 +1,6 @@
-"""The PostgreSQL and Redis servers of a test run, started once for all of its processes.
+"""The PostgreSQL and Redis servers of a test run, shared by all of its processes.
 
-The URLs are passed on in TEST_DATABASE_URL and TEST_REDIS_URL. If they are set, those servers are used instead.
+TEST_DATABASE_URL and TEST_REDIS_URL pass the servers' URLs to all processes. Set them yourself to use other servers.
 """
 
 import os
@@ -17,7 +17,7 @@ _containers: list[str] = []
 
 
 def start() -> None:
-    """Start the servers that the environment does not name. The tests wait until they accept connections."""
+    """Start a container for each server whose variable is not set. The fixtures wait until it accepts connections."""
     if "TEST_DATABASE_URL" not in os.environ:
         password = uuid4().hex
         options = ["--tmpfs", "/var/lib/postgresql", "--env", f"POSTGRES_PASSWORD={password}"]
@@ -29,13 +29,13 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Remove the containers."""
+    """Remove the containers that this test run has started."""
     if _containers:
         subprocess.run(["docker", "rm", "--force", "--volumes", *_containers], capture_output=True, check=False)
 
 
 def _run(image: str, port: int, options: list[str], command: list[str]) -> str:
-    """Run a container, and return its address, or an empty string."""
+    """Run a container, and return its published address, or an empty string if it cannot be run."""
     if problem := docker_problem():
         os.environ[PROBLEM] = problem
         return ""

@@ -1,4 +1,4 @@
-"""A mail server on a free port of the loopback interface, which keeps the mails that it accepts."""
+"""An SMTP server on a free port of the loopback interface, which stores the emails that it accepts."""
 
 import asyncio
 import ssl
@@ -11,24 +11,24 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-# Seconds to wait for a mail, on a machine that runs many tests at once.
+# Seconds to wait for an email on a machine that runs many tests in parallel.
 PATIENCE = 60
 
 
 class MailServer:
-    """Accepts mails, and answers as a test wants it.
+    """An SMTP server whose replies a test can choose.
 
     Attributes:
-        port: Where it listens.
-        mails: The mails that it has accepted.
-        replies: What it replies to a recipient, such as `550 no such user`, or to every recipient by `*`, or to the
-            content of a mail by `DATA`.
-        login: The user name and the password of the latest client that logged in.
-        is_asked: Set when a client has sent a recipient.
-        may_reply: Cleared to let clients wait for the reply to a recipient.
+        port: The port that it listens on.
+        mails: The emails that it has accepted.
+        replies: Replies such as `550 no such user`, by recipient. The key `*` applies to every recipient, and `DATA` to
+            the content of an email.
+        login: The user name and password of the last client that authenticated.
+        is_asked: An event that is set when a client has sent a recipient.
+        may_reply: An event. While it is cleared, clients wait for the reply to a recipient.
     """
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401  of aiosmtpd's SMTP
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiosmtpd's options
         self.port = 0
         self.mails: list[EmailMessage] = []
         self._protocols: list[SMTP] = []
@@ -40,7 +40,7 @@ class MailServer:
         self._options = options
 
     def create_protocol(self) -> SMTP:
-        """Return the protocol of a new connection."""
+        """Return the asyncio protocol for a new connection."""
         protocol = SMTP(
             self,
             hostname="localhost",
@@ -53,11 +53,11 @@ class MailServer:
 
     @property
     def connections(self) -> int:
-        """Return how many clients have connected."""
+        """The number of connections so far."""
         return len(self._protocols)
 
     def close_connections(self) -> None:
-        """Close all connections without a word."""
+        """Close all connections without sending a reply."""
         for protocol in self._protocols:
             if protocol.transport:
                 protocol.transport.close()
@@ -78,7 +78,7 @@ class MailServer:
         return reply
 
     async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802
-        """Keep a mail, or refuse its content."""
+        """Store an email, or refuse its content."""
         assert isinstance(envelope.content, bytes)
         if "DATA" in self.replies:
             return self.replies["DATA"]
@@ -90,7 +90,7 @@ class MailServer:
         return "250 OK"
 
     async def wait_for(self, subject: str, recipient: str = "ann@example.com", *, number: int = 1) -> EmailMessage:
-        """Return the newest mail with a subject to a recipient, when there are that many."""
+        """Wait for `number` emails with this subject to the recipient, and return the newest one."""
 
         def find() -> list[EmailMessage]:
             return [mail for mail in self.mails if (mail["Subject"], mail["X-Recipient"]) == (subject, recipient)]
@@ -105,9 +105,9 @@ async def mail_server(
     *,
     port: int = 0,
     tls: ssl.SSLContext | None = None,
-    **options: Any,  # noqa: ANN401  of aiosmtpd's SMTP
+    **options: Any,  # noqa: ANN401  aiosmtpd's options
 ) -> AsyncIterator[MailServer]:
-    """Run a mail server. With `tls`, each connection begins with a TLS handshake."""
+    """Run an SMTP server. With `tls`, each connection begins with a TLS handshake."""
     mails = MailServer(**options)
     server = await asyncio.get_running_loop().create_server(mails.create_protocol, "127.0.0.1", port, ssl=tls)
     mails.port = server.sockets[0].getsockname()[1]
@@ -120,14 +120,14 @@ async def mail_server(
 
 
 def text_of(mail: EmailMessage) -> str:
-    """Return the text of a mail."""
+    """Return the plain text part of an email."""
     body = mail.get_body(["plain"])
     assert body
     return str(body.get_content()).replace("\r\n", "\n")
 
 
 def html_of(mail: EmailMessage) -> str:
-    """Return the HTML of a mail."""
+    """Return the HTML part of an email."""
     body = mail.get_body(["html"])
     assert body
     return str(body.get_content())

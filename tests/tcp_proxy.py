@@ -1,22 +1,22 @@
-"""A TCP proxy in front of a server. A test can close it, silence it or slow it down."""
+"""A TCP proxy in front of a server. Tests can make it close connections, drop data or delay responses."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
-# `closed`: connections are closed. `silent`: nothing is forwarded. `slow`: each response takes DELAY_SECONDS longer.
+# `closed` closes connections, `silent` forwards nothing, and `slow` delays each response by DELAY_SECONDS.
 ProxyState = Literal["open", "closed", "silent", "slow"]
 DELAY_SECONDS = 1.2
 
 
 class TCPProxy:
-    """Forwards bytes between clients and a server.
+    """Forward bytes between clients and a server.
 
     Attributes:
-        address: Where clients connect, as `host:port`.
-        sent: What clients sent, one item per read. asyncpg and redis-py wait for the response before they send again,
-            so each item is a round trip.
+        address: The proxy's own address, `host:port`.
+        sent: The data that clients sent, one item per read. asyncpg and redis-py wait for a response before they send
+            more, so each item is a round trip.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -27,14 +27,14 @@ class TCPProxy:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connect a client to the server, and forward in both directions."""
+        """Connect a client to the server, and forward data in both directions."""
         self._writers.append(writer)
         if self._state == "closed":
             writer.close()
             return
         server_reader, server_writer = await asyncio.open_connection(*self._server)
         self._writers.append(server_writer)
-        with suppress(asyncio.CancelledError):  # the test is over
+        with suppress(asyncio.CancelledError):  # raised when the test ends
             await asyncio.gather(
                 self._forward_requests(reader, server_writer), self._forward_responses(server_reader, writer)
             )
@@ -57,7 +57,7 @@ class TCPProxy:
         writer.close()
 
     def set_state(self, state: ProxyState) -> None:
-        """Change the state, also of connections that are open."""
+        """Change the state of new and of open connections."""
         self._state = state
         if state == "closed":
             for writer in self._writers:

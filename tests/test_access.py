@@ -1,4 +1,4 @@
-"""Access control: every route, called with every kind of credentials."""
+"""Access control: every route is called with every kind of credentials."""
 
 import json
 import time
@@ -31,7 +31,7 @@ from tests.websocket_client import open_websocket
 
 
 class Role(Enum):
-    """A kind of caller. To add a role, add a line: its description, and the columns that give it to a user."""
+    """A kind of caller. To add a role, add a line with its description and the user columns that grant it."""
 
     UNAUTHENTICATED = "a caller without valid credentials"
     SELF = "the user that the request is about"
@@ -54,10 +54,10 @@ SUPERUSERS = frozenset({Role.SUPERUSER})
 
 @dataclass(frozen=True)
 class Route:
-    """A route, the roles that may call it, and a request with the status that it returns to them.
+    """A route, the roles that may call it, and a request to it with the status that these roles receive.
 
-    The method of a WebSocket is WEBSOCKET, and its status 101. Any other role receives 401 if it is unauthenticated,
-    else `refusal`, which is 403 by default.
+    The method of a WebSocket route is WEBSOCKET, and its status 101. Unauthenticated callers receive 401, and other
+    roles that are not allowed receive `refusal`, which is 403 by default.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Route:
 
 
 def routes(user: Person) -> list[Route]:
-    """Return every route of the application. `user` is the user that the requests are about.
+    """Return every route of the application, with requests that act on `user`.
 
     To add a route, add a line.
     """
@@ -141,7 +141,7 @@ def routes(user: Person) -> list[Route]:
 
 
 class People(NamedTuple):
-    """A user of each role, and two former superusers."""
+    """A user of each role, and two superusers who lost access: one is deleted, the other inactive."""
 
     of_role: dict[Role, Person]
     deleted: Person
@@ -152,12 +152,12 @@ Token = Callable[[People], str]
 
 
 def access_token_of(role: Role) -> Token:
-    """Return the access token of the user of a role."""
+    """Return a function that returns the access token of the user with this role."""
     return lambda people: people.of_role[role].access_token
 
 
 def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -> Token:
-    """Return a token for the superuser that is valid except for the changes."""
+    """Return a function that forges a token of the superuser, which is valid except for the given changes."""
 
     def encode(people: People) -> str:
         now = int(time.time())
@@ -169,7 +169,7 @@ def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -
 
 
 def with_other_payload(people: People) -> str:
-    """Return a user's token with the payload of the superuser's token."""
+    """Return a user's token whose payload is replaced with that of the superuser's token."""
     header, _, signature = people.of_role[Role.SELF].access_token.split(".")
     _, payload, _ = people.of_role[Role.SUPERUSER].access_token.split(".")
     return f"{header}.{payload}.{signature}"
@@ -177,7 +177,7 @@ def with_other_payload(people: People) -> str:
 
 CALLERS: dict[str, tuple[Role, Token | None]] = {
     **{role.name: (role, access_token_of(role)) for role in Role if role in USERS},
-    # Shows that each of the forged tokens below is rejected for its one fault.
+    # Control: without changes a forged token is valid, so each one below is rejected only because of its change.
     "forged without a fault": (Role.SUPERUSER, forged()),
     "no token": (Role.UNAUTHENTICATED, None),
     "expired": (Role.UNAUTHENTICATED, forged(iat=1, exp=2)),
@@ -193,13 +193,13 @@ CALLERS: dict[str, tuple[Role, Token | None]] = {
 }
 
 
-# The tokens in mails to the user that the requests are about.
+# Tokens like those that the service emails to the user on whom the requests act.
 MAIL_TOKENS = MailTokens(make_settings())
 TOKEN_IDS: dict[Purpose, UUID] = {"password_reset": uuid4(), "email_verification": uuid4()}
 
 
 async def add_mail_tokens(session: AsyncSession, person: Person) -> None:
-    """Store what the tokens in TOKEN_IDS are bound to."""
+    """Store the database rows that make the tokens in TOKEN_IDS valid."""
     user = await session.get_one(User, person.id)
     now = utc_now()
     for purpose, token_id in TOKEN_IDS.items():
@@ -218,7 +218,7 @@ async def add_mail_tokens(session: AsyncSession, person: Person) -> None:
 
 
 async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> People:
-    """Sign up a user of each role, and those who are no longer allowed anything."""
+    """Sign up a user of each role, a deleted user and an inactive user."""
 
     async def create(name: str, **columns: object) -> Person:
         person = await sign_up(client, f"{name}@example.com")
@@ -228,7 +228,7 @@ async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> Peo
         return person
 
     of_role = {role: await create(role.name.lower(), **role.columns) for role in Role if role in USERS}
-    await create("second-superuser", is_superuser=True)  # because the last one cannot be deleted
+    await create("second-superuser", is_superuser=True)  # the last superuser could not be deleted
     await add_mail_tokens(session, of_role[Role.SELF])
     deleted = await create("deleted", is_superuser=True)
     inactive = await create("inactive", is_superuser=True, is_active=False)
@@ -253,7 +253,7 @@ async def read_database(session: AsyncSession) -> Rows:
 
 
 async def restore_database(session: AsyncSession, rows: Rows) -> None:
-    """Replace all rows of all tables."""
+    """Replace the contents of all tables with these rows."""
     for table in reversed(Base.metadata.sorted_tables):
         await session.execute(delete(table))
     for table in Base.metadata.sorted_tables:
@@ -267,13 +267,13 @@ async def restore_database(session: AsyncSession, rows: Rows) -> None:
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The application with all of its routes."""
+    """The running application with all of its routes."""
     async with serve(change(settings, mail=True), sends_mail=False) as service:
         yield service
 
 
 async def call(service: Service, route: Route, headers: dict[str, str]) -> tuple[int, str | None]:
-    """Send the request, and return the status and the type of the error."""
+    """Send the route's request, and return the status and the error type."""
     method, path = route.name.format(**route.path).split()
     if method != "WEBSOCKET":
         response = await service.client.request(method, path, params=route.query, headers=headers, json=route.body)
@@ -304,7 +304,7 @@ async def test_route_serves_only_allowed_roles(service: Service, session: AsyncS
 
 
 def methods(route: RouteContext) -> set[str]:
-    """Return the methods of a route. A mounted application has none."""
+    """Return the methods of a route, or an empty set for a mounted application."""
     return {"WEBSOCKET"} if isinstance(route.route, APIWebSocketRoute) else route.methods or set()
 
 

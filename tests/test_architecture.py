@@ -1,4 +1,4 @@
-"""Modules import only the layers below them, and only documented modules of dependencies."""
+"""Modules import only from the layers below them, and only documented modules of dependencies."""
 
 import ast
 import sys
@@ -13,7 +13,7 @@ from app.api import TAGS
 from tests.conftest import ROOT
 
 FEATURES = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}
-# The layer that features are built on. It knows no feature.
+# The layer below the features. It must not import any feature.
 FOUNDATION = {
     "capacity",
     "database",
@@ -48,9 +48,9 @@ MAY_IMPORT = {
 }
 # Exceptions for single files.
 FILES_MAY_IMPORT = {"migrations/env.py": {"api"}}  # imports all models
-# Any module may import these from `app` itself.
+# Names that any module may import from `app` itself.
 CONSTANTS = {"NAME", "PREFIX", "TITLE", "__version__"}
-# The modules of dependencies that `app` may import. Each of them is documented for use by applications.
+# Modules of dependencies that `app` may import. Each is documented as public API.
 DOCUMENTED_MODULES = {
     "aiosmtplib",
     "alembic",
@@ -69,6 +69,7 @@ DOCUMENTED_MODULES = {
     "asyncpg",
     "dotenv",
     "email_validator",
+    "exactjson",
     "fastapi",
     "fastapi.encoders",
     "fastapi.exceptions",
@@ -120,7 +121,8 @@ DOCUMENTED_MODULES = {
     "structlog.tracebacks",
     "structlog.typing",
 }
-# https://docs.python.org/3/library/collections.html#collections.namedtuple: an underscore only to avoid conflicts.
+# Public despite the underscore, which avoids conflicts with field names:
+# https://docs.python.org/3/library/collections.html#collections.namedtuple
 NAMED_TUPLE_METHODS = {"_asdict", "_fields", "_make", "_replace"}
 
 MODULES = sorted((ROOT / "app").rglob("*.py"))
@@ -130,7 +132,7 @@ every_program_file = pytest.mark.parametrize("path", TREES, ids=lambda path: str
 
 
 def imported_names(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the local name of each import, and its dotted name, such as `app.database.Base`."""
+    """Yield the local name and the dotted name of each import, for example `Base` and `app.database.Base`."""
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
@@ -144,7 +146,7 @@ def imported_names(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def app_imports(path: Path) -> set[str]:
-    """Return what a module imports from `app`: each dotted name, and the module in which it is."""
+    """Return the dotted names that a module imports from `app`, and the modules that define them."""
     names = {dotted for _, dotted in imported_names(path)}
     return {name for dotted in names for name in (dotted, dotted.rpartition(".")[0]) if name.partition(".")[0] == "app"}
 
@@ -155,7 +157,7 @@ def part(dotted: str) -> str:
 
 
 def is_module(dotted: str) -> bool:
-    """Return whether a name is a module, not a class or a function of its parent."""
+    """Return whether a dotted name is a module, rather than a name defined in one."""
     parent, _, name = dotted.rpartition(".")
     try:
         return not parent or ismodule(getattr(import_module(parent), name))
@@ -189,7 +191,7 @@ def test_module_imports_only_allowed_parts(path: Path) -> None:
 def test_module_imports_only_documented_modules_of_dependencies(path: Path) -> None:
     modules_by_name = dict(imported_names(path))
     used = set(modules_by_name.values()) | {name.rpartition(".")[0] for name in modules_by_name.values()}
-    for node in ast.walk(TREES[path]):  # such as `sqlalchemy.util.await_only`, after `import sqlalchemy`
+    for node in ast.walk(TREES[path]):  # for example `sqlalchemy.util.await_only` after `import sqlalchemy`
         if isinstance(node, ast.Attribute):
             root, *attributes = ast.unparse(node).split(".")
             used |= {".".join([modules_by_name[root], *attributes])} if root in modules_by_name else set()
@@ -227,7 +229,7 @@ def is_private(name: str) -> bool:
 
 
 def private_definitions(tree: ast.AST) -> Iterator[str]:
-    """Yield every private name that a module defines, be it a variable, a function, a class or an attribute."""
+    """Yield every private name that a module defines: variables, functions, classes and attributes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -251,7 +253,7 @@ def imported_attributes(node: ast.AST) -> Iterator[str]:
 
 @every_module
 def test_module_has_no_import_inside_a_function(path: Path) -> None:
-    """Such an import usually avoids a circle, or hides what a module needs."""
+    """Such an import usually works around a circular import, or hides a dependency."""
     nested = [
         node.lineno
         for function in ast.walk(TREES[path])
@@ -271,7 +273,7 @@ def test_module_has_a_docstring(path: Path) -> None:
     assert docstring.splitlines()[0].endswith((".", "?"))
 
 
-def test_modules_import_each_other_in_no_circle() -> None:
+def test_modules_have_no_circular_imports() -> None:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
     graph = {name: app_imports(path) & (names.keys() - {name}) for name, path in names.items()}
 

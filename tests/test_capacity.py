@@ -1,4 +1,4 @@
-"""The numbers of workers and hashes fit into the CPUs and the memory."""
+"""The default numbers of workers and concurrent hashes fit the available CPUs and memory."""
 
 import pytest
 from hitless import CPUs, Memory
@@ -31,7 +31,7 @@ def test_numbers_fit_into_cpus_and_memory(cpus: int, mebibytes: int, workers: in
     assert (capacity.needed <= mebibytes * MIB) == (mebibytes != 128)
 
 
-def test_settings_win_and_warn_if_they_do_not_fit() -> None:
+def test_settings_override_the_plan_and_warn_if_they_do_not_fit() -> None:
     settings = make_settings(argon2_memory_kib=65_536, web_concurrency=5, argon2_concurrency=2)
 
     capacity = plan_capacity(settings, CPUs(2, "the machine"), Memory(512 * MIB, LIMIT))
@@ -51,7 +51,7 @@ def test_settings_win_and_warn_if_they_do_not_fit() -> None:
         (256, "2 workers (by the cgroup's memory limit), at most 230 of 256 MiB of memory"),
     ],
 )
-def test_description_names_what_decides(mebibytes: int, description: str) -> None:
+def test_description_names_the_limiting_resource(mebibytes: int, description: str) -> None:
     settings = make_settings(argon2_memory_kib=19_456)
 
     capacity = plan_capacity(settings, CPUs(2, "the machine"), Memory(mebibytes * MIB, LIMIT))

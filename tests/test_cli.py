@@ -1,4 +1,4 @@
-"""The commands of `python -m app`, on a terminal and without one."""
+"""The commands of `python -m app`, with and without a terminal."""
 
 import asyncio
 import fcntl
@@ -41,7 +41,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: Settings) -> Run:
-    """Run a command in this process, because a new one takes a second to start."""
+    """Return a function that runs a command in this process, because a new process takes a second to start."""
 
     def run(*arguments: str, stdin: str = "", settings: Settings = settings) -> Result:
         monkeypatch.setattr(sys, "argv", ["app", *arguments])
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set
         status, message = 0, ""
         try:
             cli.main()
-        except SystemExit as error:  # Python prints a text, and exits with status 1
+        except SystemExit as error:  # for a string, Python prints it and exits with status 1
             status, message = (error.code, "") if isinstance(error.code, int) else (1, str(error.code))
         stdout, stderr = capsys.readouterr()
         return Result(status, stdout, stderr + message)
@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set
 
 
 class CommandLine:
-    """Runs `python -m app` in a process, in a directory, with an environment."""
+    """Run `python -m app` in a new process, with a working directory and environment variables."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
         self.directory = directory
@@ -80,7 +80,7 @@ class CommandLine:
         """Run a command on a pseudo-terminal, and type each answer when its prompt appears.
 
         Returns:
-            The exit status, and what the terminal shows.
+            The exit status, and the terminal's output.
         """
         controller, terminal = pty.openpty()
         process = subprocess.Popen(
@@ -98,14 +98,14 @@ class CommandLine:
         shown, deadline, prompts = "", time.monotonic() + TIMEOUT, list(answers)
         retry_at = time.monotonic() + TIMEOUT / 2
         while time.monotonic() < deadline:
-            # A control key is rarely lost between the prompt and the read. A line never is.
+            # A control key is lost if it arrives between the prompt and the read, so send it again. A line is not.
             if not prompts and not last_answer.isprintable() and time.monotonic() > retry_at:
                 os.write(controller, f"{last_answer}\n".encode())
                 retry_at = deadline
             if select.select([controller], [], [], 0.1)[0]:
                 try:
                     chunk = os.read(controller, 4096)
-                except OSError:  # the other end is closed: the process has exited
+                except OSError:  # the process has exited and closed its end
                     break
                 shown += chunk.decode()
             if prompts and prompts[0] in shown:
@@ -113,24 +113,24 @@ class CommandLine:
         try:
             return process.wait(timeout=TIMEOUT), shown
         finally:
-            os.close(controller)  # not earlier: it would send SIGHUP to the process
+            os.close(controller)  # only now, because it sends SIGHUP to the process
 
 
 def _take_terminal() -> None:
-    """Let Ctrl-C send SIGINT. A shell makes the commands that it runs in the background ignore it."""
+    """Make the terminal the controlling one, and reset SIGINT, which shells let background processes ignore."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
 def command_line(tmp_path: Path, clean_environment: dict[str, str], database_url: str) -> CommandLine:
-    """Commands on a test's database."""
+    """Run commands on the test's database."""
     return CommandLine(tmp_path, clean_environment | {"DATABASE_URL": database_url})
 
 
 @pytest.fixture
 def default_command_line(tmp_path: Path, clean_environment: dict[str, str]) -> CommandLine:
-    """Commands with the default settings."""
+    """Run commands with the default settings."""
     return CommandLine(tmp_path, dict(clean_environment))
 
 
@@ -145,7 +145,7 @@ async def test_create_superuser_reads_the_password_from_standard_input(
     assert PASSWORD not in result.stdout + result.stderr
     user = await session.get_one(User, 1)
     assert (user.email, user.full_name, user.is_superuser, user.is_active) == ("root@example.com", "Root", True, True)
-    await session.rollback()  # otherwise the login would wait for SQLite's write lock
+    await session.rollback()  # release SQLite's write lock, which the login needs
     assert (await log_in(service.client, "root@example.com")).status_code == 200
 
 
@@ -162,7 +162,7 @@ async def test_create_superuser_does_not_promote_an_existing_user(
     assert "A user with this address already exists" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (await session.get_one(User, 1)).is_superuser
-    await session.rollback()  # otherwise the login would wait for SQLite's write lock
+    await session.rollback()  # release SQLite's write lock, which the login needs
     assert (await log_in(service.client)).status_code == 200
 
 
@@ -192,7 +192,7 @@ async def test_end_logins_ends_all_logins_of_one_user(run: Run, service: Service
 
 
 async def logins_of(client: httpx.AsyncClient, *people: Person) -> dict[str, int]:
-    """Use both tokens of each login, and return the statuses, which must be equal."""
+    """Use both tokens of each person's login, and return the status by email. Both tokens must return the same."""
     statuses = {}
     for person in people:
         access = await client.get("/users/me", headers=person.auth)
@@ -284,7 +284,7 @@ def test_openapi_prints_only_the_document(default_command_line: CommandLine) -> 
     result = default_command_line.run("openapi")
 
     assert result.returncode == 0
-    assert not result.stderr  # such as a warning that only a server needs
+    assert not result.stderr  # no warnings, for example those that only concern servers
     assert json.loads(result.stdout) == build_openapi(create_app(make_settings(mail=True)))
 
 

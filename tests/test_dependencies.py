@@ -1,4 +1,4 @@
-"""`ReadSession` reads without a transaction, and `WriteSession` is one transaction, committed before the response."""
+"""`ReadSession` reads in autocommit mode. `WriteSession` is one transaction, committed before the response starts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,7 +31,7 @@ def make_user(email: str) -> User:
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The application with one database connection."""
+    """The running application, with a pool of one database connection."""
     async with serve(change(settings, database_pool_size=1, database_pool_timeout=60)) as service:
         yield service
 
@@ -64,7 +64,7 @@ async def change_name(session: ReadSession) -> None:
 
 
 async def change_name_then_open_transaction(_: Annotated[None, Depends(change_name)], session: WriteSession) -> None:
-    pass  # the change would be lost, because opening the transaction ends the read
+    pass  # opening the transaction would discard the change
 
 
 @pytest.mark.parametrize("endpoint", [change_name, change_name_then_open_transaction])
@@ -111,7 +111,7 @@ async def test_exception_after_writes_rolls_all_of_them_back(
 
 
 async def test_read_session_holds_no_lock_between_statements(settings: Settings) -> None:
-    """On SQLite a transaction begins with the write lock, so the other request would have to wait for this one."""
+    """On SQLite, a transaction takes the write lock when it begins, so the other request would wait for this one."""
     has_read, may_end = asyncio.Event(), asyncio.Event()
     async with serve(change(settings, database_statement_timeout=1)) as service:
 
@@ -151,7 +151,7 @@ async def read_first(session: ReadSession) -> int | None:
 
 
 async def test_request_with_both_sessions_needs_one_connection(service: Service) -> None:
-    """If each request held one connection and waited for another, all of them would end with 503."""
+    """If each request held one connection while waiting for a second one, all would time out with 503."""
 
     @service.app.post(PREFIX + "/test/{number}")
     async def read_and_write(
@@ -170,7 +170,7 @@ async def test_request_with_both_sessions_needs_one_connection(service: Service)
 
 
 async def test_concurrent_requests_of_every_kind_share_one_connection(service: Service) -> None:
-    """Among them are requests that read the current user with `FastReader` and then write."""
+    """These include requests that read the current user with `FastReader` and then write."""
     ann = await sign_up(service.client)
 
     async with asyncio.timeout(60):
@@ -228,7 +228,7 @@ async def test_read_session_searches_escaped_text_and_fires_events(service: Serv
 async def test_dependencies_can_be_overridden(
     client: httpx.AsyncClient, service: Service, session: AsyncSession
 ) -> None:
-    """As in FastAPI's documentation, with the functions that the annotated types name."""
+    """Overrides work as in FastAPI's documentation, with the functions inside the annotated types."""
     ann = make_user("ann@example.com")
     session.add(ann)
     await session.flush()

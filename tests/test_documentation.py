@@ -1,4 +1,4 @@
-"""The pages of the documentation agree with the code, the settings, the tests and each other."""
+"""The documentation agrees with the code, the settings, the tests and itself."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ from tests.conftest import GROUPS, ROOT, make_settings
 from tests.pages import PAGES, Block, blocks, command, table, tables
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-# Pages that may be longer than the others, and the reason.
+# Line limits of pages that may be longer than the others.
 MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "AGENTS.md": 60}
 
 
@@ -26,7 +26,7 @@ MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "A
 
 
 def test_every_command_of_a_page_is_run_by_a_test() -> None:
-    """And every command that a test runs is on a page."""
+    """Conversely, every command that a test runs is on a page."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     used = set(re.findall(r'\bcommand\("([\w-]+)"\)', tests))
     used |= set(re.findall(r"name=([\w-]+)", (ROOT / ".ci/run").read_text()))
@@ -42,7 +42,7 @@ def test_every_shell_block_has_a_name() -> None:
 
 @every_page
 def test_file_of_a_block_is_named_before_it(page: Path) -> None:
-    """GitHub does not show the title of a block."""
+    """Readers on GitHub do not see the block's title, so the text before the block must name the file."""
     parts = re.split(r"^```(.*)\n(?:.*\n)*?```$|^#+ .*", page.read_text(), flags=re.MULTILINE)
 
     for text, info in zip(parts[::2], parts[1::2], strict=False):
@@ -54,7 +54,7 @@ def test_file_of_a_block_is_named_before_it(page: Path) -> None:
     "block", [block for block in blocks() if block.language == "diff"], ids=lambda block: block.title
 )
 def test_diff_can_be_applied(block: Block) -> None:
-    """Or it has been."""
+    """A diff that has already been applied is accepted too."""
     text = (ROOT / block.title).read_text()
     for hunk in block.text.split("@@\n"):
         lines = hunk.splitlines(keepends=True)
@@ -74,14 +74,14 @@ def test_page_is_short(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings on GitHub."""
+    """Return the anchors that GitHub generates for a page's headings."""
     headings = re.findall(r"^#+ (.+)", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @every_page
 def test_links_lead_to_existing_files_headings_and_tests(page: Path) -> None:
-    # On GitHub, a repository's own pages are this many levels above its files.
+    # Links with this prefix leave the files, and lead to GitHub's own pages about the repository.
     up = "../" * (1 + len(page.relative_to(ROOT).parts))
     text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
@@ -102,7 +102,7 @@ def test_links_lead_to_existing_files_headings_and_tests(page: Path) -> None:
 
 
 def default(info: FieldInfo) -> str:
-    """Return a setting's default as it would be written in the environment. It is empty if there is none."""
+    """Return a setting's default in the form of an environment variable, or an empty string if it has none."""
     value = info.get_default()
     if isinstance(value, SecretStr):
         return value.get_secret_value()
@@ -114,7 +114,7 @@ def default(info: FieldInfo) -> str:
 
 
 def env_example() -> str:
-    """Return the contents of .env.example."""
+    """Return the expected contents of .env.example."""
     lines = ["# Copy this file to .env. Lines that are commented out show the defaults.", ""]
     for name, info in Settings.model_fields.items():
         is_secret_key = name == "secret_key"
@@ -170,7 +170,7 @@ def test_table_contains_every_variable_of_the_compose_files() -> None:
 
 def test_table_contains_every_part_of_the_application() -> None:
     parts = {path.name for path in (ROOT / "app").iterdir() if not path.name.startswith("__")}
-    features = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}  # optional
+    features = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}  # a feature may have no errors
 
     mentioned = {name for first, _ in table("parts") for name in re.findall(r"\(\.\./app/([\w.]+)\)", first)}
 
@@ -187,7 +187,7 @@ def test_table_contains_the_middleware_in_order() -> None:
 def test_table_contains_every_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {
-        re.match(r"[\w-]+", requirement)[0]  # type: ignore[index]  # each begins with its name
+        re.match(r"[\w-]+", requirement)[0]  # type: ignore[index]  # always matches
         for group in (project["project"]["dependencies"], *project["dependency-groups"].values())
         for requirement in group
     }

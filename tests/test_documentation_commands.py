@@ -1,7 +1,7 @@
-"""Commands in the sentences and tables of the documentation are right. Other tests run those in blocks.
+"""Commands in the text and tables of the documentation are valid. Other tests run the commands in code blocks.
 
-Inline code is a command if it matches COMMAND or VARIABLE. Only what a change of this repository can break is checked:
-the subcommands, options, files, modules, tests, services and variables that a command names.
+Inline code is a command if it matches COMMAND or VARIABLE. The checks cover the parts that a change of this repository
+can break: the subcommands, options, files, modules, tests, services and variables that a command names.
 """
 
 import os
@@ -26,7 +26,7 @@ from app.settings import Settings
 from tests.conftest import GROUPS, ROOT
 from tests.pages import PAGES, blocks
 
-# Programs whose help lists their options, the first with a subcommand, and programs without help.
+# Three kinds of programs: with subcommands, with options listed by --help, and those whose help is not checked.
 COMMAND = re.compile(
     r"(?:(docker (?:compose|container|image|network|system|volume)|docker|python -m app|alembic|fastapi|uv)"
     r"(?: [a-z][\w-]*)?|(gunicorn|uvicorn|pytest)|python -m|\.ci/run)(?!\S)"
@@ -34,13 +34,13 @@ COMMAND = re.compile(
 VARIABLE = re.compile(r"(?:-e )?([A-Z][A-Z\d_]+)=")
 OTHER_VARIABLES = {"HTTPS_PROXY", "HTTP_PROXY", "LANG", "NO_PROXY", "PATH", "TZ"}
 OF_REPOSITORY = re.compile(r"(?:app|benchmarks|docs|packages|scripts|tests)(?:[./][\w./:-]*)?")
-# The commands that run another command, and the number of arguments before it.
+# Commands that run another command, and the number of arguments before that command.
 RUNNERS = {"uv run": 0, "docker run": 1, "docker exec": 1, "docker compose run": 1, "docker compose exec": 1}
 OF_SERVICES = re.compile(r"docker compose (?:build|exec|kill|logs|ps|pull|restart|rm|run|start|stop|up)")
 
 
 def inline_commands() -> Iterator[tuple[str, str, str]]:
-    """Yield each command, its place, and the files that its page tells readers to create."""
+    """Yield each command, its file and line, and the files that its page tells readers to create."""
     for page in [*PAGES, ROOT / ".github/pull_request_template.md", *sorted((ROOT / "packages").glob("*/*.md"))]:
         created = " ".join(block.title for block in blocks() if block.page == page)
         text = re.sub(r"(?ms)^```.*?^```$", lambda block: "\n" * block[0].count("\n"), page.read_text())
@@ -53,21 +53,21 @@ def inline_commands() -> Iterator[tuple[str, str, str]]:
 
 
 def simple_commands(command: str) -> list[list[str]]:
-    """Return the words of each part of a command, such as a pipe, without placeholders."""
+    """Split a command at `|`, `&&` and the like, and return the words of each part, without placeholders."""
     lexer = shlex.shlex(re.sub(r"<[^<>]+>|…|\d(?=>)", " ", command), posix=True, punctuation_chars="|;&>")
     lexer.whitespace_split = True
     return [list(words) for separates, words in groupby(lexer, lambda word: set(word) <= set("|;&>")) if not separates]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program without PYTEST_ADDOPTS, whose `--cov` would delete what this run has measured."""
+    """Run a program without PYTEST_ADDOPTS, whose `--cov` would delete the coverage data of this run."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {"COLUMNS": "200"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
 
 @cache
 def usage(command: str) -> str:
-    """Return the help of a command, or nothing if there is none, or if its program is not installed."""
+    """Return the `--help` output of a command. It is empty if there is none or the program is not installed."""
     program, *words = command.split()
     if command.startswith("python -m app"):  # in this process, because a new one takes a second to start
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as output, suppress(SystemExit):
@@ -81,9 +81,9 @@ def usage(command: str) -> str:
 
 
 def arguments(words: list[str], text: str) -> Iterator[int]:
-    """Yield the positions of the words that are no options and no values of options, as the help says.
+    """Yield the positions of positional arguments. `text` is the command's help, which tells which options have values.
 
-    Without help, each word after an option may be a value.
+    Without help, any word after an option may be its value, so stop at the first option.
     """
     option = ""
     for position, word in enumerate(words):
@@ -96,7 +96,7 @@ def arguments(words: list[str], text: str) -> Iterator[int]:
 
 
 def problems(words: list[str], created: str) -> Iterator[str]:
-    """Yield what is wrong with a command, and with the command that it runs."""
+    """Yield the problems of a command, and of the command that it runs in turn, as with `docker compose run`."""
     while variable := VARIABLE.match(" ".join(words)):
         if not is_read(variable[1]):
             yield f"{variable[1]} is not a setting. If another program reads it, add it to OTHER_VARIABLES"
@@ -114,7 +114,7 @@ def problems(words: list[str], created: str) -> Iterator[str]:
         inner = positions[0] + RUNNERS[name]
         yield from problems(rest[inner:], created)
         rest, given = rest[:inner], given[: RUNNERS[name]]
-    for word in rest if text and name != match[1] else []:  # else they may be options of a subcommand
+    for word in rest if text and name != match[1] else []:  # otherwise they may be a subcommand's options
         option = word.partition("=")[0] if word.startswith("--") else word[:2]
         if re.match("--?[a-zA-Z]", option) and not re.search(rf"(?<![\w-]){option}(?![\w-])", text):
             yield f"{name} has no option {option}"
@@ -122,7 +122,7 @@ def problems(words: list[str], created: str) -> Iterator[str]:
 
 
 def unknown_names(name: str, rest: list[str], given: list[str], created: str) -> Iterator[str]:
-    """Yield the services, tests and groups of tests that a command names, and that do not exist."""
+    """Yield a problem for each service, test and group of tests that the command names but that does not exist."""
     if OF_SERVICES.fullmatch(name):
         files = "".join(path.read_text() for path in ROOT.glob("*compose*.y*ml"))
         sections = "".join(re.findall(r"(?m)^services:\n((?:[ #].*\n|\n)*)", files))
@@ -142,12 +142,12 @@ def unknown_names(name: str, rest: list[str], given: list[str], created: str) ->
 
 
 def operands(*expressions: str) -> set[str]:
-    """Return the names in expressions such as `drills or browser`."""
+    """Return the names in pytest expressions, for example in `drills or browser`."""
     return set(re.findall(r"\w+", " ".join(expressions))) - {"and", "or", "not"}
 
 
 def is_read(variable: str) -> bool:
-    """Return whether the application, a compose file, a test or another program reads a variable."""
+    """Return whether the application, a Compose file, a test or another program reads this variable."""
     if variable in {*map(str.upper, Settings.model_fields), *COMPOSE_VARIABLES, *OTHER_VARIABLES}:
         return True
     tests = (path.read_text() for folder in ("tests", "packages") for path in (ROOT / folder).rglob("*.py"))
@@ -155,13 +155,13 @@ def is_read(variable: str) -> bool:
 
 
 def exists(name: str, created: str) -> bool:
-    """Return whether there is a file, folder or module of this name, or readers create it."""
+    """Return whether this file, folder or module exists, or the page tells readers to create it."""
     path = ROOT / (name.partition("::")[0] if "/" in name else name.partition(":")[0].replace(".", "/"))
     return path.exists() or path.with_suffix(".py").exists() or name in created
 
 
 def mistakes(command: str, created: str) -> list[str]:
-    """Return what is wrong with inline code that is a command."""
+    """Return the problems of a command in inline code."""
     found = []
     for words in simple_commands(command):
         found += [

@@ -1,4 +1,4 @@
-"""Errors from every layer have the same format."""
+"""Errors from every layer have the same JSON format."""
 
 import json
 
@@ -82,7 +82,7 @@ async def test_unexpected_json_type_returns_422(client: httpx.AsyncClient, body:
 
 @pytest.fixture
 def failing_routes(service_with_bug: Service) -> httpx.AsyncClient:
-    """A client of the application with routes that raise unexpected exceptions."""
+    """A client of the application with additional routes that raise unexpected exceptions."""
     app = service_with_bug.app
 
     @app.get(PREFIX + "/crash")
@@ -106,7 +106,7 @@ async def test_unexpected_exception_returns_500(failing_routes: httpx.AsyncClien
     assert response.status_code == 500
     assert response.json() == {"error": "Internal server error", "type": "internal_error"}
     assert response.headers["x-request-id"] == "my-request"
-    assert {"ratelimit", "ratelimit-policy"} <= response.headers.keys()  # it is counted like any other request
+    assert {"ratelimit", "ratelimit-policy"} <= response.headers.keys()  # rate limits apply as to any other request
 
 
 async def test_unexpected_exception_is_raised_in_a_test(service: Service) -> None:
@@ -153,7 +153,7 @@ async def test_http_exception_has_the_format_of_other_errors(
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_http_exception_whose_status_allows_no_body_has_none(
+async def test_http_exception_with_a_bodyless_status_sends_no_body(
     failing_routes: httpx.AsyncClient, status: int
 ) -> None:
     response = await failing_routes.get(f"/raise/{status}")

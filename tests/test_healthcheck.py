@@ -1,4 +1,4 @@
-"""The command of the image's HEALTHCHECK exits with 0 only if /health responds 200."""
+"""The image's HEALTHCHECK command exits with 0 only if /health responds 200."""
 
 import http.server
 import socket
@@ -20,7 +20,7 @@ from app import PREFIX, healthcheck
 
 @contextmanager
 def serve_health(status: HTTPStatus, tls: TLS | None = None, host: str = "127.0.0.1") -> Iterator[int]:
-    """Respond to /health with a status, and 404 elsewhere. Yield the port."""
+    """Run a server that responds to /health with this status and to other paths with 404, and yield its port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -53,7 +53,7 @@ def test_status_200_is_healthy(clean_environment: dict[str, str]) -> None:
     assert result.returncode == 0
 
 
-def test_address_of_ipv6_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ipv6_address_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_health(HTTPStatus.OK, host="::1") as port:
         monkeypatch.setenv("HOST", "::1")
         monkeypatch.setenv("PORT", str(port))

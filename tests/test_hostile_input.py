@@ -1,4 +1,4 @@
-"""Input that breaks parsers and databases, in every part of a request. None of it may cause a 5xx."""
+"""Input that often breaks parsers and databases, in every part of a request. None of it may cause a 5xx."""
 
 import gzip
 import json
@@ -40,13 +40,13 @@ STRINGS = {
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The application with all of its routes, and a background task that writes the mails."""
+    """The running application with all of its routes, and the background task that writes the emails."""
     async with serve(change(settings, mail=True)) as service:
         yield service
 
 
 def requests_with(value: str, ann: Person) -> list[tuple[str, str, dict[str, Any] | None]]:
-    """Return requests (method, URL, body) with the value in each place that takes a string."""
+    """Return requests (method, URL, body) with the value in every place that accepts a string."""
     user, query = {"email": "bob@example.com", "password": PASSWORD, "full_name": "Bob"}, quote(value, errors="replace")
     password = {"current_password": PASSWORD, "new_password": "another password"}
     return [
@@ -87,7 +87,7 @@ async def test_hostile_string_causes_no_server_error(
     root, ann = await sign_up_superuser(client, session), await sign_up(client)
 
     for method, url, data in requests_with(value, ann):
-        content = None if data is None else json.dumps(data)  # httpx would not escape lone surrogates
+        content = None if data is None else json.dumps(data)  # httpx's encoder does not escape lone surrogates
         response = await client.request(method, url, content=content, headers=root.auth | JSON)
 
         assert not response.is_server_error, (method, url[:50], data)

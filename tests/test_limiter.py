@@ -1,4 +1,4 @@
-"""The rate limiter counts exactly in Redis, and in the memory of all workers while Redis is unavailable."""
+"""The rate limiter counts in Redis, and in memory shared by all workers while Redis is unavailable."""
 
 import asyncio
 import multiprocessing
@@ -21,7 +21,7 @@ from tests.tcp_proxy import ProxyState, TCPProxy, tcp_proxy
 
 
 def limited_settings(redis_url: str | None, *, rate_limit: str = "3/minute") -> Settings:
-    """Build settings with a new secret key, so that no other test uses the same keys in Redis."""
+    """Build settings with a new secret key, from which Redis keys are derived, so that no other test uses the same."""
     return make_settings(
         redis_url=redis_url,
         secret_key=uuid4().hex,
@@ -45,7 +45,7 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
 
 @pytest.fixture(params=["memory", "redis"])
 async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
-    """A limiter of each kind that has counted nothing yet."""
+    """A new limiter that counts in Redis, and one that counts in memory."""
     settings = limited_settings(request.getfixturevalue("redis_url") if request.param == "redis" else None)
     redis = create_redis(settings)
     yield RateLimiter(settings, redis, MemoryCounter())
@@ -95,7 +95,7 @@ async def test_count_restarts_after_the_window(limiter: RateLimiter) -> None:
     first = await limiter.hit("register", "ann")
 
     async with asyncio.timeout(60):
-        while (later := await limiter.hit("register", "ann")).used > 1:  # noqa: ASYNC110  there is no event
+        while (later := await limiter.hit("register", "ann")).used > 1:  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.02)
 
     assert (first.used, later.used) == (1, 1)
@@ -112,7 +112,7 @@ def test_headers_follow_the_draft() -> None:
     }
 
 
-def test_full_memory_forgets_the_window_that_ends_first() -> None:
+def test_full_memory_evicts_the_window_that_ends_first() -> None:
     counter = MemoryCounter(1)
 
     counts = [counter.hit(key * 8, 60).used for key in (b"a", b"a", b"b", b"b", b"a")]
@@ -143,7 +143,7 @@ def test_forked_process_counts_in_the_same_memory() -> None:
 async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings) -> None:
     async def account_keys() -> set[str]:
         return {
-            key.decode() if isinstance(key, bytes) else key  # its settings decide, which its types do not know
+            key.decode() if isinstance(key, bytes) else key  # redis-py's types allow both
             for key in await redis.keys("{rate}:account:*")
         }
 
@@ -159,7 +159,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
 
 
 async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
-    """At the end of a window Redis returns 0 ms. A test can only cause the -1 of a key that does not expire."""
+    """At the end of a window, Redis may report 0 ms left. A key without expiry provokes a similar value, -1."""
     limiter = RateLimiter(settings, redis, MemoryCounter())
     before = set(await redis.keys("{rate}:default:*"))
     await limiter.hit("default", "ann")
@@ -223,9 +223,9 @@ async def test_hits_during_a_command_are_counted_together_by_the_next(redis: Red
         seen = [await monitor.next_command()]
         while end not in seen[-1]["command"]:
             seen.append(await monitor.next_command())
-    port = seen[-1]["client_port"]  # of our connection: other tests may use the same server
+    port = seen[-1]["client_port"]  # ignore other tests' connections
     verbs = [entry["command"].split()[0] for entry in seen if entry["client_port"] == port]
-    commands = [verb for verb in verbs if verb not in {"HELLO", "CLIENT"}]  # without the handshake
+    commands = [verb for verb in verbs if verb not in {"HELLO", "CLIENT"}]  # ignore the handshake
 
     assert [usage.used for usage in usages] == list(range(1, 21))
     assert commands == ["EVALSHA", "ECHO"]
@@ -233,7 +233,7 @@ async def test_hits_during_a_command_are_counted_together_by_the_next(redis: Red
 
 async def test_cancelled_hit_does_not_affect_others(limiter: RateLimiter) -> None:
     hits = [asyncio.create_task(limiter.hit("default", "ann")) for _ in range(3)]
-    await asyncio.sleep(0)  # they start
+    await asyncio.sleep(0)  # let them start
     hits[0].cancel()
 
     _, *usages = await asyncio.gather(*hits, return_exceptions=True)
@@ -252,14 +252,14 @@ async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
 
     first = asyncio.create_task(limiter.hit("default", "ann"))
     async with asyncio.timeout(60):
-        while not proxy.sent:  # noqa: ASYNC110  there is no event
+        while not proxy.sent:  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0)
     second = asyncio.create_task(limiter.hit("default", "ann"))
     usages = [await first]
-    done, _ = await asyncio.wait({second}, timeout=0.5)  # half of what an attempt takes
+    done, _ = await asyncio.wait({second}, timeout=0.5)  # half the timeout of another attempt
     usages += [task.result() for task in done]
 
-    assert [usage.used for usage in usages] == [1, 2]  # in this process
+    assert [usage.used for usage in usages] == [1, 2]  # counted in memory
     assert len(proxy.sent) == 1
 
 
@@ -297,7 +297,7 @@ async def test_requests_are_counted_in_memory_while_redis_is_unavailable(
         assert before == list(range(in_redis + 1, in_redis + 6))
         assert during == list(range(in_memory + 1, in_memory + 1003))
         assert after == list(range(recovering[-1] + 1, recovering[-1] + 6))
-        assert seconds < 30  # 1,000 if each had waited
+        assert seconds < 30  # it would be 1,000 if every request had waited
         assert [(entry["log_level"], entry["event"]) for entry in logs] == [
             ("warning", "Redis cannot count: requests are counted in memory"),
             ("info", "Redis counts again: requests are counted in Redis"),

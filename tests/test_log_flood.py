@@ -1,4 +1,4 @@
-"""No client can fill the log, or write control characters to a terminal."""
+"""Clients can neither flood the log nor write control characters to a terminal."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def test_written_field_is_at_most_512_characters(text: str) -> None:
         ("OPTIONS", "/users/me", {"Origin": "https://example.com", "Access-Control-Request-Method": "GET"}),
     ],
 )
-async def test_requests_without_a_rate_limit_do_not_fill_the_log(  # noqa: PLR0913, PLR0917  fixtures and a request
+async def test_requests_without_a_rate_limit_do_not_fill_the_log(  # noqa: PLR0913, PLR0917  fixtures and parameters
     settings: Settings,
     logs: list[structlog.typing.EventDict],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Log lines of every library have one format, and contain no secrets."""
+"""Log lines of all libraries have the same format and contain no secrets."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ URL = "postgresql+asyncpg://user:hunter2/@@db:5432/app"
 pytestmark = pytest.mark.usefixtures("restore_logging")
 
 
-def make_settings(**values: Any) -> Settings:  # noqa: ANN401  of any setting
+def make_settings(**values: Any) -> Settings:  # noqa: ANN401  settings have different types
     return Settings.model_construct(**{"environment": "test", "log_format": "json", "log_level": "info"} | values)
 
 
@@ -64,7 +64,7 @@ def test_access_log_of_the_server_is_disabled(name: str, capsys: pytest.CaptureF
     logging.getLogger(name).info("GET / 200")
 
     assert capsys.readouterr().err == ""
-    assert not logging.getLogger(name).hasHandlers()  # so that Uvicorn does not even format the line
+    assert not logging.getLogger(name).hasHandlers()  # with a handler, Uvicorn would format the line
 
 
 def test_warning_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ async def test_outgoing_request_logs_neither_url_nor_headers(
 
 
 def fail() -> None:
-    password = "a secret"  # noqa: F841  a local variable, which must not be logged
+    password = "a secret"  # noqa: F841  local variables must not be logged
     raise ValueError(f"cannot connect to {URL}")
 
 
@@ -183,7 +183,7 @@ async def test_search_term_is_not_logged(
     assert "@example.com" not in shown
 
 
-def test_traceback_on_the_console_is_pythons(capsys: pytest.CaptureFixture[str]) -> None:
+def test_traceback_on_the_console_has_pythons_format(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(make_settings(log_format="console"))
 
     try:
@@ -233,7 +233,7 @@ def test_default_format_is_console_only_on_a_terminal_in_development(
 
 
 def test_masking_takes_time_proportional_to_the_length(capsys: pytest.CaptureFixture[str]) -> None:
-    """A pattern that takes quadratic time would need many minutes."""
+    """A regular expression with quadratic run time would take many minutes."""
     configure_logging(make_settings(log_format="json"))
 
     logging.getLogger("a.library").warning("://a:" * 200_000)

@@ -1,4 +1,4 @@
-"""`uvicorn app.main:app` serves, exits cleanly, and reports a startup failure in one line."""
+"""`uvicorn app.main:app` serves, exits cleanly, and reports startup failures in one line."""
 
 import signal
 import socket
@@ -14,7 +14,7 @@ from tests.conftest import SECRET_KEY
 
 
 class Uvicorn:
-    """Starts `uvicorn app.main:app`."""
+    """Start `uvicorn app.main:app` as a subprocess."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
         self.directory = directory

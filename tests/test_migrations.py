@@ -1,4 +1,4 @@
-"""The migrations run up and down on both databases, and result in the schema of the models."""
+"""The migrations run up and down on both databases, and produce the schema of the models."""
 
 import asyncio
 import shutil
@@ -42,7 +42,7 @@ from app.users.models import Login, User
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
-# The values of the rows that migrations run on, by type, and for columns that need others, by table.
+# Values for the rows that migrations are tested on: VALUES by column type, ROWS for columns that need other values.
 VALUES: dict[type, object] = {
     bool: True,
     bytes: b"a",
@@ -58,12 +58,12 @@ VALUES: dict[type, object] = {
     UUID: UUID(int=1),
 }
 ROWS: dict[str, dict[str, object]] = {}
-TIMEOUT = 600  # seconds for a command, on a machine that runs many tests at once
+TIMEOUT = 600  # seconds per command, on a machine that runs many tests in parallel
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Settings]:
-    """A migrated database. It is migrated again at the end, because other tests use the one on PostgreSQL too."""
+    """The settings of a migrated database. It is migrated again at the end, because tests share the PostgreSQL one."""
     database = make_settings(database_url=database_url)
     yield database
     asyncio.run(migrate(database))
@@ -123,7 +123,7 @@ async def test_addresses_get_their_normal_form_unless_another_user_has_it(
 
 
 async def test_addresses_from_before_the_migration_count_as_verified(database: Settings) -> None:
-    """Otherwise REQUIRE_VERIFIED_EMAIL would lock out everybody who registered before."""
+    """Otherwise REQUIRE_VERIFIED_EMAIL would lock out all users who registered before."""
     await migrate(database, "0004")
     engine = create_engine(database)
     await add_user_of_release_3(engine, "ann@example.com")
@@ -153,7 +153,7 @@ async def test_migrated_schema_matches_the_models(database: Settings) -> None:
 
 
 def fill_empty_tables(connection: Connection) -> None:
-    """Insert a row into each table that has none. To give a table certain values, add them to ROWS."""
+    """Insert a row into each empty table. If a table needs certain values, add them to ROWS."""
     reflected = MetaData()
     reflected.reflect(connection)
     for table in reflected.sorted_tables:
@@ -180,7 +180,7 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 
 async def test_migrations_run_up_and_down_on_tables_with_rows(database: Settings) -> None:
-    """Each migration runs on a row in each table that the ones before it have created."""
+    """Before each migration, every table created so far gets a row."""
     await migrate(database, "base")
     revisions = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
     engine = create_migration_engine(database)
@@ -210,7 +210,7 @@ async def test_migrations_run_up_and_down_on_tables_with_rows(database: Settings
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_sqlite_never_reuses_an_id(database: Settings) -> None:
-    """A migration that alters such a table must call batch_alter_table with sqlite_autoincrement in `table_kwargs`."""
+    """A migration of an AUTOINCREMENT table must pass `sqlite_autoincrement` in `table_kwargs` of batch_alter_table."""
     engine = create_engine(database)
     async with engine.connect() as connection:
         result = await connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
@@ -244,8 +244,8 @@ async def test_constraints_have_the_names_from_the_models(database: Settings) ->
     named = {constraint.name for table in TABLES.values() for constraint in table.constraints}
     named |= {index.name for table in TABLES.values() for index in table.indexes}
     assert {"uq_users_email", "ck_users_email_lower_case"} <= named
-    found.discard(None)  # on SQLite, the primary key of a table with AUTOINCREMENT has no name
-    assert found | keys | {"ix_users_search"} == named  # SQLite has no such index
+    found.discard(None)  # SQLite's AUTOINCREMENT primary keys have no name
+    assert found | keys | {"ix_users_search"} == named  # SQLite does not have ix_users_search
 
 
 async def test_pending_migration_at_startup_is_reported_with_the_command(
@@ -289,7 +289,7 @@ async def test_concurrent_processes_migrate_once(
     command = [sys.executable, "-m", "app", "migrate"]
 
     processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)  # noqa: ASYNC220  they run at the same time
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)  # noqa: ASYNC220  they run concurrently
         for _ in range(5)
     ]
     outputs = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
@@ -304,10 +304,10 @@ async def test_migration_waits_for_another_longer_than_the_statement_timeout(
 ) -> None:
     engine = create_engine(change(database, database_statement_timeout=60))
     async with engine.begin() as connection:
-        await connection.run_sync(lock_migrations)  # as a migration does
+        await connection.run_sync(lock_migrations)  # take the lock that a migration takes
         other = asyncio.create_task(migrate(change(database, database_statement_timeout=0.1)))
         await wait_for_blocked_statement(database_url)
-        await asyncio.sleep(0.5)  # longer than its statement timeout
+        await asyncio.sleep(0.5)  # longer than the other's statement timeout
         is_waiting = not other.done()
     await other
     await engine.dispose()
@@ -376,4 +376,4 @@ def test_migration_can_be_generated_from_changed_models(clean_environment: dict[
         assert database.execute("SELECT id, added_text FROM users").fetchall() == [(1, None)]
         assert database.execute("SELECT family FROM refresh_tokens").fetchall() == [
             ("f",)
-        ]  # not deleted with the old table of users
+        ]  # not cascaded when the old table of users was dropped

@@ -1,4 +1,4 @@
-"""A mounted application has the errors, limits, headers and log lines of the others."""
+"""A mounted application has the same errors, limits, headers and log lines as the main application."""
 
 import re
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ from tests.people import sign_up
 
 
 def mount_reports(app: FastAPI) -> None:
-    """Mount an application with a route for each of the tests."""
+    """Mount an application with one route for each test."""
     reports = FastAPI(title="Reports")
 
     @reports.get("/me")
@@ -56,7 +56,7 @@ def mount_reports(app: FastAPI) -> None:
 
 
 def mount_own_handlers(app: FastAPI) -> None:
-    """Mount an application that handles some exceptions itself."""
+    """Mount an application with its own exception handlers."""
     own = FastAPI(openapi_url=None)
 
     @own.exception_handler(RequestValidationError)
@@ -74,7 +74,7 @@ def mount_own_handlers(app: FastAPI) -> None:
 @pytest.fixture
 async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Service]:
     (tmp_path / "files/users").mkdir(parents=True)
-    (tmp_path / "files/users/me").write_text("a file")  # its path below the mount is also that of a route
+    (tmp_path / "files/users/me").write_text("a file")  # below the mount, its path equals that of a route
 
     def add_all_routers(app: FastAPI) -> None:
         add_routers(app)
@@ -105,7 +105,7 @@ async def test_bug_returns_500_in_the_format_of_all_others(
     response = await client.get("/reports/bug")
 
     assert (response.status_code, response.json()["type"]) == (500, "internal_error")
-    assert [entry["event"] for entry in logs] == ["request"]  # nothing has failed after the response
+    assert [entry["event"] for entry in logs] == ["request"]  # no error after the response
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ async def test_errors_have_the_format_of_all_others(
         ("/own/0", 404, '{"error":"Not found","type":"not_found"}'),
     ],
 )
-async def test_handlers_of_a_mounted_application_win(
+async def test_handlers_of_a_mounted_application_take_precedence(
     client: httpx.AsyncClient, path: str, status: int, text: str
 ) -> None:
     response = await client.get(path)
@@ -178,7 +178,7 @@ async def test_route_is_logged_with_the_path_of_the_mount(
     ]
 
 
-async def test_documentation_loads_all_assets_from_here(client: httpx.AsyncClient) -> None:
+async def test_documentation_loads_all_assets_from_the_service(client: httpx.AsyncClient) -> None:
     page = await client.get("/reports/docs")
 
     assert "script-src 'self' 'sha256-" in page.headers["content-security-policy"]

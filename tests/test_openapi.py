@@ -1,4 +1,4 @@
-"""The OpenAPI document is valid, complete and correct, and changes only on purpose."""
+"""The OpenAPI document is valid, complete and correct, and changes only intentionally."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.conftest import ROOT, change, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
-# The operations without an access token. Those that check other credentials can also return 401.
+# Operations without an access token. Those that check other credentials can return 401, too.
 LOGINS = {
     "POST /auth/login",
     "POST /auth/refresh",
@@ -56,7 +56,7 @@ def test_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
 
 
 def test_document_equals_the_committed_one(document: dict[str, Any]) -> None:
-    """After an intended change, run `python -m app openapi > tests/openapi.json`. The review then shows it."""
+    """After an intended change, run `python -m app openapi > tests/openapi.json`, so that reviews show the change."""
     assert json.loads(SNAPSHOT.read_text()) == document
 
 
@@ -130,7 +130,7 @@ def test_errors_share_one_schema(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-async def test_docs_pages_load_all_assets_from_here(client: httpx.AsyncClient, path: str) -> None:
+async def test_docs_pages_load_all_assets_from_the_service(client: httpx.AsyncClient, path: str) -> None:
     page = await client.get(path)
 
     assert page.status_code == 200

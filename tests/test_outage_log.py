@@ -1,4 +1,4 @@
-"""An outage of the database is one line with its first cause, and then one line per half minute."""
+"""A database outage is logged in one line with its first cause, and then in one line every half minute."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     unreachable = change(settings, database_url="postgresql://u@127.0.0.1:1/x", database_migrate=False)
     async with serve(unreachable, prepared=True) as service:
         statuses = [(await register(service.client)).status_code for _ in range(5)]
-        await asyncio.sleep(5)  # the second line, and the end of the outage
+        await asyncio.sleep(5)  # enough for the second line and the end of the outage
         statuses.append((await service.client.get("/health/ready")).status_code)
 
     assert statuses == [503] * 6
@@ -31,7 +31,7 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     assert len(lines) < 6
     assert {line["reason"] for line in lines} == {reason}
     assert all(line["reasons"] == [f"{line['failures']} x {reason}"] for line in lines)
-    # The last failure is a new outage, to which no earlier one is counted.
+    # The last failure begins a new outage, whose count starts at 1.
     assert (lines[0]["failures"], lines[-1]["failures"], sum(line["failures"] for line in lines)) == (1, 1, 6)
     events = [entry["event"] for entry in logs if entry["event"].startswith("database")]
     assert events.index("database available again") == len(events) - 2
@@ -66,7 +66,7 @@ async def test_exhausted_pool_is_described_in_plain_words(
     assert [response.status_code for response in responses] == [503] * 4
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
     assert line["reason"] == "TimeoutError: no connection was free for 3 s (DATABASE_POOL_SIZE=1)"
-    assert line["waiting"] == 3  # besides the one that has failed
+    assert line["waiting"] == 3  # besides the request that has failed
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -87,7 +87,7 @@ async def test_reason_contains_the_name_of_the_drivers_error(
 async def test_missing_database_or_role_is_an_outage(
     settings: Settings, missing: dict[str, str], logs: list[structlog.typing.EventDict]
 ) -> None:
-    url = make_url(settings.database_url.get_secret_value()).set(**missing)  # type: ignore[arg-type]  # two of its names
+    url = make_url(settings.database_url.get_secret_value()).set(**missing)  # type: ignore[arg-type]  # valid names
     dropped = change(settings, database_url=url.render_as_string(hide_password=False))
     async with serve(dropped, prepared=True) as service:
         responses = [await register(service.client), await service.client.get("/health/ready")]

@@ -1,4 +1,4 @@
-"""While the database is unreachable, full or slow, clients soon get a 503 in the format of every error."""
+"""While the database is unreachable, full or slow, clients get a 503 quickly, in the common error format."""
 
 import asyncio
 import gc
@@ -31,13 +31,13 @@ UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unava
 
 @pytest.fixture
 def log_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log the reason of each failure, not only of the first one in an outage."""
+    """Log the reason of every failure, rather than only that of the first one in an outage."""
     monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 0)
 
 
 @pytest.fixture
 def unreachable(settings: Settings) -> Settings:
-    """Settings with a database at a port on which nothing listens."""
+    """Settings with a database URL whose port nothing listens on."""
     return change(settings, database_url="postgresql://user:hunter2@127.0.0.1:1/none")
 
 
@@ -52,12 +52,12 @@ async def test_unreachable_database_returns_503(unreachable: Settings) -> None:
 
 @pytest.fixture(params=["53300 too many clients", "28P01 password authentication failed"])
 async def rejecting_server(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str]]:
-    """The URL of a server that rejects every connection, and its reason."""
+    """The URL of a server that rejects every connection, and the reason that it gives."""
     sqlstate, reason = request.param.split(" ", 1)
 
     async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)
-        writer.write(b"N")  # no TLS
+        writer.write(b"N")  # TLS is not supported
         await reader.read(1024)
         fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{reason}\0\0".encode()
         writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
@@ -88,7 +88,7 @@ async def test_rejected_connection_returns_503_and_logs_the_reason(
 
 
 async def test_logout_during_an_outage_returns_503(unreachable: Settings) -> None:
-    """A 204 would confirm a logout that has not happened."""
+    """A 204 would confirm a logout that was never stored."""
     async with serve(unreachable, prepared=True) as service:
         response = await service.client.post("/auth/logout", json={"refresh_token": "A" * 64})
 
@@ -121,7 +121,7 @@ async def test_exhausted_pool_returns_503(settings: Settings) -> None:
 
 
 async def test_cancelled_requests_return_their_connections(settings: Settings) -> None:
-    """A worker cancels requests when it is stopped. Each round cancels them at another moment."""
+    """Workers cancel requests at shutdown. Each round cancels them after a different number of event loop steps."""
     async with serve(change(settings, database_pool_size=4)) as service:
         ann = await sign_up(service.client)
         for milliseconds in range(30):
@@ -132,7 +132,7 @@ async def test_cancelled_requests_return_their_connections(settings: Settings) -
             ]
             await asyncio.sleep(milliseconds / 1000)
             for task in tasks:
-                task.cancel()  # once, as the server does
+                task.cancel()  # cancel once, as the server does
             await asyncio.gather(*tasks, return_exceptions=True)
 
         response = await service.client.get("/users/me", headers=ann.auth)
@@ -179,7 +179,7 @@ async def test_invalid_statement_is_raised_and_no_outage(
 async def test_database_without_tables_returns_503_until_they_are_back(
     client: httpx.AsyncClient, session: AsyncSession, logs: list[structlog.typing.EventDict]
 ) -> None:
-    """Somebody has dropped the schema, or created the database again."""
+    """The schema was dropped, or the database created again."""
     tables = ("users", "alembic_version")
     connection = await session.connection()
     for table in tables:
@@ -216,7 +216,7 @@ async def test_connections_closed_by_the_server_are_replaced(service: Service, d
     pids = [connection.get_server_pid() for connection in opened]
     await execute(database_url, f"SELECT pg_terminate_backend(pid) FROM unnest(ARRAY{pids}) AS pid")
     with anyio.fail_after(10):
-        while not all(connection.is_closed() for connection in opened):  # noqa: ASYNC110  there is no event for it
+        while not all(connection.is_closed() for connection in opened):  # noqa: ASYNC110  there is no event to wait for
             await anyio.sleep(0.01)
     read = await service.client.get("/users/me", headers=ann.auth)
     write = await service.client.patch("/users/me", headers=ann.auth, json={"full_name": "A"})
@@ -256,13 +256,13 @@ async def test_silent_server_returns_503_after_one_timeout(
     reasons = [entry["reason"] for entry in logs if entry["event"] == "database unavailable"]
     assert reasons[-1] == "TimeoutError: no answer within 1 s"
     assert after.status_code == 200
-    # 3 seconds, and 1. Each would take longer if the driver closed the connection gracefully.
+    # The timeouts are 3 and 1 s. Both requests would take longer if the driver closed its connection gracefully.
     assert seconds < 4.9
     assert ready_seconds < 2.9
 
 
 async def execute_on_two_connections(service: Service, statement: str) -> set[int]:
-    """Execute a statement on two connections, and return the process ids of the server's ends."""
+    """Execute a statement on two connections, and return their server process ids."""
     pid = text("SELECT pg_backend_pid()")
     async with AsyncSession(service.state["engine"]) as one, AsyncSession(service.state["engine"]) as two:
         pids = {(await session.scalars(pid)).one() for session in (one, two)}
@@ -272,8 +272,8 @@ async def execute_on_two_connections(service: Service, statement: str) -> set[in
         return pids
 
 
-# After a failover, the server's name may lead to another server. What one engine learns about the server holds for all
-# engines with the same settings, for some seconds. The next two tests therefore have settings of their own.
+# After a failover, the host name may lead to another server. For some seconds, all engines with the same settings share
+# what one of them learns about the server. The next two tests therefore use distinct settings.
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -295,7 +295,7 @@ async def test_connections_whose_server_reports_that_it_is_read_only_are_replace
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_connection_whose_server_rejects_a_write_as_read_only_is_replaced(settings: Settings) -> None:
-    """A pooler does not report that the server is read-only."""
+    """A pooler does not report that its server is read-only. Only the rejected write shows it."""
     async with serve(change(settings, database_pool_size=2, database_statement_timeout=4.2)) as service:
         before = await execute_on_two_connections(service, "SELECT 1")
         async with AsyncSession(service.state["engine"]) as session:
@@ -308,7 +308,7 @@ async def test_connection_whose_server_rejects_a_write_as_read_only_is_replaced(
     assert not after & before
 
 
-@pytest.mark.usefixtures("service")  # its lifespan sets the event loop's exception handler
+@pytest.mark.usefixtures("service")  # its lifespan installs the event loop's exception handler
 @pytest.mark.parametrize(("error", "lines"), [(ConnectionResetError("reset"), 0), (ValueError("a bug"), 1)])
 async def test_abandoned_connection_attempt_is_not_logged(
     caplog: pytest.LogCaptureFixture, error: Exception, lines: int

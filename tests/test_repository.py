@@ -1,4 +1,4 @@
-"""The files around the code agree with each other."""
+"""Configuration files of the repository agree with each other."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The number of round trips to the database and to Redis per request, which no measurement of time shows as clearly."""
+"""The number of round trips to the database and Redis per request. Unlike response times, it is exact."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -24,7 +24,7 @@ async def database_proxy(postgresql_url: str) -> AsyncIterator[TCPProxy]:
 
 @pytest.fixture
 def proxied_settings(settings: Settings, database_proxy: TCPProxy, postgresql_url: str) -> Settings:
-    """Settings whose database URL leads through the proxy."""
+    """Settings that connect to the database through the proxy."""
     host, port = database_proxy.address.split(":")
     url = make_url(postgresql_url).set(host=host, port=int(port))
     return change(settings, database_url=url.render_as_string(hide_password=False))
@@ -32,7 +32,7 @@ def proxied_settings(settings: Settings, database_proxy: TCPProxy, postgresql_ur
 
 Request = Callable[[httpx.AsyncClient, Person], Awaitable[httpx.Response]]
 
-READ_ONE, WRITE_ONE = 1, 3  # a write runs between BEGIN and COMMIT
+READ_ONE, WRITE_ONE = 1, 3  # a write is BEGIN, a statement and COMMIT
 REQUESTS: dict[str, tuple[int, Request]] = {
     "health/live": (0, lambda client, _: client.get("/health/live")),
     "health/ready": (READ_ONE, lambda client, _: client.get("/health/ready")),
@@ -44,7 +44,7 @@ REQUESTS: dict[str, tuple[int, Request]] = {
         READ_ONE + WRITE_ONE,
         lambda client, root: client.patch("/users/me", headers=root.auth, json={"full_name": "R"}),
     ),
-    # Reads the user, locks it, stores the token, and deletes expired tokens.
+    # Read the user. Then, in a transaction: lock the user, store the token, and delete expired tokens.
     "log in": (READ_ONE + WRITE_ONE + 2, lambda client, _: log_in(client, "root@example.com")),
     "refresh": (
         WRITE_ONE,
@@ -66,11 +66,11 @@ async def test_requests_run_the_minimum_of_statements_in_one_round_trip_each(
         async with AsyncSession(service.state["engine"]) as session:
             root = await sign_up_superuser(service.client, session)
         ann = await sign_up(service.client)
-        # A statement is prepared when it first runs, which takes another round trip.
+        # Run each request once before counting, because preparing a statement takes an extra round trip.
         for _, request in REQUESTS.values():
             await request(service.client, ann)
             await request(service.client, root)
-        root = await with_new_tokens(service.client, root)  # it has been logged out
+        root = await with_new_tokens(service.client, root)  # a request above logged the superuser out
         await service.client.delete("/users/3", headers=root.auth)
 
         for name, (_, request) in REQUESTS.items():
@@ -86,8 +86,8 @@ async def test_requests_run_the_minimum_of_statements_in_one_round_trip_each(
 def count_statements(sent: bytes) -> int:
     """Count the `Query` and `Execute` messages, each of which makes PostgreSQL run a statement.
 
-    https://www.postgresql.org/docs/current/protocol-message-formats.html: each message is a letter, the length of the
-    rest, and the rest.
+    Each message is a type byte, the length of the rest, and the rest:
+    https://www.postgresql.org/docs/current/protocol-message-formats.html
     """
     number = start = 0
     while start < len(sent):
@@ -97,7 +97,7 @@ def count_statements(sent: bytes) -> int:
 
 
 async def with_new_tokens(client: httpx.AsyncClient, person: Person) -> Person:
-    """Log a person in again."""
+    """Log the person in again, and return them with new tokens."""
     tokens = (await log_in(client, person.email, PASSWORD)).json()
     return Person(person.id, person.email, tokens["access_token"], tokens["refresh_token"])
 
@@ -119,4 +119,4 @@ async def test_requests_use_redis_once_per_rate_limit(redis_url: str, settings: 
         await log_in(service.client)
         counts["/auth/login"] = len(proxy.sent)
 
-    assert counts == {"/health/live": 0, "/users/me": 1, "/auth/login": 2}  # per address and per account
+    assert counts == {"/health/live": 0, "/users/me": 1, "/auth/login": 2}  # one limit per address, one per account

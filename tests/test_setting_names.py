@@ -1,4 +1,4 @@
-"""A misspelt name in a file is reported at startup."""
+"""A misspelt setting in a `.env` file or among secret files is reported at startup."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def test_names_of_other_programs_are_not_reported(directory: Path, monkeypatch: 
     (directory / ".env").write_text(
         "OTEL_SERVICE_NAME=x\nWEB_PORT=8001\nCOMPOSE_PROJECT_NAME=x\nPGHOST=x\nUV_CACHE_DIR=x\n"
     )
-    monkeypatch.setenv("RATE_LIMT", "5/minute")  # the environment is not checked
+    monkeypatch.setenv("RATE_LIMT", "5/minute")  # environment variables are not checked
 
     assert describe_unknown_names(make_settings()) == []
 

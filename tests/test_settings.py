@@ -1,4 +1,4 @@
-"""Settings are read from secret files, the environment and .env files. All problems are reported at once, by name."""
+"""Settings are read from secret files, the environment and .env files. All problems are reported together, by name."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.conftest import SECRET_KEY
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory. It contains no .env file, and an empty directory for secret files."""
+    """A working directory without a `.env` file, but with an empty directory for secret files."""
     (tmp_path / "secrets").mkdir()
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path / "secrets"))
     monkeypatch.chdir(tmp_path)
@@ -20,7 +20,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load_problems() -> dict[str, str]:
-    """Load invalid settings, and return the problem of each variable."""
+    """Load settings, which must fail, and map each invalid variable to its problem."""
     with pytest.raises(SystemExit) as caught:
         load_settings()
     first, *lines = str(caught.value).splitlines()
@@ -69,7 +69,7 @@ def test_env_file_of_another_environment_is_ignored(directory: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", [".env.test", "secrets/environment"])
-def test_environment_in_file_that_it_names_is_an_error(
+def test_environment_set_in_a_file_that_it_selects_is_an_error(
     directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("SECRET_KEY", SECRET_KEY)
@@ -108,7 +108,7 @@ def test_empty_variable_counts_as_not_set(directory: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("variable", ["SECRET_KEY", "DATABASE_URL", "REDIS_URL"])
 def test_empty_secret_file_is_an_error(directory: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
-    monkeypatch.setenv(variable, SECRET_KEY)  # is overridden by the file
+    monkeypatch.setenv(variable, SECRET_KEY)  # overridden by the file
     (directory / "secrets" / variable).write_text("\n")
 
     assert variable in load_problems()

@@ -1,4 +1,4 @@
-"""At startup, the number of database connections is compared with what the database allows."""
+"""At startup, the number of database connections is compared with the limit of the database."""
 
 import pytest
 

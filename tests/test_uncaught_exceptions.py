@@ -1,4 +1,4 @@
-"""Exceptions that nothing catches are logged like every other line."""
+"""Uncaught exceptions are logged in the same format as all other lines."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-# The server's setup, and functions that fail.
+# Sets up logging as the server does, and defines functions that fail.
 SETUP = """
 import sys
 import threading
@@ -55,7 +55,7 @@ def test_sys_exit_in_a_thread_is_not_logged(clean_environment: dict[str, str]) -
 
 
 def run(code: str, exit_code: int, environment: dict[str, str]) -> list[dict[str, Any]]:
-    """Run a program, and return the lines that it logs."""
+    """Run Python code, check its exit code, and return the lines that it logs."""
     command = [sys.executable, "-c", SETUP + code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == exit_code

@@ -1,4 +1,4 @@
-"""Database and Redis URLs are accepted in the forms that providers use, and no error repeats a part of one."""
+"""Database and Redis URLs are accepted in the forms that hosting providers use, and errors never repeat them."""
 
 import pytest
 from pydantic import SecretStr

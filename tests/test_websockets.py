@@ -1,4 +1,4 @@
-"""A route for WebSockets has the users, hosts, limits, errors and log lines of all others."""
+"""WebSocket routes have the same authentication, hosts, limits, errors and log lines as other routes."""
 
 import json
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def ann(client: httpx.AsyncClient) -> Person:
 
 
 async def rejection(client: WebSocketClient) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Return the status, the headers and the body of the response to a handshake."""
+    """Return the status, headers and body of the response to a rejected handshake."""
     start, body = await client.receive(), await client.receive()
     assert (start["type"], body["type"]) == ("websocket.http.response.start", "websocket.http.response.body")
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
@@ -47,7 +47,7 @@ async def rejection(client: WebSocketClient) -> tuple[int, dict[str, str], dict[
 
 
 def lines(logs: list[structlog.typing.EventDict]) -> list[structlog.typing.EventDict]:
-    """Return the lines about WebSockets."""
+    """Return the log entries about WebSockets."""
     return [entry for entry in logs if entry["event"] == "websocket"]
 
 
@@ -59,13 +59,13 @@ async def test_route_knows_the_current_user(service: Service, ann: Person) -> No
         assert (await client.receive())["text"] == f"{ann.id} in 1: hello"
     headers = dict(accepted["headers"])
     assert accepted["type"] == "websocket.accept"
-    assert headers[b"ratelimit"].startswith(b'"login";r=1;')  # ann has logged in before
+    assert headers[b"ratelimit"].startswith(b'"login";r=1;')  # Ann's login counts towards this limit
     assert headers[b"x-request-id"]
 
 
 async def test_documented_route_sends_messages_back(service: Service, ann: Person) -> None:
     documented: dict[str, Any] = {}
-    exec(command("websocket-route"), documented)  # noqa: S102  from our own documentation
+    exec(command("websocket-route"), documented)  # noqa: S102  the code is from our documentation
     service.app.include_router(documented["router"], prefix="/documented")
     async with open_websocket(service, "/documented/chat/1", ann.auth) as client:
         accepted = await client.receive()
@@ -87,7 +87,7 @@ async def test_documented_route_sends_messages_back(service: Service, ann: Perso
         ("/users/me", {}, 404, "not_found"),
     ],
 )
-async def test_rejected_handshake_gets_an_error_of_the_api(  # noqa: PLR0913, PLR0917  the table's columns
+async def test_rejected_handshake_gets_an_error_of_the_api(  # noqa: PLR0913, PLR0917  the parameters' columns
     service: Service,
     logs: list[structlog.typing.EventDict],
     path: str,

@@ -1,4 +1,4 @@
-"""A client for WebSockets that runs in the test's own process, as httpx does for requests."""
+"""An in-process WebSocket client, which calls the application through ASGI, as httpx does for requests."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,12 +10,12 @@ from tests.conftest import Service
 
 
 class WebSocketClient:
-    """A connection to the application, as the server sees it.
+    """A WebSocket connection to the application, seen from the server's side.
 
     Attributes:
-        sent: The messages that the application has sent, in ASGI's form.
-        received: The messages that the application has not read yet.
-        task: The call of the application.
+        sent: The ASGI messages that the application has sent.
+        received: The ASGI messages that the application has not read yet.
+        task: The task that runs the application.
     """
 
     task: asyncio.Task[None]
@@ -32,7 +32,7 @@ class WebSocketClient:
         self.received.put_nowait({"type": "websocket.disconnect", "code": code, "reason": ""})
 
     async def receive(self) -> Message:
-        """Return what the application sends next."""
+        """Wait for the application's next message, and return it."""
         async with asyncio.timeout(60):
             return await self.sent.get()
 
@@ -41,7 +41,7 @@ class WebSocketClient:
 async def open_websocket(
     service: Service, path: str, headers: dict[str, str] | None = None
 ) -> AsyncIterator[WebSocketClient]:
-    """Open a WebSocket, and close it at the end with code 1001 if it is still open."""
+    """Open a WebSocket. At the end, close it with code 1001 if it is still open."""
     client = WebSocketClient()
     raw = [(name.lower().encode(), value.encode()) for name, value in ({"Host": "test"} | (headers or {})).items()]
     scope: Scope = {

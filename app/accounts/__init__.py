@@ -1,1 +1,1 @@
-"""Accounts by mail: password reset, email verification and invitations."""
+"""Password reset, email verification and invitations, by email."""

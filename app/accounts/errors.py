@@ -1,4 +1,4 @@
-"""The errors of accounts."""
+"""The errors of the accounts feature."""
 
 from app.errors import AuthenticationFailed, RuleViolated
 
@@ -8,5 +8,6 @@ class InvalidMailToken(RuleViolated):
 
 
 class IncorrectPassword(AuthenticationFailed):
-    # Not 400, unlike WrongPassword of users: after a 400, the page of the link (account.js) accepts no other password.
+    # 401, not 400 as for `WrongPassword` in app/users: after a 400, the page that the link opens (account.js) does not
+    # let the user try another password.
     message = "Incorrect password"

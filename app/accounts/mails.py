@@ -1,4 +1,4 @@
-"""Write the mails about accounts, when they are sent."""
+"""Write the emails about accounts. Each is written just before it is sent."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,21 +20,22 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long tokens are kept after they have expired. A mail that is sent twice must find the token of the first one.
+# How long expired tokens are kept. When an email is sent again, `write_link` must find the token of the first attempt.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
 
 
 class Link(NamedTuple):
-    """A kind of mail with a link.
+    """A kind of email that contains a link.
 
     Attributes:
-        purpose: What the token is for.
-        page: The page that the link leads to.
-        url: The route that takes the token.
+        purpose: The purpose of the token.
+        page: The URL of the page that the link opens.
+        url: The URL of the route that accepts the token.
         lifetime: How long the token is valid.
-        recipient_filter: The condition that selects the recipient among the active users. At most one user meets it.
+        recipient_filter: Returns the condition that selects the recipient among the active users. At most one user
+            matches it.
     """
 
     purpose: Purpose
@@ -45,7 +46,7 @@ class Link(NamedTuple):
 
 
 def mail_writers(settings: Settings) -> dict[str, Writer]:
-    """Return the function that writes the text, for each kind of mail."""
+    """Return the functions that write the texts, by kind of email."""
     password_page = settings.password_reset_url or f"{settings.public_url}{PREFIX}/account/password-reset"
     email_page = settings.email_verification_url or f"{settings.public_url}{PREFIX}/account/email-verification"
     password_url = f"{settings.public_url}{PREFIX}/auth/password-reset/confirm"
@@ -57,7 +58,7 @@ def mail_writers(settings: Settings) -> dict[str, Writer]:
             password_page,
             password_url,
             timedelta(minutes=settings.password_reset_minutes),
-            # Somebody who was invited and has no password yet needs the superuser's link, which is valid for days.
+            # Invited users without a password need another invitation instead, whose link is valid for days.
             lambda mail: and_(User.email == mail.recipient, User.password_hash != ""),
         ),
         "invitation": Link(
@@ -89,22 +90,22 @@ def mail_writers(settings: Settings) -> dict[str, Writer]:
 
 
 async def write_notice(_: AsyncSession, mail: Mail) -> Content:
-    """Write a mail without a link."""
+    """Write an email without a link."""
     return _fill(mail.kind)
 
 
 async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
-    """Write a mail with a link, and store what its token is bound to.
+    """Write an email with a link, and store its token's id, address and security stamp.
 
-    The mail is not sent if there is no such user, if a newer one has been sent, or if it was sent before and its token
-    has been used.
+    Return None, so that the email is not sent, if there is no such user, if a newer email for this purpose has been
+    sent, or if this email was sent before and its token has been used.
     """
     user = await session.scalar(
         select(User).where(User.is_active, link.recipient_filter(mail)).with_for_update(key_share=True)
     )
     if user is None:
         return None
-    # Locked, because another worker may be deleting it as an old one.
+    # Lock the row, because another worker may be deleting it as expired.
     newest = await session.get(AccountToken, (user.id, link.purpose), with_for_update=True)
     if newest:
         is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp
@@ -134,7 +135,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
 
 async def _delete_old_tokens(session: AsyncSession) -> None:
     old = select(AccountToken.token_id).where(AccountToken.expires_at < utc_now() - KEEP_EXPIRED)
-    # Skip rows that another worker has locked: waiting for them could be a deadlock.
+    # Skip rows that another worker has locked: waiting for them could cause a deadlock.
     unlocked = old.with_for_update(skip_locked=True)
     await session.execute(delete(AccountToken).where(AccountToken.token_id.in_(unlocked)))
 
@@ -145,7 +146,7 @@ def _fill(kind: str, **values: str) -> Content:
 
 
 def _describe(duration: timedelta) -> str:
-    """Return a duration in the largest unit in which it is a whole number."""
+    """Format a duration in the largest unit that divides it evenly, for example `2 days`."""
     units = (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1)))
     unit, length = next((unit, length) for unit, length in units if not duration % length)
     return f"{duration // length} {unit}{'s' if duration > length else ''}"

@@ -1,7 +1,7 @@
-"""The pages that links in mails lead to, unless the settings name others.
+"""The static pages that links in emails open, unless the settings name other pages.
 
-They are static. The token is in the fragment of the URL, which browsers send to no server, and opening a page changes
-nothing, because mail scanners open links too.
+The token is in the fragment of the URL, which browsers do not send to the server. Opening a page changes nothing,
+because email scanners open links, too.
 """
 
 from pathlib import Path
@@ -12,13 +12,13 @@ from app.errors import NotFound
 
 _FOLDER = Path(__file__).with_name("static")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-# The names in the URL, without `.html`.
+# The keys are the names in the URL, without `.html`.
 _FILES = {
     path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
     for path in _FOLDER.iterdir()
     if path.suffix in _MEDIA_TYPES
 }
-# Nothing inline, nothing from elsewhere. Without JavaScript, no form is submitted.
+# Allow no inline scripts or styles, and nothing from other origins. Only JavaScript can submit the forms.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"

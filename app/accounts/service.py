@@ -1,4 +1,4 @@
-"""Password reset, email verification and invitations. The caller opens the session, and commits it."""
+"""Password reset, email verification and invitations. The caller opens and commits the session."""
 
 from typing import NamedTuple
 from uuid import UUID
@@ -19,7 +19,7 @@ from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 
 class VerifiedToken(NamedTuple):
-    """The user and the address of a valid token. Its bearer can read mail sent to that address."""
+    """The user and the address of a valid token. The bearer of the token can read emails sent to `address`."""
 
     address: str
     user_id: int
@@ -49,15 +49,15 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokens,
     outbox: Outbox,
 ) -> None:
-    """Set a new password, end every login, and tell the user. The address counts as verified.
+    """Set a new password, end all logins, and notify the user. Mark the address as verified.
 
     Raises:
-        InvalidMailToken: The token is unknown, expired or used, or the account has changed since.
+        InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
     """
     token = await _check(reader, tokens, "password_reset", data.token)
-    new_hash = await passwords.hash(data.new_password)  # before the session connects
+    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so before the session connects
     outbox.add(session, "password_changed", token.email)
-    # Another request with this token waits here, and then finds another security stamp.
+    # A concurrent request with the same token waits here, and then fails, because the security stamp has changed.
     is_unchanged = User.id == token.user_id, User.security_stamp == token.security_stamp, User.email == token.address
     changes = {"password_hash": new_hash, "email_verified": True, **new_security_stamp()}
     if await session.scalar(update(User).where(*is_unchanged).values(**changes).returning(User.id)) is None:
@@ -74,15 +74,16 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: Outbox,
     limiter: RateLimiter,
 ) -> None:
-    """Mark an address as verified. If it is a new one, it replaces the user's address, and the old one is told.
+    """Mark an address as verified. A new address replaces the old one, and the old address is notified.
 
-    The password shows that the account belongs to the address's owner. Somebody else may have entered the address.
+    The password is required because anyone can enter the address of another person. It proves that the owner of the
+    address also owns the account.
 
     Raises:
-        InvalidMailToken: The token is unknown, expired or used, or the account has changed since.
-        RateLimited: Too many attempts for this account, together with its logins.
-        IncorrectPassword: The token remains valid.
-        EmailTaken: Another user has the address by now.
+        InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
+        RateLimited: Too many attempts for this account, including logins.
+        IncorrectPassword: The password is wrong. The token remains valid.
+        EmailTaken: Another user has taken the address.
     """
     token = await _check(reader, tokens, "email_verification", data.token)
     await limiter.enforce("account", token.email)
@@ -101,13 +102,13 @@ async def verify_email(  # noqa: PLR0913  each is needed
         )
     if user_id is None:
         raise InvalidMailToken(reason="used, or the account has changed")
-    # Otherwise it could be used again if the address were changed and changed back.
+    # Delete the token. Otherwise it could be used again after the address was changed and changed back.
     used_token = AccountToken.user_id == user_id, AccountToken.purpose == "email_verification"
     await session.execute(delete(AccountToken).where(*used_token))
 
 
 async def invite(session: AsyncSession, outbox: Outbox, data: Invitation) -> User:
-    """Create a user without a password, and send a link to set it.
+    """Create a user without a password, and send them a link to set one.
 
     Raises:
         EmailTaken: Another user has the address.

@@ -1,13 +1,13 @@
-"""The texts of all mails about accounts, as plain text. The HTML version is made from it: a `$link` becomes a link.
+"""The plain texts of all emails about accounts. The HTML versions are generated from them, with links for `$link`.
 
-No text contains anything that a user has entered, because anyone can enter the address of another person.
+No text contains user input. Otherwise anyone could send arbitrary text to the address of another person.
 """
 
 from typing import NamedTuple
 
 
 class Text(NamedTuple):
-    """A subject and paragraphs. `$title` is the name of the service; see `write_link` in mails.py for the others."""
+    """A subject and paragraphs. `$title` is the name of the service; `write_link` in mails.py fills in the others."""
 
     subject: str
     paragraphs: str

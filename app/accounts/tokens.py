@@ -1,4 +1,4 @@
-"""Tokens in mails: a random id, and an HMAC that proves that it was issued here."""
+"""Tokens in emails: a random id, and an HMAC that proves that this service issued it."""
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -15,9 +15,9 @@ _ID_BYTES = 16
 
 
 class MailTokens:
-    """Derives tokens from ids that the database stores, so that neither it nor its backups contain a token.
+    """Derives tokens from ids. The database stores only the ids, so neither it nor its backups contain a token.
 
-    Tokens made with the previous key are also accepted, so that links in mails stay valid after a change of the key.
+    Tokens signed with the previous key are also accepted, so that links in emails stay valid when the key is changed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -28,14 +28,14 @@ class MailTokens:
         ]
 
     def issue(self, purpose: Purpose, token_id: UUID) -> str:
-        """Return the token of an id. It is always the same."""
+        """Return the token of an id. The same id always gives the same token."""
         return urlsafe_b64encode(token_id.bytes + _sign(self._keys[0], purpose, token_id)).decode()
 
     def verify(self, purpose: Purpose, token: str) -> UUID:
         """Return the id in a token.
 
         Raises:
-            InvalidMailToken: The token was not issued here, or for another purpose.
+            InvalidMailToken: The token was not issued by this service, or was issued for another purpose.
         """
         try:
             data = urlsafe_b64decode(token)

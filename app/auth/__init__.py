@@ -1,1 +1,1 @@
-"""Authentication: login, and rotating refresh tokens."""
+"""Authentication: login, and rotation of refresh tokens."""

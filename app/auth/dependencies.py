@@ -1,4 +1,4 @@
-"""The client of a request, as a type for the signatures of routes."""
+"""A dependency that provides the client of a request."""
 
 import re
 from typing import Annotated, NamedTuple
@@ -9,14 +9,14 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Client(NamedTuple):
-    """The client of a request. Both fields may be anything that a client or a proxy sends."""
+    """The client of a request. Neither field can be trusted, because clients and proxies may send any value."""
 
     ip_address: str | None
     user_agent: str | None
 
 
 async def get_client(request: Request) -> Client:
-    """Return the client of the request, without control characters and cut to what the database stores."""
+    """Return the client of the request, without control characters and truncated to fit into the database."""
     return Client(
         _clean(request.client.host if request.client else None, 45), _clean(request.headers.get("user-agent"), 256)
     )

@@ -1,4 +1,4 @@
-"""The errors of authentication."""
+"""The errors of the authentication feature."""
 
 from app import PREFIX
 from app.errors import AuthenticationFailed, NotFound, PermissionDenied

@@ -1,4 +1,4 @@
-"""Login and refresh tokens. The caller opens the session, and commits it, except in `_end_reused_login`."""
+"""Login and refresh tokens. The caller opens and commits the session, but `_end_reused_login` commits it itself."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -21,10 +21,10 @@ from app.users.service import find_user_by_email
 
 _ID_BYTES = 16
 _SECRET_BYTES = 32
-MAX_SESSIONS = 100  # in a list
+MAX_SESSIONS = 100  # listed per user
 
 
-async def login(  # noqa: PLR0913  all that a login takes
+async def login(  # noqa: PLR0913  each is needed
     credentials: Credentials,
     client: Client,
     *,
@@ -38,13 +38,13 @@ async def login(  # noqa: PLR0913  all that a login takes
     """Exchange an email address and a password for tokens.
 
     Raises:
-        RateLimited: Too many attempts for this account, from any address, whether or not the account exists.
-        LoginFailed: Unknown address, wrong password or inactive user. All three take the same time.
+        RateLimited: Too many attempts for this account, from any client, whether or not the account exists.
+        LoginFailed: The address is unknown, the password is wrong, or the user is inactive. All take the same time.
         EmailNotVerified: The credentials are correct, but the address must be verified first.
     """
     await limiter.enforce("account", credentials.email)
     user = await find_user_by_email(reader, credentials.email)
-    # Hashing takes a tenth of a second, during which no connection is held: the session has not connected yet.
+    # Hashing takes 0.1 s. No database connection is held during it, because the session has not connected yet.
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
     if user is None:
         raise LoginFailed(reason="unknown address")
@@ -62,8 +62,9 @@ async def login(  # noqa: PLR0913  all that a login takes
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # While the hash was computed, the password may have been changed, or the user deactivated or deleted. From here on,
-    # such changes wait for this lock. Users are locked before logins, in the same order as when a user is deleted.
+    # While the hash was computed, another request may have changed the password, or deactivated or deleted the user.
+    # From here on, such requests wait for this lock. To avoid deadlocks, users are locked before logins, in the same
+    # order as when a user is deleted.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -77,7 +78,7 @@ async def login(  # noqa: PLR0913  all that a login takes
             **client._asdict(),
         )
     )
-    # Logins that have expired or been ended otherwise are deleted at the user's next login.
+    # Delete the user's logins that have expired, or that a change of the security stamp has ended.
     is_over = or_(Login.expires_at <= now, Login.security_stamp.is_distinct_from(user.security_stamp))
     await session.execute(delete(Login).where(Login.user_id == user.id, is_over))
     return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)
@@ -86,11 +87,12 @@ async def login(  # noqa: PLR0913  all that a login takes
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    For a short time, a used token returns the same next refresh token again, because a second tab or a client that did
-    not receive the response may send it. The next token is derived from the used one, so it need not be stored.
+    For a short time, a used token returns the same new refresh token again: a second browser tab, or a client that did
+    not receive the response, may send it. The new token is derived from the used one, so it does not have to be stored.
 
     Raises:
-        InvalidRefreshToken: The token is unknown, expired or ended, or it was used before, which ends its login.
+        InvalidRefreshToken: The token is unknown or expired, its login has ended, or it was used before. In the last
+            case, the login is ended.
     """
     login_id, secret = _parse(token)
     now = utc_now()
@@ -98,8 +100,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable this: `rotated_at` is later than `now` if a concurrent request began after this
-        # one, but finished before it.
+        # An overlap of 0 must disable this. Comparing the times is not enough: `rotated_at` is later than `now` if a
+        # concurrent request began after this one, but finished before it.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),
@@ -110,7 +112,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         .where(User.id == Login.user_id, User.is_active, User.security_stamp == Login.security_stamp)
         .exists()
     )
-    # One statement decides: of two requests with the same token, the second waits, and then finds the token repeated.
+    # A single statement, to avoid a race: of two concurrent requests with the same token, the second waits for the row
+    # lock, and then finds that the token is repeated.
     row = (
         await session.execute(
             update(Login)
@@ -139,22 +142,22 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, session: AsyncSession) -> str:
-    """End the login if the token is not its current one, and return the reason for the log."""
+    """End the login if the token is not its current one. Return the reason, for the log."""
     reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used)
     ended = await session.scalar(reused.returning(Login.login_id))
-    await session.commit()  # because the error that follows causes a rollback
+    await session.commit()  # now, because the caller raises an error, which causes a rollback
     return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
 
 
 async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> None:
-    """End the login that a refresh token belongs to. It may be one that was used before.
+    """End the login that a refresh token belongs to. A token that was used before is accepted, too.
 
     Raises:
         InvalidRefreshToken: The token is malformed.
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # The newest token is valid even if its signature is not, because the secret key was changed.
+    # If the secret key was changed, the newest token's signature may be invalid, but its stored hash still matches.
     is_valid = or_(literal(tokens.is_refresh_secret(login_id, secret)), Login.secret_hash == _hash(secret))
     await session.execute(delete(Login).where(Login.login_id == login_id, is_valid))
 
@@ -203,7 +206,7 @@ async def end_session(session: AsyncSession, user_id: int, login_id: UUID) -> No
 
 
 async def end_sessions(session: AsyncSession, user_id: int, *, keep: UUID | None = None) -> None:
-    """End the logins of a user, except one if its id is given."""
+    """End all logins of a user, except the one with the id `keep`."""
     await session.execute(delete(Login).where(Login.user_id == user_id, Login.login_id.is_distinct_from(keep)))
 
 

@@ -1,4 +1,4 @@
-"""The database: the base class of models, the engine, and what its errors mean."""
+"""The database: the base class of models, the engine, and the classification of its errors."""
 
 from app.database.base import Base, utc_now
 from app.database.engine import autocommit, create_engine, database_location

@@ -10,7 +10,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 def utc_now() -> datetime:
-    """Return the current time, with its time zone."""
+    """Return the current time in UTC, as a timezone-aware datetime."""
     return datetime.now(UTC)
 
 

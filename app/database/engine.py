@@ -1,4 +1,4 @@
-"""The engine, on PostgreSQL or SQLite."""
+"""Create the engine, for PostgreSQL or SQLite."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from app.urls import describe_database
 
 
 class CountingPool(AsyncAdaptedQueuePool):
-    """A pool that counts its waiters."""
+    """A connection pool that counts the tasks waiting for a connection."""
 
-    __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy names the logger after it
+    __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy derives the logger's name from it
     waiting = 0
 
     def connect(self) -> PoolProxiedConnection:
@@ -26,12 +26,12 @@ class CountingPool(AsyncAdaptedQueuePool):
 
 
 def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncEngine:
-    """Create an engine with a bounded pool. Connections are opened when they are first needed.
+    """Create an engine with a bounded connection pool. Connections are opened on demand.
 
-    There is no overflow: under load, opening and closing connections takes longer than waiting for one.
+    There are no overflow connections: under load, opening and closing them takes longer than waiting for a free one.
 
     Args:
-        settings: The URL, the timeouts, and the size of the pool unless `pool_size` is given.
+        settings: Settings with the URL, the timeouts, and the default for `pool_size`.
         pool_size: Maximum number of connections.
     """
     options: dict[str, Any] = {
@@ -39,7 +39,7 @@ def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncE
         "pool_size": pool_size or settings.database_pool_size,
         "max_overflow": 0,
         "pool_timeout": settings.database_pool_timeout,
-        "hide_parameters": True,  # they hold password hashes and addresses, which must not be logged
+        "hide_parameters": True,  # they contain password hashes and email addresses, which must not be logged
     }
     if settings.is_sqlite:
         return create_sqlite_engine(settings, options)
@@ -47,13 +47,13 @@ def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncE
 
 
 def database_location(settings: Settings) -> str:
-    """Return the hosts and the name of the database, or the path of its file, without credentials."""
+    """Return the hosts and the name of the database, or the path of the SQLite file, without credentials."""
     return describe_database(settings.database_url.get_secret_value())
 
 
 def autocommit(engine: AsyncEngine) -> AsyncEngine:
-    """Return an engine that shares the pool but reads in autocommit: without BEGIN, and on SQLite without a lock."""
+    """Return an engine that shares the pool and runs in autocommit mode: without BEGIN, and on SQLite without locks."""
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="AUTOCOMMIT")
-    # SQLite's driver would change the isolation level in a thread. This option is read by `_begin_immediate`.
+    # SQLite's driver would need a thread to change the isolation level. `_begin_immediate` reads this option instead.
     return engine.execution_options(autocommit=True)

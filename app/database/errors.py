@@ -1,4 +1,4 @@
-"""Which database errors mean that the database is unavailable, and which are bugs."""
+"""Distinguish database errors caused by an unavailable database from bugs."""
 
 import asyncpg
 from sqlalchemy import text
@@ -8,13 +8,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class DatabaseUnreachable(Exception):
-    """Cannot connect to the database, or it does not answer.
+    """The service cannot connect to the database, or the database does not answer.
 
-    A separate class, because not every OSError or TimeoutError comes from the database.
+    This is a separate class, because not every OSError or TimeoutError comes from the database.
     """
 
 
-# The exceptions that database code raises. `is_unavailable` returns what they mean.
+# The exceptions that database code raises. `is_outage` distinguishes outages from bugs.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection
@@ -24,20 +24,20 @@ DATABASE_ERRORS = (
     DatabaseUnreachable,
 )
 
-# It fails if the database is unavailable, and if it is empty because it was dropped and created again.
+# This query fails if the database is unavailable, or empty because it was dropped and created again.
 CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
-# The SQLSTATE of a write on a server that is read-only, such as a standby.
+# The SQLSTATE of a write that a read-only server rejects, for example a standby.
 READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE_SQLSTATES = (
     "08",  # connection exception
-    "28",  # invalid authorization, such as while the password is changed
+    "28",  # invalid authorization, for example while the password is being changed
     "3D",  # no such database
     "3F",  # no such schema
-    "42501",  # no permission, such as while a backup is restored
+    "42501",  # insufficient privilege, for example while a backup is being restored
     "53",  # insufficient resources
-    "57",  # operator intervention, such as a cancelled statement or a shutdown
+    "57",  # operator intervention, for example a cancelled statement or a shutdown
     "58",  # system error
     "40001",  # serialization failure
     "40P01",  # deadlock
@@ -56,7 +56,7 @@ _UNAVAILABLE_SQLITE = (
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Return whether one of DATABASE_ERRORS means that the database is unreachable, full, read-only or too slow."""
+    """Return whether a database error means that the database is unreachable, full, read-only or too slow."""
     if isinstance(error, PoolTimeoutError | DatabaseUnreachable):
         return True
     if isinstance(getattr(error, "driver_exception", error), asyncpg.InvalidCachedStatementError):
@@ -72,9 +72,9 @@ def is_unavailable(error: Exception) -> bool:
 
 
 async def is_outage(error: Exception, engine: AsyncEngine) -> bool:
-    """Return whether one of DATABASE_ERRORS means that the database is unavailable or has no schema.
+    """Return whether a database error means that the database is unavailable or has no schema.
 
-    Otherwise it is a bug, such as a query of a table that does not exist.
+    Any other error is a bug, for example a query of a table that does not exist.
     """
     if is_unavailable(error):
         return True
@@ -87,8 +87,8 @@ async def is_outage(error: Exception, engine: AsyncEngine) -> bool:
 
 
 def is_unique_violation(error: IntegrityError, column: str) -> bool:
-    """Return whether a row was rejected by the unique constraint of a column, given as `table.column`."""
-    constraint = f"uq_{column.replace('.', '_')}"  # the naming convention of Base
+    """Return whether the error is a violation of the unique constraint on a column, given as `table.column`."""
+    constraint = f"uq_{column.replace('.', '_')}"  # by the naming convention of Base
     return (
         getattr(error.driver_exception, "constraint_name", None) == constraint
         or str(error.driver_exception) == f"UNIQUE constraint failed: {column}"

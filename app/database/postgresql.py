@@ -1,4 +1,4 @@
-"""The engine for PostgreSQL: how connections are made, and when they are replaced."""
+"""Create the engine for PostgreSQL, open its connections, and replace stale ones."""
 
 import asyncio
 import os
@@ -24,17 +24,18 @@ from app.urls import describe_database, split_hosts
 
 log = structlog.stdlib.get_logger("app.database")
 
-# Seconds after which a connection is replaced. A server or a pooler that shuts down may wait for its clients to leave.
+# Maximum age of a connection in seconds. A server or a pooler that is shutting down may wait for clients to disconnect.
 MAX_AGE_SECONDS = 300
-# Seconds after which a connection to a read-only server is replaced, because its name may resolve to another by now.
+# Maximum age in seconds of a connection to a read-only server. After a failover, the host name may resolve to another
+# server.
 READ_ONLY_SECONDS = 5.0
 # Seconds without an answer after which a host counts as silent.
 SILENT_SECONDS = 0.5
-# Seconds for which a silent host is tried last. Otherwise each new connection would wait for it, and the readiness
-# check, which gives up after a second, would never reach the next host.
+# Seconds for which a silent host is tried last. Otherwise each new connection would wait for it first, and the
+# readiness check, which times out after a second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
-# The errors after which libpq tries the next host, too.
+# The errors after which the next host is tried, as in libpq.
 _NEXT_HOST = (
     OSError,
     asyncpg.CannotConnectNowError,
@@ -45,7 +46,7 @@ _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create the engine. `options` are arguments for `create_async_engine`."""
+    """Create the engine. `options` are further arguments for `create_async_engine`."""
     connector = get_connector(
         settings.database_url.get_secret_value(), settings.database_connect_timeout, settings.database_statement_timeout
     )
@@ -65,15 +66,15 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
 
 
 class Connector:
-    """Connects to the first usable host of the URL, and remembers what it has learned about the servers.
+    """Connects to the first usable host of the URL, and caches the state of the servers.
 
-    Timeouts of statements are set as startup parameters. If a pooler rejects those, each transaction sets its own
-    timeouts, which costs a round trip, and outside of transactions asyncpg's timeout cancels a statement.
+    Statement timeouts are sent as startup parameters. If a pooler rejects these, each transaction sets its own
+    timeouts, which costs a round trip. Outside of transactions, asyncpg's timeout then cancels the statement.
     """
 
     def __init__(self, url: str, connect_timeout: float, statement_timeout: float) -> None:
         self._parameters = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
-        # asyncpg applies its timeout to all hosts together, so it is given one host at a time.
+        # asyncpg applies its timeout to all hosts of a URL together, so each URL contains a single host.
         attributes = ("standby", "any") if "target_session_attrs=prefer-standby" in url else ("",)
         self._hosts = [
             host.replace("target_session_attrs=prefer-standby", f"target_session_attrs={attribute}")
@@ -82,7 +83,7 @@ class Connector:
         ]
         self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
         self._connect_timeout = float(self._parameters.get("connect_timeout", connect_timeout))
-        # Longer than the server's limit: it is for a server that does not answer.
+        # Longer than the server's own timeout, because it is for servers that do not answer.
         self._command_timeout = statement_timeout + 1
         self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
         self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")
@@ -93,10 +94,10 @@ class Connector:
         self._read_only_at = float("-inf")
 
     async def connect(self) -> asyncpg.Connection:
-        """Connect to the first host that accepts the connection. Each host has the whole connect timeout.
+        """Connect to the first host that accepts the connection. The connect timeout applies to each host separately.
 
         Raises:
-            DatabaseUnreachable: No host can be reached, or a file of the URL cannot be read.
+            DatabaseUnreachable: No host can be reached, or a file named in the URL cannot be read.
             asyncpg.PostgresError: The server rejects the connection.
         """
         for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):  # asyncpg's error would not name the file
@@ -138,7 +139,10 @@ class Connector:
 
     @cached_property
     def _system_tls(self) -> ssl.SSLContext:
-        """The context for `sslrootcert=system`, which asyncpg treats as a file. It checks host names, as libpq does."""
+        """The TLS context for `sslrootcert=system`, which asyncpg would take for a file name.
+
+        It verifies host names, as libpq does.
+        """
         context = ssl.create_default_context()
         context.set_alpn_protocols(["postgresql"])  # required by sslnegotiation=direct
         if certificate := self._parameters.get("sslcert"):
@@ -146,7 +150,7 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Store what `replace_if_stale` and `limit_transaction` check later."""
+        """Store the age and the state of a new connection, for `replace_if_stale` and `limit_transaction`."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits
@@ -154,7 +158,7 @@ class Connector:
     def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
         """Replace a connection that the server has closed, or whose server has become read-only.
 
-        asyncpg knows both without a round trip. `pool_pre_ping` would cost a round trip per checkout.
+        asyncpg detects both without a round trip. `pool_pre_ping` would cost a round trip per checkout.
         """
         connection = get_driver_connection(record)
         is_read_only = _is_read_only(connection)
@@ -166,16 +170,17 @@ class Connector:
             raise DisconnectionError
 
     def _note_read_only(self) -> None:
-        """Mark all existing connections for replacement: the server's name may resolve to another server by now.
+        """Mark all open connections for replacement, because the host name may now resolve to another server.
 
-        Connections made within READ_ONLY_SECONDS are kept: until the name is changed, they reach the same server.
+        Connections opened within the next READ_ONLY_SECONDS are kept: until the DNS entry changes, a replacement would
+        reach the same server.
         """
         if time.monotonic() - self._read_only_at > READ_ONLY_SECONDS:
             log.warning("the database has become read-only: all connections are replaced")
             self._read_only_at = time.monotonic()
 
     def limit_transaction(self, connection: Connection) -> None:
-        """Set the limits of a transaction, if the connection has none."""
+        """Set the timeouts of a transaction, unless the server already applies them to the whole connection."""
         if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             return
         if not connection.info["has_server_limits"]:
@@ -184,8 +189,8 @@ class Connector:
     def handle_error(self, context: ExceptionContext) -> Exception | None:
         """Invalidate a connection that cannot be used again, so that the pool replaces it.
 
-        After a timeout or a cancelled request, the statement may still run. To close the connection gracefully would
-        mean waiting for it, so it is terminated, except where only closing it cancels the statement (`needs_cancel`).
+        After a timeout or a cancelled request, the statement may still be running. A graceful close would wait for it,
+        so the connection is terminated, unless only a graceful close cancels the statement (see `needs_cancel`).
         """
         error = context.original_exception
         if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
@@ -201,16 +206,16 @@ class Connector:
 
 @cache
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
-    """Return the connector of this process. Its engines share it, so that they need not each learn the same.
+    """Return the connector of this process. All engines share it, and its cached state of the servers.
 
-    gunicorn's workers inherit it from the master, which connects first.
+    gunicorn's workers inherit the connector from the master, which connects before it forks them.
     """
     return Connector(url, connect_timeout, statement_timeout)
 
 
 @cache
 def _log_rejected_limits(_database: str) -> None:
-    """Log once per database that a pooler rejects the limits. Migrations have a connector of their own."""
+    """Log that a pooler rejects the timeouts, once per database, because migrations use another connector."""
     log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
 
 
@@ -220,15 +225,15 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return whether the server last reported that it is read-only. Poolers report nothing."""
+    """Return whether the server last reported that it is read-only. Poolers do not report this."""
     reported = connection.get_settings()
     names = ("in_hot_standby", "default_transaction_read_only")
     return any(getattr(reported, name, "off") == "on" for name in names)
 
 
 def needs_cancel(connection: PoolProxiedConnection, error: BaseException) -> bool:
-    """Return whether a statement may keep running after a timeout, because the server has no limit of its own.
+    """Return whether a statement may keep running after a timeout, because the server has no statement timeout.
 
-    asyncpg cancels it when the connection is closed gracefully, but not when it is terminated.
+    asyncpg cancels the statement if the connection is closed gracefully, but not if it is terminated.
     """
     return isinstance(error, TimeoutError) and not connection.info["has_server_limits"]

@@ -11,11 +11,11 @@ from app.settings import Settings
 
 
 def create_sqlite_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create the engine. `options` are arguments for `create_async_engine`."""
+    """Create the engine. `options` are further arguments for `create_async_engine`."""
     engine = create_async_engine(
         settings.database_url.get_secret_value(),
         connect_args={
-            "timeout": settings.database_statement_timeout,  # SQLite's statements wait only for locks
+            "timeout": settings.database_statement_timeout,  # SQLite's statements wait for nothing but locks
             "isolation_level": None,  # SQLAlchemy begins the transactions, not the driver
         },
         **options,
@@ -33,9 +33,9 @@ def _set_sqlite_pragmas(connection: DBAPIConnection, _: object) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    """Take SQLite's write lock at the start of a transaction.
+    """Acquire SQLite's write lock at the start of a transaction.
 
-    A transaction that reads first and then writes would fail at once if another one has written in between.
+    A transaction that reads before it writes would fail immediately if another one had written in between.
     """
     if not connection.get_execution_options().get("autocommit"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""The OpenAPI document: its description, and what FastAPI does not add by itself."""
+"""Build the OpenAPI document: its description, and the parts that FastAPI does not generate."""
 
 from http import HTTPStatus
 from typing import Any
@@ -57,7 +57,7 @@ not limited. A response without these headers was not counted.
 
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
-    """Build the OpenAPI document once, and return it."""
+    """Return the OpenAPI document, which is built on the first call."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,
@@ -78,14 +78,14 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
                 _add_examples(operation, schemas)
         for schema in schemas.values():
             _drop_redundant_patterns(schema)
-        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own format of a 422
+        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's default format of a 422
             schemas.pop(name, None)
         app.openapi_schema = document
     return app.openapi_schema
 
 
 def _add_implied_errors(operation: dict[str, Any]) -> None:
-    """Add the errors that follow from an operation's security, body and parameters."""
+    """Add the errors that an operation's security, body and parameters imply."""
     errors: list[type[AppError]] = []
     if "security" in operation:
         errors.append(AuthenticationFailed)
@@ -99,24 +99,24 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
 
 
 def _correct_media_types(operation: dict[str, Any]) -> None:
-    """Describe errors as JSON, even of routes that return something else, and drop a field of OpenAPI 3.2."""
+    """Describe all errors as JSON, whatever else the route returns, and remove a field of OpenAPI 3.2."""
     for status, response in operation["responses"].items():
         if int(status) >= HTTPStatus.BAD_REQUEST:
             schema = {"$ref": REFERENCE.format(model=ErrorResponse.__name__)}
             response["content"] = {"application/json": response["content"]["application/json"] | {"schema": schema}}
         for media in response.get("content", {}).values():
-            media.pop("itemSchema", None)  # of OpenAPI 3.2, which few tools can read
+            media.pop("itemSchema", None)  # a field of OpenAPI 3.2, which few tools support
 
 
 def _drop_redundant_patterns(schema: dict[str, Any]) -> None:
-    """Drop the default pattern of `Input` from strings with a format. Few tools can generate a value for both."""
+    """Remove `Input`'s default pattern from strings with a format. Few tools can generate values that match both."""
     for field in schema.get("properties", {}).values():
         if "format" in field:
             field.pop("pattern", None)
 
 
 def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Copy the examples of schemas to where Swagger UI looks for them: parameters, bodies and responses."""
+    """Copy the examples of schemas to parameters, bodies and responses, where Swagger UI looks for them."""
     for parameter in operation.get("parameters", []):
         if "examples" in parameter["schema"]:
             parameter["example"] = parameter["schema"]["examples"][0]
@@ -130,6 +130,6 @@ def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
 
 
 def _in_field_order(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema's example with its fields in order. Pydantic sorts them alphabetically."""
+    """Return the schema's example with its fields in order of definition. Pydantic sorts them alphabetically."""
     example = schema["examples"][0]
     return {name: example[name] for name in schema["properties"] if name in example}

@@ -1,1 +1,1 @@
-"""Health checks: whether the process must be restarted, and whether it can be sent traffic."""
+"""Health checks: liveness (must the process be restarted?) and readiness (can it receive traffic?)."""

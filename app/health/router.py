@@ -16,7 +16,7 @@ from app.limiter import REDIS_SECONDS, RateLimiter
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# A client that polls every second then sees an outage within two. Kubernetes' default timeout is one second, too.
+# A client that polls every second sees an outage within two seconds. Kubernetes' default timeout is one second, too.
 READY_SECONDS = 1
 
 
@@ -96,7 +96,7 @@ async def ready(request: AppRequest) -> Ready:
 
 
 async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["connected", "unavailable"] | None:
-    """Return whether Redis answers and rate limits are counted in it, or None if it is not configured."""
+    """Return whether Redis answers and counts requests for the rate limits, or None if Redis is not configured."""
     if redis is None:
         return None
     try:
@@ -105,12 +105,12 @@ async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["con
     except (RedisError, TimeoutError):
         return "unavailable"
     if not limiter.counts_in_redis:
-        await limiter.hit("default", "readiness check")  # tries again
+        await limiter.hit("default", "readiness check")  # tries Redis again
     return "connected" if limiter.counts_in_redis else "unavailable"
 
 
 def check_mail(request: AppRequest) -> Literal["available", "unavailable"] | None:
-    """Return whether this worker could reach the mail server lately, or None if none is configured."""
+    """Return whether the mail server is available to this worker, or None if no mail server is configured."""
     settings = request.state["settings"]
     if not settings.mail or settings.smtp_url is None:
         return None

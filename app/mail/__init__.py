@@ -1,1 +1,1 @@
-"""Mail: an outbox in the database, and a background task that sends its mails."""
+"""Email: an outbox in the database, and a background task that sends its emails."""

@@ -1,4 +1,4 @@
-"""Build a message from its text."""
+"""Build an email message from its text."""
 
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -22,19 +22,19 @@ _HTML = """\
 
 
 class Content(NamedTuple):
-    """What a mail says: its subject, and its text in paragraphs that empty lines separate."""
+    """The subject and the text of an email. Empty lines separate the paragraphs of the text."""
 
     subject: str
     text: str
 
 
 def build_message(mail: Mail, content: Content, sender: str) -> EmailMessage:
-    """Build the message. If a mail is sent twice, both have the same Message-ID and date.
+    """Build the message. If an email is sent twice, both messages have the same Message-ID and date.
 
     Args:
         mail: The row in the outbox.
-        content: What the mail says.
-        sender: The sender's address, with or without a name in front.
+        content: The subject and the text.
+        sender: The sender's address, optionally preceded by a name.
 
     Raises:
         ValueError: The subject or an address contains a line feed or a carriage return.
@@ -54,7 +54,7 @@ def build_message(mail: Mail, content: Content, sender: str) -> EmailMessage:
 
 
 def encode_domain(address: str) -> str:
-    """Return an address with its domain in ASCII, which every mail server accepts, if the part before it is ASCII."""
+    """Encode the domain of an address in ASCII, which every mail server accepts, if the local part is ASCII."""
     return parse_email(address, check_deliverability=False).ascii_email or address
 
 

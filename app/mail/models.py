@@ -1,4 +1,4 @@
-"""The table of mails to send."""
+"""The table of emails to send."""
 
 from datetime import datetime
 from typing import Any
@@ -11,9 +11,10 @@ from app.database import Base, utc_now
 
 
 class Mail(Base):
-    """A mail that has not been sent. It is deleted when it has been sent or dropped.
+    """An email that has not been sent. The row is deleted when the email is sent or dropped.
 
-    The row says what the mail is about, and the text is written when it is sent. It contains no secret.
+    The row contains the kind of email, but neither its text nor any secret. The text is written just before the email
+    is sent.
     """
 
     __tablename__ = "mails"
@@ -23,6 +24,6 @@ class Mail(Base):
     recipient: Mapped[str] = mapped_column(String(254))
     context: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
-    # Also the end of a lease: a worker that sends the mail first moves this into the future.
+    # Also the end of a lease: before a worker sends the email, it moves this time into the future.
     next_attempt_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     attempts: Mapped[int] = mapped_column(default=0)

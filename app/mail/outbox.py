@@ -1,4 +1,4 @@
-"""Add mails to the outbox, in the same transaction as the change that they are about."""
+"""Add emails to the outbox, in the transaction of the change that causes them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,16 +9,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.mail.message import Content
 from app.mail.models import Mail
 
-# Writes the text of a mail, or returns None if there is nothing to send any more. It runs in a transaction.
+# Writes the text of an email, or returns None if the email is no longer needed. It runs in a transaction.
 Writer = Callable[[AsyncSession, Mail], Awaitable[Content | None]]
 
 
 class Outbox:
-    """Adds mails to sessions, and wakes this worker's sender when they are committed.
+    """Adds emails to database sessions, and wakes this worker's sender when they are committed.
 
     Args:
-        writers: A function that writes the text, for each kind of mail. Unknown kinds are ignored, so callers need not
-            check whether mail is on.
+        writers: The functions that write the texts, by kind of email. Emails of other kinds are ignored, so callers
+            need not check whether email is enabled.
     """
 
     def __init__(self, writers: Mapping[str, Writer]) -> None:
@@ -26,17 +26,18 @@ class Outbox:
         self.wake_event = asyncio.Event()
 
     def sends(self, kind: str) -> bool:
-        """Return whether mails of a kind are sent."""
+        """Return whether emails of a kind are sent."""
         return kind in self.writers
 
     def add(self, session: AsyncSession, kind: str, recipient: str, **context: int) -> None:
-        """Add a mail to a session. It is sent after the commit.
+        """Add an email to a session. It is sent after the commit.
 
         Args:
             session: The session of the transaction.
-            kind: What the mail is about, such as `password_reset`.
-            recipient: The address.
-            context: What the text depends on, such as the id of a user. No secrets: it is stored.
+            kind: The kind of email, for example `password_reset`.
+            recipient: The recipient's address.
+            context: Values on which the text depends, for example the id of a user. They are stored, so they must not
+                be secret.
         """
         if self.sends(kind):
             session.add(Mail(kind=kind, recipient=recipient, context=context))

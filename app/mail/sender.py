@@ -1,4 +1,4 @@
-"""Send the mails in the outbox, in the background of each worker."""
+"""Send the emails in the outbox, in a background task of each worker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,30 +20,31 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.mail")
 
-# Seconds between two polls of the outbox, for retries and for mails that another worker did not finish.
+# Seconds between two polls of the outbox, for retries and for emails that another worker did not finish.
 POLL_SECONDS = 5.0
-# The time in which no other worker takes a mail. If the worker is killed, another one sends the mail afterwards.
+# How long an email is reserved for the worker that claimed it. If the worker is killed, another one sends the email
+# after this time.
 LEASE = timedelta(minutes=5)
-# The wait after a failure, which doubles with each, and the age at which a mail is dropped.
+# The wait before a retry, which doubles with each failure up to a maximum, and the age at which an email is dropped.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
 MAX_AGE = timedelta(days=2)
-# The longest wait, in seconds, before an unavailable mail server is tried again.
+# Maximum time in seconds before an unavailable mail server is tried again.
 LONGEST_PAUSE = 60.0
-# Seconds that a shutdown waits for the mail that is being sent. After that it may be sent twice.
+# Seconds that a shutdown waits for the email that is being sent. If sending takes longer, it may be sent twice.
 SHUTDOWN_SECONDS = 3.0
 
 
 class Sender:
-    """Takes one mail after the other, sends it, and deletes it. A mail is sent at least once.
+    """Sends the emails in the outbox one at a time, and deletes them. Each is sent at least once.
 
-    No transaction is open while a mail is handed to the mail server.
+    No transaction is open while an email is transferred to the mail server.
 
     Args:
         settings: The mail server and the sender's address.
         engine: Connects to the database.
-        outbox: Says when there is a new mail, and has the functions that write them.
-        limiter: Limits the mails of one kind to one recipient. Further ones are not sent.
-        outages: Logs that the database is unavailable.
+        outbox: Signals new emails, and provides the functions that write their texts.
+        limiter: Limits the emails of one kind to one recipient. Further emails are not sent.
+        outages: Logs database outages.
     """
 
     def __init__(
@@ -55,21 +56,21 @@ class Sender:
         self._outbox = outbox
         self._limiter = limiter
         self._outages = outages
-        self._failures = 0  # of the mail server, one after the other
+        self._failures = 0  # consecutive failures of the mail server
         self._retry_at = 0.0
         self._is_stopping = False
 
     @property
     def is_available(self) -> bool:
-        """Return whether the mail server is not known to be unavailable.
+        """Return whether the mail server is available, as far as this worker knows.
 
-        This worker may have no mail to try again with, because another one has sent it.
+        A failure expires: if another worker has sent the email since, this worker has no email to try again with.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Send mails while the block runs. At its end, finish the mail that is being sent."""
+        """Send emails while the block runs. At its end, finish sending the current email."""
         if not self._outbox.writers:
             yield
             return
@@ -105,9 +106,9 @@ class Sender:
             await self._transport.close()
 
     async def _claim(self) -> Mail | None:
-        """Take the mail that has been due for longest, so that no other worker does."""
+        """Claim the email that has been due the longest, so that no other worker sends it."""
         now = utc_now()
-        # Another release may write kinds that this one does not know. They are claimed only to be dropped.
+        # Another release may add emails of kinds unknown to this one. Claim these only when they expire, to drop them.
         is_known_or_expired = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
         due = (
             select(Mail.id)
@@ -155,9 +156,9 @@ class Sender:
     async def _write(self, mail: Mail) -> Content | None:
         async with self._begin() as session:
             content = await self._outbox.writers[mail.kind](session, mail)
-            # Counted here and not when it is requested: a mail that is not sent must not use up the recipient's limit.
+            # Counted here and not on request, because emails that are not sent must not use up the recipient's limit.
             if content and mail.attempts == 1 and await self._is_too_many(mail):
-                await session.rollback()  # the tokens of earlier mails remain valid
+                await session.rollback()  # the tokens of earlier emails remain valid
                 return None
             return content
 
@@ -172,7 +173,7 @@ class Sender:
             await self._give_up(mail, reason)
             return
         wait = min(FIRST_RETRY * 2 ** min(mail.attempts - 1, 10), longest)
-        lease = Mail.id == mail.id, Mail.attempts == mail.attempts  # otherwise it has ended
+        lease = Mail.id == mail.id, Mail.attempts == mail.attempts  # another worker may have claimed it since
         async with self._begin() as session:
             await session.execute(update(Mail).where(*lease).values(next_attempt_at=utc_now() + wait))
 

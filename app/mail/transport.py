@@ -1,4 +1,4 @@
-"""Hand a message to the mail server, or print it to the log."""
+"""Send messages to the mail server, or print them to the log."""
 
 import asyncio
 from contextlib import suppress
@@ -20,34 +20,34 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.mail")
 
-# Seconds for one mail, with the connection.
+# Seconds to send one email, including the time to connect.
 SEND_SECONDS = 30.0
-# Seconds that a single command may take, which is less than RFC 5321 allows for slow servers.
+# Seconds that a single SMTP command may take. RFC 5321 allows more, for slow servers.
 COMMAND_SECONDS = 10.0
 # https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
 SERVICE_NOT_AVAILABLE, PERMANENT_FAILURE = 421, 500
 
 
 class Undeliverable(Exception):
-    """The mail server rejects this mail permanently."""
+    """The mail server rejects this email permanently."""
 
 
 class Deferred(Exception):
-    """The mail server rejects this mail temporarily."""
+    """The mail server rejects this email temporarily."""
 
 
 class MailServerUnavailable(Exception):
-    """The mail server cannot be reached, accepts no mail at all, or lacks the encryption that is required."""
+    """The mail server cannot be reached, accepts no email at all, or lacks the required encryption."""
 
 
 class Transport(Protocol):
-    """Where messages go. It connects when the first message is sent."""
+    """Sends messages. It connects when the first message is sent."""
 
     async def send(self, message: EmailMessage) -> None:
         """Send a message.
 
         Raises:
-            Undeliverable, Deferred, MailServerUnavailable: It was not sent.
+            Undeliverable, Deferred, MailServerUnavailable: The message was not sent.
         """
 
     async def close(self) -> None:
@@ -55,7 +55,7 @@ class Transport(Protocol):
 
 
 class SMTPTransport:
-    """Sends over one connection. Certificates are verified."""
+    """Sends all messages over one SMTP connection. TLS certificates are verified."""
 
     def __init__(self, url: str) -> None:
         self._server = parse_smtp_url(url)
@@ -70,7 +70,7 @@ class SMTPTransport:
             raise self._explain(refused.recipients[0]) from refused
         except SMTPDataError as error:
             raise self._explain(error) from error
-        except SMTPNotSupported as error:  # an address that is not ASCII, and no SMTPUTF8
+        except SMTPNotSupported as error:  # a non-ASCII address, and a server without SMTPUTF8
             raise Undeliverable(error.message) from error
         except (SMTPException, OSError) as error:  # TimeoutError is an OSError
             self._disconnect()
@@ -87,7 +87,7 @@ class SMTPTransport:
             username=server.username,
             password=server.password,
             use_tls=server.encryption == "tls",
-            start_tls=server.encryption == "starttls",  # None would mean: if the server offers it
+            start_tls=server.encryption == "starttls",  # None would mean "if the server offers it"
             timeout=COMMAND_SECONDS,
         )
         await self._client.connect()
@@ -98,7 +98,8 @@ class SMTPTransport:
         if error.code == SERVICE_NOT_AVAILABLE:
             self._disconnect()
             return MailServerUnavailable(reason)
-        # X.7 is about the sender's rights (RFC 3463), such as "Relay access denied". Mails wait until they are given.
+        # X.7 codes mean that the sender lacks a permission (RFC 3463), for example "Relay access denied". Such emails
+        # are retried until the permission is granted.
         is_permanent = error.code >= PERMANENT_FAILURE and not error.message.startswith("5.7.")
         return Undeliverable(reason) if is_permanent else Deferred(reason)
 
@@ -108,14 +109,14 @@ class SMTPTransport:
         self._client = None
 
     async def close(self) -> None:
-        with suppress(SMTPException, OSError):  # the mails were accepted before
+        with suppress(SMTPException, OSError):  # the server has already accepted the messages
             if self._client:
                 await self._client.quit()
         self._disconnect()
 
 
 class LogTransport:
-    """Prints mails to the log, with their links and tokens. For development."""
+    """Prints emails to the log, including their links and tokens. For development only."""
 
     async def send(self, message: EmailMessage) -> None:
         (text, *_) = message.iter_parts()
@@ -127,5 +128,5 @@ class LogTransport:
 
 
 def create_transport(settings: Settings) -> Transport:
-    """Return the transport that the settings name."""
+    """Return a transport for the mail server in the settings, or one that prints to the log if there is none."""
     return SMTPTransport(settings.smtp_url.get_secret_value()) if settings.smtp_url else LogTransport()

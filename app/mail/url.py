@@ -1,11 +1,11 @@
-"""Validation of the mail server's URL and of the sender. No error repeats any part of them."""
+"""Validation of the mail server's URL and of the sender. No error repeats any part of either."""
 
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr, validate_email
 
-# Whether and how the connection is encrypted, and the default port (RFC 8314, RFC 6409).
+# The encryption and the default port of each URL scheme (RFC 8314, RFC 6409).
 _SCHEMES: dict[str, tuple[Literal["none", "starttls", "tls"], int]] = {
     "smtp": ("none", 25),
     "smtp+starttls": ("starttls", 587),
@@ -14,7 +14,7 @@ _SCHEMES: dict[str, tuple[Literal["none", "starttls", "tls"], int]] = {
 
 
 class SMTPServer(NamedTuple):
-    """A mail server, and how to connect to it."""
+    """The address, the encryption and the credentials of a mail server."""
 
     host: str
     port: int
@@ -58,7 +58,7 @@ def check_smtp_url(value: SecretStr) -> SecretStr:
 
 
 def check_sender(value: str) -> str:
-    """Check a sender such as `no-reply@example.com`, with or without a name in front, and return it.
+    """Check a sender such as `no-reply@example.com`, optionally preceded by a name, and return it.
 
     Raises:
         ValueError: The address is not valid.

@@ -1,4 +1,4 @@
-"""Limit the size of each request body, and of all bodies that a worker holds in memory."""
+"""Limit the size of each request body, and the memory that all bodies take in a worker."""
 
 import asyncio
 from contextlib import suppress
@@ -11,32 +11,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import PayloadTooLarge, error_response
 from app.middleware.paths import find_option, list_routes_with, route_path
 
-# Seconds that the connection stays open after a rejection. If it were closed with unread data in its buffer, it would
-# be reset, and the client might never see the response.
+# Seconds that the connection stays open after a rejection. A connection that is closed with unread data in its buffer
+# is reset, and the client may never see the response.
 LINGER_SECONDS = 1.0
-# Estimated bytes that JSON takes when it is parsed, per character: `{"":0},` becomes 192 bytes. If these were not
-# counted, 16 bodies of 1 MiB that arrive at once would take 400 MiB.
+# Estimated bytes of memory that parsed JSON takes, per character: `{"":0},` becomes 192 bytes. Without this estimate,
+# 16 concurrent bodies of 1 MiB would take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
-# Bodies up to this many bytes are accepted beyond the total: a few large bodies must not prevent logins.
+# Bodies of up to this many bytes may exceed the total, because a few large bodies must not prevent logins.
 SMALL_SIZE = 16_384
 
 
 class BodyRejected(HTTPException):
     """A body exceeds a limit while a route reads it.
 
-    Not an AppError: while FastAPI reads a body, it lets only an HTTPException pass, and responds 400 to any other.
+    This is not an AppError: while FastAPI reads a body, it propagates only an HTTPException, and responds to any other
+    exception with 400.
     """
 
 
 class BodyLimitMiddleware:
     """Responds with 413 to a body that is too large, by its Content-Length or while a route reads it.
 
-    Only what a route reads is held in memory and counted. Of a body that it streams, that is one chunk.
+    Only the data that a route has read is in memory and counted. If the route streams the body, that is one chunk.
 
     Args:
         app: The next application.
-        routes: The routes. Some may have FastAPI's `max_body_size`.
-        max_size: The maximum size of the bodies of all other routes, in bytes.
+        routes: The routes. Some may have a limit of their own, FastAPI's `max_body_size`.
+        max_size: The maximum body size of all other routes, in bytes.
         max_total: The maximum memory of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
             A single parsed body and small bodies may exceed it.
     """
@@ -55,8 +56,8 @@ class BodyLimitMiddleware:
         max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
         # Keeps the first of repeated headers, like FastAPI.
         headers = dict(reversed(scope["headers"]))
-        # Transfer-Encoding overrides any length (RFC 9112, section 6.3). The server has rejected anything but a number,
-        # and passes on no more bytes than this.
+        # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3). The server has already rejected lengths
+        # that are not numbers, and passes on no more bytes than the length says.
         if b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) > max_size:
             await _reject(scope, receive, send)
             return
@@ -80,7 +81,7 @@ class BodyLimitMiddleware:
             is_rejected = size > max_size
             if is_rejected:
                 raise BodyRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
-            # One body alone is always accepted.
+            # A body is always accepted if it is the only one.
             if not is_streamed and size > SMALL_SIZE and other_bytes and other_bytes + size > self.max_total:
                 raise BodyRejected(HTTPStatus.SERVICE_UNAVAILABLE)
             return message

@@ -11,14 +11,14 @@ from starlette.types import Scope
 
 Option = TypeVar("Option")
 
-# The messages that begin the response to a request, or to the handshake of a WebSocket.
+# The ASGI messages that start the response to a request or to a WebSocket handshake.
 RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path that the routes match, without ROOT_PATH."""
+    """Return the path used for route matching: the request path without the prefix ROOT_PATH."""
     path: str = scope["path"]
-    # Starlette's patterns end with `$`, which also matches before a line feed: `/auth/login\n` is `/auth/login`.
+    # Starlette's patterns end with `$`, which also matches before a line feed, so they match `/auth/login\n`, too.
     return path.removeprefix(scope.get("root_path", "")).removesuffix("\n")
 
 
@@ -28,7 +28,7 @@ def is_below(path: str, roots: tuple[str, ...]) -> bool:
 
 
 def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple[str, RouteContext]]:
-    """Yield the path and each route, including mounts and the routes of mounted applications."""
+    """Yield each route with its full path, including mounts and the routes of mounted applications."""
     for route in iter_route_contexts(routes):
         path = f"{prefix}{route.path or ''}"
         yield path, route
@@ -39,20 +39,20 @@ def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
 def list_routes_with(
     routes: Sequence[BaseRoute], get: Callable[[Any], Option | None]
 ) -> list[tuple[str, Pattern[str], Option]]:
-    """Return the method, the pattern and the option of each route that has the option.
+    """Return the method, the path pattern and the option of each route that has one.
 
-    This lets middleware that runs before the router apply a rule that is declared on a route.
+    With this list, middleware that runs before the router can apply options declared on routes.
     """
     return [
         (method, compile_path(path)[0], option)
         for path, route in iter_routes(routes)
         if (option := get(route)) is not None
-        for method in route.methods or {"GET"}  # a WebSocket's handshake
+        for method in route.methods or {"GET"}  # a WebSocket handshake is a GET
     ]
 
 
 def find_option(options: list[tuple[str, Pattern[str], Option]], method: str, path: str, default: Option) -> Option:
-    """Return the option of the route that a request matches."""
+    """Return the option of the route that a request matches, or the default."""
     for route_method, pattern, option in options:
         if method == route_method and pattern.match(path):
             return option

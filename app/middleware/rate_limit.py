@@ -14,14 +14,14 @@ _IPV6_HOST_BITS = 64
 
 
 class RateLimitMiddleware:
-    """Counts each request before its body is read, and adds the remaining quota to its response.
+    """Counts each request before its body is read, and adds the remaining quota to the response headers.
 
-    The handshake of a WebSocket is a request, too.
+    A WebSocket handshake is counted as a request.
 
     Args:
         app: The next application.
         routes: The routes. Those decorated with `rate_limit` have a limit of their own, all others share `default`.
-        names: The limits that have a setting.
+        names: The names of the limits that have a setting.
         exempt: The roots of paths that are not counted, such as `/health/`.
     """
 
@@ -53,7 +53,7 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # If the route itself responds with 429, the headers are those of the limit that it checked.
+            # If the route itself responds with 429, keep its headers, which are those of the limit that it checked.
             if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)

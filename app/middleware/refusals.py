@@ -1,4 +1,4 @@
-"""The responses to requests that the server rejects before they reach any middleware."""
+"""Render the responses to requests that the server rejects before they reach any middleware."""
 
 import hitless
 
@@ -7,7 +7,7 @@ from app.middleware.security_headers import strict_headers
 
 
 def render_refusal(*, hsts: bool) -> hitless.RenderRefusal:
-    """Return a function that renders a rejected request in the error format and with the headers of the API."""
+    """Return a function that renders the response to a rejected request with the API's error format and headers."""
     headers = [(b"content-type", b"application/json"), *strict_headers(hsts=hsts)]
 
     def render(refusal: hitless.Refusal) -> hitless.RefusalResponse:

@@ -1,4 +1,4 @@
-"""Give each request and each WebSocket an id, and write the access log."""
+"""Assign an id to each request and each WebSocket, and write the access log."""
 
 import re
 import secrets
@@ -15,13 +15,13 @@ from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
 access_log = structlog.stdlib.get_logger("app.access")
 
-# A request whose background tasks take longer, in seconds, is logged a second time.
+# Background tasks that take longer than this, in seconds, are logged in a line of their own.
 SLOW_BACKGROUND = 1.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContextMiddleware:
-    """The outermost middleware, so that its id and its timer cover all others.
+    """Assigns ids and writes the access log. It is outermost, so that its id and timer cover all other middleware.
 
     Args:
         app: The application.
@@ -79,17 +79,18 @@ class RequestContextMiddleware:
         route = getattr(scope.get("route"), "path", None)
         is_below_quiet = is_below(route_path(outer), self.quiet)
         is_quiet = route is not None and is_below_quiet
-        # Anybody can send any number of those that are not within a rate limit.
+        # Clients can send any number of requests that no rate limit covers, so only some of these are logged.
         is_limited = "rate_limit" in scope and status != RateLimited.status
         if not is_quiet and not is_limited and not refusal_log.allow():
             return
         if route is not None:
-            # A mounted application adds its path to `root_path`. FastAPI leaves out the prefix of an included router.
+            # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router, so
+            # PREFIX is removed here, too.
             route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
-        # Health checks are frequent, and a failing one is visible elsewhere.
+        # Health checks are frequent, and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
-        # The fields of the combined log format. The query is left out: it may contain an email address.
+        # The fields of the combined log format, without the query string, which may contain an email address.
         log(
             "websocket" if is_websocket else "request",
             method=outer.get("method", "GET"),
@@ -106,10 +107,10 @@ class RequestContextMiddleware:
         )
 
 
-# For the WebSockets that you may add, see docs/websockets.md.
+# For WebSockets that you may add (see docs/websockets.md).
 def _close_code(message: Message) -> int | None:
     is_last = message["type"] in {"websocket.close", "websocket.disconnect"}
-    return message.get("code", 1000) if is_last else None  # ASGI's default
+    return message.get("code", 1000) if is_last else None  # 1000 is ASGI's default
 
 
 def _decode(value: bytes | None) -> str | None:

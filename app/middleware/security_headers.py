@@ -14,11 +14,11 @@ _BASIC = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
-# Two years, as the preload lists of browsers require. Not for subdomains, which may belong to other services.
+# Two years, as browsers' preload lists require. It does not cover subdomains, which may belong to other services.
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _NO_STORE = (b"cache-control", b"no-store")
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-# Swagger UI and ReDoc set inline styles and use data: images. ReDoc searches in a worker.
+# Swagger UI and ReDoc set inline styles and use data: images. ReDoc runs its search in a web worker.
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self'{}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -27,16 +27,16 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
-    """Return the headers for a response that the server sends without the application."""
+    """Return the headers of responses that the server sends without the application."""
     return [*_BASIC, *([_HSTS] if hsts else []), _NO_STORE, _POLICY]
 
 
 class SecurityHeadersMiddleware:
-    """Adds the headers. Responses are not cached unless they say otherwise or their path is `public`.
+    """Adds the headers. Responses are not cached, unless they have a Cache-Control header or their path is `public`.
 
     Args:
         app: The application.
-        docs_pages: The paths of pages with scripts.
+        docs_pages: The paths of the documentation pages, which contain scripts.
         public: The roots of paths that may be cached, such as `/docs/`.
         hsts: Whether HTTPS responses have a Strict-Transport-Security header.
     """
@@ -64,7 +64,7 @@ class SecurityHeadersMiddleware:
                 if not is_below(path, self.public) and all(name != b"cache-control" for name, _ in headers):
                     headers.append(_NO_STORE)
                 if path in self.docs_pages:
-                    start = message  # the policy depends on the body, which follows
+                    start = message  # sent later, because the policy depends on the body
                     return
                 if all(name != b"content-security-policy" for name, _ in headers):
                     headers.append(_POLICY)

@@ -6,7 +6,7 @@ from app.errors import StartupError
 
 
 class StartupErrorMiddleware:
-    """Replaces Starlette's report of a failed lifespan, a traceback, with the message if it is a StartupError."""
+    """Replaces Starlette's traceback of a failed startup with the message of the error if it is a StartupError."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -21,7 +21,7 @@ class StartupErrorMiddleware:
         async def send_unless_failed(message: Message) -> None:
             nonlocal failed
             if message["type"] == "lifespan.startup.failed":
-                failed = message  # sent below, because the exception follows
+                failed = message  # held back until the exception is known
             else:
                 await send(message)
 

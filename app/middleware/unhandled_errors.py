@@ -13,9 +13,9 @@ log = structlog.stdlib.get_logger("app.error")
 
 
 class UnhandledErrorMiddleware:
-    """Responds with 500 to any unhandled exception, and raises it again. The server logs it, and a test fails with it.
+    """Responds with 500 to unhandled exceptions, and re-raises them, so that the server logs them and tests fail.
 
-    It is inside the middleware that adds headers, so that these responses have them as well.
+    This class is inside the middleware that adds headers, so that its responses have the headers, too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -39,14 +39,15 @@ class UnhandledErrorMiddleware:
         try:
             await self.app(scope, receive, track_response)
         except asyncio.CancelledError:
-            # The server is stopping, and the grace period is over. Not raised again: the task ends anyway, and Uvicorn
-            # would log an error with a traceback.
+            # The server is stopping, and the grace period is over. The exception is not re-raised, because the task
+            # ends without it, and Uvicorn would log it with a traceback.
             if is_complete:
                 log.warning("cancelled after the response", path=shorten(scope["path"]))
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
-        except Exception:  # any bug of a route; it is raised again
-            # A mounted application may have responded with 500. Otherwise it is a background task that has failed.
+        except Exception:  # any bug in a route; re-raised below
+            # If the response is complete, either a mounted application has responded with 500, or a background task has
+            # failed.
             if is_complete and status < HTTPStatus.INTERNAL_SERVER_ERROR:  # the server logs the error itself
                 log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response

@@ -1,4 +1,4 @@
-"""Let error handlers respond to WebSockets, which you may add (docs/websockets.md), as they respond to requests."""
+"""Make error handlers work for WebSockets, which you may add (see docs/websockets.md)."""
 
 from contextlib import suppress
 from http import HTTPStatus
@@ -7,16 +7,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import NotFound, PermissionDenied, error_response, status_phrase
 
-# RFC 6455, section 7.4.1, and the registry of close codes at IANA.
+# Close codes of RFC 6455, section 7.4.1, and of IANA's registry.
 POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1011, 1013
 
 
 class WebSocketErrorMiddleware:
-    """Sends an error to a WebSocket as far as its state allows.
+    """Converts an error response to a message that the state of the WebSocket allows.
 
-    Before the WebSocket is accepted, the error is the response to its handshake, with the body of every other error. So
-    is a close without a response. Afterwards, the error is a close frame: with code 1008 for a status below 500, 1013
-    for 503 and 1011 for the others.
+    Before the WebSocket is accepted, the error is the response to the handshake, with the usual error body. If a route
+    closes the WebSocket without accepting it, the response is an error, too. Once the WebSocket is accepted, the error
+    becomes a close frame: with code 1008 for a status below 500, 1013 for 503 and 1011 for all others.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -38,7 +38,7 @@ class WebSocketErrorMiddleware:
                 case "websocket.http.response.start", True:
                     if not is_closed:
                         is_closed = True
-                        with suppress(OSError):  # the client has gone, or the server has closed the connection
+                        with suppress(OSError):  # the client or the server has closed the connection
                             await send(_close(message["status"]))
                 case "websocket.http.response.body", True:
                     pass

@@ -1,4 +1,4 @@
-"""The migrations of the schema, and the functions that run them."""
+"""Schema migrations, and the functions that run them."""
 
 import asyncio
 import random
@@ -24,13 +24,13 @@ from app.urls import split_credentials
 
 log = structlog.stdlib.get_logger("app.migrations")
 
-# A migration may take longer than any request, and may wait for another process that migrates.
+# A migration may take longer than any request, and may wait for a migration by another process.
 MIGRATION_SECONDS = 3600.0
 # Seconds that a statement of a migration waits for a lock, and the number of attempts.
 LOCK_SECONDS = 4
 LOCK_ATTEMPTS = 5
 LOCK_NOT_AVAILABLE = "55P03"
-ADVISORY_LOCK = 0x6661737461706900  # any number that nothing else in the database uses
+ADVISORY_LOCK = 0x6661737461706900  # an arbitrary number, unique in the database
 
 
 _LOCK_HOLDERS = text("""
@@ -66,8 +66,8 @@ def alembic_config() -> Config:
 def create_migration_engine(settings: Settings) -> AsyncEngine:
     """Create an engine with a long statement timeout and, on SQLite, without foreign keys.
 
-    SQLite cannot alter a column, so Alembic creates the table again and drops the old one. With foreign keys enabled,
-    that would delete all rows that refer to it.
+    SQLite cannot alter a column, so Alembic creates a new table and drops the old one. With foreign keys enabled,
+    dropping it would delete all rows that refer to it.
     """
     engine = create_engine(settings.model_copy(update={"database_statement_timeout": MIGRATION_SECONDS}))
     if settings.is_sqlite:
@@ -82,9 +82,9 @@ def _disable_foreign_keys(connection: DBAPIConnection, _: object) -> None:
 
 
 async def migrate(settings: Settings, revision: str = "head") -> None:
-    """Migrate the database to a revision. If several processes do so at once, the others wait for the first.
+    """Migrate the database to a revision. If several processes migrate at once, the others wait for the first.
 
-    The schema of a later release is not changed, so that a release can be rolled back.
+    The schema of a later release is not changed, so that a rollback to this release is possible.
 
     Raises:
         MigrationFailed: A statement failed, a lock was not available, or WEB_DATABASE_URL names a role that cannot be
@@ -121,7 +121,7 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
 async def _grant_to_web_role(connection: AsyncConnection, url: str) -> None:
     try:
         await grant_to_web_role(connection, *split_credentials(url))
-    except DBAPIError as error:  # not as the cause: it contains the password
+    except DBAPIError as error:  # not chained, because it contains the password
         raise MigrationFailed(f"The role of WEB_DATABASE_URL cannot be set up: {error.orig}") from None
 
 
@@ -135,10 +135,10 @@ async def _find_lock_holders(engine: AsyncEngine) -> str:
 
 
 def include_object(dialect: str) -> Callable[..., bool]:
-    """Return Alembic's `include_object`, which decides what is compared with the models.
+    """Return a function for Alembic's `include_object`, which selects the objects to compare with the models.
 
-    An index that uses a PostgreSQL method exists only on PostgreSQL. A column that exists only in the database is kept
-    for the previous release, which uses it during a rollout. A later migration drops it.
+    Indexes with a PostgreSQL method are not compared on SQLite, which does not have them. Columns that exist only in
+    the database are kept for the previous release, which uses them during a rollout. A later migration drops them.
     """
 
     def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any part
@@ -155,9 +155,9 @@ def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
 
 
 def lock_migrations(connection: Connection) -> None:
-    """Prevent other processes from migrating until the transaction ends, and bound the wait for any other lock.
+    """Prevent other processes from migrating until the transaction ends, and limit the wait for any other lock.
 
-    While a migration waits for the lock of a table, all later queries of the table wait behind it.
+    The limit is necessary because all later queries of a table wait behind a migration that waits for its lock.
     """
     if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -181,7 +181,7 @@ def _migrate(connection: Connection, revision: str) -> None:
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
             raise LockTimeout(_shorten(error.statement)) from error
-        applied = config.attributes["revision"]  # the last one, see env.py
+        applied = config.attributes["revision"]  # the last applied revision, set by env.py
         failed = known[known.index(applied) - 1] if applied else known[-1]
         message = f"Migration {failed} failed at `{_shorten(error.statement)}`: {error.orig}. Nothing was changed"
         raise MigrationFailed(message) from error
@@ -192,7 +192,7 @@ def _shorten(statement: str | None) -> str:
 
 
 async def is_migration_pending(engine: AsyncEngine) -> bool:
-    """Return whether the schema is older than this code. It may be newer, while a later release is rolled out."""
+    """Return whether the schema is older than this code. It may be newer, while a later release is being rolled out."""
     async with engine.connect() as connection:
         current = await connection.run_sync(_current_revision)
     return current in (None, *_known_revisions()[1:])

@@ -1,4 +1,4 @@
-"""Alembic's entry point. It uses the connection from `migrate`, or opens one if Alembic's command line runs it."""
+"""Alembic's entry point. It uses the connection from `migrate`, or opens one if run from Alembic's command line."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ def report(*, step: MigrationInfo, **_: object) -> None:
 
 
 def run(connection: Connection) -> None:
-    """Run the migrations in one transaction. The connection must hold the lock."""
+    """Run the migrations in one transaction. The connection must hold the migration lock."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
@@ -39,7 +39,7 @@ def run(connection: Connection) -> None:
 
 
 async def connect_and_run() -> None:
-    """Run for Alembic's command line, such as `alembic revision --autogenerate`."""
+    """Connect and run, for commands such as `alembic revision --autogenerate`."""
     settings = get_settings()
     configure_logging(settings)
     if settings.is_sqlite:

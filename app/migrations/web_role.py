@@ -3,7 +3,8 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-# They can be run again, after each migration and after a restore. `format` quotes the names and the password.
+# These statements are idempotent: they can be run again after each migration and after a restore. `format` quotes the
+# names and the password.
 _STATEMENTS = text("""
     SELECT format(statement, CAST(:role AS text), CAST(:password AS text), current_schema()) FROM unnest(ARRAY[
         'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %1$L) THEN CREATE ROLE %1$I; END IF; END $$',
@@ -16,10 +17,11 @@ _STATEMENTS = text("""
 
 
 async def grant_to_web_role(connection: AsyncConnection, role: str, password: str) -> None:
-    """Create a role if it is missing, and set its password and its rights.
+    """Create a role if it is missing, and set its password and its privileges.
 
     Raises:
-        DBAPIError: The connection's own role may not do that. The statement contains the password.
+        DBAPIError: The connection's own role lacks a privilege. Do not log the error: its statement contains the
+            password.
     """
     statements = await connection.execute(_STATEMENTS, {"role": role, "password": password})
     for statement in statements.scalars().all():

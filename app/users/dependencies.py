@@ -17,15 +17,16 @@ _bearer = HTTPBearer(
     scheme_name="BearerAuth",
     bearerFormat="JWT",
     description=f"The `access_token` from `POST {PREFIX}/auth/login`.",
-    auto_error=False,  # the errors below have the API's format
+    auto_error=False,  # the functions below raise errors in the API's format
 )
 
 
-# Most requests solve these dependencies, at about 10 µs each. So they read the state instead of depending on its parts.
+# Most requests need these dependencies, and each dependency takes about 10 µs. So they read the state directly, instead
+# of depending on its parts.
 async def get_access_token(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], request: AppRequest
 ) -> AccessToken:
-    """Return the contents of the access token in the Authorization header. Its login may have ended.
+    """Return the contents of the access token in the Authorization header. The token's login may have ended.
 
     Raises:
         AuthenticationFailed: There is no valid token.
@@ -65,7 +66,7 @@ async def get_current_superuser(user: CurrentUser) -> UserRecord:
     """Return the current user if it is a superuser.
 
     Raises:
-        PermissionDenied: It is not.
+        PermissionDenied: The user is not a superuser.
     """
     if not user.is_superuser:
         raise PermissionDenied

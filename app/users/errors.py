@@ -1,4 +1,4 @@
-"""The errors of users."""
+"""The errors of the users feature."""
 
 from app.errors import Conflict, NotFound, PermissionDenied, RuleViolated
 
@@ -8,7 +8,7 @@ class EmailTaken(RuleViolated):
 
 
 class WrongPassword(RuleViolated):
-    # Not 401, as for a wrong password at login: the access token is valid, and clients log out after a 401.
+    # 400, not 401 as for a wrong password at login: the access token is valid, and clients would log out after a 401.
     message = "Incorrect current password"
 
 

@@ -18,7 +18,7 @@ def _same_as_created_at(context: DefaultExecutionContext) -> datetime:
 
 
 class UserRecord(NamedTuple):
-    """A user's columns, read without a session."""
+    """The columns of a user, read without an ORM session."""
 
     id: int
     email: str
@@ -39,7 +39,7 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_lower_case"),
-        # For searching by any part of three or more characters, ignoring case. PostgreSQL only.
+        # For case-insensitive searches for any part of three or more characters. PostgreSQL only.
         Index(
             "ix_users_search",
             "email",
@@ -47,7 +47,7 @@ class User(Base):
             postgresql_using="gin",
             postgresql_ops={"email": "gin_trgm_ops", "full_name": "gin_trgm_ops"},
         ),
-        # Otherwise SQLite would give the id of a deleted user, whose tokens may still be valid, to the next user.
+        # Otherwise SQLite would reuse the id of a deleted user, whose tokens may still be valid, for the next user.
         {"sqlite_autoincrement": True},
     )
 
@@ -60,26 +60,27 @@ class User(Base):
     email_verified: Mapped[bool] = mapped_column(default=False)
     # The address that replaces `email` once its owner confirms it.
     pending_email: Mapped[str | None] = mapped_column(String(254))
-    # Changed to end all logins: when the password is changed or the account deactivated. Every token contains it.
+    # Replaced to end all logins, when the password is changed or the account is deactivated. Every access token
+    # contains it.
     security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_same_as_created_at, onupdate=utc_now)
 
 
 class Login(Base):
-    """A login, which is a family of refresh tokens. Only the newest of them is stored, and is valid.
+    """A login: a family of refresh tokens, of which only the newest is stored and valid.
 
-    A refresh token consists of the login's id and a signed secret. If it is not the newest, it was used before, so
-    somebody has a copy: the row is deleted, and with it the login.
+    A refresh token consists of the login's id and a signed secret. A token that is not the newest was used before, so
+    somebody has a copy of it: the row is deleted, which ends the login.
 
-    The table belongs to users and not to authentication, because each request reads a user together with the login.
+    The table is in app/users and not in app/auth, because each request reads a user together with the login.
     """
 
     __tablename__ = "refresh_tokens"
 
     login_id: Mapped[UUID] = mapped_column("family", primary_key=True, default=uuid4)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    security_stamp: Mapped[UUID | None]  # the user's when the login began; None if it had changed before
+    security_stamp: Mapped[UUID | None]  # when the login began; None if it ended before migration 0003
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     previous_secret_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
     rotated_at: Mapped[datetime | None]

@@ -79,8 +79,8 @@ async def read_me(user: CurrentUser) -> UserRecord:
     response_description="The updated user",
     summary="Update the current user",
 )
-# Like registration, it reveals whether an address is taken. Updates of only the name count too, because requests are
-# counted before their body is read.
+# Like registration, this route reveals whether an address is taken. Updates of the name alone count, too, because
+# requests are counted before their body is read.
 @rate_limit("register")
 async def update_me(
     user: CurrentUser, session: WriteSession, outbox: OutboxDep, limiter: LimiterDep, data: ProfileUpdate
@@ -129,7 +129,7 @@ async def delete_me(user: CurrentUser, session: WriteSession) -> None:
 
 @contextmanager
 def respond_401_if_user_is_gone() -> Iterator[None]:
-    """If the account was deleted after the token was verified, respond with 401."""
+    """Respond with 401 if the account was deleted after the token was verified."""
     try:
         yield
     except UserNotFound as error:
@@ -157,7 +157,7 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     """List users, newest first. For superusers. `next_cursor` and the `Link` header lead to the next page, if any."""
     users, next_cursor = await service.list_users(reader, limit=limit, after=cursor, search=q, is_active=is_active)
     headers = {"Link": next_page_link(request, next_cursor)} if next_cursor else {}
-    # The rows have the types of UserResponse. Validating them would take a tenth of the request's time.
+    # The rows already have the types of UserResponse. Validating them would take a tenth of the request's time.
     body = to_json({"items": users, "next_cursor": next_cursor})
     return Response(body, media_type="application/json", headers=headers)
 

@@ -20,7 +20,7 @@ def normalize_email(address: str) -> str:
 
 
 Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
-# Passwords are left out of the repr, which may be logged.
+# The repr omits passwords, because it may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
 UncheckedPassword = Annotated[str, Field(max_length=128, pattern=ANY_TEXT, repr=False)]
 FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]
@@ -91,7 +91,7 @@ _USER: JsonDict = {
 class UserResponse(BaseModel):
     """A user."""
 
-    # Each field is a column: `list_users` selects them by name.
+    # Each field must be a column, because `list_users` selects the columns by field name.
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 

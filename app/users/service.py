@@ -1,4 +1,4 @@
-"""Operations on users. The caller opens the session, and commits it."""
+"""Operations on users. The caller opens and commits the session."""
 
 import re
 from collections.abc import Iterator
@@ -37,21 +37,21 @@ _PAGE = (
     .order_by(User.id.desc())
     .limit(bindparam("limit"))
 )
-# `literal_execute` puts the pattern into the statement, so that PostgreSQL plans for how many users match it: for few
-# it uses the search index, for many the primary key. With a parameter it would soon use one plan for all patterns,
-# which takes seconds to find a rare name among a million users.
+# `literal_execute` puts the pattern into the statement, so that PostgreSQL chooses the plan by the number of matches:
+# the search index for few, the primary key for many. With a parameter, it would soon use a generic plan for all
+# patterns, which takes seconds to find a rare name among a million users.
 _PATTERN = bindparam("pattern", type_=String, literal_execute=True)
 _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full_name.ilike(_PATTERN, escape="/")))
 
 
 async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) -> UserRecord | None:
-    """Return a user, or None if there is no such user, or its login has ended."""
+    """Return a user, or None if there is no such user or the login has ended."""
     row = await reader.fetch_one(_RECORD_BY_LOGIN, user_id=user_id, login_id=login_id)
     return UserRecord._make(row) if row else None
 
 
 async def find_user_by_email(reader: FastReader, email: str) -> UserRecord | None:
-    """Return the user with an email address, in its normal form, or None."""
+    """Return the user with an email address, given in its normal form, or None."""
     row = await reader.fetch_one(_RECORD_BY_EMAIL, email=email)
     return UserRecord._make(row) if row else None
 
@@ -75,9 +75,9 @@ async def list_users(
     Args:
         reader: Runs the query.
         limit: Maximum number of users.
-        after: The last id of the previous page.
-        search: Part of the email address or the full name.
-        is_active: Whether the users are active.
+        after: The last id of the previous page, or None for the first page.
+        search: Part of the email address or the full name, or None for all users.
+        is_active: Whether to return active or inactive users, or None for both.
     """
     parameters = {"after": after or MAX_ID, "limit": limit + 1, "is_active": is_active}
     if search is None:
@@ -122,7 +122,7 @@ async def add_user(session: AsyncSession, user: User) -> User:
 
 
 async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, data: UserCreate) -> User:
-    """Create a user, and ask for the confirmation of its address.
+    """Create a user, and send an email to verify the address.
 
     Raises:
         EmailTaken: Another user has the address, ignoring case.
@@ -134,29 +134,29 @@ async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, 
 async def update_profile(
     session: AsyncSession, outbox: Outbox, limiter: RateLimiter, user: UserRecord, data: ProfileUpdate
 ) -> User:
-    """Update the given fields of the current user. If mail is on, a new address must be confirmed before it is used.
+    """Update the given fields of the current user. If email is enabled, a new address must be confirmed first.
 
     Raises:
-        UserNotFound: The user was deleted, or all logins ended, such as by a reset of the password.
+        UserNotFound: The user was deleted, or all of its logins were ended, for example by a password reset.
         EmailTaken: Another user has the address.
         RateLimited: The user has changed the address too often.
     """
     if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
         return await update_user(session, user.id, data)
-    # Each change sends a mail to another address, which has a count of its own. So the user's changes are counted, too.
+    # Each change sends an email to another address, which has its own limit. So the user's changes are limited, too.
     await limiter.enforce("recipient", f"changes by {user.id}")
     outbox.add(session, "email_change", data.email, user_id=user.id)
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # A reset that has just been committed cancels pending changes, so none may be added afterwards.
+    # A password reset changes the security stamp, and cancels a pending address. Do not add a new one after a reset.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
 
 
 async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) -> User:
-    """Update the given fields of a user. A new address is not verified.
+    """Update the given fields of a user. A new address counts as unverified.
 
     Raises:
         UserNotFound: There is no such user.
@@ -192,17 +192,17 @@ async def change_password(  # noqa: PLR0913  each is needed
     limiter: RateLimiter,
     outbox: Outbox,
 ) -> None:
-    """Set a new password, end every login, and tell the user.
+    """Set a new password, end all logins, and notify the user.
 
     Raises:
         RateLimited: Too many attempts for this account, including logins.
-        WrongPassword: The current password is wrong, or has just been changed.
+        WrongPassword: The current password is wrong, or a concurrent request has changed it.
     """
     await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword
-    new_hash = await passwords.hash(data.new_password)  # before the session connects, because it takes long
+    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so before the session connects
     outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)
@@ -215,7 +215,7 @@ async def change_password(  # noqa: PLR0913  each is needed
 
 
 async def set_password(session: AsyncSession, passwords: Passwords, email: str, password: str) -> None:
-    """Set the password of the user with an email address, and end every login.
+    """Set the password of the user with an email address, and end all logins.
 
     Raises:
         UserNotFound: There is no such user.
@@ -224,7 +224,7 @@ async def set_password(session: AsyncSession, passwords: Passwords, email: str, 
 
 
 async def end_logins(session: AsyncSession, email: str) -> None:
-    """End every login of the user with an email address.
+    """End all logins of the user with an email address.
 
     Raises:
         UserNotFound: There is no such user.
@@ -238,7 +238,7 @@ async def _change_by_email(session: AsyncSession, email: str, **values: object) 
 
 
 def new_security_stamp() -> dict[str, object]:
-    """Return the columns of a user that end its logins, the links in its mails, and a pending change of its address."""
+    """Return column values that end a user's logins, invalidate links in emails, and cancel a pending new address."""
     return {"security_stamp": uuid4(), "pending_email": None}
 
 
@@ -257,10 +257,10 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
 async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
     """Raise LastSuperuser if no active superuser would remain without this user.
 
-    The rows are locked until the transaction ends: if two superusers remove each other, the second waits here, and then
-    finds that it is the last. On SQLite the transaction itself is such a lock.
+    The rows are locked until the transaction ends: if two superusers remove each other concurrently, the second request
+    waits here, and then raises LastSuperuser. On SQLite, the transaction itself is such a lock.
 
-    If the user is no superuser, only its own row is locked, so that it does not become one in the meantime.
+    If the user is not a superuser, only its own row is locked, so that it cannot be promoted during the transaction.
     """
     by_id = select(User.id).where(User.id == user_id, ~User.is_superuser)
     if await session.scalar(by_id.with_for_update()) is not None:
@@ -272,7 +272,7 @@ async def _require_another_superuser(session: AsyncSession, user_id: int) -> Non
 
 @contextmanager
 def raise_email_taken() -> Iterator[None]:
-    """Turn a violation of the unique constraint into EmailTaken. A check before the write would race."""
+    """Turn a violation of the unique constraint into EmailTaken. A check before the write would be a race condition."""
     try:
         yield
     except IntegrityError as error:

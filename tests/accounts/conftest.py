@@ -1,4 +1,4 @@
-"""The service with a mail server, and a person's mailbox."""
+"""Fixtures and helpers for accounts: a mail server, the tokens in its emails, and requests."""
 
 import asyncio
 import re
@@ -41,7 +41,7 @@ def settings(database_url: str, mails: MailServer) -> Settings:
 @pytest.fixture
 async def service(
     settings: Settings,
-    mails: MailServer,  # noqa: ARG001  it outlives the service
+    mails: MailServer,  # noqa: ARG001  must stop after the service
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Service]:
     monkeypatch.setattr("app.mail.sender.POLL_SECONDS", 0.1)
@@ -50,14 +50,14 @@ async def service(
 
 
 async def token_from(mails: MailServer, subject: str, recipient: str = "ann@example.com", *, number: int = 1) -> str:
-    """Return the token in the newest mail with a subject to a recipient, when there are that many."""
+    """Wait for `number` emails with this subject to the recipient, and return the token in the newest one."""
     mail = await mails.wait_for(subject, recipient, number=number)
     (token,) = re.findall(r"#token=(\S+)", text_of(mail))
     return str(token)
 
 
 async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
-    """Return when all mails have been sent or dropped."""
+    """Wait until all emails have been sent or dropped."""
     while await session.scalar(select(func.count()).select_from(Mail)):
         await session.rollback()
     await session.rollback()
@@ -66,8 +66,8 @@ async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
 async def run_at_once(
     session: AsyncSession, database_url: str, *requests: Coroutine[None, None, httpx.Response]
 ) -> list[httpx.Response]:
-    """Run requests so that each has read the user before any of them changes it, and return the responses."""
-    await session.rollback()  # a new transaction
+    """Run requests concurrently: each reads the user before any of them updates it. Return their responses."""
+    await session.rollback()  # start a new transaction
     await session.execute(select(User.id).with_for_update())
     tasks = [asyncio.create_task(request) for request in requests]
     await wait_for_blocked_statement(database_url, len(tasks))
@@ -76,20 +76,20 @@ async def run_at_once(
 
 
 async def request_reset(client: httpx.AsyncClient, email: str = "ann@example.com") -> httpx.Response:
-    """Request a mail to set a new password."""
+    """Request an email with a link to set a new password."""
     return await client.post("/auth/password-reset", json={"email": email})
 
 
 async def reset(client: httpx.AsyncClient, token: str, password: str = NEW_PASSWORD) -> httpx.Response:
-    """Set a new password."""
+    """Set a new password with the token from the email."""
     return await client.post("/auth/password-reset/confirm", json={"token": token, "new_password": password})
 
 
 async def request_verification(client: httpx.AsyncClient, email: str = "ann@example.com") -> httpx.Response:
-    """Request a mail to verify an address."""
+    """Request an email with a link to verify the address."""
     return await client.post("/auth/email-verification", json={"email": email})
 
 
 async def verify(client: httpx.AsyncClient, token: str, password: str) -> httpx.Response:
-    """Verify an address."""
+    """Verify an address with the token from the email."""
     return await client.post("/auth/email-verification/confirm", json={"token": token, "password": password})

@@ -1,4 +1,4 @@
-"""Verified addresses: a link by mail and the account's password verify them."""
+"""Email verification: the link in an email, together with the account's password, verifies an address."""
 
 import asyncio
 
@@ -49,7 +49,7 @@ async def test_registration_sends_a_link_that_verifies_the_address(
 
     assert (response.status_code, response.content) == (204, b"")
     assert (before["email_verified"], before["pending_email"]) == (False, None)
-    assert (await get_me(client, ann.auth))["email_verified"] is True  # the login has not ended
+    assert (await get_me(client, ann.auth))["email_verified"] is True  # verification does not log the user out
     assert "for 24 hours" not in text_of(await mails.wait_for(VERIFICATION))
     assert "for 1 day." in text_of(await mails.wait_for(VERIFICATION))
 
@@ -68,7 +68,7 @@ async def test_registration_with_a_taken_address_sends_no_mail(
 
 
 async def test_wrong_password_leaves_the_token_valid(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """Somebody may have registered with another person's address. The click of its owner must not verify it."""
+    """An attacker may have registered with the address. The owner's click must not verify the attacker's account."""
     ann = await sign_up(client)
     token = await token_from(mails, VERIFICATION)
 
@@ -120,7 +120,7 @@ async def test_token_works_once_even_if_the_address_is_changed_and_changed_back(
 async def test_reset_by_the_owner_ends_the_logins_and_links_of_a_squatter(
     client: httpx.AsyncClient, mails: MailServer
 ) -> None:
-    squatter = await sign_up(client)  # with Ann's address
+    squatter = await sign_up(client)  # the squatter registers with Ann's address
     token = await token_from(mails, VERIFICATION)
     await request_reset(client)
 
@@ -150,7 +150,9 @@ async def test_further_link_is_sent_on_request_until_the_address_is_verified(
     assert len(mails.mails) == 2
 
 
-async def test_superuser_has_a_link_sent(client: httpx.AsyncClient, session: AsyncSession, mails: MailServer) -> None:
+async def test_superuser_can_send_a_verification_link(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
     root, ann = await sign_up_superuser(client, session), await sign_up(client)
 
     response = await client.post(f"/users/{ann.id}/email-verification", headers=root.auth)
@@ -225,7 +227,7 @@ async def test_address_taken_before_the_confirmation_returns_400(client: httpx.A
     assert (await get_me(client, ann.auth))["email"] == "ann@example.com"
 
 
-async def test_two_users_who_confirm_one_address_at_once_get_it_once(
+async def test_concurrent_confirmations_of_one_address_succeed_once(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
     people = [await sign_up(client, email) for email in ("ann@example.com", "bob@example.com")]
@@ -265,7 +267,7 @@ async def test_concurrent_changes_leave_one_token_and_its_address(
     assert (await get_me(client, ann.auth))["email"] == pending
 
 
-async def test_reset_and_confirmation_of_a_change_at_once_do_not_both_succeed(
+async def test_concurrent_reset_and_confirmation_do_not_both_succeed(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
     ann = await sign_up(client)
@@ -287,7 +289,7 @@ async def test_reset_and_confirmation_of_a_change_at_once_do_not_both_succeed(
 async def test_email_change_during_password_reset_returns_401(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
-    """A thief who is logged in until the reset must not leave a pending change behind."""
+    """A thief who is logged in until the reset must not leave a pending address change behind."""
     ann = await sign_up(client)
     await mails.wait_for(VERIFICATION)
     await wait_until_outbox_is_empty(session)
@@ -305,7 +307,7 @@ async def test_email_change_during_password_reset_returns_401(
 
 
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """A token verifies only the address that it was sent to, even if another one is pending when it is used."""
+    """A token verifies only the address that it was sent to, even if another address is pending by then."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "first@example.com"})
     first = await token_from(mails, CHANGE, "first@example.com")
@@ -341,7 +343,7 @@ async def test_requests_for_an_unknown_address_do_not_use_up_its_limit(settings:
 
 
 async def test_changes_of_the_address_are_limited(settings: Settings) -> None:
-    """Otherwise a user could have mails sent to any number of other people."""
+    """Without the limit, a user could make the service send emails to any number of strangers."""
     async with serve(change(settings, rate_limit_recipient="2/hour")) as service:
         ann = await sign_up(service.client)
         statuses = [

@@ -1,4 +1,4 @@
-"""Invitations: a superuser adds a user, who sets a password by a link."""
+"""Invitations: a superuser adds a user, who sets a password through the link in an email."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ from tests.smtp_server import MailServer
 
 
 async def invite(client: httpx.AsyncClient, root: Person, email: str = "ann@example.com") -> httpx.Response:
-    """Invite a user."""
+    """Invite a user as the superuser."""
     return await client.post("/users/invitations", headers=root.auth, json={"email": email, "full_name": "Ann"})
 
 

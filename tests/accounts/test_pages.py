@@ -1,4 +1,4 @@
-"""The pages that links lead to."""
+"""The pages that links in emails open."""
 
 import re
 
@@ -26,7 +26,7 @@ async def test_page_is_static_and_leaks_no_token(client: httpx.AsyncClient, page
 
 
 @pytest.mark.parametrize("page", PAGES)
-async def test_page_loads_its_files_and_contains_nothing_inline(client: httpx.AsyncClient, page: str) -> None:
+async def test_page_loads_its_files_and_has_no_inline_code(client: httpx.AsyncClient, page: str) -> None:
     text = (await client.get(f"/account/{page}")).text
 
     files = re.findall(r'(?:src|href)="([^"]+)"', text)
@@ -47,7 +47,7 @@ async def test_page_names_a_route_that_exists(client: httpx.AsyncClient, page: s
 
 
 @pytest.mark.parametrize("name", ["missing", "password-reset.html", "..%2fpages.py", "%00", "%ff"])
-async def test_other_names_return_404(client: httpx.AsyncClient, name: str) -> None:
+async def test_unknown_page_returns_404(client: httpx.AsyncClient, name: str) -> None:
     response = await client.get(f"/account/{name}")
 
     assert response.status_code == 404

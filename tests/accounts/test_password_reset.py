@@ -1,4 +1,4 @@
-"""Forgotten passwords: a link by mail sets a new one."""
+"""Password reset: the user sets a new password through the link in an email."""
 
 import asyncio
 import re
@@ -54,7 +54,7 @@ async def test_link_sets_the_password_and_ends_every_login(client: httpx.AsyncCl
     assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
     assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 401
     assert (await log_in(client)).status_code == 401
-    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # in the same second as the reset
+    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # even in the same second as the reset
     me = await client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
     assert (me.status_code, me.json()["email_verified"]) == (200, True)
     notice = await mails.wait_for("Your password was changed")
@@ -65,7 +65,7 @@ async def test_mail_contains_the_link_as_text_and_html_and_nothing_that_a_user_e
     client: httpx.AsyncClient, mails: MailServer
 ) -> None:
     await register(client, fields={"full_name": "Buy <b>now</b>: https://spam.example"})
-    # The host of the request must not get into the link.
+    # The link must not contain the Host header, which an attacker can choose.
     await client.post(
         "/auth/password-reset",
         json={"email": "ann@example.com"},
@@ -90,7 +90,7 @@ async def test_mail_contains_the_link_as_text_and_html_and_nothing_that_a_user_e
     assert mail["Auto-Submitted"] == "auto-generated"
 
 
-async def test_link_leads_to_the_page_of_the_settings(settings: Settings, mails: MailServer) -> None:
+async def test_link_leads_to_the_configured_page(settings: Settings, mails: MailServer) -> None:
     page = "https://www.example.org/reset?lang=en"
     async with serve(change(settings, password_reset_url=page, password_reset_minutes=1)) as service:
         await register(service.client)
@@ -106,7 +106,7 @@ async def test_link_leads_to_the_page_of_the_settings(settings: Settings, mails:
 async def test_response_is_the_same_if_no_mail_is_sent(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, kind: str
 ) -> None:
-    """A dotless i has the upper case of `i`, so some databases and languages take both for the same."""
+    """The look-alike has a dotless i. Its upper case is `I`, so a case-insensitive comparison may take it for `i`."""
     await register(client, "mike@example.com")
     if kind == "inactive":
         await session.execute(update(User).values(is_active=False))
@@ -130,7 +130,7 @@ async def test_unavailable_mail_server_changes_only_readiness(
         ready = await service.client.get("/health/ready")
     async with serve(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}")) as service:
         responses = [await request_reset(service.client, f"{name}@example.com") for name in ("ann", "bob", "ann")]
-        while "the mail server is unavailable: mails wait" not in [entry["event"] for entry in logs]:  # noqa: ASYNC110  there is no event
+        while "the mail server is unavailable: mails wait" not in [entry["event"] for entry in logs]:  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.01)
         unavailable = await service.client.get("/health/ready")
 
@@ -139,9 +139,7 @@ async def test_unavailable_mail_server_changes_only_readiness(
     assert (unavailable.status_code, unavailable.json()["mail"]) == (200, "unavailable")
 
 
-async def test_mail_goes_to_the_stored_address_whatever_the_case_of_the_request(
-    client: httpx.AsyncClient, mails: MailServer
-) -> None:
+async def test_mail_goes_to_the_stored_address_regardless_of_case(client: httpx.AsyncClient, mails: MailServer) -> None:
     await register(client, "Ann@Example.com")
 
     await request_reset(client, "ANN@EXAMPLE.COM")
@@ -150,14 +148,14 @@ async def test_mail_goes_to_the_stored_address_whatever_the_case_of_the_request(
     assert mail["To"] == "ann@example.com"
 
 
-async def test_further_mails_to_one_address_are_dropped_in_silence(
+async def test_mails_beyond_the_recipient_limit_are_dropped_without_an_error(
     settings: Settings, mails: MailServer, logs: list[structlog.typing.EventDict]
 ) -> None:
     async with serve(change(settings, rate_limit_recipient="3/hour")) as service:
         await register(service.client)
         responses = [await request_reset(service.client) for _ in range(5)]
         responses += [await request_reset(service.client, "bob@example.com") for _ in range(5)]
-        await request_verification(service.client)  # another kind of mail
+        await request_verification(service.client)  # another kind of email has its own limit
         await mails.wait_for(VERIFICATION, number=2)
         async with AsyncSession(service.state["engine"]) as session:
             await wait_until_outbox_is_empty(session)
@@ -233,7 +231,7 @@ async def test_newer_link_makes_an_older_one_invalid(client: httpx.AsyncClient, 
 async def test_mail_whose_link_was_used_is_not_sent_again(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """As after a worker that was killed between sending the mail and deleting it."""
+    """A worker killed after sending the email, but before deleting it, leaves it in the outbox."""
     await register(client)
     await request_reset(client)
     await reset(client, await token_from(mails, RESET))
@@ -315,7 +313,7 @@ async def test_forged_tokens_are_invalid(client: httpx.AsyncClient, mails: MailS
 async def test_reset_cancels_a_pending_change_of_the_address(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """Somebody else may have been logged in, and may have entered their own address."""
+    """An intruder who was logged in before the reset may have requested a change to their own address."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "thief@example.com"})
     token = await token_from(mails, CHANGE, "thief@example.com")
@@ -365,7 +363,7 @@ async def test_refresh_during_password_reset_returns_no_valid_token(
     refreshing = asyncio.create_task(client.post("/auth/refresh", json={"refresh_token": ann.refresh_token}))
     await wait_for_blocked_statement(database_url)
     resetting = asyncio.create_task(reset(client, token))
-    if database_url.startswith("postgresql"):  # SQLite runs one transaction after the other
+    if database_url.startswith("postgresql"):  # SQLite runs transactions one after another
         await resetting
     await session.rollback()
     done, refreshed = await resetting, await refreshing
@@ -430,8 +428,8 @@ async def test_link_is_sent_while_another_worker_deletes_an_expired_token_of_the
     assert len((await session.scalars(select(AccountToken))).all()) == 2
 
 
-async def test_opening_the_page_spends_nothing(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """Mail scanners open links, some of them several times."""
+async def test_opening_the_page_does_not_use_up_the_token(client: httpx.AsyncClient, mails: MailServer) -> None:
+    """Email security scanners open links, sometimes several times, before the user does."""
     await register(client)
     await request_reset(client)
     token = await token_from(mails, RESET)
@@ -474,7 +472,9 @@ async def test_link_survives_a_change_of_the_secret_key(settings: Settings, mail
         assert (await reset(service.client, token)).status_code == 204
 
 
-async def test_superuser_has_a_mail_sent(client: httpx.AsyncClient, session: AsyncSession, mails: MailServer) -> None:
+async def test_superuser_can_send_a_reset_link(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
     root = await sign_up_superuser(client, session)
     ann = await sign_up(client)
 

@@ -1,4 +1,4 @@
-"""Access tokens: only those that this service has signed, for itself, and that have not expired are valid."""
+"""Access tokens are valid only if this service signed them for itself and they have not expired."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ LOGIN, STAMP = uuid4(), uuid4()
 
 @pytest.fixture
 async def ann(client: httpx.AsyncClient, session: AsyncSession) -> Person:
-    """A user whose security stamp and login are known."""
+    """A user with a known security stamp and login id, from which tests can forge tokens."""
     ann = await sign_up(client)
     await session.execute(update(User).values(security_stamp=STAMP))
     await session.execute(update(Login).values(login_id=LOGIN))
@@ -38,7 +38,7 @@ async def status(client: httpx.AsyncClient, token: str) -> int:
 
 
 def claims(user_id: int, **changes: object) -> dict[str, Any]:
-    """Return the claims of a valid token with some of them replaced, or removed by None."""
+    """Return the claims of a valid token with the given changes. None removes a claim."""
     now = int(time.time())
     valid = {
         "sub": str(user_id),
@@ -128,9 +128,7 @@ async def test_access_token_ends_with_password_change(client: httpx.AsyncClient)
     assert await status(client, ann.access_token) == 401
 
 
-async def test_access_token_does_not_return_after_reactivation(
-    client: httpx.AsyncClient, session: AsyncSession
-) -> None:
+async def test_reactivation_does_not_revive_access_tokens(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann, root = await sign_up(client), await sign_up_superuser(client, session)
     for is_active in (False, True):
         await client.patch(f"/users/{ann.id}", headers=root.auth, json={"is_active": is_active})
@@ -142,7 +140,7 @@ async def test_access_token_does_not_return_after_reactivation(
 async def test_token_of_deleted_user_is_not_valid_for_next_user_with_same_id(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
-    """As after a restored backup, in which ids are assigned again."""
+    """Ids are assigned again after a backup is restored."""
     ann = await sign_up(client)
     await client.delete("/users/me", headers=ann.auth)
     if database_url.startswith("sqlite"):

@@ -1,4 +1,4 @@
-"""Login: correct credentials return a pair of tokens, and every failure looks the same."""
+"""Login: correct credentials return a token pair, and all failures return the same response."""
 
 from datetime import timedelta
 
@@ -67,7 +67,7 @@ async def test_login_upgrades_hash_with_old_parameters(client: httpx.AsyncClient
     assert (await log_in(client)).status_code == 200
 
     new_hash = await session.scalar(select(User.password_hash))
-    await session.rollback()  # releases SQLite's write lock for the next login
+    await session.rollback()  # release SQLite's write lock, which the next login needs
     assert new_hash is not None
     assert new_hash.startswith("$argon2id$v=19$m=8,t=1,p=1$")
     assert (await log_in(client)).status_code == 200

@@ -1,4 +1,4 @@
-"""Password hashing: its cost, its concurrency and its queue."""
+"""Password hashing: its cost, its concurrency limit and its queue."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ from tests.people import PASSWORD, log_in, register
 
 
 async def test_missing_hash_costs_as_much_as_wrong_password() -> None:
-    """Otherwise the response time of a login would tell whether an account exists."""
+    """A difference in the response time of a login would reveal whether the account exists."""
     passwords = Passwords(make_settings())
     stored = await passwords.hash(PASSWORD)
     verify = PasswordHasher.verify
@@ -80,7 +80,7 @@ async def test_full_hash_queue_returns_503(
         pending = [
             asyncio.create_task(passwords.hash(PASSWORD)) for _ in range(MAX_CONCURRENT_HASHES + MAX_QUEUED_HASHES)
         ]
-        await asyncio.sleep(0)  # each task runs until it is queued
+        await asyncio.sleep(0)  # let every task run until it is queued
         try:
             async with asyncio.timeout(10):
                 rejected = await log_in(client)
@@ -124,10 +124,10 @@ async def test_hashing_does_not_block_event_loop() -> None:
 
 
 @pytest.mark.parametrize("error", [VerificationError("Threading failure"), MemoryError()])
-async def test_hash_that_cannot_be_computed_is_not_a_wrong_password(
+async def test_hashing_failure_returns_503(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict], error: Exception
 ) -> None:
-    """This happens when the container has no memory or no thread left."""
+    """Hashing fails if the container runs out of memory or threads. The password must not be reported as wrong."""
     await register(client)
 
     with mock.patch.object(PasswordHasher, "verify", side_effect=error):
@@ -139,8 +139,8 @@ async def test_hash_that_cannot_be_computed_is_not_a_wrong_password(
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["a password cannot be hashed"] * 2
 
 
-async def test_failure_to_start_a_thread_is_not_a_wrong_password() -> None:
-    """This happens when the container has reached its limit of processes."""
+async def test_failure_to_start_a_thread_raises_hashing_unavailable() -> None:
+    """Threads cannot be started once the container has reached its limit on processes (`pids`)."""
     no_threads = mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread"))
     with no_threads, pytest.raises(HashingUnavailable):
         await Passwords(make_settings()).verify(PASSWORD, None)
@@ -153,10 +153,10 @@ async def test_other_runtime_error_is_raised() -> None:
 
 
 @pytest.mark.parametrize("stored", ["!", "", "$2b$12$0123456789012345678901uabcdefghijklmnopqrstuvwxyzABCDE"])
-async def test_hash_of_another_kind_matches_no_password(
+async def test_hash_of_another_algorithm_matches_no_password(
     client: httpx.AsyncClient, session: AsyncSession, stored: str
 ) -> None:
-    """Such as the hash of an imported account."""
+    """Imported accounts may have bcrypt hashes or none."""
     await register(client)
     await session.execute(update(User).values(password_hash=stored))
     await session.commit()
@@ -165,12 +165,12 @@ async def test_hash_of_another_kind_matches_no_password(
 
 
 async def test_wrong_password_costs_the_same_for_a_cheaper_stored_hash() -> None:
-    """Otherwise, after an increase of the parameters, the response time would tell which accounts exist."""
+    """After the parameters are increased, a faster response would reveal that an account with an old hash exists."""
     cheap = await Passwords(make_settings(argon2_memory_kib=1024, argon2_time_cost=2)).hash(PASSWORD)
     passwords = Passwords(make_settings(argon2_memory_kib=2048, argon2_time_cost=5))
     passes: list[int] = []
 
-    def note(self: PasswordHasher, password: str) -> str:  # noqa: ARG001  the signature of `hash`
+    def note(self: PasswordHasher, password: str) -> str:  # noqa: ARG001  same signature as `hash`
         passes.append(self.time_cost * self.memory_cost)
         return ""
 
@@ -180,7 +180,7 @@ async def test_wrong_password_costs_the_same_for_a_cheaper_stored_hash() -> None
     assert passes == [5 * 2048 - 2 * 1024]
 
 
-async def test_wrong_password_of_dearer_hash_costs_nothing_extra() -> None:
+async def test_wrong_password_for_a_more_expensive_hash_adds_no_extra_cost() -> None:
     dear = await Passwords(make_settings(argon2_memory_kib=2048, argon2_time_cost=5)).hash(PASSWORD)
     passwords = Passwords(make_settings(argon2_memory_kib=1024, argon2_time_cost=2))
 

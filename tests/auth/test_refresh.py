@@ -1,4 +1,4 @@
-"""Refresh tokens: each can be used once, and reuse after a short overlap ends the login."""
+"""Refresh tokens can be used once. Reuse after a short overlap ends the login."""
 
 import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -40,7 +40,7 @@ async def test_refresh_returns_new_token_pair(client: httpx.AsyncClient) -> None
 
 @pytest.fixture
 async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
-    """Lets the overlap of all refresh tokens end."""
+    """Return a function that ends the overlap of all refresh tokens, as if time had passed."""
 
     async def let_overlap_end() -> None:
         await session.execute(update(Login).values(rotated_at=utc_now() - timedelta(seconds=11)))
@@ -50,7 +50,7 @@ async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
 
 
 async def test_token_used_again_within_overlap_returns_same_next_token(client: httpx.AsyncClient) -> None:
-    """As by a second tab, or by a client that did not receive the first response."""
+    """A second browser tab does this, or a client that did not receive the first response."""
     ann = await sign_up(client)
 
     responses = [await refresh(client, ann.refresh_token) for _ in range(5)]
@@ -164,8 +164,10 @@ async def test_refresh_by_inactive_user_returns_401(client: httpx.AsyncClient, s
     assert (await refresh(client, ann.refresh_token)).status_code == 401
 
 
-async def test_expired_refresh_token_returns_401_and_stays(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    """A clock that was ahead for a while logs nobody out."""
+async def test_expired_refresh_token_returns_401_and_is_not_deleted(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
+    """Otherwise a server clock that is briefly ahead would log users out for good."""
     ann = await sign_up(client)
     for expires_at, expected in ((-60, 401), (-2, 200)):
         await session.execute(update(Login).values(expires_at=utc_now() + timedelta(seconds=expires_at)))
@@ -205,7 +207,7 @@ async def test_logout_with_used_token_ends_login(client: httpx.AsyncClient) -> N
 
 
 async def test_forged_secret_does_not_end_login(client: httpx.AsyncClient) -> None:
-    """The id of a login is no secret: it is in access tokens and in the log."""
+    """The id of a login is not secret: access tokens and the log contain it."""
     ann = await sign_up(client)
     login_id = urlsafe_b64decode(ann.refresh_token)[:16]
     forged = urlsafe_b64encode(login_id + bytes(32)).decode()

@@ -1,4 +1,4 @@
-"""Logins, which users and superusers can see and end."""
+"""Sessions: users list and end their own logins, and superusers those of any user."""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -17,8 +17,8 @@ LOGIN = {"email": "ann@example.com", "password": PASSWORD}
 
 
 async def log_in_with(client: httpx.AsyncClient, user_agent: str) -> Person:
-    """Log in Ann with a client that has a name."""
-    # Without a proxy in front, nobody may say that the client has another address.
+    """Log in as Ann with this User-Agent header."""
+    # Must be ignored: the connection does not come from a trusted proxy.
     headers = {"User-Agent": user_agent, "X-Forwarded-For": "203.0.113.7"}
     tokens = (await client.post("/auth/login", json=LOGIN, headers=headers)).json()
     return Person(1, "ann@example.com", tokens["access_token"], tokens["refresh_token"])
@@ -32,7 +32,7 @@ async def sessions(client: httpx.AsyncClient, person: Person, path: str = "/auth
 
 
 async def is_logged_in(client: httpx.AsyncClient, person: Person) -> bool:
-    """Return whether both tokens of a login are valid. They always must be or not be together."""
+    """Return whether the login's tokens are valid. Fail if only one of the two is."""
     access = (await client.get("/users/me", headers=person.auth)).status_code
     refresh = (await client.post("/auth/refresh", json={"refresh_token": person.refresh_token})).status_code
     assert access == refresh
@@ -56,7 +56,7 @@ async def test_list_shows_each_login_and_no_secret(client: httpx.AsyncClient) ->
         assert token not in response.text
 
 
-async def test_refresh_is_the_last_use(client: httpx.AsyncClient) -> None:
+async def test_refresh_updates_the_time_of_last_use(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     pair = (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).json()
 
@@ -66,7 +66,7 @@ async def test_refresh_is_the_last_use(client: httpx.AsyncClient) -> None:
     assert (await client.get("/users/me", headers={"Authorization": f"Bearer {pair['access_token']}"})).is_success
 
 
-async def test_requests_write_nothing_about_their_login(client: httpx.AsyncClient, state: State) -> None:
+async def test_requests_do_not_write_to_their_session(client: httpx.AsyncClient, state: State) -> None:
     ann = await sign_up(client)
     statements: list[str] = []
     event.listen(
@@ -102,7 +102,7 @@ async def test_logout_ends_the_access_token_too(client: httpx.AsyncClient) -> No
     assert not await is_logged_in(client, ann)
 
 
-async def test_other_sessions_end_and_this_one_stays(client: httpx.AsyncClient) -> None:
+async def test_ending_other_sessions_keeps_the_current_one(client: httpx.AsyncClient) -> None:
     phone = await sign_up(client)
     laptop = await log_in_with(client, "Laptop/1.0")
     bob = await sign_up(client, "bob@example.com")

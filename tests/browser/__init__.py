@@ -1,1 +1,1 @@
-"""Tests in a browser."""
+"""Tests that run in a browser."""

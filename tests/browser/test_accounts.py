@@ -1,4 +1,4 @@
-"""The pages that links in mails lead to, in a browser that reaches nothing except this machine."""
+"""The pages that links in emails open, in a browser that can reach only this machine."""
 
 import asyncio
 import os
@@ -34,18 +34,18 @@ def url(start_server: StartServer, mails: MailServer) -> str:
 
 
 async def link_from(mails: MailServer, subject: str) -> str:
-    """Return the link in a mail, when it has arrived."""
+    """Wait for the email with this subject, and return its link."""
     text = text_of(await mails.wait_for(subject))
     return next(line for line in text.splitlines() if line.startswith("http://"))
 
 
 async def take_screenshot(visit: Visit, folder: Path, name: str) -> None:
-    """Write a screenshot for people to look at, into the directory SCREENSHOTS if it is set."""
+    """If the variable SCREENSHOTS names a directory, save a screenshot there for visual review."""
     await visit.page.screenshot(path=Path(os.environ.get("SCREENSHOTS", folder)) / f"{name}.png", full_page=True)
 
 
 def errors(visit: Visit) -> list[str]:
-    """Return the messages in the console, without Chromium's advice about forms."""
+    """Return the messages in the console, except Chromium's advice about forms."""
     return [message for message in visit.console if not message.startswith("[DOM]")]
 
 
@@ -53,7 +53,7 @@ async def assert_fits_and_leaks_nothing(visit: Visit, url: str, token: str) -> N
     assert await visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert token not in visit.page.url
     assert visit.external_requests(url) == []
-    for request in visit.requests[1:]:  # the browser keeps the fragment of the first to itself
+    for request in visit.requests[1:]:  # the first shows the link's fragment, which is not sent
         assert token not in request
 
 
@@ -62,7 +62,7 @@ async def test_password_is_set_on_the_page(visit: Visit, url: str, mails: MailSe
         await register(client)
         await client.post("/auth/password-reset", json={"email": "ann@example.com"})
         link = await link_from(mails, "Set a new password")
-        await visit.page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a dictionary of its own type
+        await visit.page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # Playwright has its own type for this dict
 
         await visit.page.goto(link)
         await expect(visit.page.get_by_label("New password")).to_be_focused()
@@ -97,7 +97,7 @@ async def test_address_is_verified_on_the_page(visit: Visit, url: str, mails: Ma
     async with httpx.AsyncClient(base_url=url) as client:
         await register(client)
     link = await link_from(mails, "Verify your email address")
-    await visit.page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a dictionary of its own type
+    await visit.page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # Playwright has its own type for this dict
 
     await visit.page.goto(link)
     await visit.page.get_by_label("Password", exact=True).fill("a wrong password")
@@ -112,7 +112,7 @@ async def test_address_is_verified_on_the_page(visit: Visit, url: str, mails: Ma
     await assert_fits_and_leaks_nothing(visit, url, link.partition("#token=")[2])
 
 
-async def test_link_without_a_token_says_so(visit: Visit, url: str) -> None:
+async def test_link_without_a_token_shows_an_error(visit: Visit, url: str) -> None:
     await visit.page.goto(f"{url}/account/password-reset")
 
     await expect(visit.page.get_by_role("status")).to_contain_text("This link is incomplete.")
@@ -122,27 +122,27 @@ async def test_link_without_a_token_says_so(visit: Visit, url: str) -> None:
 
 @pytest.fixture
 def maildev(docker: None) -> Iterator[Container]:  # noqa: ARG001  skips the test if there is no Docker engine
-    """A mail server that shows its mails on a page."""
+    """A mail server with a web page that shows the emails it received."""
     with run_container(MAILDEV, "--publish=127.0.0.1::1025", "--publish=127.0.0.1::1080") as container:
         until(lambda: get_or_none(f"http://{address_of(container, 1080)}/healthz"), "maildev responds")
         yield container
 
 
 def address_of(container: Container, port: int) -> str:
-    """Return the address at which a port is published."""
+    """Return the host and port at which Docker publishes a port of the container."""
     return run_docker("port", container.name, f"{port}/tcp").splitlines()[0]
 
 
 async def click_link_in_mail(visit: Visit, maildev: Container, subject: str) -> Page:
-    """Open a mail on maildev's page, and return the page that its link opens."""
+    """Open an email on maildev's page, click its link, and return the page that opens."""
     url = f"http://{address_of(maildev, 1080)}"
-    # The page may miss a mail that arrives while it is being loaded.
+    # Wait before loading the page, which may miss an email that arrives while it loads.
     await asyncio.to_thread(until, lambda: subject in httpx.get(f"{url}/email").text, f"maildev has the mail {subject}")
     await visit.page.goto("about:blank")
     await visit.page.goto(f"{url}/")
     await visit.page.get_by_text(subject).first.click()
     mail = visit.page.frame_locator("iframe").first
-    await mail.locator("base[target=_blank]").wait_for(state="attached")  # maildev adds it once the mail is loaded
+    await mail.locator("base[target=_blank]").wait_for(state="attached")  # added once the email is loaded
     async with visit.page.context.expect_page() as opened:
         await mail.get_by_role("link").click()
     return await opened.value

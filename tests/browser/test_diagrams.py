@@ -1,4 +1,4 @@
-"""The library that GitHub uses can render the diagrams of all pages."""
+"""Mermaid, which GitHub uses to render diagrams, accepts those of all pages."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from tests.pages import Block, blocks
 
 @pytest.fixture(scope="module")
 def mermaid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script of Mermaid, from its npm package."""
+    """Mermaid's script, from its npm package."""
     if not shutil.which("npm"):
         cannot_run("diagrams: npm is not installed, which downloads Mermaid")
     folder = tmp_path_factory.mktemp("mermaid")

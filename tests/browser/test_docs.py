@@ -1,4 +1,4 @@
-"""The documentation pages in a browser that can reach nothing except the service."""
+"""The API's documentation pages, in a browser that can reach only the service."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from tests.browser.conftest import StartServer, Visit
 
 expect.set_options(timeout=TIMEOUT * 1000)
 
-NEW_PASSWORD = "Tr0ub4dor&3 is shorter"  # in the example of the operation that changes it
+NEW_PASSWORD = "Tr0ub4dor&3 is shorter"  # from the OpenAPI example of the operation that changes the password
 SUPERUSER = {"email": "root@example.com", "password": "a good password"}
 
 
 async def list_operations(url: str) -> list[tuple[str, str]]:
-    """Return the tag and the id of each operation."""
+    """Return the tag and the id of every operation."""
     async with httpx.AsyncClient() as client:
         document: dict[str, Any] = (await client.get(f"{url}/openapi.json")).json()
     return [
@@ -61,7 +61,7 @@ async def test_redoc_shows_every_operation_and_its_search_finds_them(start_serve
 
 
 async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]:
-    """Execute an operation in Swagger UI with its example, and return the status and the body that are shown.
+    """Execute an operation in Swagger UI with its example, and return the status and body that the page shows.
 
     Args:
         page: The page.
@@ -86,7 +86,7 @@ async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]
 
 
 async def authorize(page: Page, token: str) -> None:
-    """Enter an access token for the following requests, in place of an earlier one."""
+    """Enter an access token for the following requests, replacing any earlier one."""
     await page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
     dialog = page.locator(".dialog-ux")
     if await dialog.get_by_role("button", name="Remove authorization").is_visible():
@@ -97,7 +97,7 @@ async def authorize(page: Page, token: str) -> None:
 
 
 async def use_account(page: Page) -> None:
-    """Execute every operation of a user with its example, from the registration to the deletion."""
+    """Execute each operation on one's own account with its example, from registration to deletion."""
     status, user = await execute(page, "users-create_user")
     assert (status, user["email"]) == (201, "user@example.com")
     taken = {"error": "Email already registered", "type": "validation_error"}
@@ -125,7 +125,7 @@ async def use_account(page: Page) -> None:
 
 
 async def list_users_as_superuser(page: Page) -> None:
-    """Log in as the superuser, and list all users."""
+    """Log in as a superuser, and list all users."""
     _, tokens = await execute(page, "auth-login", **SUPERUSER)
     await authorize(page, tokens["access_token"])
     await execute(page, "users-create_user")
@@ -138,7 +138,7 @@ async def list_users_as_superuser(page: Page) -> None:
 
 @pytest.fixture
 def create_superuser(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[[], None]:
-    """Creates a superuser in the server's database."""
+    """Return a function that creates a superuser in the server's database."""
 
     def create() -> None:
         command = [sys.executable, "-m", "app", "create-superuser", f"--email={SUPERUSER['email']}", "--full-name=Root"]
@@ -159,7 +159,7 @@ async def test_operations_can_be_executed_in_swagger_ui(
     create_superuser()
     await list_users_as_superuser(visit.page)
 
-    # Chromium logs the responses above 400, and nothing else.
+    # Chromium logs error responses. Nothing else may be in the console.
     assert visit.console == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
     assert visit.external_requests(url) == []
 
@@ -185,7 +185,7 @@ async def test_docs_pages_work_below_a_path_prefix(start_server: StartServer, vi
 async def test_screenshot_for_the_readme_can_be_taken(
     start_server: StartServer, chromium: Browser, tmp_path: Path
 ) -> None:
-    """After a change of the page, `DOCS_SCREENSHOT=.github/docs.png` replaces the README's image."""
+    """To update the README's image after the page has changed, run this with `DOCS_SCREENSHOT=.github/docs.png`."""
     file = Path(os.environ.get("DOCS_SCREENSHOT", tmp_path / "docs.png"))
     page = await chromium.new_page(viewport={"width": 960, "height": 1145}, device_scale_factor=1.5)
     await page.goto(f"{start_server()}/docs")

@@ -14,7 +14,7 @@ PROBE_INTERVAL = 0.2  # seconds between two readiness checks of each backend
 
 
 class Balancer:
-    """Connects each client to the next backend that is ready. `backends` may change at any time."""
+    """Connect clients to the ready backends in turn. Tests may change `backends` at any time."""
 
     def __init__(self) -> None:
         self.backends: list[str] = []
@@ -22,11 +22,11 @@ class Balancer:
         self._ready: list[str] = []
 
     def wait_until_ready(self, backend: str) -> None:
-        """Wait until the backend receives connections."""
+        """Wait until the balancer sends connections to the backend."""
         until(lambda: backend in self._ready, f"{backend} is ready")
 
     async def run(self, started: threading.Event, stop: threading.Event) -> None:
-        """Serve until `stop` is set."""
+        """Set `started` when listening, and serve until `stop` is set."""
         async with await asyncio.start_server(self._connect, "127.0.0.1", 0) as server:
             self.port = server.sockets[0].getsockname()[1]
             started.set()
@@ -41,7 +41,7 @@ class Balancer:
             try:
                 from_backend, to_backend = await asyncio.open_connection(backend, PORT)
             except OSError:
-                continue  # nothing was sent yet, so the next backend can serve the client
+                continue  # no data was sent yet, so the next backend can take over
             await asyncio.gather(_forward(reader, to_backend), _forward(from_backend, writer))
             return
         writer.close()

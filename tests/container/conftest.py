@@ -1,4 +1,4 @@
-"""Fixtures for tests of containers: the image, networks, databases and certificates."""
+"""Fixtures for container tests: the image, networks, databases and certificates."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ MAILDEV = "maildev/maildev:2.2.1"
 POSTGRESQL = "postgres:18-alpine"
 POSTGRESQL_OPTIONS = [
     "--env=POSTGRES_PASSWORD=password",
-    # Over TCP: on its Unix socket, the server accepts connections before it is initialized.
+    # Check over TCP: on the Unix socket, the server already accepts connections during initialization.
     "--health-cmd=pg_isready --host=127.0.0.1",
     "--health-start-period=1m",
     "--health-start-interval=200ms",
@@ -29,7 +29,7 @@ def image(docker: str) -> str:
 
 @pytest.fixture(scope="module")
 def network(docker: str) -> Iterator[str]:  # noqa: ARG001  skips the tests if Docker cannot be used
-    """A network in which containers find each other by name, because their addresses change in a restart."""
+    """A network where containers reach each other by name, because their addresses change on a restart."""
     name = f"test-{uuid4().hex}"
     run_docker("network", "create", name)
     yield name
@@ -38,24 +38,24 @@ def network(docker: str) -> Iterator[str]:  # noqa: ARG001  skips the tests if D
 
 @pytest.fixture(scope="session")
 def postgresql(docker: str) -> Iterator[Container]:  # noqa: ARG001  as above
-    """A PostgreSQL server that containers can reach at its own address."""
+    """A PostgreSQL server that other containers can reach at its IP address."""
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, "--tmpfs=/var/lib/postgresql") as server:
         yield server.wait_until_healthy()
 
 
 class Database:
-    """An empty database on a server in a container."""
+    """A new, empty database on a server in a container."""
 
     def __init__(self, server: Container) -> None:
         self.server = server
         self.name = f"test_{uuid4().hex}"
         self.url = f"postgresql://postgres:password@{server.ip}/{self.name}"
-        # A name keeps its meaning if the server gets another address, but only in the server's own network.
+        # The name still resolves if the server gets another address, but only in the server's own network.
         self.url_by_name = f"postgresql://postgres:password@{server.name}/{self.name}"
         server.execute("psql", "--username=postgres", f"--command=CREATE DATABASE {self.name}")
 
     def query(self, statement: str) -> str:
-        """Run a statement, and return the output of psql."""
+        """Run a statement with psql, and return its output."""
         psql = ("psql", "--username=postgres", f"--dbname={self.name}", "--tuples-only", "--no-align")
         return self.server.execute(*psql, f"--command={statement}")
 
@@ -81,6 +81,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def readable_path(tmp_path: Path) -> Path:
-    """An empty directory that the container's user can read. Those of pytest are for its own user only."""
+    """An empty directory that the container's user can read. Only pytest's own user can read `tmp_path`."""
     tmp_path.chmod(0o755)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Run containers and Compose projects with the Docker CLI, and remove them afterwards."""
+"""Start containers and Compose projects with the Docker CLI, and remove them afterwards."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from processes import TIMEOUT
 
 from app import PREFIX
 
-COMMAND_TIMEOUT = 1800  # seconds for one command; to run the tests in a container takes many minutes
+COMMAND_TIMEOUT = 1800  # seconds per command; running the test suite in a container takes many minutes
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
-    """Run a docker command and return its standard output. If it fails, fail the test with all of its output."""
+    """Run a docker command and return its standard output. On an error, fail the test with all of its output."""
     result = subprocess.run(
         ["docker", *arguments],
         capture_output=True,
@@ -35,7 +35,7 @@ def run_docker(*arguments: str | Path, **environment: str) -> str:
 
 @contextlib.contextmanager
 def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
-    """Run a docker command that does not end, and iterate over the lines of its output for at most TIMEOUT seconds."""
+    """Run a docker command like `logs --follow`, and yield an iterator over its lines for at most TIMEOUT seconds."""
     command = ["docker", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
@@ -49,7 +49,7 @@ def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
 
 
 class Container:
-    """A container that was started, and may have exited since."""
+    """A container that was started. It may have exited since."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -64,23 +64,23 @@ class Container:
 
     @property
     def url(self) -> str:
-        """The URL of the API at the published port 8000."""
+        """The URL of the API at the host port published for port 8000."""
         return f"http://{run_docker('port', self.name, '8000/tcp').splitlines()[0]}{PREFIX}"
 
     @property
     def ip(self) -> str:
-        """The container's own address. At a published port, Docker's proxy accepts connections that it refuses."""
+        """The container's IP address. At a published port, Docker accepts connections that the container refuses."""
         return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 
     @property
     def log(self) -> str:
-        """The output so far, standard output and standard error together."""
+        """The container's output so far: standard output and standard error combined."""
         command = ["docker", "logs", self.name]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
 
     @property
     def log_lines(self) -> list[dict[str, Any]]:
-        """The log's lines, each of which must be a JSON object."""
+        """The parsed lines of the log, each of which must be a JSON object."""
         return json_lines(self.log)
 
     @property
@@ -88,16 +88,16 @@ class Container:
         return {line["level"] for line in self.log_lines}
 
     def messages(self, level: str) -> list[str]:
-        """Return the messages that were logged at a level."""
+        """Return the messages logged at this level."""
         return [line["event"] for line in self.log_lines if line["level"] == level]
 
     @property
     def processes(self) -> list[str]:
-        """The processes as seen from the host: process id, user id, command."""
+        """The processes as seen from the host, as lines of process id, user id and command."""
         return run_docker("top", self.name, "-eo", "pid,uid,args").splitlines()[1:]
 
     def wait_for_log(self, text: str, times: int = 1) -> None:
-        """Wait until the log contains a text so many times."""
+        """Wait until the log contains `text` at least `times` times."""
         found = 0
         with follow_docker("logs", "--follow", self.name) as lines:
             for line in lines:
@@ -109,7 +109,7 @@ class Container:
     def wait_until_healthy(self) -> "Container":
         """Wait until the container's health check succeeds."""
         filters = [f"--filter={condition}" for condition in (f"container={self.name}", "event=health_status")]
-        started_at = self.inspect("{{.State.StartedAt}}")  # earlier events are of an earlier start
+        started_at = self.inspect("{{.State.StartedAt}}")  # ignore events from before the last start
         with follow_docker(
             "events", f"--since={started_at}", *filters, "--filter=event=die", "--format={{.Action}}"
         ) as events:
@@ -125,7 +125,7 @@ class Container:
         run_docker("kill", "--signal", name, self.name)
 
     def stop(self, seconds: int = 10) -> None:
-        """Send SIGTERM, wait for the end, and send SIGKILL after some seconds, by default as many as `docker stop`."""
+        """Send SIGTERM, then SIGKILL if the container still runs after `seconds`. The default is that of Docker."""
         run_docker("stop", "--time", str(seconds), self.name)
 
     def start(self) -> "Container":
@@ -139,24 +139,24 @@ class Container:
         return int(subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT).stdout)
 
     def execute(self, *command: str) -> str:
-        """Run a command in the container, and return its output."""
+        """Run a command inside the container, and return its output."""
         return run_docker("exec", self.name, *command)
 
 
 @contextlib.contextmanager
 def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Run a container in the background. At the end, print its log for pytest to show, and remove it."""
+    """Run a container in the background. At the end, print its log, which pytest shows on failure, and remove it."""
     container = Container(f"test-{uuid4().hex}")
     run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:
         yield container
     finally:
-        print(f"--- log of {container.name}\n{container.log}")  # noqa: T201  for pytest
+        print(f"--- log of {container.name}\n{container.log}")  # noqa: T201  pytest shows it
         run_docker("rm", "--force", "--volumes", container.name)
 
 
 class Compose:
-    """A Compose project with its own name, and with variables for its own ports."""
+    """A Compose project with a unique name, and with variables that choose its ports."""
 
     def __init__(self, file: Path, variables: dict[str, str]) -> None:
         self.file = file
@@ -164,11 +164,11 @@ class Compose:
         self.name = f"test-{uuid4().hex}"
 
     def __call__(self, *arguments: str) -> str:
-        """Run a docker compose command on the project."""
+        """Run a docker compose command on the project, and return its output."""
         return run_docker("compose", "--project-name", self.name, "--file", self.file, *arguments, **self.variables)
 
     def run(self, script: str, **variables: str) -> str:
-        """Run documented commands in the project's directory, and return their output."""
+        """Run commands from the documentation in the project's directory, and return their output."""
         environment = {**os.environ, **self.variables, **variables, "COMPOSE_PROJECT_NAME": self.name}
         result = subprocess.run(
             ["bash", "-euc", script],
@@ -184,26 +184,26 @@ class Compose:
         return result.stdout
 
     def container(self, service: str) -> Container:
-        """Return the only container of a service, which may have exited."""
+        """Return the only container of a service, even if it has exited."""
         return Container(self("ps", "--all", "--quiet", service))
 
     @property
     def url(self) -> str:
-        """The URL of the API of the web service at its published port."""
+        """The URL of the API at the published port of `web`."""
         return f"http://{self('port', 'web', '8000')}{PREFIX}"
 
 
 @contextlib.contextmanager
 def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
-    """Create a project, which the caller starts. At the end, print its logs, and remove everything it created."""
+    """Yield a project for the caller to start. At the end, print its logs, and remove everything it created."""
     compose = Compose(file, variables)
     try:
         yield compose
     finally:
-        print(f"--- logs of {compose.name}\n{compose('logs', '--no-color')}")  # noqa: T201  for pytest
+        print(f"--- logs of {compose.name}\n{compose('logs', '--no-color')}")  # noqa: T201  pytest shows it
         compose("down", "--volumes", "--remove-orphans", "--rmi", "local")
 
 
 def json_lines(log: str) -> list[dict[str, Any]]:
-    """Parse a log each of whose lines must be a JSON object."""
+    """Parse a log in which each line must be a JSON object."""
     return [json.loads(line) for line in log.splitlines()]

@@ -1,4 +1,4 @@
-"""The service with bugs, to be mounted into containers, to test how each of them is logged."""
+"""The service with an additional route that triggers bugs, for tests of how each is logged. Mounted into containers."""
 
 import asyncio
 import ctypes
@@ -23,7 +23,7 @@ class FailsWhenDeleted:
 
 @app.get(PREFIX + "/bugs/{kind}")
 async def bugs(kind: str) -> None:
-    """Behave like a program with a bug of this kind."""
+    """Trigger a bug of this kind."""
     match kind:
         case "error in a route":
             fail()

@@ -1,10 +1,10 @@
-"""Constant load over plain sockets, by clients that retry nothing and count every failure.
+"""Constant load over plain sockets. The clients never retry, and count every failure.
 
-Once a connection is established, anything but a complete 2xx response is a failure: a reset, a truncated response, an
-error status, a timeout. A connection that cannot be established carried no request. It is counted separately, and is
-an error in every test in which a server should be listening.
+On an established connection, anything except a complete 2xx response is a failure: a reset, a truncated response, an
+error status or a timeout. A failed connection attempt carried no request, and is counted separately. It fails every
+test in which a server should be listening.
 
-Like any HTTP client, these clients do not send a request on a connection that the server has closed.
+Like other HTTP clients, these do not send a request on a connection that the server has closed.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 from processes import until
 
-# Below saturation on two slow CPUs, and enough for no connection to be idle for long.
+# Few enough not to saturate two slow CPUs, and enough that no connection is idle for long.
 CLIENTS = 8
 REQUESTS_PER_SECOND = 80
-CONNECT_TIMEOUT = 5  # seconds; enough for two lost packets
+CONNECT_TIMEOUT = 5  # seconds; enough to retransmit a lost packet twice
 RESPONSE_TIMEOUT = 30
 
 
 class Target(NamedTuple):
-    """A request to repeat. Half of the clients keep their connection, the others open a new one for each request."""
+    """A request to repeat. Half of the clients keep their connection open, the others open one for each request."""
 
     host: str
     port: int
@@ -39,7 +39,7 @@ class Target(NamedTuple):
     tls: SSLContext | None = None
 
     def encode(self, *, keep_alive: bool) -> bytes:
-        """Return the request in HTTP/1.1."""
+        """Return the bytes of the HTTP/1.1 request."""
         headers = {"Host": self.host, "Connection": "keep-alive" if keep_alive else "close", **self.headers}
         if self.json:
             headers |= {"Content-Type": "application/json", "Content-Length": str(len(self.json))}
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
 
 class ErrorResponse(NamedTuple):
-    """A complete response that is not 2xx, and the time at which its request was sent."""
+    """A complete response with a status other than 2xx, and the time at which its request was sent."""
 
     sent_at: float
     status: int
@@ -58,25 +58,25 @@ class ErrorResponse(NamedTuple):
 
 @dataclass
 class Report:
-    """The results so far."""
+    """The results of the load so far."""
 
     responses: int = 0  # 2xx
-    kept_alive: int = 0  # of these, the ones whose connection stays open
-    refused: int = 0  # connections that could not be established
+    kept_alive: int = 0  # 2xx responses whose connection stays open
+    refused: int = 0  # failed connection attempts
     failures: list[str] = field(default_factory=list)
-    error_responses: list[ErrorResponse] = field(default_factory=list)  # the failures that are complete responses
+    error_responses: list[ErrorResponse] = field(default_factory=list)  # failures with a complete response
     slowest: float = 0.0  # seconds
 
 
 def continue_load(report: Report, seconds: float = 1) -> None:
-    """Let the load continue for some seconds, and then until the next response."""
+    """Let the load continue for some seconds, and then wait for another response."""
     responses = report.responses
     time.sleep(seconds)
     until(lambda: report.responses > responses, "responses continue")
 
 
 def assert_no_request_lost(report: Report, *, may_refuse: bool = False) -> None:
-    """Assert that there was no failure, on kept connections and on new ones."""
+    """Assert that no request failed, and that both kept-alive and new connections were used."""
     assert report.failures == []
     assert may_refuse or report.refused == 0
     assert report.responses > report.kept_alive > 0
@@ -84,7 +84,7 @@ def assert_no_request_lost(report: Report, *, may_refuse: bool = False) -> None:
 
 @contextlib.contextmanager
 def load(*targets: Target) -> Iterator[Report]:
-    """Send requests to all targets until the block ends, and then wait for the last responses."""
+    """Send requests to all targets until the `with` block ends, then wait for the last responses."""
     report, stop = Report(), threading.Event()
     requests = itertools.cycle((target, target.encode(keep_alive=keep)) for keep in (True, False) for target in targets)
     clients = [
@@ -105,7 +105,7 @@ def load(*targets: Target) -> Iterator[Report]:
 
 
 async def _run_client(target: Target, request: bytes, report: Report, stop: threading.Event, delay: float) -> None:
-    """Send the request at a fixed rate. A late response delays only its own client."""
+    """Send the request at a fixed rate. A late response delays only this client."""
     interval = CLIENTS / REQUESTS_PER_SECOND
     due = time.monotonic() + delay
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -119,7 +119,7 @@ async def _run_client(target: Target, request: bytes, report: Report, stop: thre
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     connection = await asyncio.open_connection(target.host, target.port, ssl=target.tls)
-            except OSError:  # TimeoutError is one
+            except OSError:  # includes TimeoutError
                 report.refused += 1
                 continue
         reader, writer = connection
@@ -148,7 +148,7 @@ async def _run_client(target: Target, request: bytes, report: Report, stop: thre
 
 
 async def _read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], str]:
-    """Read one response to its end, and return its status, its headers in lower case, and its body."""
+    """Read one complete response, and return its status, its headers with lower-case names, and its body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     status, headers = int(head.split()[1]), dict(line.split(": ", 1) for line in head.splitlines()[1:-1])
     return status, headers, (await reader.readexactly(int(headers["content-length"]))).decode()

@@ -1,4 +1,4 @@
-"""PostgreSQL servers in containers: settings that change while they run, and standbys that follow them."""
+"""PostgreSQL servers in containers: change settings at runtime, and run and promote standbys."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from processes import until
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container
 
-# Copies the primary, and runs as its standby. It is not in the image's own directory, which is a volume.
+# Copies the primary, and runs as its standby. PGDATA is not the image's default, which is a volume.
 STANDBY = """
 until pg_basebackup --pgdata=/tmp/standby --write-recovery-conf --checkpoint=fast \
     --dbname="host=$PRIMARY user=postgres password=password application_name=standby"
@@ -18,13 +18,13 @@ exec postgres -D /tmp/standby -c "listen_addresses=*" -c wal_receiver_status_int
 
 
 def psql(server: Container, statement: str, database: str = "postgres") -> str:
-    """Run a statement, and return its output."""
+    """Run a statement with psql, and return its output."""
     command = ("psql", "--username=postgres", f"--dbname={database}", "--tuples-only", "--no-align")
     return server.execute(*command, f"--command={statement}")
 
 
 def configure(server: Container, **settings: str) -> None:
-    """Change settings of a running server, and wait until new connections have them."""
+    """Change settings of a running server, and wait until they apply to new connections."""
     for name, value in settings.items():
         psql(server, f"ALTER SYSTEM SET {name} = '{value}'")
     psql(server, "SELECT pg_reload_conf()")
@@ -33,13 +33,13 @@ def configure(server: Container, **settings: str) -> None:
 
 
 def authenticate(server: Container, rule: str) -> None:
-    """Put a rule before the others in pg_hba.conf. It holds after the next `configure`."""
+    """Insert a rule at the top of pg_hba.conf. It takes effect with the next `configure`."""
     server.execute("sed", "-i", f"1i {rule}", psql(server, "SHOW hba_file"))
 
 
 @contextmanager
 def run_primary(network: str, *options: str) -> Iterator[Container]:
-    """Run a server that accepts standbys."""
+    """Run a server that allows replication."""
     with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS, *options) as server:
         server.wait_until_healthy()
         authenticate(server, "host replication all all scram-sha-256")
@@ -49,7 +49,7 @@ def run_primary(network: str, *options: str) -> Iterator[Container]:
 
 @contextmanager
 def run_standby(primary: Container, network: str, *settings: str) -> Iterator[Container]:
-    """Run a standby of a server. It may be starting still."""
+    """Run a standby of the primary. It may still be starting."""
     options = (f"--network={network}", f"--env=PRIMARY={primary.name}", "--user=postgres", "--entrypoint=sh")
     command = ["-c", STANDBY, "sh", *(option for setting in settings for option in ("-c", setting))]
     with run_container(POSTGRESQL, *options, *POSTGRESQL_OPTIONS, command=command) as server:
@@ -57,5 +57,5 @@ def run_standby(primary: Container, network: str, *settings: str) -> Iterator[Co
 
 
 def promote(standby: Container) -> None:
-    """Make a standby the primary."""
+    """Promote a standby to primary, and wait until it is."""
     psql(standby, "SELECT pg_promote()")

@@ -1,4 +1,4 @@
-"""A project of docker-compose.production.yml, as on a host, and its documented commands."""
+"""Run docker-compose.production.yml as a Compose project, with the commands from the documentation."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,22 +19,22 @@ FILE = "docker-compose.production.yml"
 
 @contextmanager
 def production_project(folder: Path, image: str) -> Iterator[Compose]:
-    """Create a project in a directory that contains the file and new secrets, and nothing else. Start nothing."""
+    """Create a project, without starting it, in a directory that holds only the Compose file and new secrets."""
     shutil.copy(ROOT / FILE, folder)
-    network = f"10.{randrange(128, 254)}.{randrange(256)}"  # noqa: S311  probably unused by other test runs
+    network = f"10.{randrange(128, 254)}.{randrange(256)}"  # noqa: S311  unlikely to be used by another test run
     with compose_project(folder / FILE, WEB_PORT="0", WEB_NETWORK=network, IMAGE=image) as compose:
-        # The containers' users must be able to read the secrets, whatever the administrator's umask is.
+        # With the strictest umask: the containers' users must still be able to read the secrets.
         run(compose, "umask 077\n" + command("make-secrets"))
         yield compose
 
 
 def run(compose: Compose, script: str) -> str:
-    """Run documented commands, and return their output."""
+    """Run commands from the documentation, and return their output."""
     return compose.run(command("compose-file") + script)
 
 
 def query(compose: Compose, statement: str) -> str:
-    """Run a statement, and return the output of psql."""
+    """Run a statement with psql, and return its output."""
     psql = ("psql", "--username=app", "--dbname=app", "--tuples-only", "--no-align", "--quiet")
     return compose("exec", "-T", "db", *psql, f"--command={statement}")
 

@@ -1,4 +1,4 @@
-"""The service in a container, with the settings of most tests, and requests to it."""
+"""Run the service in a container, with common settings, and send requests to it."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,32 +21,32 @@ SETTINGS = {
     **dict.fromkeys(map(str.upper, RATE_LIMITS), NO_LIMIT),
     "LOG_LEVEL": "info",
 }
-# Makes the migrations fail, because the first of them creates a table of this name.
+# Makes the first migration fail, because it creates a table with this name.
 CONFLICTING_TABLE = "CREATE TABLE users (id int)"
-# The option that mounts slow_app.py, for a container that runs `slow_command()`.
+# Mounts slow_app.py into a container that runs `slow_command()`.
 SLOW_APP = f"--volume={Path(__file__).with_name('slow_app.py')}:/app/slow_app.py:ro"
 
 
 def options(**settings: str) -> list[str]:
-    """Return the settings of most tests and the given ones as options of `docker run`."""
+    """Return the common and the given settings as `docker run` options."""
     return [f"--env={name}={value}" for name, value in {**SETTINGS, **settings}.items()]
 
 
 def slow_command(*arguments: str) -> tuple[str, ...]:
-    """Return the command that serves the slow routes too."""
+    """Return the command that serves the application with its slow routes."""
     return ("gunicorn", "slow_app:app", "-c", "gunicorn.conf.py", *arguments)
 
 
 @contextmanager
 def run_service(image: str, *docker_options: str, command: Sequence[str] = (), **settings: str) -> Iterator[Container]:
-    """Run the service, and wait until all of its workers accept requests."""
+    """Run the service, and wait until all workers accept requests."""
     with run_container(image, *options(**settings), *docker_options, command=command) as container:
         wait_for_workers(container, int({**SETTINGS, **settings}["WEB_CONCURRENCY"]))
         yield container
 
 
 def wait_for_workers(container: Container, number: int) -> None:
-    """Wait until this many workers have started, including those that have exited since."""
+    """Wait until this many workers have started in total, including those that have exited since."""
     container.wait_for_log("Application startup complete.", times=number)
 
 
@@ -55,7 +55,7 @@ def count_started_workers(container: Container) -> int:
 
 
 def api(container: Container) -> str:
-    """Return the URL of the API at the container's own address."""
+    """Return the URL of the API at the container's IP address."""
     return f"http://{container.ip}:8000{PREFIX}"
 
 
@@ -64,24 +64,24 @@ def get(container: Container, path: str, headers: dict[str, str] | None = None) 
 
 
 def get_in_background(executor: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
-    """Send a request to a slow route, and return when the application has received it."""
+    """Send a request to a slow route in a thread, and return its future once the application has received it."""
     response = executor.submit(get, container, path)
     container.wait_for_log("slow request")
     return response
 
 
 def log_in(url: str) -> dict[str, str]:
-    """Log in, and return the header that authenticates the user."""
+    """Log in, and return the Authorization header."""
     response = httpx.post(f"{url}/auth/login", json=CREDENTIALS, timeout=TIMEOUT)
     return {"Authorization": f"Bearer {response.json()['access_token']}"}
 
 
 def make_targets(container: Container, host: str = "", port: int = 8000) -> list[Target]:
-    """Return one request that does not use the database and one that does.
+    """Return two requests for the load: one that does not use the database, and one that does.
 
     Args:
-        container: Registers the user of the second request.
-        host: The host to send requests to, by default the container's address.
+        container: The service, where the user of the second request is registered.
+        host: The host to send requests to; by default the container's IP address.
         port: The port to send requests to.
     """
     url = api(container)

@@ -1,4 +1,4 @@
-"""The service with slow routes, to be mounted into containers."""
+"""The service with additional slow routes, for tests of shutdown and timeouts. Mounted into containers."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ log = structlog.stdlib.get_logger("slow")
 
 @app.get(PREFIX + "/slow/{seconds}")
 async def slow(seconds: float) -> int:
-    """Wait without blocking the event loop, and return the worker's process id."""
+    """Sleep without blocking the event loop, and return the worker's process id."""
     log.info("slow request")
     await asyncio.sleep(seconds)
     return os.getpid()
@@ -22,7 +22,7 @@ async def slow(seconds: float) -> int:
 
 @app.get(PREFIX + "/stuck/{seconds}")
 async def stuck(seconds: float) -> int:
-    """Block the event loop, as a bug may do."""
+    """Block the event loop, as a buggy route may."""
     log.info("slow request")
-    time.sleep(seconds)  # noqa: ASYNC251  on purpose
+    time.sleep(seconds)  # noqa: ASYNC251  blocks on purpose
     return os.getpid()

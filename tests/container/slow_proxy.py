@@ -1,4 +1,4 @@
-"""A TCP proxy that delays data in both directions after a SIGUSR1, until the next one.
+"""A TCP proxy that delays data in both directions. SIGUSR1 switches the delay on and off.
 
 Usage: `python slow_proxy.py HOST PORT SECONDS`. It listens on the port that it forwards to.
 """
@@ -13,8 +13,8 @@ is_slow = False
 
 
 def toggle() -> None:
-    """Start or stop the delay."""
-    global is_slow  # noqa: PLW0603  one proxy per process
+    """Switch the delay on or off."""
+    global is_slow  # noqa: PLW0603  there is one proxy per process
     is_slow = not is_slow
 
 
@@ -28,7 +28,7 @@ async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Connect a client to the server."""
+    """Forward data between a client and the server."""
     try:
         server_reader, server_writer = await asyncio.open_connection(HOST, PORT)
     except OSError:
@@ -40,7 +40,7 @@ async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 async def main() -> None:
     """Accept connections until the process is killed."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, toggle)
-    async with await asyncio.start_server(connect, "0.0.0.0", PORT) as server:  # noqa: S104  in a container
+    async with await asyncio.start_server(connect, "0.0.0.0", PORT) as server:  # noqa: S104  runs in a container
         await server.serve_forever()
 
 

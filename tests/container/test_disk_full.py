@@ -1,4 +1,4 @@
-"""PostgreSQL's disk is full: writes are 503 and reads go on, few lines name the cause, and it recovers by itself."""
+"""PostgreSQL's disk is full: writes return 503, reads succeed, the log stays short, and the service recovers."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ from tests.container.load import assert_no_request_lost, continue_load, load
 from tests.container.service import PERSON, SETTINGS, count_started_workers, get, make_targets, run_service
 
 WORKERS = int(SETTINGS["WEB_CONCURRENCY"])
-# Seconds between two lines of a worker about the outage.
+# Seconds between log lines about the outage, per worker.
 OUTAGE_SECONDS = 30
 FILLER = "/var/lib/postgresql/filler"
 
@@ -27,7 +27,7 @@ def server(network: str) -> Iterator[Container]:
         yield container.wait_until_healthy()
 
 
-def test_full_disk_fails_only_writes_and_is_named_in_few_lines(image: str, network: str, server: Container) -> None:
+def test_full_disk_fails_only_writes_and_logs_few_lines(image: str, network: str, server: Container) -> None:
     database = Database(server)
     settings = {"DATABASE_URL": database.url_by_name, "DATABASE_MIGRATE": "true", "MAX_REQUESTS": "0"}
     numbers = itertools.count()
@@ -42,7 +42,7 @@ def test_full_disk_fails_only_writes_and_is_named_in_few_lines(image: str, netwo
             return [line for line in service.log_lines if line["event"] == "database unavailable"]
 
         with load(make_targets(service)[1]) as reads:
-            server.execute("sh", "-c", f"! dd if=/dev/zero of={FILLER} bs=8k")  # until there is no space left
+            server.execute("sh", "-c", f"! dd if=/dev/zero of={FILLER} bs=8k")  # fill the disk until dd fails
             started_at = time.monotonic()
             until(lambda: register() == 503, "a write fails")
             statuses = [register() for _ in range(20)]
@@ -56,7 +56,7 @@ def test_full_disk_fails_only_writes_and_is_named_in_few_lines(image: str, netwo
             after = [register() for _ in range(10)]
 
         assert_no_request_lost(reads)
-        assert statuses.count(503) > 10  # pages with some room are still written
+        assert statuses.count(503) > 10  # some writes may succeed, on pages with free space
         assert set(statuses) <= {201, 503}
         assert after == [201] * 10
         assert "DiskFullError" in str(lines[0]["reason"])

@@ -1,4 +1,4 @@
-"""No acknowledged write is lost when workers, containers and PostgreSQL are killed."""
+"""Acknowledged writes survive when workers, containers and PostgreSQL are killed."""
 
 import asyncio
 import itertools
@@ -18,18 +18,18 @@ from tests.container.service import api, run_service
 from tests.people import PASSWORD
 
 CLIENTS = 8
-# Seconds that each client waits before a request, so that the machine is busy but not saturated.
+# Seconds that each client sleeps before a request, so that the machine is busy but not saturated.
 PAUSE = 0.03
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
-    # A used refresh token is rejected at once, so that each is accepted only once.
+    # Disable the overlap: each refresh token is accepted at most once, so that the test can check every use.
     "REFRESH_OVERLAP_SECONDS": "0",
-    # Cheap password hashes
+    # Cheap password hashes, because the clients log in often
     "ARGON2_MEMORY_KIB": "64",
     "ARGON2_TIME_COST": "1",
     "ARGON2_PARALLELISM": "1",
 }
-# Run in the container: kills the children of process 1.
+# Runs in the container, and kills the children of process 1, which are the workers.
 KILL_WORKERS = """
 import contextlib, os, pathlib
 for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
@@ -41,7 +41,7 @@ for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
 
 @pytest.fixture
 def database(network: str) -> Iterator[Database]:
-    """A database on disk, on a server with its default settings, which sync every commit."""
+    """A database on disk. PostgreSQL has its default settings, which sync every commit."""
     with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS) as container:
         yield Database(container.wait_until_healthy())
 
@@ -54,7 +54,7 @@ def service(image: str, network: str, database: Database) -> Iterator[Container]
 
 @dataclass
 class Account:
-    """A user, and what the service has acknowledged. Unacknowledged writes may or may not be stored."""
+    """A user, and the writes that the service acknowledged. Unacknowledged writes may or may not be stored."""
 
     email: str
     name: str = "first name"
@@ -65,11 +65,11 @@ class Account:
 
 
 class UnexpectedResponse(Exception):
-    """A response that contradicts what was acknowledged."""
+    """A response that contradicts an acknowledged write."""
 
 
 class Clients:
-    """Register users, change their names and refresh their tokens until stopped, and record what is acknowledged."""
+    """Register users, change their names and refresh their tokens until stopped. Record the acknowledged writes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -79,12 +79,12 @@ class Clients:
         self.unexpected: list[str] = []
 
     async def run(self, stop: threading.Event) -> None:
-        """Run all clients until `stop` is set."""
+        """Run all clients concurrently until `stop` is set."""
         async with httpx.AsyncClient(timeout=TIMEOUT) as self.http:
             await asyncio.gather(*(self.run_client(number, stop) for number in range(CLIENTS)))
 
     async def run_client(self, number: int, stop: threading.Event) -> None:
-        """Use one account after the other."""
+        """Create accounts and use them, one after another."""
         for generation in itertools.count():
             if stop.is_set():
                 return
@@ -102,10 +102,10 @@ class Clients:
     async def request(
         self, method: str, path: str, account: Account, expected: set[int], **fields: str
     ) -> httpx.Response:
-        """Send a request. Return a 503 if the connection fails, because then the result is as unknown as after a 503.
+        """Send a request. If the connection fails, return a 503, because the outcome is just as unknown.
 
         Raises:
-            UnexpectedResponse: The status is neither expected nor 503.
+            UnexpectedResponse: The status is neither in `expected` nor 503.
         """
         await asyncio.sleep(PAUSE)
         headers = {"Authorization": f"Bearer {account.access_token}"} if account.access_token else {}
@@ -123,13 +123,13 @@ class Clients:
     async def post(
         self, path: str, account: Account, status: int, *, repeated: int | None = None, **fields: str
     ) -> httpx.Response:
-        """Retry a POST until the response is not 503.
+        """Send a POST, and retry it while the response is 503.
 
         Args:
             path: The path.
-            account: Whose request it is.
+            account: The account that sends the request.
             status: The expected status.
-            repeated: The status that is expected too if an earlier attempt succeeded without an acknowledgement.
+            repeated: The status to accept as well if an earlier attempt succeeded without being acknowledged.
             fields: The request's body.
         """
         expected = {status}
@@ -144,12 +144,12 @@ class Clients:
         await self.post("/users/", account, 201, repeated=400, **fields)
 
     async def log_in(self, account: Account) -> None:
-        """Get new tokens."""
+        """Log in to get new tokens."""
         tokens = (await self.post("/auth/login", account, 200, email=account.email, password=PASSWORD)).json()
         account.access_token, account.refresh_token = tokens["access_token"], tokens["refresh_token"]
 
     async def rename(self, account: Account, name: str) -> None:
-        """Change the name, without a retry."""
+        """Change the name once, without a retry."""
         if not account.access_token:
             await self.log_in(account)
         response = await self.request("PATCH", "/users/me", account, {200}, full_name=name)
@@ -159,17 +159,17 @@ class Clients:
             account.unacknowledged_names.append(name)
 
     async def refresh(self, account: Account) -> None:
-        """Exchange the refresh token. If an unacknowledged attempt has used it, the retry revokes its family."""
+        """Exchange the refresh token. If an unacknowledged attempt used it, its retry revokes the login."""
         response = await self.post("/auth/refresh", account, 200, repeated=401, refresh_token=account.refresh_token)
         if response.is_success:
             account.used_tokens.append(account.refresh_token)
             account.refresh_token = response.json()["refresh_token"]
         else:
             await self.log_in(account)
-            account.used_tokens.clear()  # of the revoked family
+            account.used_tokens.clear()  # they belong to the revoked login
 
     async def refresh_twice_at_once(self, account: Account) -> None:
-        """Exchange one token in two concurrent requests, as its owner and a thief might."""
+        """Exchange one refresh token in two concurrent requests, as its owner and a thief might do."""
         token = account.refresh_token
         responses = await asyncio.gather(
             *(self.request("POST", "/auth/refresh", account, {200, 401}, refresh_token=token) for _ in range(2))
@@ -183,7 +183,7 @@ class Clients:
 
 @contextmanager
 def run_clients(clients: Clients) -> Iterator[None]:
-    """Run the clients in a thread while the block is executed."""
+    """Run the clients in a thread until the `with` block ends."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(asyncio.run, clients.run(stop))
@@ -215,7 +215,7 @@ def test_ten_kills_lose_no_acknowledged_write(service: Container, database: Data
             assert clients.unexpected == []
             kill()
     counts = f"{clients.acknowledged} acknowledged, {clients.unacknowledged} not"
-    print(f"-- {len(clients.accounts)} accounts, {counts}")  # noqa: T201  shown by pytest -rP
+    print(f"-- {len(clients.accounts)} accounts, {counts}")  # noqa: T201  shown by `pytest -rP`
     assert clients.unexpected == []
     rows = [line.split("|") for line in database.query("SELECT email, full_name FROM users").splitlines()]
     names = dict(rows)
@@ -230,10 +230,10 @@ def test_ten_kills_lose_no_acknowledged_write(service: Container, database: Data
 
 
 async def refresh_all_tokens(clients: Clients) -> None:
-    """Check that each account's current refresh token is accepted, and then that a used one is not."""
+    """Check for each account that its current refresh token is accepted, and that a used one is then rejected."""
 
     async def refresh_tokens(account: Account) -> None:
-        with suppress(UnexpectedResponse):  # it is recorded in clients.unexpected
+        with suppress(UnexpectedResponse):  # recorded in clients.unexpected
             if token := account.refresh_token:
                 await clients.post("/auth/refresh", account, 200, repeated=401, refresh_token=token)
             for token in account.used_tokens[-1:]:

@@ -1,4 +1,4 @@
-"""Passwords cannot be guessed faster by keeping the service busy, so that Redis seems to answer late."""
+"""Attackers cannot bypass the login limit by overloading the service until Redis commands time out."""
 
 import asyncio
 import contextlib
@@ -18,21 +18,21 @@ from tests.container.service import CREDENTIALS, PERSON, run_service
 CONNECTIONS = 1000
 GUESSING_CLIENTS = 8
 SECONDS = 20.0
-QUOTA, WORKERS = 2, 3  # a small quota, which a slow machine exceeds, too, if guesses are not counted
+QUOTA, WORKERS = 2, 3  # a quota so small that uncounted guesses exceed it even on a slow machine
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextlib.contextmanager
 def busy(host: str) -> Iterator[None]:
-    """Send requests on many connections, as fast as they are answered."""
+    """Keep the service busy: send requests on many connections, each as soon as the last one is answered."""
     raise_file_limit()
     responses, stop = 0, Event()
 
     async def run_client() -> None:
         nonlocal responses
         while not stop.is_set():
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the worker is replaced
-                await asyncio.sleep(0)  # other clients run even if no connection can be made
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the worker was replaced
+                await asyncio.sleep(0)  # let other clients run even if connecting fails at once
                 reader, writer = await asyncio.open_connection(host, 8000)
                 with contextlib.closing(writer):
                     while not stop.is_set():
@@ -58,9 +58,9 @@ def busy(host: str) -> Iterator[None]:
 
 
 def guess(host: str, end: float) -> Counter[int]:
-    """Log in with wrong passwords for some time, and count the statuses."""
+    """Log in with wrong passwords until `end`, and count the statuses."""
     statuses = Counter[int]()
-    # A new connection for each request, so that they reach all workers.
+    # Use a new connection for each request, so that requests reach all workers.
     with httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0)) as client:
         while time.monotonic() < end:
             wrong = {**CREDENTIALS, "password": f"wrong password {time.monotonic()}"}
@@ -76,7 +76,7 @@ def test_guesses_stay_within_the_quota_while_a_thousand_connections_are_busy(ima
             "REDIS_URL": f"redis://{redis.name}",
             "RATE_LIMIT_LOGIN": f"{QUOTA}/minute",
             "WEB_CONCURRENCY": str(WORKERS),
-            # So that no guess is rejected for another reason
+            # Long timeouts, so that guesses are rejected only by the rate limit
             "DATABASE_POOL_TIMEOUT": "60",
             "DATABASE_STATEMENT_TIMEOUT": "60",
         }
@@ -88,7 +88,7 @@ def test_guesses_stay_within_the_quota_while_a_thousand_connections_are_busy(ima
                 guesses = [executor.submit(guess, host, end) for _ in range(GUESSING_CLIENTS)]
                 statuses = sum((each.result() for each in guesses), Counter[int]())
 
-    print(f"-- {statuses}")  # noqa: T201  shown by pytest -rP
+    print(f"-- {statuses}")  # noqa: T201  shown by `pytest -rP`
     assert 0 < statuses[401] <= QUOTA * WORKERS
     assert statuses[429] > 0
     assert statuses.keys() <= {401, 429, 503}

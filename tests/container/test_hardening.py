@@ -1,4 +1,4 @@
-"""The strictest options of `docker run`, and the files in the image: only what runs, and nothing writable."""
+"""The image runs with the strictest `docker run` options, and contains no unneeded and no writable files."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ DOCKER_OPTIONS = {
     "strict, init": [*STRICT, "--init"],
 }
 PROGRAM = ("app", "opt/venv")
-# File and directory names that do not belong in the image, as patterns.
+# Patterns of file and directory names that must not be in the image.
 UNWANTED = [".git", ".env*", "uv", "uvx", "pip", ".cache", "gcc*", "cc", "make", "curl", "wget", "*.db", "*.key"]
 
 Files = dict[str, tarfile.TarInfo]
@@ -41,7 +41,7 @@ Build = Callable[..., tuple[str, str]]
 
 @contextlib.contextmanager
 def export(image: str) -> Iterator[tarfile.TarFile]:
-    """Open an archive of every file in an image."""
+    """Open a tar archive of all files in the image."""
     with run_container(image, "--entrypoint=true") as container, TemporaryFile() as archive:
         subprocess.run(["docker", "export", container.name], stdout=archive, check=True)
         archive.seek(0)
@@ -55,7 +55,7 @@ def list_files(image: str) -> Files:
 
 
 def describe_files(image: str) -> dict[str, tuple[object, ...]]:
-    """Return the metadata of each file, without its times, and a hash of its content."""
+    """Map each file name to the file's metadata, except times, and a hash of its content."""
     with export(image) as tar:
         return {
             file.name: (
@@ -67,7 +67,7 @@ def describe_files(image: str) -> dict[str, tuple[object, ...]]:
 
 
 def is_program(name: str) -> bool:
-    """Return whether a file belongs to the program, and not to the base image."""
+    """Return whether a file belongs to the service rather than to the base image."""
     return name.startswith(tuple(f"{folder}/" for folder in PROGRAM))
 
 
@@ -84,7 +84,7 @@ def base_files() -> Files:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the build context that a test may change."""
+    """A copy of the build context that tests may change."""
     for name in ("pyproject.toml", "uv.lock", "gunicorn.conf.py", "Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("app", "packages"):
@@ -109,7 +109,7 @@ def test_container_is_healthy_and_logs_no_other_warning(image: str, case: str) -
         assert container.log_levels <= {"info", "warning"}
 
 
-def test_image_contains_only_what_runs(files: Files, base_files: Files) -> None:
+def test_image_contains_no_unneeded_files(files: Files, base_files: Files) -> None:
     added = files.keys() - base_files.keys()
 
     assert [
@@ -140,7 +140,7 @@ def test_image_adds_no_setuid_or_setgid_file(files: Files, base_files: Files) ->
 
 @pytest.fixture
 def build(copy: Path) -> Iterator[Build]:
-    """Builds the copy, and returns the image's name and the output of the build."""
+    """Return a function that builds the copy, and returns the image's name and the output of the build."""
     tags = []
 
     def build(*options: str) -> tuple[str, str]:
@@ -157,19 +157,19 @@ def build(copy: Path) -> Iterator[Build]:
 def test_two_builds_contain_the_same_files(copy: Path, build: Build) -> None:
     image, _ = build()
     for path in copy.rglob("*"):
-        os.utime(path, (0, 0))  # the times of files differ between checkouts
+        os.utime(path, (0, 0))  # file times differ between checkouts
     other_image, _ = build("--no-cache")
 
     first, second = describe_files(image), describe_files(other_image)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
-    # The third field is the date of the last password change. Two builds on one day would not differ in it.
+    # The third field is the date of the last password change. Two builds on the same day would not reveal a difference.
     user = run_docker("run", "--rm", "--user=0", image, "grep", "^appuser:", "/etc/shadow")
     assert user.split(":")[2] == ""
 
 
 def executed_instructions(output: str) -> list[str]:
-    """Return the instructions of the builder stage that were not cached."""
+    """Return the builder stage's instructions that ran rather than came from the cache."""
     steps = re.findall(r"^(#\d+) \[builder +\d+/\d+\] (?!FROM)(.*)", output, re.MULTILINE)
     return [instruction for step, instruction in steps if f"{step} CACHED" not in output]
 
@@ -177,7 +177,7 @@ def executed_instructions(output: str) -> list[str]:
 COMPILE = "RUN python -m compileall"
 
 
-@pytest.mark.usefixtures("image")  # fills the cache
+@pytest.mark.usefixtures("image")  # its build fills the cache
 @pytest.mark.parametrize(
     ("changed", "executed"),
     [
@@ -193,13 +193,13 @@ def test_changed_code_does_not_reinstall_dependencies(
     copy: Path, build: Build, changed: str, executed: list[str]
 ) -> None:
     with (copy / changed).open("a") as module:
-        module.write(f"# {uuid4().hex}\n")  # in no cache of an earlier run
+        module.write(f"# {uuid4().hex}\n")  # unique, so that no earlier run has cached it
 
     _, output = build()
 
     instructions = executed_instructions(output)
     assert [instruction[: len(start)] for instruction, start in zip(instructions, executed, strict=True)] == executed
-    assert "--no-install-workspace" in output  # the instruction that installs the dependencies, from the cache
+    assert "--no-install-workspace" in output  # the cached instruction that installs the dependencies
 
 
 def test_no_layer_contains_a_secret_from_the_working_tree(
@@ -221,14 +221,14 @@ def test_no_layer_contains_a_secret_from_the_working_tree(
 
 
 def files_containing(secret: bytes, archive: tarfile.TarFile, layer: tarfile.TarInfo) -> Iterator[str]:
-    """Yield the names of the files in a layer that contain a secret."""
+    """Yield the names of files in the layer that contain the secret."""
     content = archive.extractfile(layer)
     if content is None:
         return
-    if secret in content.read():  # the image's configuration, or an uncompressed layer
+    if secret in content.read():  # it is in the image's configuration, or in an uncompressed layer
         yield layer.name
     content.seek(0)
-    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=content) as files:  # not every member is a layer
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=content) as files:  # some members are no layers
         for file in files:
             inner = files.extractfile(file) if file.isreg() else None
             if inner and secret in inner.read():

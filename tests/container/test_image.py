@@ -1,4 +1,4 @@
-"""The image with its defaults: `docker run -p 8000:8000` serves, and a failed start says why."""
+"""The image with default settings: `docker run -p 8000:8000` serves, and a failed startup logs the reason."""
 
 import re
 import socket
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.smoke
 
 @pytest.fixture(scope="module")
 def service(image: str) -> Iterator[Container]:
-    """A container of the image, on a free port."""
+    """A running container of the image, published on a free port."""
     with run_container(image, "--publish", "127.0.0.1::8000") as container:
         yield container.wait_until_healthy()
 
@@ -65,7 +65,7 @@ def test_no_process_runs_as_root(service: Container) -> None:
     users = {line.split()[1] for line in service.processes}
 
     assert users == {"10001"}
-    assert service.inspect("{{.Config.User}}") == "10001:10001"  # Kubernetes can tell a number from root, but no name
+    assert service.inspect("{{.Config.User}}") == "10001:10001"  # runAsNonRoot cannot check a name
 
 
 def test_healthcheck_reports_healthy(service: Container) -> None:
@@ -120,7 +120,7 @@ def test_port_applies_to_the_server_and_the_healthcheck(image: str) -> None:
 
 
 @pytest.mark.parametrize("disable_ipv6", ["0", "1"])
-def test_host_of_ipv6_applies_to_the_server_and_the_healthcheck(image: str, disable_ipv6: str) -> None:
+def test_ipv6_host_applies_to_the_server_and_the_healthcheck(image: str, disable_ipv6: str) -> None:
     options = ("--env", "HOST=::", "--sysctl", f"net.ipv6.conf.all.disable_ipv6={disable_ipv6}")
     with run_container(image, *options) as container:
         container.wait_until_healthy()

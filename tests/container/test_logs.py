@@ -1,4 +1,4 @@
-"""Every line in a container's log is one JSON object without secrets, whatever goes wrong."""
+"""Every line in a container's log is a JSON object without secrets, whatever fails."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ FAULTY_APP = f"--volume={Path(__file__).with_name('faulty_app.py')}:/app/faulty_
 
 @pytest.fixture(scope="module")
 def faulty(image: str) -> Iterator[Container]:
-    """The service with bugs."""
+    """A running service with routes that trigger bugs."""
     command = ("gunicorn", "faulty_app:app", "-c", "gunicorn.conf.py")
     with run_service(image, FAULTY_APP, command=command, PYTHONWARNINGS="default") as container:
         yield container
@@ -58,7 +58,7 @@ def test_import_error_is_logged_in_one_line(image: str) -> None:
 
 def test_malformed_request_is_logged_in_one_line(faulty: Container) -> None:
     with httpx.Client(timeout=TIMEOUT) as client, pytest.raises(httpx.HTTPError):
-        client.get(f"https://{faulty.ip}:8000/")  # TLS, which the server does not speak here
+        client.get(f"https://{faulty.ip}:8000/")  # TLS, although the server has no certificate
 
     faulty.wait_for_log("request rejected")
     (line,) = [line for line in faulty.log_lines if line["event"] == "request rejected"]

@@ -1,4 +1,4 @@
-"""Mail servers in containers: none of the mails is lost, and none is sent over a connection that is not secure."""
+"""Mail servers in containers: no email is lost, and none is sent over an unencrypted connection."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ from tests.container.engine import Container, run_container, run_docker
 from tests.container.service import PERSON, run_service, wait_for_workers
 
 CLIENTS = 16
-# Seconds for all mails to arrive. One that was being sent by a killed worker is sent after its lease, five minutes.
+# Seconds for all emails to arrive. If a worker is killed while sending, its email is retried after a five-minute lease.
 DELIVERY_SECONDS = 900
 CREATE_ACCOUNTS = """
 INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, security_stamp, created_at, updated_at)
@@ -42,7 +42,7 @@ def service(image: str, network: str, database: Database, maildev: Container) ->
     with run_service(
         image,
         f"--network={network}",
-        f"--publish=127.0.0.1:{free_port()}:8000",  # the same after a restart, unlike the container's own address
+        f"--publish=127.0.0.1:{free_port()}:8000",  # unlike the container's IP address, it survives a restart
         DATABASE_URL=database.url_by_name,
         DATABASE_MIGRATE="true",
         SMTP_URL=f"smtp://{maildev.name}:1025",
@@ -55,7 +55,7 @@ def service(image: str, network: str, database: Database, maildev: Container) ->
 
 
 async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list[int]:
-    """Send a request for each body, some at a time, and return the statuses. Repeat those without a response."""
+    """Send a request for each body, a few concurrently, and return the statuses. Retry requests without a response."""
     queue = iter(enumerate(bodies))
     statuses = [0] * len(bodies)
 
@@ -73,7 +73,7 @@ async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list
 
 
 def links_by_account(maildev: Container) -> dict[str, set[str]]:
-    """Return the tokens that have arrived for each address."""
+    """Map each address to the tokens in the emails that it received."""
     links = defaultdict(set)
     for mail in httpx.get(f"http://{maildev.ip}:1080/email", timeout=TIMEOUT).json():
         (token,) = re.findall(r"#token=(\S+)", mail["text"])
@@ -82,12 +82,12 @@ def links_by_account(maildev: Container) -> dict[str, set[str]]:
 
 
 async def stored(database: Database, column: str) -> int:
-    """Return a number from the table of mails."""
+    """Select an aggregate such as `count(*)` from the outbox."""
     return int(await asyncio.to_thread(database.query, f"SELECT {column} FROM mails"))
 
 
 @pytest.mark.parametrize(("accounts", "kills"), [(50, 1), pytest.param(1000, 2, marks=pytest.mark.soak)])
-async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_service_is_killed(
+async def test_kills_during_a_mail_server_outage_lose_no_mail(
     service: Container, database: Database, maildev: Container, accounts: int, kills: int
 ) -> None:
     database.query(CREATE_ACCOUNTS.format(accounts))
@@ -101,7 +101,7 @@ async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_serv
             run_clients(url, "/auth/password-reset", bodies[kill * part : (kill + 1) * part])
         )
         async with asyncio.timeout(TIMEOUT):
-            while await stored(database, "count(*)") <= kill * part:  # so that it is killed while it accepts requests
+            while await stored(database, "count(*)") <= kill * part:  # kill it while it accepts requests
                 pass
         await asyncio.to_thread(service.send_signal, "KILL")
         await asyncio.to_thread(service.wait_for_exit)
@@ -110,12 +110,12 @@ async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_serv
         assert set(await requests) == {202}
 
     recipients = await stored(database, "count(DISTINCT recipient)")
-    if kills == 1:  # do not wait for the lease of a mail that was being sent
+    if kills == 1:  # expire the leases of emails that were being sent, instead of waiting for it
         database.query("UPDATE mails SET next_attempt_at = now()")
     maildev.start()
     until(lambda: get_or_none(f"http://{maildev.ip}:1080/healthz"), "maildev responds")
     async with asyncio.timeout(DELIVERY_SECONDS):
-        while await stored(database, "count(*)"):  # noqa: ASYNC110  there is no event
+        while await stored(database, "count(*)"):  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(1)
     links = links_by_account(maildev)
 
@@ -126,7 +126,7 @@ async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_serv
     confirmations = [{"token": token, "new_password": "a new password"} for token in tokens]
     first = await run_clients(url, "/auth/password-reset/confirm", confirmations)
     second = await run_clients(url, "/auth/password-reset/confirm", confirmations)
-    # A request whose response was lost has been repeated, and only the newest link of an account is valid.
+    # Requests without a response were retried, so an account may have several links. Only the newest one is valid.
     assert first.count(204) == accounts
     assert first.count(400) == len(tokens) - accounts
     assert set(second) == {400}
@@ -135,7 +135,7 @@ async def test_mails_arrive_after_an_outage_of_the_mail_server_in_which_the_serv
 
 @pytest.fixture
 def certificates(readable_path: Path) -> Path:
-    """A directory with the certificate of a mail server, its key and its authority."""
+    """A directory with a mail server's certificate and key, and the certificate of their authority."""
     authority = trustme.CA()
     certificate = authority.issue_cert("mail.test")
     authority.cert_pem.write_to_path(readable_path / "authority.pem")
@@ -146,7 +146,7 @@ def certificates(readable_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
 def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path, scheme: str) -> None:
-    """Maildev does not offer STARTTLS. An attacker on the network could remove the offer, too."""
+    """Maildev does not offer STARTTLS. An attacker on the network can cause the same by removing the offer."""
     docker_options = f"--network={network}", f"--volume={certificates}:/tls:ro"
     tls = ["--incoming-secure", "--incoming-cert=/tls/cert.pem", "--incoming-key=/tls/key.pem"]
     command = [*(tls if scheme == "smtps" else []), "--incoming-user=ann", "--incoming-pass=p/w"]

@@ -1,14 +1,14 @@
-"""The size, memory and times of the container, measured again with a tolerance for other machines."""
+"""Measure the container's size, memory and times again, and compare them with the documented figures."""
 
 from benchmarks.container import measure
 from tests.pages import table
 
-# Factors by which a measurement may differ.
+# Factors by which a measurement may differ from the documented figure, because machines differ.
 SIZE_TOLERANCE, MEMORY_TOLERANCE, RATIO_TOLERANCE = 1.1, 1.5, 3
 
 
 def tolerance(name: str) -> float | None:
-    """Return how much a figure may differ, or None for times, which depend on the machine too much to compare."""
+    """Return the factor by which a figure may differ, or None for times, which vary too much between machines."""
     if "Image" in name:
         return SIZE_TOLERANCE
     if "Memory" in name:

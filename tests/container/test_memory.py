@@ -1,4 +1,4 @@
-"""Logins in a small container: no process is killed for its memory, and nobody loses a request."""
+"""Many logins in a small container: no process runs out of memory, and no request is lost."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ def test_many_logins_in_small_container_lose_no_request(
         log = container.log
 
     p99 = sorted(reads)[len(reads) * 99 // 100]
-    print(f"{mebibytes} MiB, peak {peak} MiB, {dict(logins)} logins, p99 of {len(reads)} reads {p99:.2f} s")  # noqa: T201  figures
+    print(f"{mebibytes} MiB, peak {peak} MiB, {dict(logins)} logins, p99 of {len(reads)} reads {p99:.2f} s")  # noqa: T201  shown by `pytest -rP`
     assert failures == []
     assert set(logins) <= {200, 503}
     assert logins[200] > 0
@@ -44,10 +44,10 @@ def test_many_logins_in_small_container_lose_no_request(
 
 
 async def log_in_and_read(container: Container, seconds: int) -> tuple[Counter[int], list[float], list[str]]:
-    """Log in with 100 clients at a time, beside steady reads.
+    """Log in with 100 concurrent clients while other clients read at a steady rate.
 
     Returns:
-        The statuses of the logins, the seconds of each read, and everything else that happened.
+        The statuses of the logins, the duration of each read in seconds, and the exceptions.
     """
     logins, reads, failures = Counter[int](), list[float](), list[str]()
     limits = httpx.Limits(max_connections=None)

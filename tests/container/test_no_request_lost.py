@@ -1,6 +1,6 @@
-"""No request is lost when a container is stopped, reloaded, scaled, recycled or replaced.
+"""No request is lost when a container is stopped, reloaded, scaled or replaced, or its workers are recycled.
 
-All of this happens under constant load, half of it on kept connections and half on a new connection per request.
+The load is constant: half of the clients keep their connection open, the others open one for each request.
 """
 
 from collections.abc import Iterator
@@ -102,4 +102,4 @@ def test_rolling_update_of_two_containers_loses_no_request(image: str, database:
         for old in first_two:
             assert old.exit_code == 0
             assert old.log_levels <= {"info", "warning"}
-            assert set(old.messages("warning")) <= {"database unavailable"}  # readiness, on a busy machine
+            assert set(old.messages("warning")) <= {"database unavailable"}  # its check may time out

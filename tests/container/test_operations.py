@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md, on a running project of the production compose file."""
+"""The commands of docs/operations.md, run against the production Compose project."""
 
 import json
 import os
@@ -21,13 +21,13 @@ from tests.container.service import CREDENTIALS, PERSON
 from tests.container.service import log_in as get_auth
 from tests.pages import blocks, command
 
-# The values in the documentation.
+# The example values in the documentation.
 EMAIL, USER_ID, PID, BACKUP = "user@example.com", "42", "12345", "backup-2026-11-29"
 
 
 @pytest.fixture(scope="module")
 def production(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:
-    """The running project, with one user."""
+    """The running project, with one registered user."""
     with production_project(tmp_path_factory.mktemp("host"), image) as compose:
         with compose.file.with_name(".env.production").open("a") as settings:
             settings.write(f"RATE_LIMIT_LOGIN={NO_LIMIT}\n")
@@ -37,13 +37,13 @@ def production(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator
 
 
 def read_me(compose: Compose, auth: dict[str, str]) -> int:
-    """Request the current user, and return the status."""
+    """Request `/users/me`, and return the status."""
     return httpx.get(f"{compose.url}/users/me", headers=auth, timeout=TIMEOUT).status_code
 
 
 @contextmanager
 def locked_users(compose: Compose) -> Iterator[None]:
-    """Lock the table of users in a psql that never ends by itself."""
+    """Lock the table of users in a psql session that sleeps until the `with` block ends."""
     script = ["docker", "exec", compose.container("db").name, "psql", "--username=app"]
     script += ["--command=BEGIN", "--command=LOCK TABLE users", "--command=SELECT pg_sleep(3600)"]
     with subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -107,7 +107,7 @@ def test_waiting_mails_are_shown(production: Compose) -> None:
     assert "password_reset |     1 |" in output
 
 
-def test_restarting_container_tells_why_and_can_be_inspected(production: Compose) -> None:
+def test_restarting_container_logs_its_error_and_can_be_inspected(production: Compose) -> None:
     file = production.file.with_name(".env.production")
     settings = file.read_text()
     file.write_text(settings + "RATE_LIMIT=often\n")
@@ -138,7 +138,7 @@ def test_web_starts_again_after_other_containers_ran_while_it_was_restarting(pro
         process.stdin.flush()
         assert process.stdout.readline() == "10001\n"
         restarts = int(web.inspect("{{.RestartCount}}"))
-        # The count rises when `web` exits. The second time, it has also started while the shell runs.
+        # The count rises when `web` exits. After the second exit, `web` has also started once while the shell ran.
         until(lambda: int(web.inspect("{{.RestartCount}}")) >= restarts + 2, "it restarts while the shell runs")
     assert "schema is not up to date" in web.log
 
@@ -153,7 +153,7 @@ def test_health_checks_are_shown_and_the_service_is_restarted(production: Compos
 
     output = run(production, command("health"))
 
-    assert re.match("[01] ", output)  # the exit code of each check
+    assert re.match("[01] ", output)  # begins with the exit code of the check
     assert web.inspect("{{.State.StartedAt}}") > started_at
     web.wait_until_healthy()
 
@@ -180,7 +180,7 @@ def test_log_driver_can_be_changed(production: Compose) -> None:
     assert json.loads(config)["services"]["web"]["logging"] == {"driver": "journald"}
 
 
-def test_migration_is_undone_and_done_again(production: Compose) -> None:
+def test_migration_is_reverted_and_applied_again(production: Compose) -> None:
     latest = query(production, "SELECT version_num FROM alembic_version")
 
     run(production, command("undo-migration"))
@@ -202,12 +202,12 @@ def test_migration_that_waits_for_a_lock_names_its_holder(production: Compose) -
     assert log_in(production).status_code == 200
 
 
-def test_restore_replaces_everything_by_the_backup(production: Compose) -> None:
+def test_restore_replaces_everything_with_the_backup(production: Compose) -> None:
     run(production, command("backup"))
     backup = f"backup-{datetime.now().astimezone():%F}"
     assert oct(production.file.with_name(backup).stat().st_mode).endswith("600")
     query(production, "DELETE FROM users")
-    # A later release has a table that refers to the users.
+    # A later release may add a table with a foreign key to the users.
     query(production, "CREATE TABLE later (user_id bigint REFERENCES users)")
 
     run(production, command("restore").replace(BACKUP, backup))

@@ -1,6 +1,6 @@
-"""PostgreSQL is stopped, paused, unreachable, slow, full or read-only: 503 within seconds, and recovery by itself.
+"""Database outages (stopped, paused, unreachable, slow, full, read-only): 503 within seconds, automatic recovery.
 
-One container goes through all of these outages under a load of reads and writes, without a restart.
+One container goes through all of these outages under a load of reads and writes, and is never restarted.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from tests.container.load import Report, Target, continue_load, load
 from tests.container.service import count_started_workers, make_targets, run_service
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
-# Seconds within which readiness shows that the database has become unavailable or available.
+# Seconds within which readiness must reflect that the database has become unavailable or available again.
 READINESS_DELAY = 4
-# The longest response time: 2 seconds for a connection and 6 for an answer, with a margin for a busy machine.
+# Maximum response time: 2 seconds to get a connection, 6 for the database's response, and a margin for a busy machine.
 MAX_RESPONSE_SECONDS = 10
-# What the two workers may open: two connections each for requests, and one for readiness.
+# Maximum number of the service's connections: each of the two workers opens two for requests and one for readiness.
 CONNECTIONS = 6
-# What the database allows, for all clients together.
+# The database's connection limit, for all clients together.
 MAX_CONNECTIONS = 20
-# A name server that never answers. Docker forwards queries for unknown names to it, such as the name of a container
-# that was disconnected or stopped.
+# A name server that never responds. Docker forwards queries for unknown names to it. The name of a container becomes
+# unknown when the container is disconnected or stopped.
 SILENT_NAME_SERVER = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); time.sleep(900)"
 TIME_LOOKUP = """
 import contextlib, socket, time
@@ -40,13 +40,13 @@ with contextlib.suppress(OSError):
     socket.gethostbyname("nobody.invalid")
 print(time.monotonic() - started_at)
 """
-# Seconds of an outage in which the timeouts of statements, new connections and the pool all expire.
+# Seconds of outage after which the timeouts of statements, new connections and the pool have all expired.
 LONG_OUTAGE = 10
 
 
 @pytest.fixture(scope="module")
 def server(network: str) -> Iterator[Container]:
-    """A PostgreSQL server that a test may stop."""
+    """A PostgreSQL server that tests may stop."""
     command = ("postgres", "-c", f"max_connections={MAX_CONNECTIONS}")
     with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS, command=command) as container:
         yield container.wait_until_healthy()
@@ -59,7 +59,7 @@ def database(server: Container) -> Database:
 
 @pytest.fixture(scope="module")
 def service(image: str, network: str, database: Database) -> Iterator[Container]:
-    """The service with fewer connections than the load has clients, and with a name server that does not answer."""
+    """The service, with fewer database connections than the load has clients, and an unresponsive name server."""
     settings = {
         "DATABASE_URL": database.url_by_name,
         "DATABASE_MIGRATE": "true",
@@ -76,7 +76,7 @@ def service(image: str, network: str, database: Database) -> Iterator[Container]
 
 
 class Outage:
-    """A time in which the database of a service under load is unavailable."""
+    """A database outage while the service is under load."""
 
     def __init__(self, service: Container, database: Database, report: Report, read: Target, write: Target) -> None:
         self.url = f"http://{service.ip}:8000"
@@ -85,37 +85,37 @@ class Outage:
         self.read = read
         self.write = write
         self.recovered_at = 0.0
-        # A new connection for each request, so that they reach different workers.
+        # Use a new connection for each request, so that requests reach different workers.
         self.client = httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
 
     def request(self, target: Target) -> int:
-        """Send a request beside the load, and return the status."""
+        """Send a request in addition to the load, and return the status."""
         content = target.json or None
         headers = {**target.headers, "Content-Type": "application/json"}
         return self.client.request(target.method, self.url + target.path, headers=headers, content=content).status_code
 
     def check_readiness(self) -> set[int]:
-        """Return the statuses of several readiness checks at once, which reach the workers that accept connections."""
+        """Send several readiness checks concurrently, so that they reach several workers, and return their statuses."""
         with ThreadPoolExecutor(4) as executor:
             return set(executor.map(self.request, [self.read._replace(path=f"{PREFIX}/health/ready")] * 4))
 
     def assert_readiness_fails(self) -> None:
-        """Assert that readiness fails within READINESS_DELAY. Call it when the database has just become unavailable."""
+        """Assert that readiness fails within READINESS_DELAY. Call this right after the outage has begun."""
         started_at = time.monotonic()
         until(lambda: self.check_readiness() == {503}, "readiness fails")
-        print(f"-- not ready after {time.monotonic() - started_at:.2f} s")  # noqa: T201  shown by pytest -rP
+        print(f"-- not ready after {time.monotonic() - started_at:.2f} s")  # noqa: T201  shown by `pytest -rP`
         assert time.monotonic() - started_at < READINESS_DELAY
 
     def assert_recovery(self) -> None:
-        """Wait for the database, and assert that readiness follows. No request after it may fail.
+        """Wait until the database has recovered, and assert that readiness follows. Later requests must not fail.
 
-        The database has recovered when it answers other clients on as many connections as the service may open.
+        The database has recovered when other clients can use as many connections as the service may open.
         """
         host = self.database.server.ip
         until(lambda: asyncio.run(answers_on_all_connections(host)), "the database answers")
         self.recovered_at = time.monotonic()
         until(lambda: self.check_readiness() == {200}, "readiness succeeds")
-        print(f"-- ready after {time.monotonic() - self.recovered_at:.2f} s")  # noqa: T201  shown by pytest -rP
+        print(f"-- ready after {time.monotonic() - self.recovered_at:.2f} s")  # noqa: T201  shown by `pytest -rP`
         assert time.monotonic() - self.recovered_at < READINESS_DELAY
 
 
@@ -124,7 +124,7 @@ async def connect(host: str) -> "asyncpg.Connection[asyncpg.Record]":
 
 
 async def answers_on_all_connections(host: str) -> bool:
-    """Return whether a PostgreSQL server accepts all of the connections at once, and answers on each."""
+    """Return whether a PostgreSQL server accepts CONNECTIONS connections at once, and responds on each."""
 
     async def query() -> None:
         async with asyncio.timeout(1):
@@ -140,7 +140,7 @@ async def answers_on_all_connections(host: str) -> bool:
 
 @contextmanager
 def outage(service: Container, database: Database) -> Iterator[Outage]:
-    """Put the service under load while the block runs, and then assert what the clients observed."""
+    """Put the service under load until the `with` block ends, then check all responses."""
     _, read = make_targets(service)
     write = read._replace(method="PATCH", json='{"full_name": "Ann"}')
     log_before = len(service.log)
@@ -155,11 +155,11 @@ def outage(service: Container, database: Database) -> Iterator[Outage]:
 
     errors = report.error_responses
     late = [error for error in errors if error.sent_at > outage.recovered_at]
-    print(f"-- {len(errors)} errors, {report.responses} responses, slowest {report.slowest:.1f} s")  # noqa: T201  as above
+    print(f"-- {len(errors)} errors, {report.responses} responses, slowest {report.slowest:.1f} s")  # noqa: T201  shown by `pytest -rP`
     assert [(error.sent_at - outage.recovered_at, error.body) for error in late] == []
     assert {(error.status, error.headers.get("retry-after")) for error in errors} <= {(503, "1")}
     assert [error for error in errors if json.loads(error.body) != UNAVAILABLE] == []
-    # Every failure is a complete response: no connection was reset, refused or left without a response.
+    # Every failure is a complete response: no connection was reset or refused, and none was left without a response.
     assert (len(report.failures), report.refused) == (len(errors), 0)
     assert report.slowest < MAX_RESPONSE_SECONDS
     assert {line["level"] for line in json_lines(service.log[log_before:])} <= {"info", "warning"}
@@ -186,7 +186,7 @@ def test_restarted_database_is_used_again_at_once(service: Container, database: 
 
 
 def test_paused_database_returns_503_until_it_is_resumed(service: Container, database: Database) -> None:
-    """The hardest case: the kernel accepts connections and data, but nothing answers."""
+    """The hardest case: the kernel accepts connections and data, but PostgreSQL never responds."""
     with outage(service, database) as it:
         run_docker("pause", database.server.name)
         try:
@@ -216,7 +216,7 @@ def test_disconnected_database_returns_503_until_it_is_connected_even_at_another
 
 @contextmanager
 def take_all_connections(database: Database) -> Iterator[None]:
-    """Hold all connections that the server allows, including those that the service had."""
+    """Take all connections that the server allows, including those of the service, until the `with` block ends."""
     connections: list[asyncpg.Connection[asyncpg.Record]] = []
 
     async def take() -> None:
@@ -256,7 +256,7 @@ def test_database_without_free_connections_returns_503_until_there_are_some(
 def test_statement_timeouts_return_503_while_readiness_succeeds(
     service: Container, database: Database, background: ThreadPoolExecutor
 ) -> None:
-    """Every request waits for a lock, until no connection is left in the pool."""
+    """Every request waits for a lock, until the connection pool is exhausted."""
     with outage(service, database) as it:
         lock = background.submit(database.query, f"BEGIN; LOCK users; SELECT pg_sleep({LONG_OUTAGE})")
         until(lambda: it.report.error_responses, "statements time out")

@@ -1,4 +1,4 @@
-"""Redis is stopped, paused or slow: requests are hardly delayed, and counted in the workers until Redis answers."""
+"""Redis outages (stopped, paused, slow): requests are barely delayed, and workers count them until Redis recovers."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ from tests.container.load import assert_no_request_lost, continue_load, load
 from tests.container.service import api, get, make_targets, run_service
 
 SLOW_PROXY = Path(__file__).with_name("slow_proxy.py")
-# The longest acceptable response time in seconds, also on a busy machine. With redis-py's defaults it would be 50.
+# Maximum response time in seconds, even on a busy machine. With redis-py's defaults it would be 50.
 MAX_RESPONSE_SECONDS = 4
 UNAVAILABLE = "Redis cannot count: requests are counted in memory"
 AVAILABLE = "Redis counts again: requests are counted in Redis"
@@ -29,7 +29,7 @@ def redis(network: str) -> Iterator[Container]:
 
 @pytest.fixture(scope="module")
 def proxy(image: str, network: str, redis: Container) -> Iterator[Container]:
-    """A proxy in front of Redis that can be made slow."""
+    """A proxy in front of Redis, which SIGUSR1 makes slow."""
     options = [f"--network={network}", f"--volume={SLOW_PROXY}:/slow_proxy.py:ro", "--no-healthcheck"]
     with run_container(image, *options, command=("python", "/slow_proxy.py", redis.name, "6379", "0.3")) as container:
         yield container
@@ -43,7 +43,7 @@ def service(image: str, network: str, proxy: Container) -> Iterator[Container]:
 
 
 def change_redis(redis: Container, proxy: Container, action: str) -> None:
-    """Start or end an outage."""
+    """Start or end an outage: signal the proxy for `slow` and `fast`, else run the docker command `action` on Redis."""
     match action:
         case "slow" | "fast":
             proxy.send_signal("USR1")
@@ -63,13 +63,13 @@ def is_counted_in_redis(service: Container, redis: Container) -> bool:
 
 
 def count_messages(service: Container, log_before: int) -> Counter[str]:
-    """Count the rate limiter's messages since the log had a length."""
+    """Count the rate limiter's messages in the log after the first `log_before` characters."""
     lines = json_lines(service.log[log_before:])
     return Counter(line["event"] for line in lines if line["logger"] == "app.limiter")
 
 
 @pytest.mark.parametrize(("outage", "end"), [("stop", "start"), ("pause", "unpause"), ("slow", "fast")])
-def test_redis_outage_delays_no_request_for_long_and_moves_the_count_to_the_workers(
+def test_redis_outage_counts_in_the_workers_without_long_delays(
     service: Container, redis: Container, proxy: Container, outage: str, end: str
 ) -> None:
     *_, read = make_targets(service)
@@ -91,7 +91,7 @@ def test_redis_outage_delays_no_request_for_long_and_moves_the_count_to_the_work
 
     assert_no_request_lost(report)
     assert report.slowest < MAX_RESPONSE_SECONDS
-    # One from each of the two workers. On a busy machine, a worker may have logged it before the outage.
+    # One line from each of the two workers. On a busy machine, one worker may have logged it before the outage.
     assert 1 <= warnings <= 2
 
 
@@ -102,11 +102,11 @@ def test_workers_of_two_containers_share_one_rate_limit(
     on_network = f"--network={network}"
     with run_service(image, on_network, **settings) as one, run_service(image, on_network, **settings) as other:
         until(lambda: is_counted_in_redis(one, redis), "requests are counted in Redis")
-        # A worker that counts by itself, because Redis answers too late on a busy machine, starts at 1.
+        # Start at 900 in Redis, to recognize its counts. If it times out on a busy machine, the worker counts from 1.
         redis_cli(redis, "SET", redis_cli(redis, "KEYS", "*"), "900", "KEEPTTL")
         urls = [f"{api(container)}/users/me" for container in (one, other)] * 100
 
-        # A new connection for each request, so that they reach all workers.
+        # Use a new connection for each request, so that requests reach all workers.
         with httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0)) as client:
             responses = list(background.map(client.get, urls))
 

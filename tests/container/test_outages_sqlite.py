@@ -1,4 +1,4 @@
-"""SQLite's disk is full, or its file is locked: writes return 503 until the outage ends, and reads succeed."""
+"""SQLite outages (full disk, locked file): writes return 503 until the outage ends, and reads succeed."""
 
 import json
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ time.sleep(8)
 
 @pytest.fixture
 def service(image: str) -> Iterator[Container]:
-    """The service on a disk of 4 MiB."""
+    """The service with its database on a disk of 4 MiB."""
     with run_service(image, "--tmpfs=/data:size=4m,uid=10001,gid=0,mode=0770", MAX_REQUESTS="0") as container:
         yield container
 
 
 @contextmanager
 def outage(service: Container) -> Iterator[Report]:
-    """Put the service under load until writes succeed after the block, and then assert what the clients observed."""
+    """Put the service under load from before the outage until writes succeed again, then check all responses."""
     _, read = make_targets(service)
     write = read._replace(method="PATCH", json='{"full_name": "Ann"}')
 

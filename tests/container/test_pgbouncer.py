@@ -1,4 +1,4 @@
-"""The service works through PgBouncer in transaction pooling, with its own defaults, and loses nothing acknowledged."""
+"""The service works through PgBouncer in transaction pooling mode, and loses no acknowledged write."""
 
 import asyncio
 import itertools
@@ -28,10 +28,10 @@ from tests.container.writers import SETTINGS, run_writers
 from tests.people import Person, sign_up, sign_up_superuser
 
 FOLDER = Path(__file__).with_name("pgbouncer")
-# As in pgbouncer.ini
+# The value in pgbouncer.ini
 SERVER_CONNECTIONS = 5
 CLIENTS = 200
-# Settings for a test that is not about timeouts, on a busy machine
+# Long timeouts for tests of other behaviour, because the machine may be busy
 PATIENT = {
     "database_connect_timeout": 60,
     "database_pool_timeout": 60,
@@ -41,7 +41,7 @@ PATIENT = {
 
 @pytest.fixture(scope="module")
 def server(network: str) -> Iterator[Container]:
-    """The server behind the pooler, which finds it by name."""
+    """The PostgreSQL server, which PgBouncer reaches by name."""
     options = (f"--network={network}", "--network-alias=postgresql", "--tmpfs=/var/lib/postgresql")
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, *options) as container:
         yield container.wait_until_healthy()
@@ -53,7 +53,7 @@ def pgbouncer_image(docker: str) -> str:  # noqa: ARG001  skips the tests if the
 
 
 @pytest.fixture(scope="module")
-def pooler(pgbouncer_image: str, network: str, server: Container) -> Iterator[Container]:  # noqa: ARG001  must run
+def pooler(pgbouncer_image: str, network: str, server: Container) -> Iterator[Container]:  # noqa: ARG001  must be running
     with run_container(pgbouncer_image, f"--network={network}") as container:
         container.wait_for_log("process up")
         yield container
@@ -61,7 +61,7 @@ def pooler(pgbouncer_image: str, network: str, server: Container) -> Iterator[Co
 
 @pytest.fixture
 def database(server: Container) -> str:
-    """The name of an empty database."""
+    """The name of a new, empty database on the server."""
     name = f"test_{uuid4().hex}"
     psql(server, f"CREATE DATABASE {name}")
     return name
@@ -69,7 +69,7 @@ def database(server: Container) -> str:
 
 @pytest.fixture
 def url(pooler: Container, database: str) -> str:
-    """The URL of the database through the pooler. The start migrates it, which takes a single transaction."""
+    """The URL of the database through PgBouncer. Startup can migrate it there, because that takes one transaction."""
     return f"postgresql://postgres:password@{pooler.ip}:6432/{database}"
 
 
@@ -80,12 +80,12 @@ async def serve_pooled(url: str, **settings: object) -> AsyncIterator[Service]:
 
 
 def run_admin_command(server: Container, pooler: Container, command: str) -> None:
-    """Run a command of PgBouncer's administration console."""
+    """Run a command in PgBouncer's admin console."""
     options = (f"--host={pooler.ip}", "--port=6432", "--username=postgres", "--dbname=pgbouncer")
     server.execute("env", "PGPASSWORD=password", "psql", *options, f"--command={command}")
 
 
-async def test_service_starts_and_says_once_that_it_sets_its_own_timeouts(
+async def test_rejected_startup_parameters_are_logged_once_and_timeouts_apply(
     url: str, server: Container, database: str, logs: list[structlog.typing.EventDict]
 ) -> None:
     async with serve_pooled(url) as service:
@@ -105,7 +105,7 @@ async def test_service_starts_and_says_once_that_it_sets_its_own_timeouts(
 
     assert statuses == [200, 200, 200]
     assert limits == ["5s", "5s"]
-    assert set(outside) == {"0"}  # no transaction leaves its limits on a connection that others use
+    assert set(outside) == {"0"}  # transactions leave no timeout on a shared connection
     assert sum("a pooler rejects startup parameters" in entry["event"] for entry in logs) == 1
     assert psql(server, "SELECT full_name FROM users", database) == "A"
 
@@ -115,7 +115,7 @@ async def test_service_starts_and_says_once_that_it_sets_its_own_timeouts(
 
 @asynccontextmanager
 async def lock(server: Container, database: str, statement: str) -> AsyncIterator[None]:
-    """Hold what a statement locks, so that others wait for it."""
+    """Run a statement in a transaction, and hold its locks until the `with` block ends."""
     connection = await asyncpg.connect(f"postgresql://postgres:password@{server.ip}/{database}")
     async with connection.transaction():
         await connection.execute(statement)
@@ -124,12 +124,12 @@ async def lock(server: Container, database: str, statement: str) -> AsyncIterato
 
 
 def running_statements(server: Container, database: str) -> str:
-    """Return the statements that wait for the lock, or sleep."""
+    """Return the statements that are waiting for the lock or sleeping."""
     waits = "datname = '{}' AND state = 'active' AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')"
     return psql(server, f"SELECT query FROM pg_stat_activity WHERE {waits.format(database)}")
 
 
-async def test_slow_write_is_ended_by_the_limit_of_its_transaction(
+async def test_slow_write_is_cancelled_by_the_transactions_timeout(
     url: str, server: Container, database: str, logs: list[structlog.typing.EventDict]
 ) -> None:
     async with serve_pooled(url, database_statement_timeout=1) as service:
@@ -145,13 +145,13 @@ async def test_slow_write_is_ended_by_the_limit_of_its_transaction(
     assert "canceling statement due to statement timeout" in reason
 
 
-async def test_slow_read_is_ended_by_the_drivers_limit_and_cancelled_on_the_server(
+async def test_slow_read_is_cancelled_on_the_server_by_the_drivers_timeout(
     url: str, server: Container, database: str
 ) -> None:
     async with serve_pooled(url, database_statement_timeout=1) as service:
         ann = await sign_up(service.client)
         async with lock(server, database, "LOCK TABLE users"):
-            response = await service.client.get("/users/me", headers=ann.auth)  # by FastReader
+            response = await service.client.get("/users/me", headers=ann.auth)  # read with FastReader
             async with AsyncSession(service.state["read_engine"]) as session:
                 with pytest.raises(DatabaseUnreachable):
                     await session.execute(text("SELECT pg_sleep(600)"))
@@ -162,7 +162,7 @@ async def test_slow_read_is_ended_by_the_drivers_limit_and_cancelled_on_the_serv
     assert after.status_code == 200
 
 
-async def test_pooler_that_does_not_answer_returns_503(url: str, pooler: Container) -> None:
+async def test_unresponsive_pooler_returns_503(url: str, pooler: Container) -> None:
     async with serve_pooled(url, database_statement_timeout=1) as service:
         ann = await sign_up(service.client)
         run_docker("pause", pooler.name)
@@ -181,22 +181,22 @@ async def test_pooler_that_does_not_answer_returns_503(url: str, pooler: Contain
 
 
 class Load:
-    """Requests of many clients at once: reads, searches that are each a statement of their own, and writes."""
+    """Concurrent requests of many clients: reads, searches that each need a different statement, and writes."""
 
     def __init__(self, service: Service, person: Person) -> None:
         self.client = service.client
-        self.client.event_hooks = {}  # comparing each response with the document takes longer than the request
+        self.client.event_hooks = {}  # checking a response against the document takes longer than the request
         self.auth = person.auth
         self.is_stopped = False
         self.statuses: Counter[int] = Counter()
 
     async def run_client(self, number: int) -> None:
-        """Send one request after the other until stopped."""
+        """Send requests, one after another, until stopped."""
         for count in itertools.count(number):
             if self.is_stopped:
                 return
             match count % 4:
-                case 0 if number < SERVER_CONNECTIONS:  # more of them would wait for the row's lock most of the time
+                case 0 if number < SERVER_CONNECTIONS:  # more clients would mostly wait for the row lock
                     response = await self.client.patch("/users/me", headers=self.auth, json={"full_name": str(count)})
                 case 0:
                     response = await self.client.post("/auth/logout", json={"refresh_token": uuid4().hex * 2})
@@ -209,17 +209,17 @@ class Load:
             self.statuses[response.status_code] += 1
 
     async def wait(self, seconds: float) -> Counter[int]:
-        """Wait for so long and until each client has been served, and return the statuses since the last call."""
+        """Wait for `seconds` and for two responses per client on average. Return the statuses since the last call."""
         await asyncio.sleep(seconds)
         async with asyncio.timeout(300):
-            while self.statuses.total() < 2 * CLIENTS:  # noqa: ASYNC110  there is no event
+            while self.statuses.total() < 2 * CLIENTS:  # noqa: ASYNC110  there is no event to wait for
                 await asyncio.sleep(0.1)
         statuses, self.statuses = self.statuses, Counter()
         return statuses
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.soak)])
-async def test_prepared_statements_of_many_clients_on_few_connections(
+async def test_prepared_statements_of_many_clients_work_on_few_connections(
     url: str, server: Container, pooler: Container, database: str, seconds: float
 ) -> None:
     async with serve_pooled(url, **PATIENT, database_pool_size=CLIENTS) as service:
@@ -235,7 +235,7 @@ async def test_prepared_statements_of_many_clients_on_few_connections(
             after_added_column = await load.wait(seconds)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")
             after_reconnect = await load.wait(seconds)
-            # Prepared statements have another result now. PgBouncer keeps them until it reconnects.
+            # This changes the result type of prepared statements, which PgBouncer keeps until it reconnects.
             change_type = "ALTER TABLE users ALTER COLUMN full_name TYPE varchar(300)"
             await asyncio.to_thread(psql, server, change_type, database)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")
@@ -244,9 +244,9 @@ async def test_prepared_statements_of_many_clients_on_few_connections(
         finally:
             load.is_stopped = True
             await asyncio.wait(clients)
-    print(f"-- {calm}, {after_added_column}, {after_reconnect}, {meanwhile}, {after_changed_type}")  # noqa: T201  shown by pytest -rP
+    print(f"-- {calm}, {after_added_column}, {after_reconnect}, {meanwhile}, {after_changed_type}")  # noqa: T201  shown by `pytest -rP`
 
-    assert int(connections) <= SERVER_CONNECTIONS + 1  # and the one of `psql`
+    assert int(connections) <= SERVER_CONNECTIONS + 1  # plus psql's own
     assert set(calm) == set(after_added_column) == set(after_reconnect) == set(after_changed_type) == {200, 204}
     assert set(meanwhile) <= {200, 204, 503}
 
@@ -263,13 +263,13 @@ def test_restarted_pooler_loses_no_acknowledged_write(
         with run_writers(f"http://{service.ip}:8000") as writers:
             for _ in range(2):
                 writers.wait_for_writes()
-                # It waits for its clients to leave, so it is killed after a second.
+                # PgBouncer would wait for its clients to disconnect, so Docker kills it after a second.
                 run_docker("restart", "--time=1", pooler.name)
             writers.wait_for_writes()
         statuses = dict(writers.statuses)
         said = sum("a pooler rejects startup parameters" in message for message in service.messages("info"))
         levels = service.log_levels
-    print(f"-- {statuses}")  # noqa: T201  shown by pytest -rP
+    print(f"-- {statuses}")  # noqa: T201  shown by `pytest -rP`
 
     stored = set(psql(server, "SELECT email FROM users", database).splitlines())
     assert set(writers.acknowledged) - stored == set()
@@ -278,8 +278,8 @@ def test_restarted_pooler_loses_no_acknowledged_write(
     assert said == 1
 
 
-def test_tests_of_the_api_pass_through_the_pooler(pooler: Container) -> None:
-    """Except one that prepares a statement by SQL, which is not possible in transaction pooling."""
+def test_api_tests_pass_through_pgbouncer(pooler: Container) -> None:
+    """One test is excluded: it runs PREPARE, which does not work in transaction pooling."""
     folders = ["tests/accounts", "tests/auth", "tests/health", "tests/users"]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *folders, "-k", "postgresql"]
     result = subprocess.run(

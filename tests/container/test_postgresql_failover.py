@@ -1,4 +1,4 @@
-"""Another server becomes the primary while the service is under load: it follows by itself, and loses nothing."""
+"""Failover and switchover under load: the service follows to the new primary, and loses no acknowledged write."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.container.service import api, count_started_workers, make_targets, ru
 from tests.container.writers import SETTINGS, Writers, run_writers
 
 WORKERS = 2
-# Seconds within which all workers read and write on the new primary, while the old one stays alive.
+# Seconds within which all workers must use the new primary, although the old one is still running.
 SWITCHOVER_SECONDS = 10
 
 
@@ -28,7 +28,7 @@ def primary(network: str) -> Iterator[Container]:
 
 @pytest.fixture
 def standby(primary: Container, network: str) -> Iterator[Container]:
-    """A synchronous standby, on which each acknowledged write is stored."""
+    """A synchronous standby: every acknowledged write is stored on it."""
     with run_standby(primary, network) as server:
         server.wait_until_healthy()
         configure(primary, synchronous_standby_names="*")
@@ -41,8 +41,8 @@ def standby(primary: Container, network: str) -> Iterator[Container]:
 def service_under_load(
     image: str, network: str, url: str, *options: str
 ) -> Iterator[tuple[Container, Report, Writers]]:
-    """Run the service under a load of reads, readiness checks and writes, and check what never may happen."""
-    # Few connections, because all of them are replaced at once, and readiness has only a second.
+    """Run the service under a load of reads, readiness checks and writes. Requests may fail only with a 503."""
+    # A small pool: all connections are replaced at once, and the readiness check allows only a second.
     settings = {
         **SETTINGS,
         "DATABASE_URL": url,
@@ -62,7 +62,7 @@ def service_under_load(
             yield service, report, writers
             writers.wait_for_writes()
             continue_load(report)
-        print(f"-- writes {dict(writers.statuses)}, reads {report.responses}, {len(report.failures)} failed")  # noqa: T201  shown by pytest -rP
+        print(f"-- writes {dict(writers.statuses)}, reads {report.responses}, {len(report.failures)} failed")  # noqa: T201  shown by `pytest -rP`
         assert set(writers.statuses) <= {201, 503}
         assert {error.status for error in report.error_responses} <= {503}
         assert (len(report.failures), report.refused) == (len(report.error_responses), 0)
@@ -71,7 +71,7 @@ def service_under_load(
 
 
 def assert_stored(server: Container, writers: Writers) -> None:
-    """Assert that each acknowledged write is on the server."""
+    """Assert that the server has stored every acknowledged write."""
     stored = set(psql(server, "SELECT email FROM users").splitlines())
     assert set(writers.acknowledged) - stored == set()
 
@@ -90,15 +90,15 @@ def test_failover_loses_no_acknowledged_write(image: str, network: str, primary:
         promote(standby)
         promoted_at = time.monotonic()
         until(lambda: readiness(service) == 200, "readiness succeeds")
-        print(f"-- ready after {time.monotonic() - promoted_at:.1f} s")  # noqa: T201  shown by pytest -rP
+        print(f"-- ready after {time.monotonic() - promoted_at:.1f} s")  # noqa: T201  shown by `pytest -rP`
 
     assert_stored(standby, writers)
     assert writers.statuses[503]
 
 
 def change_address(service: Container, server: Container) -> None:
-    """Have the name `database` lead to another server."""
-    # Docker mounts the file, so it cannot be replaced. It must not be empty for a moment either.
+    """Point the host name `database` to another server."""
+    # Rewrite the file in place, because it is a mount and cannot be replaced. It must never be empty, not even briefly.
     script = (
         "import re, sys; file = open('/etc/hosts', 'r+'); text = file.read(); file.seek(0); "
         r"file.write(re.sub(r'.*\bdatabase\n', f'{sys.argv[1]} database\n', text).ljust(len(text), '\n'))"
@@ -107,7 +107,7 @@ def change_address(service: Container, server: Container) -> None:
 
 
 def switch_over(primary: Container, standby: Container) -> None:
-    """Make the primary read-only and the standby the primary, as orchestrators do it. The old primary stays alive."""
+    """Make the primary read-only and promote the standby, as orchestrators do. The old primary keeps running."""
     configure(primary, default_transaction_read_only="on")
     caught_up = f"SELECT pg_last_wal_replay_lsn() >= '{psql(primary, 'SELECT pg_current_wal_lsn()')}'"
     until(lambda: psql(standby, caught_up) == "t", "the standby has caught up")
@@ -115,13 +115,13 @@ def switch_over(primary: Container, standby: Container) -> None:
 
 
 def wait_until_replaced(primary: Container, standby: Container) -> float:
-    """Wait until all connections of the service lead to the new primary, and return the seconds."""
+    """Wait until all connections of the service are to the new primary, and return how many seconds that took."""
     started_at = time.monotonic()
     count = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{NAME}'"
     until(lambda: psql(primary, count) == "0", "no connection leads to the old primary")
     seconds = time.monotonic() - started_at
     until(lambda: int(psql(standby, count)) >= WORKERS, "the connections lead to the new primary")
-    print(f"-- all connections replaced after {seconds:.1f} s")  # noqa: T201  shown by pytest -rP
+    print(f"-- all connections replaced after {seconds:.1f} s")  # noqa: T201  shown by `pytest -rP`
     return seconds
 
 
@@ -136,17 +136,17 @@ def test_switchover_behind_a_name_replaces_all_connections(
     with service_under_load(image, network, url, f"--add-host=database:{primary.ip}") as (service, report, writers):
         switch_over(primary, standby)
         until(lambda: writers.latest == 503, "writes fail")
-        continue_load(report, 6)  # longer than a connection to a read-only server is kept
+        continue_load(report, 6)  # long enough for the service to close its read-only connections
         change_address(service, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
-        writers.wait_for_writes()  # those that had begun on a replaced connection have failed by then
+        writers.wait_for_writes()  # writes that began on a replaced connection have now failed
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before
         assert read_only_warnings(service) == WORKERS
 
     assert_stored(standby, writers)
-    assert report.failures == []  # neither reads nor readiness checks
+    assert report.failures == []  # reads and readiness checks
 
 
 def test_switchover_to_the_second_host_replaces_all_connections(
@@ -157,7 +157,7 @@ def test_switchover_to_the_second_host_replaces_all_connections(
     with service_under_load(image, network, url) as (service, _, writers):
         switch_over(primary, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
-        writers.wait_for_writes()  # those that had begun on a replaced connection have failed by then
+        writers.wait_for_writes()  # writes that began on a replaced connection have now failed
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before

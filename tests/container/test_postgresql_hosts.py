@@ -1,4 +1,4 @@
-"""The first usable host in a URL is used, and quickly, whatever is wrong with the hosts before it."""
+"""The first usable host in a database URL is found quickly, however the hosts before it fail."""
 
 import socket
 import time
@@ -15,7 +15,7 @@ from tests.conftest import make_settings, serve
 from tests.container.engine import Container, run_docker
 from tests.container.postgresql import run_primary, run_standby
 
-# Within which a connection to the second host is made. The first one has 1.5 seconds, DATABASE_CONNECT_TIMEOUT.
+# Seconds within which the second host is connected. The first one may use 1.5 of them (DATABASE_CONNECT_TIMEOUT).
 SECONDS = 3
 
 
@@ -33,7 +33,7 @@ def standby(primary: Container, network: str) -> Iterator[Container]:
 
 @pytest.fixture(scope="module")
 def starting_server(primary: Container, network: str) -> Iterator[Container]:
-    """A server that answers that it is starting up (57P03), for as long as it is a standby."""
+    """A standby that rejects connections with `57P03` (starting up) until it is promoted."""
     with run_standby(primary, network, "hot_standby=off") as server:
         isready = "pg_isready --host=127.0.0.1 || true"
         until(lambda: "rejecting" in server.execute("sh", "-c", isready), "the server rejects connections")
@@ -41,14 +41,14 @@ def starting_server(primary: Container, network: str) -> Iterator[Container]:
 
 
 def make_url(*hosts: Container | str, **parameters: str) -> str:
-    """Return a URL that no other test has used, because what is known about a host is remembered by URL."""
+    """Return a URL that no other test uses, because the service remembers the state of hosts per URL."""
     names = ",".join(host if isinstance(host, str) else host.ip for host in hosts)
     query = "&".join(f"{name}={value}" for name, value in {"application_name": uuid4().hex, **parameters}.items())
     return f"postgresql://postgres:password@{names}/postgres?{query}"
 
 
 async def is_standby(url: str) -> bool:
-    """Connect, and return whether the server is a standby."""
+    """Connect to the URL, and return whether the chosen server is a standby."""
     engine = create_engine(make_settings(database_url=url))
     async with engine.connect() as connection:
         in_recovery: bool = (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
@@ -61,7 +61,7 @@ async def is_standby(url: str) -> bool:
     ("attributes", "expected"),
     [("primary", False), ("read-write", False), ("standby", True), ("read-only", True), ("prefer-standby", True)],
 )
-async def test_server_with_the_wanted_attributes_is_used_whatever_the_order_of_hosts(
+async def test_target_session_attrs_select_the_server_in_any_order(
     primary: Container, standby: Container, order: int, attributes: str, expected: bool
 ) -> None:
     url = make_url(*(primary, standby)[::order], target_session_attrs=attributes)
@@ -75,7 +75,7 @@ async def test_primary_is_used_if_the_preferred_standby_is_missing(primary: Cont
 
 @contextmanager
 def dropping_host() -> Iterator[str]:
-    """A listener whose backlog is full, so that the kernel drops the packets of further connections."""
+    """The address of a listener whose backlog is full, so that the kernel drops the packets of new connections."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         clients = [socket.socket() for _ in range(4)]
@@ -89,7 +89,7 @@ def dropping_host() -> Iterator[str]:
 
 @contextmanager
 def paused_host(standby: Container) -> Iterator[str]:
-    """A server whose kernel accepts connections, but that does not answer."""
+    """A paused server: its kernel accepts connections, but the process does not respond."""
     run_docker("pause", standby.name)
     yield standby.ip
     run_docker("unpause", standby.name)
@@ -112,23 +112,21 @@ async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
 ) -> None:
     took = []
     with host(request) as first:
-        # The best of three, because the machine may be busy.
+        # Take the best of three, because the machine may be busy.
         for _ in range(3):
             started_at = time.monotonic()
             assert not await is_standby(make_url(first, primary, target_session_attrs="read-write"))
             took.append(time.monotonic() - started_at)
             if took[-1] < SECONDS:
                 break
-    print(f"-- connected after {took}")  # noqa: T201  shown by pytest -rP
+    print(f"-- connected after {took}")  # noqa: T201  shown by `pytest -rP`
 
     assert min(took) < SECONDS
 
 
 @pytest.mark.parametrize("host", [HOSTS["packets dropped"], HOSTS["paused"]], ids=["packets dropped", "paused"])
-async def test_readiness_succeeds_though_the_first_host_does_not_answer(
-    request: pytest.FixtureRequest, primary: Container, host: Host
-) -> None:
-    """The readiness check gives up after a second, which is less than the connect timeout of the first host."""
+async def test_unresponsive_first_host_is_ready(request: pytest.FixtureRequest, primary: Container, host: Host) -> None:
+    """The readiness check times out after a second, before the connection attempt to the first host would."""
     with host(request) as first:
         url = make_url(first, primary, target_session_attrs="read-write")
         async with serve(make_settings(database_url=url, database_migrate=True), prepared=True) as service:

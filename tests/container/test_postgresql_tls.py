@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL, with the parameters of libpq: who is trusted, who is not, and what is said about it at startup."""
+"""TLS to PostgreSQL with libpq's parameters: which certificates are trusted, and the errors at startup."""
 
 import os
 import subprocess
@@ -21,15 +21,15 @@ from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container, run_docker
 from tests.container.postgresql import authenticate, configure, psql
 
-# After a failed handshake, asyncpg leaves its transport to the garbage collector.
+# asyncpg does not close its transport after a failed handshake, so the garbage collector warns about it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-PUBLISH = "--publish=127.0.0.1::5432"  # at the address in the certificate
+PUBLISH = "--publish=127.0.0.1::5432"  # 127.0.0.1 is the address in the certificate
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a server at 127.0.0.1 and of a client, and those of authorities that trust each other not."""
+    """A directory with the certificates of a server at 127.0.0.1, of a client, and of two unrelated authorities."""
     folder = tmp_path_factory.mktemp("postgresql-tls")
     authority, other = trustme.CA(), trustme.CA()
     yesterday = datetime.now(UTC) - timedelta(days=1)
@@ -51,10 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(docker: str, folder: Path) -> Iterator[Container]:  # noqa: ARG001  skips the tests if there is no Docker
-    """A server to which nobody may connect without TLS, and the user `client` only with a certificate."""
+    """A server that requires TLS of all users, and a client certificate of the user `client`."""
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, PUBLISH, f"--volume={folder}:/tls:ro") as container:
         container.wait_until_healthy()
-        # The server's files must belong to its user.
+        # PostgreSQL requires that its own user owns these files.
         files = [f"/tls/{name}" for name in ("ca.pem", "server.pem", "server.key", "expired.pem", "expired.key")]
         container.execute("install", "-o", "postgres", "-m", "600", *files, "/var/lib")
         psql(container, "CREATE ROLE client LOGIN SUPERUSER")
@@ -65,13 +65,13 @@ def server(docker: str, folder: Path) -> Iterator[Container]:  # noqa: ARG001  s
 
 
 def use_certificate(server: Container, name: str) -> None:
-    """Have the server use a certificate for new connections."""
+    """Make the server use this certificate for new connections."""
     files = {f"ssl_{kind}_file": f"/var/lib/{name}.{suffix}" for kind, suffix in (("cert", "pem"), ("key", "key"))}
     configure(server, ssl="on", ssl_ca_file="/var/lib/ca.pem", **files)
 
 
 class Urls:
-    """URLs of the server. Files are named as in the folder."""
+    """Build URLs of the server. Certificate files are given by name, relative to the folder."""
 
     def __init__(self, server: Container, folder: Path) -> None:
         self.port = run_docker("port", server.name, "5432/tcp").rpartition(":")[2]
@@ -92,7 +92,7 @@ def url(server: Container, folder: Path) -> Urls:
 
 
 async def describe_connection(settings: Settings) -> tuple[str, str]:
-    """Return the version of TLS of a connection, and the subject of the client's certificate."""
+    """Connect, and return the TLS version and the subject of the client certificate."""
     engine = create_engine(settings)
     async with engine.connect() as connection:
         query = "SELECT version, coalesce(client_dn, '') FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
@@ -102,7 +102,7 @@ async def describe_connection(settings: Settings) -> tuple[str, str]:
 
 
 async def connect(url: str) -> str:
-    """Start as the service does, and return the subject of the client's certificate."""
+    """Connect with the startup code of the service, and return the subject of the client certificate."""
     settings = make_settings(database_url=url, database_migrate=True)
     await prepare_database(settings)
     version, subject = await describe_connection(settings)
@@ -111,7 +111,7 @@ async def connect(url: str) -> str:
 
 
 async def refuse(url: str) -> str:
-    """Start as the service does, and return the reason why it cannot."""
+    """Run the startup code of the service, which must fail, and return its error."""
     with pytest.raises(StartupError) as caught:
         await prepare_database(make_settings(database_url=url))
     message = str(caught.value)
@@ -137,10 +137,10 @@ async def test_client_certificate_authenticates_the_user(url: Urls) -> None:
 
 
 @pytest.mark.parametrize("negotiation", ["postgres", "direct"])
-async def test_authorities_of_the_system_are_used(
+async def test_system_certificate_authorities_are_trusted(
     url: Urls, folder: Path, monkeypatch: pytest.MonkeyPatch, negotiation: str
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))  # as if the system trusted it
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))  # OpenSSL's override of the system's authorities
     tls = {"sslmode": "verify-full", "sslrootcert": "system", "sslnegotiation": negotiation}
 
     assert await connect(url(**tls, application_name=negotiation)) == ""
@@ -169,7 +169,7 @@ async def test_authority_unknown_to_the_system_is_refused(url: Urls) -> None:
         ),
         (
             {"user": "client", "sslrootcert": "ca.pem", "sslcert": "stranger.pem", "sslkey": "stranger.key"},
-            "cannot connect to the database",  # asyncpg drops the reason, which comes after the handshake
+            "cannot connect to the database",  # the reason arrives after the handshake, and asyncpg drops it
         ),
         ({"user": "client", "sslrootcert": "ca.pem", "sslcert": "missing.pem"}, "sslcert cannot be read: "),
     ],
@@ -188,7 +188,7 @@ async def test_authority_unknown_to_the_system_is_refused(url: Urls) -> None:
 async def test_untrusted_connection_is_refused_in_one_line(
     url: Urls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parameters: dict[str, str], reason: str
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # libpq's defaults are files in this directory
+    monkeypatch.setenv("HOME", str(tmp_path))  # libpq's default certificates are in this directory
 
     assert reason in await refuse(url(sslmode="verify-full", **parameters))
 
@@ -204,7 +204,7 @@ async def test_expired_certificate_is_refused_in_one_line(url: Urls, server: Con
     assert "certificate has expired" in reason
 
 
-def test_command_exits_with_one_line(url: Urls) -> None:
+def test_untrusted_connection_of_a_command_prints_one_line(url: Urls) -> None:
     variables = {"DATABASE_URL": url(sslmode="verify-full", sslrootcert="other.pem"), "SECRET_KEY": SECRET_KEY}
     command = [sys.executable, "-m", "app", "migrate"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)

@@ -1,4 +1,4 @@
-"""docker-compose.production.yml: exposure, secrets, limits, startup, shutdown, release and rollback."""
+"""docker-compose.production.yml: published ports, secrets, limits, startup, shutdown, release and rollback."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from tests.container.service import CONFLICTING_TABLE, PERSON
 from tests.container.service import log_in as get_auth
 from tests.pages import blocks, command
 
-# The image in the documentation.
+# The example image in the documentation.
 RELEASE = "fastapi-app:1.2.3"
 
 
@@ -32,7 +32,7 @@ def create_project(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iter
 
 @pytest.fixture(scope="module")
 def production(create_project: Callable[[], Compose]) -> Compose:
-    """The running project, with one user."""
+    """The running project, with one registered user."""
     compose = create_project()
     run(compose, command("up"))
     httpx.post(f"{compose.url}/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
@@ -95,7 +95,7 @@ def test_database_and_redis_have_no_connection_to_the_outside(production: Compos
 
 
 def test_fixed_address_is_given_to_no_other_container(production: Compose) -> None:
-    """Otherwise, a container that starts while `web` restarts could take it, and Docker could not start `web` again."""
+    """If a container that starts while `web` restarts took the address, Docker could not start `web` again."""
     network = f"{production.name}_outside"
     attached = json.loads(production.container("web").inspect("{{json .NetworkSettings.Networks}}"))
     (ipam,) = json.loads(run_docker("network", "inspect", "--format", "{{json .IPAM.Config}}", network))
@@ -114,7 +114,7 @@ def test_docker_commands_show_no_secret(production: Compose) -> None:
     secrets = read_secrets(production)
     assert secrets.keys() == {"SECRET_KEY", "DATABASE_URL", "DATABASE_OWNER_URL", "POSTGRES_PASSWORD"}
     assert [name for name, value in secrets.items() if any(value in output for output in outputs)] == []
-    # The containers have them, so these outputs are of containers that could have shown them.
+    # The containers do have the secrets, so the commands above could have shown them.
     assert production("exec", "-T", "web", "cat", "/run/secrets/SECRET_KEY") == secrets["SECRET_KEY"]
 
 
@@ -130,7 +130,7 @@ def test_each_container_has_resource_limits_and_no_capabilities(production: Comp
     assert config["Memory"] > 0
     assert 0 < config["PidsLimit"] <= 1024
     assert container.inspect("{{.Config.User}}") not in {"", "root", "0"}
-    # PostgreSQL also writes outside its data directory.
+    # PostgreSQL also writes outside of its data directory.
     assert config["ReadonlyRootfs"] is (service != "db")
     mounts = json.loads(container.inspect("{{json .Mounts}}"))
     assert {mount["Destination"].rpartition("/")[0] for mount in mounts if mount["Type"] == "bind"} <= {"/run/secrets"}
@@ -146,7 +146,7 @@ def test_forwarded_address_from_the_proxy_on_this_host_is_trusted(production: Co
 
 @contextmanager
 def run_proxy(folder: Path, compose: Compose) -> Iterator[str]:
-    """Run the documented proxy, but without HTTPS, and yield its URL."""
+    """Run the documented proxy without HTTPS, and yield its URL."""
     (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
     url = f"http://localhost:{free_port()}"
     text = caddyfile.text.replace("api.example.com", url)
@@ -209,7 +209,7 @@ def test_release_with_an_empty_secret_leaves_the_old_version_running(production:
     before = secret_key.read_text()
     secret_key.write_text("")
     try:
-        with pytest.raises(AssertionError, match=r"The settings are not valid:\n  SECRET_KEY: must be set"):
+        with pytest.raises(AssertionError, match=r"The settings are not valid:\\n  SECRET_KEY: must be set"):
             run(production, command("release").replace(RELEASE, image))
     finally:
         secret_key.write_text(before)
@@ -221,7 +221,7 @@ def test_release_with_an_empty_secret_leaves_the_old_version_running(production:
 def test_release_behind_the_documented_proxy_loses_no_request(
     tmp_path_factory: pytest.TempPathFactory, readable_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests that arrive while `web` is replaced wait in the proxy."""
+    """The proxy holds the requests that arrive while `web` is replaced."""
     monkeypatch.setattr("tests.container.load.RESPONSE_TIMEOUT", TIMEOUT)
     later = f"{image}-later"
     run_docker("tag", image, later)
@@ -241,14 +241,14 @@ def test_release_behind_the_documented_proxy_loses_no_request(
                 continue_load(report)
                 run(compose, command("release").replace(RELEASE, image_name))
             continue_load(report)
-    print(f"-- {report.responses} responses, the slowest after {report.slowest:.1f} s")  # noqa: T201  pytest -rP shows it
+    print(f"-- {report.responses} responses, the slowest after {report.slowest:.1f} s")  # noqa: T201  shown by `pytest -rP`
 
     assert_no_request_lost(report)
 
 
 def test_failed_migration_during_a_release_leaves_the_old_version_running(production: Compose, image: str) -> None:
     started_at = production.container("web").inspect("{{.State.StartedAt}}")
-    query(production, "UPDATE alembic_version SET version_num = '0001'")  # so that the next one fails
+    query(production, "UPDATE alembic_version SET version_num = '0001'")  # so that the next migration fails
 
     with pytest.raises(AssertionError, match="Nothing was changed"):
         run(production, command("release").replace(RELEASE, image))

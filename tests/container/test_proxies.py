@@ -1,4 +1,4 @@
-"""The service behind proxies: which addresses it trusts, and that no request meets a connection being closed."""
+"""The service behind proxies: only trusted proxies may forward addresses, and idle timeouts lose no request."""
 
 import asyncio
 import random
@@ -16,23 +16,23 @@ from tests.container.service import get, run_service
 
 LIMIT = 3
 CLIENTS = 50
-CONNECTIONS = 20  # of each client; the time that httpx needs grows with the square of this
+CONNECTIONS = 20  # per client; httpx's overhead grows with the square of this number
 
 
 @contextmanager
 def run_limited_service(image: str, **settings: str) -> Iterator[Container]:
-    """Run the service with one worker and a low rate limit."""
+    """Run the service with one worker and a low default rate limit."""
     with run_service(image, WEB_CONCURRENCY="1", RATE_LIMIT=f"{LIMIT}/hour", **settings) as container:
         yield container
 
 
 def get_status(container: Container, forwarded_for: str) -> int:
-    """Send a request from this host, which the container sees as its network's gateway, and return the status."""
+    """Send a request, and return the status. The container sees its network's gateway as the client."""
     return get(container, "/users/me", {"X-Forwarded-For": forwarded_for}).status_code
 
 
 def logged_clients(container: Container) -> list[str]:
-    """Return the client of each request in the access log."""
+    """Return the client address of each request in the access log."""
     return [line["client"] for line in container.log_lines if line["event"] == "request"]
 
 
@@ -59,11 +59,11 @@ def test_clients_behind_a_trusted_proxy_are_identified_by_the_address_that_it_ad
 
 
 async def post_after_five_idle_seconds(url: str) -> Counter[object]:
-    """Open many connections, send a POST on each after about five idle seconds, and count the results."""
+    """Open many connections, send a POST on each after it was idle for about five seconds, and count the results."""
 
     async def post(client: httpx.AsyncClient) -> object:
         await client.get(f"{PREFIX}/health/live")
-        await asyncio.sleep(random.uniform(4.9, 5.1))  # noqa: S311  the moment at which the service closes by default
+        await asyncio.sleep(random.uniform(4.9, 5.1))  # noqa: S311  around the default idle timeout, 5 seconds
         try:
             return (await client.post(f"{PREFIX}/auth/refresh", json={"refresh_token": "x"})).status_code
         except httpx.TransportError as error:
@@ -78,12 +78,10 @@ async def post_after_five_idle_seconds(url: str) -> Counter[object]:
         return Counter(await asyncio.gather(*(post(client) for client in clients * CONNECTIONS)))
 
 
-async def test_no_request_is_lost_behind_nginx_if_the_service_keeps_connections_longer(
-    image: str, network: str
-) -> None:
+async def test_longer_keepalive_than_nginx_loses_no_request(image: str, network: str) -> None:
     nginx = run_docker("build", "--quiet", Path(__file__).with_name("nginx"))
     options = (f"--network={network}", "--network-alias=service")
-    # A worker that is replaced closes connections that are idle; this is about those of a worker that stays.
+    # MAX_REQUESTS is 0, because a replaced worker closes its idle connections, which this test is not about.
     with (
         run_service(image, *options, KEEPALIVE_SECONDS="65", MAX_REQUESTS="0") as service,
         run_container(nginx, f"--network={network}") as proxy,
@@ -92,6 +90,6 @@ async def test_no_request_is_lost_behind_nginx_if_the_service_keeps_connections_
         direct = await post_after_five_idle_seconds(f"http://{service.ip}:8000")
     with run_service(image, MAX_REQUESTS="0") as service:
         by_default = await post_after_five_idle_seconds(f"http://{service.ip}:8000")
-    print(f"-- behind nginx: {proxied}; direct: {direct}; direct, closed after 5 s: {by_default}")  # noqa: T201  -rP
+    print(f"-- behind nginx: {proxied}; direct: {direct}; direct, closed after 5 s: {by_default}")  # noqa: T201
 
     assert proxied == direct == {401: CLIENTS * CONNECTIONS}

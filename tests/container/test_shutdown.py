@@ -1,4 +1,4 @@
-"""Signals to the container: requests finish, connections are closed, and the exit code is 0."""
+"""Signals to the container: running requests finish, connections are closed, and the exit code is 0."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,13 +17,13 @@ COUNT_CONNECTIONS = (
 
 @pytest.fixture
 def database(database: Database) -> Database:
-    """A database that logs each connection that ends without a termination message, even an idle one."""
+    """A database that logs every connection that ends without a termination message, including idle ones."""
     database.query(f"ALTER DATABASE {database.name} SET log_min_messages = debug1")
     return database
 
 
 def assert_connections_closed_properly(database: Database, log_before: str) -> None:
-    """Assert that every connection was closed with a termination message, and none by the exit of its process."""
+    """Assert that the service closed every connection with a termination message, not just by exiting."""
     log = database.server.log.removeprefix(log_before)
     assert database.query(COUNT_CONNECTIONS) == "0"
     assert "unexpected EOF" not in log
@@ -50,7 +50,7 @@ def test_docker_stop_finishes_running_requests_and_closes_database_connections(
         assert_connections_closed_properly(database, log_before)
 
 
-def test_request_longer_than_the_grace_returns_503_and_the_lifespan_shuts_down(
+def test_request_longer_than_the_graceful_timeout_returns_503_and_the_lifespan_shuts_down(
     image: str, database: Database, background: ThreadPoolExecutor
 ) -> None:
     settings = {"DATABASE_URL": database.url, "DATABASE_MIGRATE": "true"}

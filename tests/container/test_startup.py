@@ -1,4 +1,4 @@
-"""Migrations when containers start: failed, pending, and concurrent ones."""
+"""Migrations at container startup: failed, pending and concurrent ones."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""HTTPS: requests are served and none is lost, and unusable files are reported in one line."""
+"""HTTPS: no request is lost, and an unusable certificate is reported in one line."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +16,11 @@ from tests.container.load import Target, assert_no_request_lost, continue_load, 
 from tests.container.service import SLOW_APP, options, run_service, slow_command, wait_for_workers
 
 SETTINGS = {"SSL_CERTFILE": "/tls/cert.pem", "SSL_KEYFILE": "/tls/key.pem"}
-PUBLISH = "--publish=127.0.0.1::8000"  # at the address in the certificate
+PUBLISH = "--publish=127.0.0.1::8000"  # 127.0.0.1 is the address in the certificate
 
 
 def mount(folder: Path) -> str:
-    """Return the option that mounts a directory where SETTINGS expect the files."""
+    """Return the option that mounts the folder at the path where SETTINGS expect the certificate and key."""
     return f"--volume={folder}:/tls:ro"
 
 
@@ -31,7 +31,7 @@ def get(container: Container, path: str, tls: TLS) -> httpx.Response:
 def test_docker_stop_finishes_a_running_https_request(image: str, tls: TLS, background: ThreadPoolExecutor) -> None:
     docker_options = (SLOW_APP, mount(tls.certfile.parent), PUBLISH)
     with run_service(image, *docker_options, command=slow_command(), **SETTINGS) as container:
-        container.wait_until_healthy()  # the health check uses HTTPS too
+        container.wait_until_healthy()  # the health check also uses HTTPS
         assert get(container, "/health", tls).status_code == 200
         response = background.submit(get, container, "/slow/5", tls)
         container.wait_for_log("slow request")

@@ -1,4 +1,4 @@
-"""Clients that register users all the time, to find out later whether what was acknowledged has been stored."""
+"""Clients that continuously register users, so that tests can check that acknowledged writes were stored."""
 
 import asyncio
 import itertools
@@ -15,9 +15,9 @@ from app import PREFIX
 from tests.people import PASSWORD
 
 CLIENTS = 4
-# Seconds that each client waits before a request, so that the machine is busy but not saturated.
+# Seconds that each client sleeps before a request, so that the machine is busy but not saturated.
 PAUSE = 0.05
-# Cheap password hashes, and no limits
+# Cheap password hashes and no rate limits
 SETTINGS = {
     "ARGON2_MEMORY_KIB": "64",
     "ARGON2_TIME_COST": "1",
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class Writers:
-    """What the clients have observed so far."""
+    """The clients, and the responses that they have received so far."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -37,12 +37,12 @@ class Writers:
         self.latest: int | str = 0
 
     async def run(self, stop: threading.Event) -> None:
-        """Run all clients until `stop` is set."""
+        """Run all clients concurrently until `stop` is set."""
         async with httpx.AsyncClient(base_url=self.url + PREFIX, timeout=TIMEOUT) as http:
             await asyncio.gather(*(self.run_client(http, number, stop) for number in range(CLIENTS)))
 
     async def run_client(self, http: httpx.AsyncClient, number: int, stop: threading.Event) -> None:
-        """Register one user after the other, without retries."""
+        """Register users, one after another, without retries."""
         for count in itertools.count():
             if stop.is_set():
                 return
@@ -59,14 +59,14 @@ class Writers:
             self.latest = status
 
     def wait_for_writes(self, number: int = 50) -> None:
-        """Wait until so many more writes have been acknowledged."""
+        """Wait until `number` more writes have been acknowledged."""
         enough = len(self.acknowledged) + number
         until(lambda: len(self.acknowledged) >= enough, "writes succeed")
 
 
 @contextmanager
 def run_writers(url: str) -> Iterator[Writers]:
-    """Run the clients in a thread while the block is executed."""
+    """Run the clients in a thread until the `with` block ends."""
     writers, stop = Writers(url), threading.Event()
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(asyncio.run, writers.run(stop))

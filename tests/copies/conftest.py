@@ -1,3 +1,3 @@
-"""The files of the feature in `projects/` belong into a copy."""
+"""Exclude `projects/` from collection: its files work only in a copy of the repository."""
 
 collect_ignore = ["projects"]

@@ -1,4 +1,4 @@
-"""Copies of the repository that tests change, and commands that run in them."""
+"""Copy the repository, so that tests can change it, and run commands in the copy."""
 
 import os
 import shlex
@@ -20,15 +20,15 @@ CHECKS = command("lint").strip() + " && pytest"
 
 
 def copy_repository(folder: Path) -> Path:
-    """Copy what a clone would contain."""
+    """Copy the files that a clone would contain."""
     shutil.copytree(ROOT, folder, ignore=_UNVERSIONED)
-    if (cache := ROOT / ".mypy_cache").exists():  # saves half a minute
+    if (cache := ROOT / ".mypy_cache").exists():  # saves mypy half a minute
         shutil.copytree(cache, folder / cache.name)
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the files that a commit of the copy would contain, by path."""
+    """Map the path of each file that a commit of the copy would contain to its contents."""
     copied = shutil.copytree(folder, folder.with_name(f"{folder.name}-committed"), ignore=_UNVERSIONED)
     found = {str(path.relative_to(copied)): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     shutil.rmtree(copied)
@@ -36,16 +36,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database_url: str = "") -> str:
-    """Run a documented command in a copy, with the packages that are installed here, and return its output.
+    """Run a documented command in a copy, with this environment's packages, and return its output.
 
-    Tests find no Docker.
+    Docker is hidden from the tests in the copy.
 
     Args:
         folder: The copy.
-        script: The command, in which `uv run` is ignored.
+        script: The command. `uv run` is removed from it.
         stdin: The standard input.
-        tests: The tests to run unless REQUIRE_ALL_TESTS is set, as an expression for `pytest -k`.
-        database_url: A PostgreSQL server for the tests. Without one they run on SQLite.
+        tests: An expression for `pytest -k`, which selects the tests unless REQUIRE_ALL_TESTS is set.
+        database_url: A PostgreSQL server for the tests. By default they run on SQLite only.
     """
     options = ["-k", tests] if tests and not os.environ.get(REQUIRE_ALL) else []
     inherited = {
@@ -55,7 +55,7 @@ def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database
     }
     environment = inherited | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        # The copy's own packages, not those of this repository, which are installed here.
+        # Import the copy's packages, rather than those of this repository, which are installed in the environment.
         "PYTHONPATH": os.pathsep.join(map(str, [folder, *folder.glob("packages/*/src")])),
         "PYTEST_ADDOPTS": shlex.join(options),
         "DOCKER_HOST": f"unix://{folder}/no-docker",

@@ -1,4 +1,4 @@
-"""The feature of docs/add-a-feature.md is added and removed, step by step, in a copy of the repository."""
+"""The tutorial's feature (docs/add-a-feature.md) is added to and removed from a copy of the repository."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from tests.pages import command, tutorial
 
 
 def apply(diff: str, file: Path, *, backwards: bool = False) -> None:
-    """Apply a diff whose hunks `@@` separates."""
+    """Apply a diff, or revert it if `backwards`. Its hunks are separated by `@@`."""
     for hunk in diff.split("@@\n"):
         lines = hunk.splitlines(keepends=True)
         before, after = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in (" -", " +"))
@@ -23,7 +23,7 @@ def apply(diff: str, file: Path, *, backwards: bool = False) -> None:
 
 @pytest.fixture(scope="module")
 def with_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy to which the tutorial's feature is added."""
+    """A copy of the repository with the tutorial's feature."""
     copy = copy_repository(tmp_path_factory.mktemp("fork") / "with-notes")
     for block in tutorial():
         if block.language == "python":
@@ -37,7 +37,7 @@ def with_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_routes(with_notes: Path, tmp_path: Path) -> Path:
-    """A copy in which the tutorial's changes of files are reverted."""
+    """A copy with the feature, but without the changes that the tutorial makes to existing files."""
     copy = tmp_path / "without-notes"
     shutil.copytree(with_notes, copy)
     for block in tutorial():
@@ -83,5 +83,5 @@ def test_feature_is_removed(without_routes: Path, tmp_path: Path) -> None:
     migrations = sorted(Path(path).name.partition("_")[2] for path in left.keys() - before.keys())
     assert migrations == ["add_notes.py", "drop_notes.py"]
     assert {path for path in before if left.get(path) != before[path]} == set()
-    # Nearly the same files as here, so not all tests again
+    # The files are nearly those of this repository, so a few tests suffice
     run(copy, f"{CHECKS} -k 'access or architecture or openapi or migrations'")

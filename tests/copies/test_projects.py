@@ -1,6 +1,6 @@
-"""A feature with everything that FastAPI offers is added to a copy of the repository, which passes all checks with it.
+"""A feature that uses most of FastAPI is added to a copy of the repository, and the copy passes all checks.
 
-Its files are in `projects/`. What it adds to files of the application is here.
+The feature's new files are in `projects/`. The lines that it adds to existing files are in this module.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ from tests.people import PASSWORD
 
 FEATURE = Path(__file__).with_name("projects")
 GENERATED = {"tests/openapi.json"}
-# The tests that look at every feature.
+# The tests that check every feature.
 TESTS = ["test_access.py", "test_architecture.py", "test_documentation.py", "test_migrations.py", "test_openapi.py"]
 
 
 class Addition(NamedTuple):
-    """Lines to add to a file, after the only line that begins with `after`."""
+    """Lines to insert into a file after the only line that begins with `after`."""
 
     file: str
     after: str
@@ -71,7 +71,7 @@ ADDITIONS = [
         "# RATE_LIMIT_REGISTER",
         "\n# Invitations allowed per client IP address\n# RATE_LIMIT_INVITE=30/minute",
     ),
-    # What the tests are told
+    # Additions to the tests
     Addition("tests/test_architecture.py", '    "fastapi.security",', '    "fastapi.sse",'),
     Addition("tests/test_access.py", "    SUPERUSER = ", '    STAFF = "a member of staff", {"is_staff": True}'),
     Addition("tests/test_access.py", "SUPERUSERS = ", "READERS = frozenset({Role.SELF, Role.STAFF, Role.SUPERUSER})"),
@@ -119,7 +119,7 @@ PROJECT = {
 
 
 def insert(file: Path, after: str, added: str) -> None:
-    """Insert lines after the only line that begins with a text."""
+    """Insert lines after the only line that begins with `after`."""
     lines = file.read_text().splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if line.startswith(after)]
     lines[number:number] = added.splitlines()
@@ -127,7 +127,7 @@ def insert(file: Path, after: str, added: str) -> None:
 
 
 def add_feature(copy: Path) -> None:
-    """Add the files of the feature, and what it adds to others, and generate its migration and the API's document."""
+    """Add the feature's files, and its lines to existing files. Generate its migration and the OpenAPI document."""
     shutil.copytree(FEATURE, copy, dirs_exist_ok=True)
     for file, after, added in ADDITIONS:
         insert(copy / file, after, added)
@@ -147,7 +147,7 @@ def add_setting_to_documentation(copy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """The repository with the feature, and the contents of its files without it."""
+    """A copy with the feature, and the contents of its files from before the feature was added."""
     copy = copy_repository(tmp_path_factory.mktemp("fork") / "with-projects")
     before = contents(copy)
     add_feature(copy)
@@ -169,9 +169,9 @@ def test_feature_changes_one_line_and_only_adds_others(copy: tuple[Path, dict[st
             old, new = before[path].decode().splitlines(), after[path].decode().splitlines()
             marks = [line[:2] for line in difflib.ndiff(old, new)]
             added, changed = added + marks.count("+ "), changed + marks.count("- ")
-    print(f"lines added to {len(ADDITIONS)} places of existing files: {added - changed}, changed: {changed}")  # noqa: T201  pytest -rP shows it
+    print(f"lines added to {len(ADDITIONS)} places of existing files: {added - changed}, changed: {changed}")  # noqa: T201  shown by `pytest -rP`
 
-    assert changed == 1  # PREFIX
+    assert changed == 1  # the line that sets PREFIX
 
 
 @pytest.mark.parametrize("check", ["ruff check .", "ruff format --check .", "mypy"])
@@ -181,7 +181,7 @@ def test_feature_passes_static_checks(with_projects: Path, check: str) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_feature_passes_tests(with_projects: Path, database: str, request: pytest.FixtureRequest) -> None:
-    """Its own, and those that look at every feature."""
+    """The tests are the feature's own and those that check every feature."""
     paths = " ".join(f"tests/{name}" for name in ("projects", *TESTS))
     server = request.getfixturevalue("postgresql_server") if database == "postgresql" else ""
     selected = f"({database} or not (sqlite or postgresql)) and not generated"
@@ -201,7 +201,7 @@ def test_feature_passes_generated_requests(with_projects: Path, caller: str) -> 
 # In a container ------------------------------------------------------------------------------------------------------
 
 CLIENTS = 5
-SERVICE_RESTART = 1012  # the close code of a worker that leaves
+SERVICE_RESTART = 1012  # the close code that a worker sends when it shuts down
 RECYCLINGS = 10
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
@@ -216,19 +216,19 @@ SETTINGS = {
 
 @dataclass
 class Acknowledged:
-    """What the service has confirmed, and every response or exception that is no success."""
+    """The operations that the service has acknowledged, and all failed responses and exceptions."""
 
     projects: set[str] = field(default_factory=set)
     invitations: int = 0
     documents: dict[int, str] = field(default_factory=dict)
     events: int = 0
     messages: int = 0
-    restarts: int = 0  # of WebSockets
+    restarts: int = 0  # closed WebSockets, with code 1012
     failures: list[str] = field(default_factory=list)
 
 
 class Client:
-    """Uses every route of the feature, one after the other, without retries."""
+    """A client that uses every route of the feature, one after another, without retries."""
 
     def __init__(self, http: httpx.AsyncClient, number: int, acknowledged: Acknowledged) -> None:
         self.http = http
@@ -236,8 +236,8 @@ class Client:
         self.number = number
         self.auth: dict[str, str] = {}
 
-    async def send(self, method: str, path: str, **options: Any) -> httpx.Response | None:  # noqa: ANN401  of httpx
-        """Send a request, and return the response if it is a success."""
+    async def send(self, method: str, path: str, **options: Any) -> httpx.Response | None:  # noqa: ANN401  httpx's options
+        """Send a request. Return the response if it is successful, else record the failure and return None."""
         try:
             response = await self.http.request(method, path, headers=self.auth, **options)
         except httpx.TransportError as error:
@@ -258,7 +258,7 @@ class Client:
         return int(user.json()["id"])
 
     async def run(self, other_user: int, stop: threading.Event) -> None:
-        """Create projects and chat about the first one, until `stop` is set."""
+        """Create projects, and chat in the first one, until `stop` is set."""
         first = await self.use_project(other_user)
         assert first, self.acknowledged
         chat = asyncio.create_task(self.chat(first, stop))
@@ -267,7 +267,7 @@ class Client:
         await chat
 
     async def use_project(self, other_user: int) -> int | None:
-        """Create a project, and use every route of it. Return its id."""
+        """Create a project, use each of its routes, and return its id."""
         done, key = self.acknowledged, str(uuid4())
         project = {
             "key": key,
@@ -295,7 +295,7 @@ class Client:
         return number
 
     async def chat(self, project: int, stop: threading.Event) -> None:
-        """Send messages until `stop` is set. A worker that leaves says so with code 1012, and the next one goes on."""
+        """Send messages until `stop` is set. If a worker closes the WebSocket with code 1012, reconnect to another."""
         done, url = self.acknowledged, f"{str(self.http.base_url).replace('http', 'ws', 1)}projects/{project}/chat"
         while not stop.is_set():
             try:
@@ -322,7 +322,7 @@ async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Even
 
 @pytest.mark.usefixtures("docker")
 def test_feature_loses_nothing_while_workers_are_recycled(with_projects: Path) -> None:
-    """Five workers in the image, on PostgreSQL."""
+    """The service runs in the image with five workers, on PostgreSQL."""
     image, done, stop = f"{NAME}-projects:{uuid4().hex}", Acknowledged(), threading.Event()
     run_docker("build", "--quiet", "--tag", image, with_projects)
     with ExitStack() as stack:

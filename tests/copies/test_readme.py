@@ -1,4 +1,4 @@
-"""The commands of the README and of other pages, on a fresh copy of the repository, with what a newcomer has."""
+"""The commands of the README and other pages work in a fresh copy of the repository, in a newcomer's environment."""
 
 import os
 import re
@@ -17,27 +17,27 @@ from tests.conftest import ROOT
 from tests.copies.repository import copy_repository
 from tests.pages import command
 
-# Both work in a terminal in which uv was installed.
+# Commands run after this one in the same shell, because it puts uv on PATH.
 WITH_UV = command("install-uv")
-# Far longer than needed, so that no test depends on speed.
+# A timeout far longer than needed, so that no test depends on speed.
 MINUTES = 10
 
 
 @pytest.fixture(scope="module")
 def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a clone contains."""
+    """A copy of the files that a clone would contain."""
     return copy_repository(tmp_path_factory.mktemp("clone") / "app")
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of this environment, what a newcomer has too: not the virtual environment."""
+    """The environment variables that a newcomer would also have, without the virtual environment."""
     path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if ".venv" not in part)
     kept = {
         name: value for name, value in os.environ.items() if name in {"HOME", "LANG"} or "PIP" in name or "SSL" in name
     }
     environment = kept | {"PATH": path}
-    # The commands install what they need, so there must be somewhere to install it from.
+    # The commands install packages, so skip the tests if no package index can be reached.
     download = ["python3", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", "uv"]
     folder = tmp_path_factory.mktemp("index")
     if subprocess.run(download, cwd=folder, env=environment, capture_output=True, check=False, timeout=120).returncode:
@@ -70,14 +70,14 @@ def server(fresh_copy: Path, environment: dict[str, str]) -> Iterator[str]:
 
 
 def wait_for(condition: Callable[[], bool], log: Path) -> None:
-    """Wait until a condition is true. Before that, packages may have to be installed."""
+    """Wait until the condition is true. The command may have to install packages first."""
     deadline = time.monotonic() + MINUTES * 60
     while time.monotonic() < deadline:
         try:
             if condition():
                 return
         except httpx.TransportError:
-            pass  # not up yet
+            pass  # the server is not listening yet
         time.sleep(0.2)
     pytest.fail(f"not within {MINUTES} minutes:\n{log.read_text()}")
 
@@ -101,7 +101,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(fresh_copy: Path, environment: dict[str, str]) -> Run:
-    """Runs a command in the copy, in a terminal in which uv was installed, and returns its output."""
+    """Return a function that runs a command in the copy, in a shell with uv on PATH, and returns its output."""
 
     def run(script: str, stdin: str = "") -> str:
         return subprocess.run(

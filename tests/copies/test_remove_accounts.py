@@ -1,4 +1,4 @@
-"""The feature for accounts by mail is removed from a copy of the repository, as its page says, and everything works."""
+"""The accounts feature is removed from a copy of the repository as docs/accounts.md says, and all checks pass."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 from tests.copies.repository import CHECKS, copy_repository, run
 from tests.pages import command
 
-# What names the feature: what the page searches for, and the variables of tests that only it needs.
+# Names of the feature: those that the page's command searches for, and the test variables that only it uses.
 NAMES = re.compile(
     command("find-accounts").split('"')[1]
     + r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
@@ -17,7 +17,7 @@ NAMES = re.compile(
 
 
 def delete_references(file: Path) -> None:
-    """Delete the smallest elements of lists and sets, tests, and other statements whose lines match NAMES."""
+    """For each line that matches NAMES, delete the smallest list or set element, statement or whole test around it."""
     lines = file.read_text().splitlines(keepends=True)
     nodes = list(ast.walk(ast.parse("".join(lines))))
     tests = [
@@ -40,7 +40,7 @@ def delete_references(file: Path) -> None:
 
 
 def delete_text(file: Path, *patterns: str) -> None:
-    """Delete the only text that matches each pattern."""
+    """Delete the text that matches each pattern. Each must match exactly once."""
     text = file.read_text()
     for pattern in patterns:
         text, count = re.subn(pattern, "", text, flags=re.MULTILINE)

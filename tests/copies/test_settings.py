@@ -1,4 +1,4 @@
-"""A fork's own class of settings: its tests see neither the developer's environment nor the `.env` file."""
+"""A settings class added by a fork: its tests ignore the developer's environment variables and `.env` file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Models store datetimes with their time zone on both databases."""
+"""Datetime columns return timezone-aware values in UTC on both databases."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

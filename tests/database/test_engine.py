@@ -1,4 +1,4 @@
-"""The engine's connections have the configured timeouts, and their errors contain no parameters."""
+"""Database connections have the configured timeouts, and their errors do not contain statement parameters."""
 
 import asyncio
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.tcp_proxy import tcp_proxy
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_prepared_statements_of_searches_are_bounded(settings: Settings) -> None:
-    """Each search is a statement of its own, which the driver prepares, and a connection is used for a long time."""
+    """The driver prepares each distinct search as a statement, and connections are long-lived."""
     one_connection = change(settings, database_pool_size=1)
     engine = create_engine(one_connection)
     reader = FastReader(engine, one_connection)
@@ -54,7 +54,7 @@ async def test_postgresql_connection_has_a_name_and_timeouts(session: AsyncSessi
 
 
 async def read_limit(database_url: str, **settings: object) -> object:
-    """Connect as a provider's URL says, and return the connection's statement timeout."""
+    """Connect with the parameters of a hosting provider's URL, and return the connection's statement timeout."""
     engine = create_engine(make_settings(database_url=database_url, **settings))
     try:
         async with engine.connect() as connection:
@@ -73,7 +73,7 @@ async def test_parameters_of_providers_are_not_sent_to_the_server(database_url: 
 async def test_connect_timeout_of_the_url_overrides_the_setting(database_url: str) -> None:
     url = urlsplit(database_url)
     async with tcp_proxy(url.hostname or "", url.port or 5432) as proxy:
-        proxy.set_state("slow")  # each response takes longer than the setting allows
+        proxy.set_state("slow")  # each response now takes longer than DATABASE_CONNECT_TIMEOUT
         slow = urlunsplit(url._replace(netloc=f"{url.username}:{url.password}@{proxy.address}"))
 
         with pytest.raises(DatabaseUnreachable):

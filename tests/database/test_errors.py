@@ -1,4 +1,4 @@
-"""Database errors are classified as outages, which return 503, or as bugs, which return 500."""
+"""Database errors are classified either as outages, which return 503, or as bugs, which return 500."""
 
 import os
 from pathlib import Path
@@ -26,9 +26,9 @@ from app.database.errors import is_unavailable
         ("57014", True),  # statement timeout
         ("57P01", True),  # shutdown
         ("22012", False),  # division by zero
-        ("40002", False),  # a constraint that is checked at the end of the transaction
+        ("40002", False),  # violated deferred constraint
         ("42P01", False),  # undefined table
-        ("XX000", False),  # internal error of PostgreSQL
+        ("XX000", False),  # internal error
     ],
 )
 async def test_postgresql_error_is_classified_by_sqlstate(
@@ -61,10 +61,10 @@ async def test_sqlite_error_is_classified_by_name(
     expected: tuple[str, bool],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    os.mkfifo("fifo")  # can be opened, but not read as a file
+    os.mkfifo("fifo")  # a FIFO can be opened, but is not a database file
 
     with pytest.raises(DBAPIError) as caught:
-        # The list keeps a result open, and its table locked, until the next statement.
+        # The list keeps each result open, and so its table locked, while the next statement runs.
         [await session.stream(text(statement)) for statement in statements]
 
     name = getattr(caught.value.orig, "sqlite_errorname", None)

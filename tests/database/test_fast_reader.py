@@ -1,4 +1,4 @@
-"""FastReader returns what SQLAlchemy would, reuses no connection in an unknown state, and serves requests in order."""
+"""FastReader returns the same values as SQLAlchemy, discards connections in an unknown state, and queues fairly."""
 
 import asyncio
 import enum
@@ -31,7 +31,7 @@ class Colour(enum.Enum):
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Settings with one connection, on which statements soon time out."""
+    """Settings with a pool of one connection and a short statement timeout."""
     return change(settings, database_pool_size=1, database_statement_timeout=0.2, database_pool_timeout=60)
 
 
@@ -101,7 +101,7 @@ async def test_no_row_returns_none(reader: FastReader) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_connection_without_a_response_is_replaced(reader: FastReader, engine: AsyncEngine) -> None:
-    # Usually the server cancels a slow statement. Here it does not, so that the driver's own timeout applies.
+    # Disable the server's statement timeout, so that the driver's own timeout applies.
     disable_timeout: Query = select(
         literal_column("set_config('statement_timeout', '0', false)"), literal_column("pg_backend_pid()")
     )
@@ -142,7 +142,7 @@ async def test_waiting_requests_are_served_in_order_of_arrival(reader: FastReade
 
 
 async def test_cancelled_request_passes_its_turn_to_the_next(reader: FastReader, engine: AsyncEngine) -> None:
-    """Each round cancels the second request a little later, from before its turn until after it."""
+    """Each round cancels the second request a little later: at first while it is queued, in the end after its turn."""
     loop = asyncio.get_running_loop()
     cancel_second: list[Callable[[], None]] = []
 
@@ -174,17 +174,17 @@ async def test_failed_connection_attempt_passes_the_turn_to_the_next(
         if failures:
             raise failures.pop(0)
 
-    async def fail_or_connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:  # noqa: ANN401  passed on
+    async def fail_or_connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:  # noqa: ANN401  passed through
         fail()
         return await asyncpg_connect(*args, **kwargs)
 
-    event.listen(engine.sync_engine, "do_connect", fail)  # for SQLite; PostgreSQL's engine has a connect function
+    event.listen(engine.sync_engine, "do_connect", fail)  # for SQLite; the PostgreSQL engine uses a connect function
     monkeypatch.setattr(asyncpg, "connect", fail_or_connect)
 
     async with asyncio.timeout(30):
         async with engine.connect() as connection:
             reads = [asyncio.create_task(fetch_values(reader, ONE)) for _ in range(4)]
-            await asyncio.sleep(0)  # the first waits for this connection, the others for the first
+            await asyncio.sleep(0)  # the first task waits for this connection, the others queue behind it
             failures += [DatabaseUnreachable, asyncio.CancelledError]
             await connection.invalidate()
         results = await asyncio.gather(*reads, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Health checks: liveness depends on nothing, readiness on the database and on shutdown."""
+"""Health checks: liveness has no dependencies, readiness fails without a database and during shutdown."""
 
 import socket
 from asyncio import timeout
@@ -48,7 +48,7 @@ async def test_pool_exhausted_is_ready(settings: Settings) -> None:
     one_connection = change(settings, database_pool_size=1, database_pool_timeout=0.1)
 
     async with serve(one_connection) as service, AsyncSession(service.state["engine"]) as session:
-        await session.execute(text("SELECT 1"))  # checks out the only connection
+        await session.execute(text("SELECT 1"))  # check out the only connection
         response = await service.client.get("/health/ready")
 
     assert response.status_code == 200
@@ -85,7 +85,7 @@ async def test_recovered_redis_is_reported(settings: Settings, redis_url: str) -
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """The address of a server that accepts connections and sends nothing."""
+    """The address of a server that accepts connections but never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield "{}:{}".format(*listener.getsockname())
 
@@ -106,7 +106,7 @@ async def test_database_not_answering_is_not_ready(settings: Settings, silent_se
 async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, silent_server: str) -> None:
     silent = change(settings, redis_url=f"redis://{silent_server}")
 
-    async with serve(silent) as service, timeout(4):  # redis-py's default is 5 seconds, 10 times
+    async with serve(silent) as service, timeout(4):  # redis-py would try 10 times, 5 seconds each, by default
         response = await service.client.get("/health/ready")
 
     assert response.json()["redis"] == "unavailable"
@@ -114,10 +114,10 @@ async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, 
 
 @pytest.fixture
 def draining() -> Iterator[None]:
-    """The flag that gunicorn's master sets on SIGTERM."""
+    """Set the flag that gunicorn's master sets on SIGTERM."""
     drain._draining[0] = 1  # noqa: SLF001  SIGTERM would end the tests
     yield
-    drain._draining[0] = 0  # noqa: SLF001  the same
+    drain._draining[0] = 0  # noqa: SLF001  as above
 
 
 @pytest.mark.usefixtures("draining")

@@ -1,4 +1,4 @@
-"""The outbox: no mail is lost, none blocks another, and no request waits for the mail server."""
+"""The outbox: no email is lost or blocks another, and no request waits for the mail server."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the tests wait for tenths of seconds instead of seconds, and mails take any time on a busy machine."""
+    """Shorten the sender's intervals to tenths of a second, and relax its timeouts, because the machine may be busy."""
     monkeypatch.setattr(transport_module, "COMMAND_SECONDS", TIMEOUT)
     monkeypatch.setattr(transport_module, "SEND_SECONDS", TIMEOUT)
     monkeypatch.setattr(sender_module, "POLL_SECONDS", 0.05)
@@ -60,7 +60,7 @@ async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
 
 
 async def write_number(_: AsyncSession, mail: Mail) -> Content | None:
-    """Write a mail about its number. There is nothing to say about zero."""
+    """Write the content of a numbered email. Number 0 has none, so it is not sent."""
     number = mail.context["number"]
     return Content(f"Mail {number}", f"This is mail {number}.") if number else None
 
@@ -77,7 +77,7 @@ async def test_documented_writer_writes_to_existing_users(client: httpx.AsyncCli
 
 
 class Worker:
-    """A sender, with an outbox of its own, as each worker has them."""
+    """An outbox and a sender, as every worker process has them."""
 
     def __init__(self, settings: Settings, engine: AsyncEngine, write: Writer = write_number) -> None:
         self.outbox = Outbox({"test": write})
@@ -91,7 +91,7 @@ def worker(settings: Settings, engine: AsyncEngine) -> Worker:
 
 
 async def add(engine: AsyncEngine, outbox: Outbox, *numbers: int, recipient: str = "ann@example.com") -> None:
-    """Add mails in one transaction."""
+    """Add numbered emails to the outbox in one transaction."""
     async with AsyncSession(engine) as session, session.begin():
         for number in numbers:
             outbox.add(session, "test", recipient, number=number)
@@ -103,21 +103,21 @@ async def stored_mails(engine: AsyncEngine) -> list[Mail]:
 
 
 async def wait_for_mails(engine: AsyncEngine, condition: Callable[[list[Mail]], bool]) -> list[Mail]:
-    """Return the mails in the outbox when they meet a condition."""
-    while not condition(found := await stored_mails(engine)):  # noqa: ASYNC110  there is no event
+    """Wait until the emails in the outbox meet the condition, and return them."""
+    while not condition(found := await stored_mails(engine)):  # noqa: ASYNC110  there is no event to wait for
         await asyncio.sleep(0.01)
     return found
 
 
 async def wait_until_empty(engine: AsyncEngine) -> None:
-    """Return when all mails have been sent or dropped."""
+    """Wait until all emails have been sent or dropped."""
     await wait_for_mails(engine, lambda mails: not mails)
 
 
 async def wait_for_availability(sender: Sender, *, available: bool) -> None:
-    """Return when the sender takes the mail server for available, or for unavailable."""
+    """Wait until the sender considers the mail server available, or unavailable."""
     async with asyncio.timeout(TIMEOUT):
-        while sender.is_available is not available:  # noqa: ASYNC110  there is no event
+        while sender.is_available is not available:  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.01)
 
 
@@ -125,8 +125,8 @@ Logs = list[structlog.typing.EventDict]
 
 
 async def wait_for_log(logs: Logs, event: str) -> structlog.typing.EventDict:
-    """Return the first line of the log about an event."""
-    while not (found := [entry for entry in logs if entry["event"] == event]):  # noqa: ASYNC110  there is no event
+    """Wait for a log entry with this event, and return it."""
+    while not (found := [entry for entry in logs if entry["event"] == event]):  # noqa: ASYNC110  there is no event to wait for
         await asyncio.sleep(0.01)
     return found[0]
 
@@ -157,7 +157,7 @@ async def test_mail_of_a_failed_transaction_is_not_sent(worker: Worker, engine: 
     assert len(mails.mails) == 1
 
 
-async def test_mail_with_nothing_to_say_is_deleted(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
+async def test_mail_without_content_is_deleted(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
     async with worker.sender.run():
         await add(engine, worker.outbox, 0)
         await wait_until_empty(engine)
@@ -165,8 +165,10 @@ async def test_mail_with_nothing_to_say_is_deleted(worker: Worker, engine: Async
     assert mails.mails == []
 
 
-async def test_mail_of_an_unknown_kind_is_left_alone(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:
-    """During a rollout, another release may write a kind that this one does not know."""
+async def test_mail_of_an_unknown_kind_stays_in_the_outbox(
+    worker: Worker, engine: AsyncEngine, mails: MailServer
+) -> None:
+    """During a rollout, a newer release may add emails of a kind that this one does not know."""
     async with AsyncSession(engine) as session:
         session.add(Mail(kind="later", recipient="ann@example.com", context={}))
         worker.outbox.add(session, "unknown", "ann@example.com", number=1)
@@ -181,7 +183,7 @@ async def test_mail_of_an_unknown_kind_is_left_alone(worker: Worker, engine: Asy
 async def test_mail_of_an_unknown_kind_is_given_up_after_two_days(
     worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
 ) -> None:
-    """The release that has written it is not coming back."""
+    """By then, the release that added it is unlikely to run again."""
     old = utc_now() - MAX_AGE - timedelta(seconds=1)
     async with AsyncSession(engine) as session, session.begin():
         session.add(Mail(kind="later", recipient="ann@example.com", context={}, created_at=old, next_attempt_at=old))
@@ -195,7 +197,7 @@ async def test_mail_of_an_unknown_kind_is_given_up_after_two_days(
 async def test_mail_of_a_killed_process_is_sent_by_the_next(
     worker: Worker, engine: AsyncEngine, mails: MailServer
 ) -> None:
-    await add(engine, worker.outbox, 1)  # and the process was killed before its sender looked
+    await add(engine, worker.outbox, 1)  # as if the process was killed before its sender ran
 
     async with worker.sender.run():
         await mails.wait_for("Mail 1")
@@ -223,7 +225,7 @@ async def test_mail_that_was_being_sent_by_a_killed_process_is_sent_after_its_le
 async def test_mail_that_is_sent_twice_has_the_same_id_and_date(
     engine: AsyncEngine, worker: Worker, mails: MailServer
 ) -> None:
-    """As if the process were killed after the mail server has accepted the mail, and before it is deleted."""
+    """The email is sent twice if the process is killed after the server accepted it and before it is deleted."""
     await add(engine, worker.outbox, 1)
     (row,) = await stored_mails(engine)
     again = Mail(id=row.id, kind=row.kind, recipient=row.recipient, context=row.context, created_at=row.created_at)
@@ -254,7 +256,7 @@ async def test_workers_send_each_mail_once(settings: Settings, engine: AsyncEngi
 async def test_mail_that_another_worker_is_taking_is_skipped(
     worker: Worker, engine: AsyncEngine, mails: MailServer
 ) -> None:
-    """SQLite knows no such locks: there, one transaction waits for the other."""
+    """PostgreSQL only: SQLite has no row locks to skip, so one transaction waits for the other."""
     await add(engine, worker.outbox, 1)
     async with AsyncSession(engine) as session, session.begin():
         await session.execute(select(Mail.id).with_for_update())
@@ -273,7 +275,7 @@ async def test_no_transaction_is_open_while_the_mail_server_is_slow(
         await add(engine, worker.outbox, 1)
         await mails.is_asked.wait()
         async with AsyncSession(engine) as session, session.begin():
-            await session.execute(update(Mail).values(kind="test"))  # needs the lock of the row, or of the database
+            await session.execute(update(Mail).values(kind="test"))  # needs the row lock or, on SQLite, the write lock
             is_waiting = mails.connections == 1 and not mails.mails
         mails.may_reply.set()
         await wait_until_empty(engine)
@@ -283,10 +285,10 @@ async def test_no_transaction_is_open_while_the_mail_server_is_slow(
 
 
 @pytest.mark.parametrize(("reply", "copies"), [("250 OK", 2), ("450 mailbox busy", 1)])
-async def test_worker_that_finishes_after_its_lease_does_not_disturb_the_next(
+async def test_worker_that_finishes_after_its_lease_does_not_affect_the_next(
     settings: Settings, engine: AsyncEngine, mails: MailServer, reply: str, copies: int
 ) -> None:
-    """As if the first worker's machine had been suspended while it was sending."""
+    """This happens if the first worker's machine is suspended while sending."""
     mails.replies["*"] = reply
     mails.may_reply.clear()
     async with mail_server() as other_server, AsyncExitStack() as stack:
@@ -305,13 +307,15 @@ async def test_worker_that_finishes_after_its_lease_does_not_disturb_the_next(
         other_server.may_reply.set()
         await wait_until_empty(engine)
 
-    # Once it is accepted it is not sent again, whoever is sending it.
+    # If the first attempt succeeded, the email is deleted. If it was deferred, the second worker's lease stays.
     assert leases == ([] if reply == "250 OK" else [(2, True)])
     assert len(mails.mails + other_server.mails) == copies
     assert len({mail["Message-ID"] for mail in mails.mails + other_server.mails}) == 1
 
 
-async def test_refused_mails_block_no_other(worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs) -> None:
+async def test_refused_mails_do_not_block_others(
+    worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
+) -> None:
     mails.replies |= {"gone@example.com": "550 no such user", "busy@example.com": "450 mailbox busy"}
     async with AsyncSession(engine) as session, session.begin():
         for number in range(1, 5):
@@ -387,9 +391,9 @@ async def test_mail_server_that_another_worker_has_reached_is_not_reported_as_un
     await wait_for_availability(worker.sender, available=True)
 
 
-async def test_outage_of_any_length_ends(settings: Settings, engine: AsyncEngine, logs: Logs) -> None:
+async def test_mail_is_sent_after_an_outage_of_two_days(settings: Settings, engine: AsyncEngine, logs: Logs) -> None:
     worker = Worker(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}"), engine)
-    worker.sender._failures = 2000  # noqa: SLF001  two days of them
+    worker.sender._failures = 2000  # noqa: SLF001  as many as in two days
     async with worker.sender.run():
         await add(engine, worker.outbox, 1)
         await wait_for_mails(engine, lambda mails: mails[0].attempts >= 2)
@@ -397,11 +401,11 @@ async def test_outage_of_any_length_ends(settings: Settings, engine: AsyncEngine
     assert "mail failed" not in [entry["event"] for entry in logs]
 
 
-async def test_error_in_a_writer_is_logged_and_blocks_no_other_mail(
+async def test_error_in_a_writer_is_logged_and_does_not_block_others(
     worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
 ) -> None:
     async with AsyncSession(engine) as session, session.begin():
-        session.add(Mail(kind="test", recipient="ann@example.com", context={}))  # without a number
+        session.add(Mail(kind="test", recipient="ann@example.com", context={}))  # no number, so its writer fails
     async with worker.sender.run():
         await add(engine, worker.outbox, 2)
         await mails.wait_for("Mail 2")

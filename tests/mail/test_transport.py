@@ -1,4 +1,4 @@
-"""Real mail servers: with and without TLS, and those that refuse."""
+"""Sending to SMTP servers: with and without TLS, and with servers that reject an email or do not respond."""
 
 import asyncio
 import ssl
@@ -42,7 +42,7 @@ async def send(url: str, *messages: EmailMessage) -> None:
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """A certificate authority, which this process trusts as if the operating system knew it."""
+    """A certificate authority that this process trusts like those of the operating system."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
@@ -65,7 +65,7 @@ async def test_mails_are_sent_over_one_connection() -> None:
 
 
 async def test_mail_is_sent_over_tls_with_a_password(authority: trustme.CA) -> None:
-    # aiosmtpd takes only STARTTLS for TLS, and would not offer a login.
+    # aiosmtpd recognizes only STARTTLS as TLS, and would not offer AUTH here.
     async with mail_server(tls=server_context(authority), auth_require_tls=False) as server:
         await send(f"smtps://ann%40x:p%2Fw@127.0.0.1:{server.port}", message())
 
@@ -93,7 +93,7 @@ async def test_certificate_of_an_unknown_authority_is_rejected(scheme: str) -> N
 
 
 async def test_server_without_starttls_gets_neither_password_nor_mail() -> None:
-    """As if somebody between here and the server had removed it from what the server offers."""
+    """An attacker on the network can remove STARTTLS from the extensions that the server advertises."""
     async with mail_server(auth_require_tls=False) as server:
         with pytest.raises(MailServerUnavailable, match="STARTTLS"):
             await send(f"smtp+starttls://ann:password@127.0.0.1:{server.port}", message())
@@ -112,7 +112,7 @@ async def test_server_without_starttls_gets_neither_password_nor_mail() -> None:
         ("421 shutting down", MailServerUnavailable),
     ],
 )
-async def test_refused_recipient_stops_no_other_mail(reply: str, error: type[Exception]) -> None:
+async def test_refused_recipient_does_not_block_others(reply: str, error: type[Exception]) -> None:
     async with mail_server() as server:
         server.replies["ann@example.com"] = reply
         transport = SMTPTransport(f"smtp://127.0.0.1:{server.port}")
@@ -125,7 +125,7 @@ async def test_refused_recipient_stops_no_other_mail(reply: str, error: type[Exc
     assert [mail["To"] for mail in server.mails] == ["bob@example.com"]
 
 
-async def test_refused_content_stops_no_other_mail() -> None:
+async def test_refused_content_does_not_block_others() -> None:
     async with mail_server() as server:
         server.replies["DATA"] = "554 looks like spam"
         transport = SMTPTransport(f"smtp://127.0.0.1:{server.port}")
@@ -140,13 +140,13 @@ async def test_refused_content_stops_no_other_mail() -> None:
 
 
 async def test_server_that_refuses_the_sender_is_unavailable() -> None:
-    """It would refuse every other mail too, so none must be dropped. Here it finds the mail too large for a sender."""
+    """Such a server would refuse all emails, so none may be dropped. Here it reports a message size over its limit."""
     async with mail_server(data_size_limit=100) as server:
         with pytest.raises(MailServerUnavailable, match="552"):
             await send(f"smtp://127.0.0.1:{server.port}", message())
 
 
-async def test_address_with_accents_needs_a_server_that_knows_them() -> None:
+async def test_non_ascii_address_needs_a_server_with_smtputf8() -> None:
     async with mail_server() as without, mail_server(enable_SMTPUTF8=True) as with_accents:
         with pytest.raises(Undeliverable, match="SMTPUTF8"):
             await send(f"smtp://127.0.0.1:{without.port}", message("jörg@example.com"))
@@ -162,7 +162,7 @@ async def test_unreachable_server_is_unavailable() -> None:
 
 
 @pytest.mark.parametrize("limit", ["COMMAND_SECONDS", "SEND_SECONDS"])
-async def test_silent_server_is_unavailable_after_a_time(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+async def test_unresponsive_server_is_unavailable_after_a_timeout(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setattr(f"app.mail.transport.{limit}", 0.2)
     finished = asyncio.Event()
 
@@ -178,7 +178,7 @@ async def test_silent_server_is_unavailable_after_a_time(monkeypatch: pytest.Mon
     await server.wait_closed()
 
 
-async def test_server_that_closes_the_connection_between_mails_is_connected_again() -> None:
+async def test_connection_closed_between_mails_is_reopened() -> None:
     async with mail_server() as server:
         transport = SMTPTransport(f"smtp://127.0.0.1:{server.port}")
         await transport.send(message())
@@ -192,7 +192,7 @@ async def test_server_that_closes_the_connection_between_mails_is_connected_agai
     assert len(server.mails) == 1
 
 
-async def test_without_a_server_the_mail_is_printed_to_the_log(logs: list[structlog.typing.EventDict]) -> None:
+async def test_mail_without_a_server_is_printed_to_the_log(logs: list[structlog.typing.EventDict]) -> None:
     transport = create_transport(make_settings(mail=True))
 
     await transport.send(message())

@@ -1,4 +1,4 @@
-"""The URL of a mail server says whether and how the connection is encrypted. No error repeats it."""
+"""SMTP_URL: its scheme selects the encryption, and no error message repeats the URL."""
 
 import pytest
 from pydantic import SecretStr, ValidationError

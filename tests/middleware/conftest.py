@@ -1,4 +1,4 @@
-"""A database for all tests of middleware, and a Uvicorn server for those that need a real connection."""
+"""Fixtures: an SQLite database for all middleware tests, and a Uvicorn server for those that need a TCP connection."""
 
 import asyncio
 import shutil
@@ -16,7 +16,7 @@ Serve = Callable[[ASGIApp], AbstractAsyncContextManager[tuple[str, int]]]
 
 @pytest.fixture
 def database_url(sqlite_template: Path, tmp_path: Path) -> str:
-    """A migrated SQLite database. Middleware does the same on PostgreSQL."""
+    """The URL of a migrated SQLite database. Middleware behaves the same on PostgreSQL, so one database suffices."""
     return f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'app.db')}"
 
 
@@ -34,5 +34,5 @@ async def _serve(app: ASGIApp) -> AsyncIterator[tuple[str, int]]:
 
 @pytest.fixture
 def uvicorn() -> Serve:
-    """Return an asynchronous context manager that serves an application and yields its host and port."""
+    """Return an async context manager that serves an application and yields its host and port."""
     return _serve

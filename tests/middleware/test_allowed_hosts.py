@@ -1,4 +1,4 @@
-"""ALLOWED_HOSTS: requests with another Host header are rejected."""
+"""ALLOWED_HOSTS: requests with any other Host header are rejected."""
 
 from collections.abc import AsyncIterator
 

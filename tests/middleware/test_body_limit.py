@@ -31,7 +31,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 
 def registration(size: int) -> bytes:
-    """Return the body of a registration, padded with spaces to a size in bytes."""
+    """Return the JSON body of a registration, padded with spaces to `size` bytes."""
     data = {"email": "ann@example.com", "password": PASSWORD, "full_name": "Ann"}
     return json.dumps(data).encode().ljust(size)
 
@@ -132,8 +132,8 @@ async def test_bodies_beyond_total_return_503_until_others_are_finished(settings
     assert second.headers["retry-after"] == "1"
 
 
-async def test_streamed_bodies_do_not_count_for_the_total(settings: Settings) -> None:
-    """A streamed body is not held. It also must not reject the JSON that arrives meanwhile."""
+async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings) -> None:
+    """Streamed bodies are not held in memory, so they must not cause JSON bodies to be rejected."""
     async with serve(change(settings, max_total_body_size=50_000)) as service:
         reads = asyncio.Semaphore(0)
         may_finish = asyncio.Event()
@@ -184,8 +184,8 @@ async def test_streamed_bodies_do_not_count_for_the_total(settings: Settings) ->
     ],
     ids=["lower case", "upper case", "repeated"],
 )
-async def test_parsed_json_counts_for_the_total(settings: Settings, headers: list[tuple[str, str]]) -> None:
-    """Otherwise a worker could hold hundreds of MiB of parsed bodies."""
+async def test_parsed_json_counts_towards_the_total(settings: Settings, headers: list[tuple[str, str]]) -> None:
+    """Parsed JSON takes far more memory than its text: a worker could hold hundreds of MiB."""
     async with serve(change(settings, max_body_size=100_000, max_total_body_size=200_000)) as service:
         may_finish = asyncio.Event()
         is_parsed = asyncio.Event()
@@ -217,7 +217,7 @@ def create_limited_echo() -> FastAPI:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond with the request's body. It must not be called with a body over the limit."""
+    """Respond with the request's body. The middleware must not pass on a body over the limit."""
     assert scope["type"] == "http"
     body, more = b"", True
     while more:

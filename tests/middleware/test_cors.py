@@ -1,4 +1,4 @@
-"""CORS_ORIGINS: pages of these origins may call the API, others may not."""
+"""CORS_ORIGINS: only pages from these origins may call the API."""
 
 from collections.abc import AsyncIterator
 
@@ -23,7 +23,7 @@ async def test_cors_is_disabled_by_default(settings: Settings) -> None:
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """Allow https://app.example."""
+    """The running application, with `https://app.example` as an allowed origin."""
     async with serve(change(settings, **CORS)) as service:
         yield service
 

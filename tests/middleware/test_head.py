@@ -1,4 +1,4 @@
-"""HEAD is answered like GET, without a body."""
+"""HEAD requests get the response of GET without its body."""
 
 import httpx
 import pytest

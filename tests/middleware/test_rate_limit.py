@@ -29,7 +29,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 
 def with_state(service: Service) -> ASGIApp:
-    """Return the application with the lifespan's state in each request."""
+    """Return an ASGI application that adds the lifespan's state to each request."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await service.app({**scope, "state": {**service.state}}, receive, send)
@@ -38,12 +38,12 @@ def with_state(service: Service) -> ASGIApp:
 
 
 def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
-    """Return a client that connects from an IP address."""
+    """Return a client that connects from this IP address."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url=f"http://test{PREFIX}")
 
 
 def client_behind_proxy(host: str, service: Service) -> httpx.AsyncClient:
-    """Return a client that connects from an IP address to a server that trusts the X-Forwarded-For of PROXY."""
+    """Return a client that connects from this IP address. The server trusts X-Forwarded-For only from PROXY."""
     app: Any = ProxyHeadersMiddleware(with_state(service), trusted_hosts=[PROXY])  # type: ignore[arg-type]  # Uvicorn has its own types for ASGI
     return client_at(host, app)
 
@@ -174,7 +174,7 @@ async def test_clients_without_address_share_a_limit(service: Service) -> None:
 
 @pytest.mark.parametrize("host", [PROXY, "192.0.2.66"])
 async def test_forged_x_forwarded_for_does_not_evade_limit(service: Service, host: str) -> None:
-    """Uvicorn takes the last address that is not a trusted proxy, and only from a trusted proxy."""
+    """Uvicorn uses the header only if a trusted proxy sent it, and takes its last address that is no trusted proxy."""
     async with client_behind_proxy(host, service) as client:
         for forged in ("198.51.100.1", "198.51.100.2"):
             response = await client.get("/users/me", headers={"X-Forwarded-For": f"{forged}, 203.0.113.7"})
@@ -225,7 +225,7 @@ async def test_preflights_are_exempt_and_429_has_cors_headers(settings: Settings
 
 
 async def test_email_changes_share_the_limit_of_registrations(settings: Settings) -> None:
-    """Both tell whether an address is taken."""
+    """Both reveal whether an email address is taken."""
     async with serve(change(settings, rate_limit_register="3/minute")) as service:
         ann = await sign_up(service.client)
         changes = [
@@ -238,7 +238,7 @@ async def test_email_changes_share_the_limit_of_registrations(settings: Settings
 
 
 async def test_password_changes_share_the_limit_of_logins_to_the_account(settings: Settings) -> None:
-    """A thief of an access token must not guess the password by changing it."""
+    """A thief with an access token must not be able to guess the current password through password changes."""
     async with serve(change(settings, rate_limit_login="3/minute")) as service:
         ann = await sign_up(service.client)
         body = {"current_password": "wrong", "new_password": "another password"}
@@ -265,7 +265,7 @@ async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings)
     assert responses[2].headers["ratelimit-policy"] == '"register";q=2;w=60'
 
 
-async def test_limit_without_a_setting_is_an_error_at_startup(settings: Settings) -> None:
+async def test_rate_limit_without_a_setting_is_an_error_at_startup(settings: Settings) -> None:
     app = create_app(settings)
 
     @app.post("/invitations")

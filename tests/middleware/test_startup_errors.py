@@ -1,4 +1,4 @@
-"""Failed startups: a StartupError is reported in one line, any other exception by its traceback."""
+"""Failed startups: a StartupError is reported in one line, any other exception with its traceback."""
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -8,7 +8,7 @@ from app.middleware.startup_errors import StartupErrorMiddleware
 
 
 class FailingLifespan:
-    """An application whose lifespan fails as Starlette's does."""
+    """An ASGI application whose lifespan fails in the same way as Starlette's."""
 
     def __init__(self, error: Exception, *, reports: bool) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""Unhandled exceptions and cancelled requests."""
+"""Unhandled exceptions, and requests cancelled at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -71,7 +71,7 @@ async def test_response_cancelled_at_shutdown_is_truncated(
     request = asyncio.create_task(service.client.get("/forever"))
     await has_started.wait()
     request.cancel()
-    with pytest.raises(AssertionError):  # from httpx's transport, because the response is incomplete
+    with pytest.raises(AssertionError):  # raised by httpx's transport, because the response is incomplete
         await request
 
     assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 200)]

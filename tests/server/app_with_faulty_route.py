@@ -1,4 +1,4 @@
-"""The application with a route that leaks a secret into an exception."""
+"""The application with two routes that leak a secret into an exception."""
 
 from fastapi import BackgroundTasks
 
@@ -9,7 +9,7 @@ from app.main import app
 
 @app.post(PREFIX + "/crash")
 async def crash(credentials: Credentials) -> None:
-    """Fail with a secret in a local variable and, if its repr shows it, in the message of the exception."""
+    """Fail with a secret in a local variable. If its repr shows the secret, the exception's message contains it too."""
     raise RuntimeError(f"cannot handle {credentials}")
 
 

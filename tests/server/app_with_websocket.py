@@ -1,4 +1,4 @@
-"""The application with a route for WebSockets, as the server loads it."""
+"""The application with WebSocket routes, for tests that run it on a server."""
 
 from fastapi import APIRouter, FastAPI, HTTPException, WebSocket
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -15,7 +15,7 @@ router = APIRouter()
 @router.websocket("/chat/{room}")
 @rate_limit("login")
 async def chat(websocket: WebSocket, room: int, user: CurrentUser) -> None:
-    """Send each message back, after the user's id, or fail as the message says."""
+    """Send each message back with the user's id in front, or fail in the way that the message names."""
     await websocket.accept()
     while True:
         text = await websocket.receive_text()
@@ -39,7 +39,7 @@ async def chat(websocket: WebSocket, room: int, user: CurrentUser) -> None:
 
 @router.websocket("/closed")
 async def closed(websocket: WebSocket) -> None:
-    """Accept nobody."""
+    """Reject every handshake."""
     await websocket.close()
 
 
@@ -50,7 +50,7 @@ async def broken() -> None:
 
 
 def add_websockets(app: FastAPI) -> None:
-    """Add the routes to an application."""
+    """Add the WebSocket routes to an application."""
     app.include_router(router, prefix=PREFIX)
 
 

@@ -26,7 +26,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Start gunicorn in an empty directory, on a free port, with the given arguments and environment variables."""
+    """Return a function that starts gunicorn on a free port with arguments and variables, in an empty directory."""
     servers = []
 
     def start(*arguments: str, port: int | None = None, **variables: str) -> Gunicorn:
@@ -41,7 +41,7 @@ def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Star
 
 @pytest.fixture
 def start_service(gunicorn: Start) -> Iterator[Start]:
-    """Start the service with one worker, by default on SQLite, and stop it gracefully after the test."""
+    """Return a function that starts the service with one worker, by default on SQLite, until the test ends."""
     servers = []
 
     def start(app: str = "app.main:app", **variables: str) -> Gunicorn:
@@ -61,14 +61,14 @@ LoadConf = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadConf]:
-    """Run gunicorn.conf.py with environment variables, and return its settings."""
+    """Return a function that runs gunicorn.conf.py with environment variables, and returns the settings it defines."""
 
     def load(**variables: str) -> dict[str, Any]:
         monkeypatch.chdir(tmp_path)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         for module, hook in (sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"):
-            monkeypatch.setattr(module, hook, getattr(module, hook))  # restores it after the test
+            monkeypatch.setattr(module, hook, getattr(module, hook))  # so that monkeypatch restores it
         get_settings.cache_clear()
         return runpy.run_path(str(GUNICORN_CONF))
 

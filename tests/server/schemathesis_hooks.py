@@ -1,4 +1,4 @@
-"""Tell schemathesis how to authenticate, and which email addresses are valid."""
+"""Hooks for schemathesis: authentication, and valid cursors, email addresses and integers."""
 
 import asyncio
 import json
@@ -22,12 +22,12 @@ from app.users.service import create_user
 from tests.people import PASSWORD
 
 CALLER = os.environ["CALLER"]
-# The settings of the service, in JSON, because `tests` removes those of the environment.
+# The service's settings as JSON, because importing `tests` removes settings from the environment.
 SETTINGS = json.loads(os.environ["SERVICE"])
 
 
 async def _create_user(email: str) -> None:
-    """Create a user in the database, because no route can create a superuser."""
+    """Create the user in the database, because no route can create a superuser."""
     settings = Settings(**SETTINGS)
     engine = create_engine(settings)
     data = UserCreate(email=email, password=PASSWORD, full_name="Ann")
@@ -37,7 +37,7 @@ async def _create_user(email: str) -> None:
 
 
 class Login:
-    """Logs in as a new user every second, because a request may have deleted or deactivated the last one."""
+    """Log in as a new user every second, because a generated request may have deleted or deactivated the last one."""
 
     def get(self, case: schemathesis.Case[Any], _: schemathesis.AuthContext) -> str:
         """Return an access token."""
@@ -56,15 +56,15 @@ class Login:
 if CALLER != "anonymous":
     schemathesis.auth(refresh_interval=1)(Login)
 
-# A cursor is opaque: of all strings, only those that a page has returned are valid.
+# A cursor is opaque: only strings that a page returned as `next_cursor` are valid.
 schemathesis.openapi.format("cursor", strategies.integers(min_value=1, max_value=MAX_ID).map(encode_cursor))
-# By default it also generates addresses in reserved domains such as `.test`, which are rejected.
+# By default, schemathesis also generates addresses in reserved domains like `.test`, which are rejected.
 schemathesis.openapi.format("email", strategies.integers(min_value=0).map("{}@example.com".format))
 
 
 @schemathesis.hook
 def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
-    """Send `3` for `3.0`, which JSON Schema calls an integer, but request bodies do not accept for one."""
+    """Send `3.0` as `3`. JSON Schema treats both as integers, but the service accepts only the second as one."""
     case.body = _write_integers(case.body)
 
 

@@ -1,4 +1,4 @@
-"""gunicorn.conf.py with short limits, for tests that wait until a limit is exceeded."""
+"""gunicorn.conf.py with short timeouts, for tests that wait until one expires."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An unhandled exception is logged once, by the server, with its traceback and the id of its request."""
+"""An unhandled exception is logged once, by the server, with its traceback and request id."""
 
 import json
 from pathlib import Path
@@ -45,12 +45,12 @@ BROKEN_MODULES = pytest.mark.parametrize(
 
 
 @BROKEN_MODULES
-def test_error_in_own_module_on_a_terminal_is_a_traceback_as_python_prints_it(
+def test_error_in_own_module_on_a_terminal_has_pythons_traceback_format(
     gunicorn: Start, tmp_path: Path, code: str, error: str, message: str
 ) -> None:
     (tmp_path / "broken.py").write_text(code)
 
-    server = gunicorn("broken:app", f"--config={GUNICORN_CONF}", LOG_FORMAT="console")  # as on a terminal
+    server = gunicorn("broken:app", f"--config={GUNICORN_CONF}", LOG_FORMAT="console")  # the default on a terminal
 
     assert server.wait() == 1
     assert "\nTraceback (most recent call last):\n" in server.log

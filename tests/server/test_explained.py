@@ -1,4 +1,4 @@
-"""docs/server.md explains every setting of the server and every instruction of the image, as they are."""
+"""docs/server.md explains every gunicorn setting and every Dockerfile instruction, with its current value."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.pages import table
 from tests.server.conftest import GUNICORN_CONF, LoadConf
 
-# The values in the table that depend on where the server runs, or are not values.
+# Cells of settings whose values depend on the machine, or cannot be written in a table.
 DESCRIBED = {
     "workers": "`2 x CPUs + 1`",
     "worker_tmp_dir": "`/dev/shm`",
@@ -26,7 +26,7 @@ DESCRIBED = {
 
 
 def names_in_conf() -> list[str]:
-    """Return the gunicorn settings in gunicorn.conf.py, in order."""
+    """Return the names of the gunicorn settings in gunicorn.conf.py, in order."""
     known = {setting.name for setting in KNOWN_SETTINGS}
     names = []
     for node in ast.parse(GUNICORN_CONF.read_text()).body:
@@ -61,12 +61,12 @@ def test_table_explains_every_instruction_of_the_dockerfile() -> None:
     instructions = [" ".join(line.split()) for line in text.replace("\\\n", " ").splitlines() if line]
 
     rows = table("dockerfile")
-    # A | would end the cell.
+    # The table escapes |, which would end the cell.
     assert [row[0].replace("\\|", "|") for row in rows] == [f"`{instruction}`" for instruction in instructions]
     assert [row[0] for row in rows if not row[1]] == []
 
 
-def test_table_of_servers_is_the_one_that_the_comparison_prints() -> None:
+def test_table_of_servers_matches_the_output_of_the_comparison() -> None:
     names = compare_servers.servers(compare_servers.NEVER)
     speed, losses = compare_servers.Speed(1, 1, 1), ["0 of 1", "0 of 1", "0 of 1", "1 s"]
     printed = compare_servers.table(dict.fromkeys(names, speed), dict.fromkeys(names, losses))

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 
 def test_fastapi_dev_serves_the_application(tmp_path: Path, clean_environment: dict[str, str]) -> None:
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # which says where the application is
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # its [tool.fastapi] names the application
     port = str(free_port())
     command = [str(Path(sys.executable).with_name("fastapi")), "dev", "--port", port]
     url = f"http://127.0.0.1:{port}{PREFIX}/docs"

@@ -23,7 +23,7 @@ from tests.server.conftest import GUNICORN_CONF, LoadConf
 
 @pytest.fixture
 def start(gunicorn: Start) -> Start:
-    """Start the service as in production, but on SQLite in an empty directory. Do not wait."""
+    """Return a function that starts the service as in production, but on SQLite, without waiting until it is ready."""
 
     def start(**variables: str) -> Gunicorn:
         return gunicorn("app.main:app", f"--config={GUNICORN_CONF}", **variables)
@@ -51,7 +51,7 @@ def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
         "proc_name": NAME,
         "preload_app": True,
         "daemon": False,
-        "pidfile": hitless.usable_pidfile("/tmp/gunicorn.pid"),  # noqa: S108  unless another server uses it
+        "pidfile": hitless.usable_pidfile("/tmp/gunicorn.pid"),  # noqa: S108  a free name is used if another server has this one
         "tmp_upload_dir": None,
         "keyfile": None,
         "certfile": None,
@@ -117,7 +117,7 @@ def test_every_log_line_from_start_to_stop_is_one_json_object(start: Start) -> N
     assert server.wait() == 0
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"gunicorn.error", "uvicorn.error", "app.access"} <= {line["logger"] for line in lines}
-    # Another server on this machine may use the pidfile.
+    # If another server on this machine uses the pidfile, that is logged as a warning.
     assert {line["level"] for line in lines if "runs without a pidfile" not in line["event"]} == {"info"}
     assert lines[-1]["event"] == "Shutting down: Master"
 

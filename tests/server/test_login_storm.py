@@ -1,4 +1,4 @@
-"""Many concurrent logins, which are expensive, leave memory and time for other requests."""
+"""Many concurrent logins, which are expensive, leave enough memory and CPU time for other requests."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +14,12 @@ from tests.conftest import NO_LIMIT
 from tests.people import PASSWORD
 
 LOGINS = 12
-CONCURRENT_HASHES = 2  # per worker, see app/security.py
+CONCURRENT_HASHES = 2  # per worker; see app/security.py
 HASH_KIB = Settings.model_fields["argon2_memory_kib"].default
 
 
 def peak_memory(server: Gunicorn) -> int:
-    """Return the peak memory of the only worker in KiB."""
+    """Return the only worker's peak memory in KiB."""
     (worker,) = re.findall(r"Started server process \[(\d+)\]", server.log)
     (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
     return int(kib)

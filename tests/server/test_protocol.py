@@ -1,6 +1,6 @@
-"""Requests that the server rejects get the API's errors, slow clients hold no resources, and addresses are not forged.
+"""Requests rejected by the server, slow clients, and client addresses behind proxies.
 
-The tests of hitless cover each way in which a request can be malformed, too large or too slow.
+The tests of hitless cover all kinds of malformed, oversized and slow requests.
 """
 
 import json
@@ -29,7 +29,7 @@ POST = f"POST {PREFIX}/auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: appli
 
 @pytest.fixture
 def start_service(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Start the service with one worker and short limits, and stop it gracefully after the test."""
+    """Return a function that starts the service with one worker and short limits, until the test ends."""
     servers = []
 
     def start(**variables: str) -> Gunicorn:
@@ -51,7 +51,7 @@ def start_service(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator
 
 @contextmanager
 def connect(server: Gunicorn, data: bytes = b"", source: str = "127.0.0.1") -> Iterator[socket.socket]:
-    """Open a connection from an address, and send data on it."""
+    """Connect from the address `source`, and send the data."""
     with socket.create_connection(server.address, TIMEOUT, (source, 0)) as client:
         client.sendall(data)
         yield client
@@ -66,7 +66,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def parse(response: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Return the status, the headers and the body of a response."""
+    """Parse a response into its status, headers and body."""
     head, _, body = response.partition(b"\r\n\r\n")
     status_line, *lines = head.decode().split("\r\n")
     return int(status_line.split()[1]), dict(line.split(": ", 1) for line in lines), body
@@ -113,7 +113,7 @@ def test_rejected_request_gets_the_headers_of_an_application_error(
     server = start_service(DATABASE_URL=database_url, **production, **files)
 
     def send(request: bytes) -> dict[str, str]:
-        """Send a request, and return the headers of the response. Those that always differ have no value."""
+        """Send a request, and return the response's headers. Values that differ in every response are emptied."""
         with ExitStack() as stack:
             client = stack.enter_context(connect(server))
             if files:
@@ -135,7 +135,7 @@ SLOW_REQUESTS = [
     GET,
     POST + b"Content-Length: 100\r\n\r\n{",
     POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
-    GET + b"Content-Length: 100\r\n\r\n{",  # a body that the application does not read
+    GET + b"Content-Length: 100\r\n\r\n{",  # an incomplete body that the application does not read
     GET + b"\r\n",
     GET + b"\r\n",
 ]
@@ -143,13 +143,13 @@ NUMBER_OF_CLIENTS = 100
 
 
 def open_files(server: Gunicorn) -> int:
-    """Return the number of files and connections that the only worker has open."""
+    """Return the number of files and connections that are open in the only worker."""
     (worker,) = re.findall(r"Started server process \[(\d+)\]", server.log)
     return len(list(Path(f"/proc/{worker}/fd").iterdir()))
 
 
 def count_refusals(log: str) -> int:
-    """Count the lines with status 408, and the number that the limit on lines per second has left out."""
+    """Count the responses with status 408: those in the log, and those omitted by its limit on lines per second."""
     not_logged = map(int, re.findall(r'"some rejected or unlimited requests were not logged", "number": (\d+)', log))
     return log.count('"status": 408') + sum(not_logged)
 
@@ -163,7 +163,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
         client.post("/users/", json=ann | {"full_name": "Ann"})
         auth = f"Bearer {client.post('/auth/login', json=ann).json()['access_token']}"
         before = open_files(server)
-        # Clients that do not read their responses, which are too large for the buffers.
+        # Clients that never read their responses, which are too large for the socket buffers.
         me = f"GET {PREFIX}/users/me HTTP/1.1\r\nHost: test\r\nAuthorization: {auth}\r\n\r\n".encode()
         large = f"GET {PREFIX}/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n".encode() * 16
 
@@ -181,7 +181,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
 
 # Addresses behind proxies --------------------------------------------------------------------------------------------
 
-# The address that connects, its X-Forwarded-For headers, and the client address: the last one that is no trusted proxy.
+# The connecting address, its X-Forwarded-For headers, and the client address: the last one that is no trusted proxy.
 FORWARDED = [
     ("127.0.0.1", [], "127.0.0.1"),
     ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),

@@ -1,4 +1,4 @@
-"""Thousands of generated requests: each is answered as documented, and none with a 5xx."""
+"""Thousands of generated requests get documented responses, and none a 5xx."""
 
 import contextlib
 import json
@@ -25,12 +25,12 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 MINUTES = 30
 QUIET_SECONDS = 300
 ALL = ".*"
-# The routes without authentication. All others only return 401 to an anonymous caller.
+# Routes without authentication. All other routes return only 401 to anonymous callers.
 PUBLIC = f"GET {PREFIX}/health.*|POST {PREFIX}/auth/.*|POST {PREFIX}/users/"
 
 
 class Run(NamedTuple):
-    """A run of schemathesis: who calls which routes, how many examples it generates, and how many cases that makes."""
+    """A schemathesis run: caller, pattern of routes, examples to generate, and minimum number of test cases."""
 
     caller: str
     routes: str = ALL
@@ -49,8 +49,8 @@ RUNS = {
 def run_schemathesis(server: Gunicorn, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run schemathesis, and return its exit code and its output.
 
-    If it sends no request for five minutes, it is aborted with a traceback of where it is stuck. That was seen in one
-    of about 70 runs on Python 3.11: in a garbage collection, in an endless deletion from a dictionary of its own.
+    If it sends no request for five minutes, it is stuck. SIGABRT then makes it print a traceback. This happened in one
+    of about 70 runs on Python 3.11, where a garbage collection never finished deleting from one of its dicts.
     """
     output = server.folder / "schemathesis.log"
     with (
@@ -64,9 +64,9 @@ def run_schemathesis(server: Gunicorn, command: list[str], environment: dict[str
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(QUIET_SECONDS)
             if monotonic() > deadline:
-                process.kill()  # it was busy, not stuck
+                process.kill()  # too slow, but not stuck
         finally:
-            process.send_signal(signal.SIGABRT)  # has no effect if it has exited
+            process.send_signal(signal.SIGABRT)  # no effect if it has exited
     return process.returncode, output.read_text()
 
 
@@ -95,7 +95,7 @@ def test_generated_requests_are_answered_as_documented(
         f"{server.url}{PREFIX}/openapi.json",
         "--checks=all",
         f"--max-examples={examples}",
-        "--seed=1",  # the same cases in each run, so that a failure is caused by a change
+        "--seed=1",  # same cases in every run, so that failures are reproducible
         f"--include-name-regex=^({routes})$",
     ]
     settings = json.dumps({name.lower(): value for name, value in service.items()})
@@ -107,8 +107,8 @@ def test_generated_requests_are_answered_as_documented(
     }
     exit_code, output = run_schemathesis(server, command, environment)
     if exit_code == -signal.SIGABRT:
-        assert server.get(PREFIX + "/health/ready").status_code == 200  # schemathesis was stuck, not the server
-        print(output)  # noqa: T201  pytest -rP shows it
+        assert server.get(PREFIX + "/health/ready").status_code == 200  # only schemathesis was stuck
+        print(output)  # noqa: T201  shown by `pytest -rP`
         exit_code, output = run_schemathesis(server, command, environment)
     assert exit_code == 0, f"{output}\nThe end of the server's log: {server.log[-2000:]}"
     (cases,) = re.findall(r"(\d+) generated, \1 passed", output)
@@ -129,8 +129,8 @@ def test_generated_requests_are_answered_as_documented(
             "/auth/email-verification",
         ]
         assert successful > {("POST", PREFIX + path) for path in paths}
-    if caller == "superuser":  # others get few responses with links
-        # Responses led to other requests. For example, a created user was then requested.
+    if caller == "superuser":  # other callers get few responses with links
+        # Schemathesis must have followed links in responses, for example from a created user to a request for it.
         assert int(re.findall(r"API Links: +(\d+) covered", output)[0]) > 0
     assert '"level": "error"' not in server.log
     assert "Traceback" not in server.log

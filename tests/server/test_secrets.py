@@ -1,4 +1,4 @@
-"""Passwords, tokens and keys appear in no log line, error, repr or database row."""
+"""Passwords, tokens and keys never appear in a log line, error, repr or database row."""
 
 from base64 import urlsafe_b64decode
 
@@ -17,7 +17,7 @@ from app.users.schemas import PasswordChange, UserCreate
 from tests.conftest import SECRET_KEY, Service, change
 from tests.people import log_in, register
 
-# Part of every secret of the test.
+# Every secret in this test contains this text.
 MARK = "hunter2"
 KEY = f"a key of 32 bytes or more, {MARK}"
 PASSWORD, NEW_PASSWORD = f"the password {MARK}", f"the new password {MARK}"
@@ -25,7 +25,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 async def use_every_secret(client: httpx.AsyncClient) -> tuple[list[str], list[httpx.Response]]:
-    """Register, log in, refresh and change the password, and send invalid requests that contain secrets.
+    """Register, log in, refresh, change the password, and send invalid requests that contain secrets.
 
     Returns:
         All tokens, and the responses to the invalid requests.
@@ -96,7 +96,7 @@ async def test_no_secret_is_logged_returned_or_stored(
     secrets = [MARK, *tokens, *(token.rpartition(".")[2] for token in tokens)]
     assert [error.status_code for error in errors if error.is_server_error] == [500, 500, 500]
     assert "cannot handle email='ann@example.com'" in server.log
-    assert "elsewhere" in server.log or "password_hash" in server.log  # the statements that failed
+    assert "elsewhere" in server.log or "password_hash" in server.log  # parts of the failed statements
     assert "$argon2id$" not in server.log
     for secret in secrets:
         assert secret not in server.log

@@ -1,4 +1,4 @@
-"""A reader of standard error that stalls, such as a log driver, stops no worker."""
+"""Workers keep serving when the reader of standard error, for example a log driver, stalls."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def test_requests_are_served_while_nobody_reads_the_log(tmp_path: Path, clean_en
     try:
         until(lambda: get_or_none(f"{url}/health/live"), "the server responds")
         with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
-            statuses = {client.get("/nothing").status_code for _ in range(1000)}  # more than a pipe holds
+            statuses = {client.get("/nothing").status_code for _ in range(1000)}  # log more than a pipe can buffer
         server.terminate()
         _, log = server.communicate(timeout=TIMEOUT)
     finally:

@@ -1,4 +1,4 @@
-"""WebSockets on the production server."""
+"""WebSockets on gunicorn, the production server."""
 
 import json
 import signal
@@ -22,13 +22,13 @@ from tests.people import PASSWORD
 
 @pytest.fixture
 def server(start_service: Start) -> Gunicorn:
-    path = f"{ROOT}:{Path(__file__).parent}"  # because importing `tests` removes the settings from the environment
+    path = f"{ROOT}:{Path(__file__).parent}"  # not `tests`, whose import removes settings from the environment
     return start_service("app_with_websocket:app", PYTHONPATH=path, ALLOWED_HOSTS="127.0.0.1")
 
 
 @pytest.fixture
 def token(server: Gunicorn) -> str:
-    """The access token of a new user."""
+    """The access token of a newly registered user."""
     with httpx.Client(base_url=server.url + PREFIX, timeout=TIMEOUT) as client:
         credentials = {"email": "ann@example.com", "password": PASSWORD}
         client.post("/users/", json=credentials | {"full_name": "Ann"}).raise_for_status()
@@ -37,7 +37,7 @@ def token(server: Gunicorn) -> str:
 
 @pytest.fixture
 def chat(server: Gunicorn, token: str) -> Iterator[ClientConnection]:
-    """A WebSocket of the user."""
+    """An open WebSocket of the user."""
     url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat/1"
     with connect(url, additional_headers={"Authorization": f"Bearer {token}", "X-Request-ID": "my-chat"}) as client:
         yield client
@@ -52,14 +52,14 @@ def test_documented_client_receives_an_answer(server: Gunicorn, token: str, caps
 
 
 def wait_for_close(client: ClientConnection) -> int | None:
-    """Wait until the server closes the connection, and return the close code."""
+    """Wait until the server closes the connection, and return its close code."""
     with pytest.raises(ConnectionClosed):
         client.recv(TIMEOUT)
     return client.close_code
 
 
 def wait_for_lines(server: Gunicorn) -> list[dict[str, Any]]:
-    """Wait for the access log's line about the WebSocket, and return all lines with its request id."""
+    """Wait for the WebSocket's access log line, and return all lines with the same request id."""
 
     def lines() -> list[dict[str, Any]]:
         return [json.loads(line) for line in server.log.splitlines() if "my-chat" in line]

@@ -56,7 +56,7 @@ async def test_link_header_keeps_other_parameters(client: httpx.AsyncClient, ses
         ({"is_active": "true", "q": "o"}, ["bob@example.com", "root@example.com"]),
     ],
 )
-async def test_search_and_filter(
+async def test_search_and_filters_select_matching_users(
     client: httpx.AsyncClient, session: AsyncSession, query: dict[str, str], expected: list[str]
 ) -> None:
     root = await sign_up_superuser(client, session)

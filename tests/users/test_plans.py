@@ -1,4 +1,4 @@
-"""PostgreSQL uses an index for every page and search, according to the plans of the statements that it received."""
+"""PostgreSQL uses an index for every page and search, as the query plans of the executed statements show."""
 
 import re
 
@@ -24,7 +24,7 @@ PRIMARY_KEY, SEARCH_INDEX = "Index Scan Backward using pk_users", "Bitmap Index 
 
 
 async def generic_plan(connection: asyncpg.Connection, query: str) -> str:
-    """Return the plan that is independent of parameters, to which PostgreSQL may switch after five executions."""
+    """Return the generic plan, to which PostgreSQL may switch after five executions of a prepared statement."""
     nulls = ", ".join("NULL" for _ in set(re.findall(r"\$[0-9]+", query)))
     await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE page AS {query}")
     plan = await connection.fetch(f"EXPLAIN EXECUTE page({nulls})")

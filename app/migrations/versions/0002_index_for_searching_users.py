@@ -10,13 +10,14 @@ depends_on = None
 
 def upgrade() -> None:
     if op.get_bind().dialect.name != "postgresql":
-        return  # SQLite has no such index, and searches all users
-    # The extension is part of PostgreSQL, and needs the CREATE privilege on the database. Without it, create the
-    # extension beforehand as another role. This statement then does nothing.
+        return  # SQLite has no such index, and scans all users
+    # The extension is included in PostgreSQL, and needs the CREATE privilege on the database. If the role lacks it,
+    # create the extension beforehand with another role: this statement is then a no-op.
     op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-    # Writes to users wait while the index is created (measured: 2.5 s per 100,000 users). If there are many, create
-    # it beforehand with CONCURRENTLY and this name. This statement then does nothing. Here, CONCURRENTLY would wait for
-    # the transactions of other processes that want to migrate, while they wait for this one.
+    # Writes to the table are blocked while the index is created (measured: 2.5 s per 100,000 users). If there are many
+    # users, create the index beforehand with CONCURRENTLY and this name: this statement is then a no-op. Here,
+    # CONCURRENTLY would deadlock: it waits for the transactions of other processes that want to migrate, and they wait
+    # for this one.
     op.create_index(
         "ix_users_search",
         "users",
@@ -28,5 +29,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # The extension stays, because something else may use it.
+    # Keep the extension, because other objects may use it.
     op.drop_index("ix_users_search", "users", if_exists=True)

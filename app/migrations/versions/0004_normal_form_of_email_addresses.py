@@ -17,18 +17,18 @@ users = sa.table("users", sa.column("id", sa.BigInteger), sa.column("email", sa.
 def upgrade() -> None:
     connection = op.get_bind()
     candidates = sa.select(users.c.id, users.c.email)
-    if connection.dialect.name == "postgresql":  # an address in ASCII is in its normal form
+    if connection.dialect.name == "postgresql":  # ASCII addresses are in normal form
         candidates = candidates.where(sa.func.octet_length(users.c.email) > sa.func.char_length(users.c.email))
     for user_id, email in connection.execute(candidates).all():
         normal = normalize("NFC", "".join(character.lower() for character in normalize("NFC", email)))
         if normal == email:
             continue
         if other_id := connection.scalar(sa.select(users.c.id).where(users.c.email == normal)):
-            # Both rows stay. The user of the old form cannot log in until a superuser changes their address.
+            # Keep both rows. The user with the old form cannot log in until a superuser changes their address.
             getLogger("alembic").warning("users %d and %d have the same email address", user_id, other_id)
         else:
             connection.execute(users.update().where(users.c.id == user_id).values(email=normal))
 
 
 def downgrade() -> None:
-    pass  # the previous release reads these addresses as well
+    pass  # the previous release can read these addresses, too

@@ -1,4 +1,4 @@
-"""The outbox, verified addresses, and the clients that began logins."""
+"""The email outbox, verified addresses, and the clients of logins."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,8 +10,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Existing users count as verified, or REQUIRE_VERIFIED_EMAIL would lock them out. So do those that the release
-    # before adds during a rollout. PostgreSQL stores a constant default without rewriting the table.
+    # Existing users count as verified. Otherwise REQUIRE_VERIFIED_EMAIL would lock them out. The default also applies
+    # to users that the previous release adds during a rollout. PostgreSQL adds a column with a constant default without
+    # rewriting the table.
     op.add_column("users", sa.Column("email_verified", sa.Boolean, server_default=sa.true(), nullable=False))
     op.add_column("users", sa.Column("pending_email", sa.String(254)))
     op.add_column("refresh_tokens", sa.Column("ip_address", sa.String(45)))

@@ -1,4 +1,4 @@
-"""The tokens in mails about accounts."""
+"""The tokens in emails about accounts."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,1 +1,1 @@
-"""Projects, their members, and what belongs to them."""
+"""Projects and their members, documents and reports."""

@@ -1,4 +1,4 @@
-"""The project in a path, and who may use it, as types for the signatures of routes."""
+"""Annotated types that give a route the project in its path, if the current user may access it."""
 
 from typing import Annotated
 
@@ -14,10 +14,10 @@ from app.users.models import UserRecord
 
 
 async def get_current_staff(user: CurrentUser) -> UserRecord:
-    """Return the current user if it is a member of staff or a superuser.
+    """Return the current user, who must be a member of staff or a superuser.
 
     Raises:
-        PermissionDenied: It is neither.
+        PermissionDenied: The user is neither.
     """
     if not (user.is_staff or user.is_superuser):
         raise PermissionDenied

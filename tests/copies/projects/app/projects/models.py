@@ -1,4 +1,4 @@
-"""The tables of projects and their members."""
+"""The database tables of projects and their members."""
 
 from datetime import date, datetime
 from decimal import Decimal
@@ -50,7 +50,7 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(100))
     status: Mapped[Status] = mapped_column(Enum(Status, native_enum=False, length=20))
     starts_on: Mapped[date]
-    # An integer, because SQLite has no decimals.
+    # An integer number of cents, because SQLite has no decimal type.
     budget_cents: Mapped[int] = mapped_column(BigInteger)
     tags: Mapped[list[str]] = mapped_column(JSON)
     document_size: Mapped[int | None] = mapped_column(BigInteger)
@@ -61,9 +61,9 @@ class Project(Base):
 
     @property
     def budget(self) -> Decimal:
-        """Return the budget with two decimals."""
+        """Return the budget as a decimal with two places."""
         return Decimal(self.budget_cents) / 100
 
     def role_of(self, user_id: int) -> MemberRole | None:
-        """Return the role of a user in this project, or None."""
+        """Return the role of a user in this project, or None if the user is not a member."""
         return next((member.role for member in self.members if member.user_id == user_id), None)

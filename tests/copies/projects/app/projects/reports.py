@@ -1,4 +1,4 @@
-"""An application of its own for reports, which is mounted into the API."""
+"""A sub-application for reports, which is mounted into the API."""
 
 from fastapi import FastAPI
 

@@ -59,7 +59,7 @@ async def create_project(
     response_description="One page of projects",
     summary="List projects",
 )
-async def list_projects(  # noqa: PLR0913  one for each query parameter
+async def list_projects(  # noqa: PLR0913  one argument per query parameter
     *,
     user: CurrentUser,
     session: ReadSession,
@@ -145,7 +145,7 @@ async def follow_project(project: ReadableProject) -> AsyncIterator[ServerSentEv
 @router.websocket("/{project_id}/chat")
 async def chat(websocket: WebSocket, project: ReadableProject, user: CurrentUser, session: ReadSession) -> None:
     """Send each message back with the user who wrote it. For members of the project and for staff."""
-    await session.close()  # returns the connection to the pool, because a WebSocket may stay open for hours
+    await session.close()  # return the connection to the pool: a WebSocket may stay open for hours
     await websocket.accept()
     while True:
         text = await websocket.receive_text()

@@ -1,4 +1,4 @@
-"""Operations on projects. The caller opens the session, and commits it."""
+"""Operations on projects. The caller opens and commits the session."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +20,7 @@ from app.users.errors import UserNotFound
 
 @dataclass(frozen=True)
 class Filter:
-    """Which projects to list. None means all."""
+    """Conditions on the projects to list. None disables a condition."""
 
     member_id: int | None
     status: Status | None
@@ -30,7 +30,7 @@ class Filter:
 
 
 async def create_project(session: AsyncSession, owner_id: int, data: ProjectCreate) -> Project:
-    """Create a project with its owner.
+    """Create a project with its first owner.
 
     Raises:
         KeyTaken: Another project has the key.
@@ -89,7 +89,7 @@ async def add_member(session: AsyncSession, project_id: int, data: Invitation) -
     """Make a user a member of a project.
 
     Raises:
-        AlreadyMember: The user is one.
+        AlreadyMember: The user is already a member.
         UserNotFound: There is no such user.
     """
     if await session.get(Member, (project_id, data.user_id)):
@@ -99,20 +99,20 @@ async def add_member(session: AsyncSession, project_id: int, data: Invitation) -
     try:
         await session.flush()
     except IntegrityError as error:
-        # Another request may have been faster.
+        # A concurrent request may have added the member or deleted the user.
         raise (AlreadyMember if "UNIQUE" in str(error.orig).upper() else UserNotFound) from error
     return member
 
 
 async def notify_member(engine: AsyncEngine, project_id: int, user_id: int) -> None:
-    """Tell a user about an invitation. It runs after the response, so it opens its own session."""
+    """Notify a user of an invitation. This runs after the response, so it opens its own session."""
     async with AsyncSession(engine) as session, session.begin():
         member = update(Member).where(Member.project_id == project_id, Member.user_id == user_id)
         await session.execute(member.values(notified_at=utc_now()))
 
 
 async def set_document(session: AsyncSession, project_id: int, size: int, sha256: bytes) -> None:
-    """Store the size and the digest of a project's document."""
+    """Store the size and the SHA-256 digest of a project's document."""
     document = update(Project).where(Project.id == project_id)
     await session.execute(document.values(document_size=size, document_sha256=sha256))
 

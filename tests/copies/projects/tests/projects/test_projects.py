@@ -1,4 +1,4 @@
-"""Projects: their members, filters, pages, documents, events and reports."""
+"""Projects: members, filters, pages, documents, events, chat and reports."""
 
 import json
 from hashlib import sha256
@@ -169,7 +169,7 @@ async def test_invited_user_becomes_a_member_and_is_notified(client: httpx.Async
 
 
 @pytest.mark.parametrize(("user_id", "status"), [(1, 409), (99, 404), ("1", 422), (True, 422), (0, 422)])
-async def test_invitation_that_is_not_possible(client: httpx.AsyncClient, user_id: Any, status: int) -> None:  # noqa: ANN401
+async def test_impossible_invitation_returns_an_error(client: httpx.AsyncClient, user_id: Any, status: int) -> None:  # noqa: ANN401
     ann = await sign_up(client)
     await create_project(client, ann)
 
@@ -178,7 +178,7 @@ async def test_invitation_that_is_not_possible(client: httpx.AsyncClient, user_i
     assert response.status_code == status
 
 
-async def test_invitations_have_a_limit_of_their_own(settings: Settings) -> None:
+async def test_invitations_have_their_own_rate_limit(settings: Settings) -> None:
     async with serve(change(settings, rate_limit_invite="1/minute")) as service:
         ann = await sign_up(service.client)
         for _ in range(2):
@@ -206,13 +206,13 @@ async def test_document_may_have_20_mib(client: httpx.AsyncClient, size: int, st
         assert response.json() == {"size": size, "sha256": sha256(document).hexdigest()}
 
 
-async def test_other_bodies_stay_limited(client: httpx.AsyncClient) -> None:
+async def test_other_bodies_keep_the_default_limit(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
 
     assert (await create_project(client, ann, name="x" * 2**20)).status_code == 413
 
 
-async def test_events_follow_the_members(client: httpx.AsyncClient) -> None:
+async def test_event_stream_lists_the_members(client: httpx.AsyncClient) -> None:
     ann = await sign_up(client)
     await create_project(client, ann)
 
@@ -224,7 +224,7 @@ async def test_events_follow_the_members(client: httpx.AsyncClient) -> None:
     assert json.loads(lines["data"])["role"] == "owner"
 
 
-async def test_members_leave_with_their_account(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_account_deletion_ends_memberships(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann = await sign_up(client)
     await create_project(client, ann)
 

@@ -1,0 +1,49 @@
+"""The base class."""
+
+from typing import Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from exactjson.schema import Restriction
+
+# The type of the single error that replaces more than `json_max_errors`.
+TOO_MANY_ERRORS = "too_many_errors"
+
+
+class JSONModel(BaseModel):
+    """A model that accepts only the JSON types that it names.
+
+    Unknown fields are rejected. So are values of another JSON type, for example `"1"` for an integer or `1` for a
+    boolean. Types that JSON represents as strings, such as dates, UUIDs and enums, are parsed.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_string_pattern: ClassVar[str | None] = None
+    """The pattern of strings, and of keys that are strings, unless their type has one."""
+    json_max_errors: ClassVar[int] = 100
+    """More errors than this are replaced with one. Building them would block an event loop for seconds."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        Restriction(cls.json_string_pattern, handler).apply(schema)
+        return schema
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _limit_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401  any JSON
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if error.error_count() <= cls.json_max_errors:
+                raise
+            raise PydanticCustomError(TOO_MANY_ERRORS, "Too many errors to list") from None

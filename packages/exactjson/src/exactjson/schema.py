@@ -1,0 +1,86 @@
+"""Restrict core schemas, from which Pydantic builds validators.
+
+https://docs.pydantic.dev/latest/internals/architecture/ explains them.
+"""
+
+from typing import Any, LiteralString, cast
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+# Metadata key that marks core schemas that already check JSON types.
+CHECKED = "checks_json_types"
+# Parts of a schema that are not schemas.
+NO_SCHEMAS = {"default", "metadata"}
+# Parts that validate the keys of an object. In JSON, keys are always strings.
+KEYS = {"extras_keys_schema", "keys_schema"}
+
+
+class Restriction:
+    """Make a core schema reject other JSON types instead of coercing them, and make lists fail at the first bad item.
+
+    `ConfigDict(strict=True)` would also reject dates, enums and sets, which parsed JSON contains as strings and lists.
+    """
+
+    def __init__(self, string_pattern: str | None, handler: GetCoreSchemaHandler) -> None:
+        """Take the default pattern of strings, and the handler, which resolves references to types."""
+        self._string_pattern = string_pattern
+        self._handler = handler
+        self._seen: set[tuple[str, bool]] = set()  # the references that were followed, and whether as a key
+
+    def apply(self, schema: Any, *, is_key: bool = False) -> None:  # noqa: ANN401  any part
+        """Modify a schema or a part of one. It may already have been modified as part of another."""
+        if isinstance(schema, list | tuple):
+            for part in schema:
+                self.apply(part, is_key=is_key)
+        elif isinstance(schema, dict) and not isinstance(schema.get("type"), str):  # a dict of schemas by name
+            self.apply(list(schema.values()), is_key=is_key)
+        elif isinstance(schema, dict) and CHECKED not in schema.get("metadata", {}):
+            for name in schema.keys() - NO_SCHEMAS:
+                self.apply(schema[name], is_key=is_key or name in KEYS)
+            self._restrict(schema, schema["type"], is_key=is_key)
+            if schema["type"] == "definition-ref":
+                self._follow(schema, is_key=is_key)
+
+    def _follow(self, reference: dict[str, Any], *, is_key: bool) -> None:
+        """Modify the schema that a reference names."""
+        seen = (reference["schema_ref"], is_key)
+        if seen in self._seen:
+            return
+        self._seen.add(seen)
+        try:
+            definition = self._handler.resolve_ref_schema(cast("CoreSchema", reference))
+        except LookupError:  # a model that contains this one: it is modified once it is complete
+            return
+        self.apply(definition, is_key=is_key)
+
+    def _restrict(self, schema: dict[str, Any], kind: str, *, is_key: bool) -> None:
+        if kind == "str":
+            schema["strict"] = True
+            if self._string_pattern is not None:
+                schema.setdefault("pattern", self._string_pattern)
+        elif is_key:  # parsed from a string
+            return
+        elif kind in {"bool", "float", "int"}:
+            schema["strict"] = True
+            if kind == "float":  # Python's JSON parser accepts NaN and Infinity
+                schema.setdefault("allow_inf_nan", False)
+        elif kind in {"frozenset", "list", "set", "tuple"}:
+            schema["fail_fast"] = True
+        elif kind in {"date", "datetime", "time", "timedelta"}:  # Pydantic would read a number as seconds since 1970
+            _reject_types(schema, {bool, float, int}, "Input should be a string in ISO 8601 format")
+        elif kind == "enum":  # Pydantic would read `"1"`, `true` and `1.0` as 1
+            others = {bool, float, str} - {type(member.value) for member in schema["members"]}
+            _reject_types(schema, others, "Input should have the JSON type of an allowed value")
+
+
+def _reject_types(schema: dict[str, Any], types: set[type], message: LiteralString) -> None:
+    def check(value: object) -> object:
+        if type(value) in types:
+            raise PydanticCustomError("json_type", message)
+        return value
+
+    inner = schema.copy()
+    reference = inner.pop("ref", None)
+    schema.clear()
+    schema |= core_schema.no_info_before_validator_function(check, inner, ref=reference, metadata={CHECKED: True})
