@@ -86,9 +86,7 @@ def main() -> None:
     with ExitStack() as stack:
         server_url, redis_url = arguments.database_url, arguments.redis_url
         if server_url is None:
-            options = ["--env", "POSTGRES_PASSWORD=password", "--tmpfs", "/var/lib/postgresql"]
-            address = stack.enter_context(servers.container("postgres:18-alpine", 5432, *options))
-            server_url = f"postgresql://postgres:password@{address}/postgres"
+            server_url = stack.enter_context(servers.postgresql())
         if redis_url is None:
             redis_url = f"redis://{stack.enter_context(servers.container('redis:8-alpine', 6379))}"
         name = f"benchmark_{uuid4().hex}"

@@ -20,6 +20,15 @@ class Load(NamedTuple):
     p99: float
 
 
+class Request(NamedTuple):
+    """A request, and the status of its response. `%d` in the JSON body is replaced by the number of the request."""
+
+    path: str
+    method: str = "GET"
+    body: str = ""
+    status: int = 200
+
+
 def median_load(loads: Iterable[Load]) -> Load:
     """Return the median of each figure."""
     return Load(*map(median, zip(*loads, strict=True)))
@@ -38,6 +47,36 @@ def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
             f'wrk.method, wrk.body = "POST", [[{body}]]\nwrk.headers["Content-Type"] = "application/json"\n'
         )
         return _wrk(url, seconds, connections, ["--script", str(script)])
+
+
+# wrk has no option for a number of requests. `done` is only called if the time of `-d` is not enough for them.
+_SEND = """
+local number, count, status = 0, {count}, {status}
+function request()
+  number = number + 1
+  return wrk.format("{method}", nil, {{Authorization = "Bearer {token}", ["Content-Type"] = "application/json"}},
+                    string.format([[{body}]], number))
+end
+function response(actual)
+  if actual ~= status then io.stderr:write("The status is ", actual, ", not ", status, "\\n") os.exit(1) end
+  count = count - 1
+  if count == 0 then os.exit(0) end
+end
+function done() os.exit(1) end
+"""
+
+
+def send(request: Request, count: int, server_url: str, token: str) -> None:
+    """Send a number of requests on eight connections.
+
+    Raises:
+        subprocess.CalledProcessError: A response had another status, or there were too few in ten minutes.
+    """
+    with TemporaryDirectory() as folder:
+        script = Path(folder, "send.lua")
+        script.write_text(_SEND.format(**request._asdict(), count=count, token=token))
+        command = ["wrk", "-t1", "-c8", "-d600s", "--timeout=60s", "--script", str(script), server_url + request.path]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)  # noqa: S603  our own
 
 
 def _wrk(url: str, seconds: int, connections: int, options: list[str]) -> Load:

@@ -69,6 +69,14 @@ def parse_image(module: str, description: str | None) -> str:
     return image
 
 
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    """Run PostgreSQL in memory, and return the URL of its default database."""
+    options = ["--env", "POSTGRES_PASSWORD=password", "--tmpfs", "/var/lib/postgresql"]
+    with container("postgres:18-alpine", 5432, *options) as address:
+        yield f"postgresql://postgres:password@{address}/postgres"
+
+
 def _docker(*arguments: str) -> str:
     return subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()  # noqa: S603, S607
 
@@ -82,10 +90,11 @@ def limit(database_url: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def service(database_url: str, **variables: str) -> Iterator[Server]:
+def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[Server]:
     """Run the service with its production settings, and write its log to a file.
 
-    By default, its workers are not replaced, because the cost of replacing them is measured separately.
+    By default, its workers are not replaced, because the cost of replacing them is measured separately. Another tree
+    has its own virtual environment.
     """
     environment = {
         "ENVIRONMENT": "production",
@@ -98,22 +107,23 @@ def service(database_url: str, **variables: str) -> Iterator[Server]:
         "MAX_REQUESTS": "0",
         "RATE_LIMIT": NO_LIMIT,
         "RATE_LIMIT_LOGIN": NO_LIMIT,
+        "RATE_LIMIT_REGISTER": NO_LIMIT,
     }
     command = ["gunicorn", "app.main:app", "--config=gunicorn.conf.py", "--bind=127.0.0.1:{port}", "--pid={folder}/pid"]
-    with _run(command, environment | variables) as server:
+    with _run(command, environment | variables, tree) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _run(command: list[str], environment: Mapping[str, str]) -> Iterator[Server]:
-    """Run a program of this virtual environment on a free port, and wait until it responds."""
+def _run(command: list[str], environment: Mapping[str, str], tree: Path = ROOT) -> Iterator[Server]:
+    """Run a program of a tree's virtual environment on a free port, and wait until it responds."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    program = Path(sys.executable).with_name(command[0])
+    programs = Path(sys.executable).parent if tree == ROOT else tree / ".venv/bin"
     with TemporaryDirectory() as folder, Path(folder, "log").open("w+b") as log:
         process = subprocess.Popen(  # noqa: S603  our own commands
-            [program, *(argument.format(port=port, folder=folder) for argument in command[1:])],
-            cwd=ROOT,
+            [programs / command[0], *(argument.format(port=port, folder=folder) for argument in command[1:])],
+            cwd=tree,
             env={**_ENVIRONMENT, **environment},
             stdout=log,
             stderr=log,

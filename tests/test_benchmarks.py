@@ -1,13 +1,15 @@
 """The benchmarks run. The baseline application returns the same responses as the service, so both are comparable."""
 
+import os
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
 from processes import TIMEOUT
 
-from benchmarks import servers
+from benchmarks import compare_commits, servers
 from benchmarks.__main__ import add_users, get_token
 from benchmarks.hashes import hashes_per_second
 from benchmarks.login_timing import mann_whitney
@@ -65,3 +67,20 @@ def test_mann_whitney_distinguishes_only_different_samples() -> None:
 
     assert mann_whitney(even, odd) > 0.5
     assert mann_whitney(even, later) < 0.001
+
+
+def test_commits_are_compared_by_the_median_of_the_ratios() -> None:
+    pairs = {"`GET /`": [(100.0, 110.0), (300.0, 300.0), (200.0, 400.0)]}
+
+    *_, row = compare_commits.table(pairs).splitlines()
+
+    assert row == "| `GET /` | 200 | 300 | 1.10 |"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process ids are clocks only on Linux")
+def test_cpu_time_is_read_by_process_id() -> None:
+    before = time.process_time()
+    seconds = compare_commits.cpu_seconds(os.getpid())
+    after = time.process_time()
+
+    assert before <= seconds <= after
