@@ -87,8 +87,9 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    For a short time, a used token returns the same new refresh token again: a second browser tab, or a client that did
-    not receive the response, may send it. The new token is derived from the used one, so it does not have to be stored.
+    For a short time, a used token can be sent again, and returns the same new refresh token. Otherwise a second browser
+    tab, or a client that did not receive the response, would end the login. The new token is derived from the used one,
+    so it does not have to be stored.
 
     Raises:
         InvalidRefreshToken: The token is unknown or expired, its login has ended, or it was used before. In the last
@@ -100,7 +101,7 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable this. Comparing the times is not enough: `rotated_at` is later than `now` if a
+        # An overlap of 0 must disable reuse. Comparing the times is not enough: `rotated_at` is later than `now` if a
         # concurrent request began after this one, but finished before it.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
@@ -142,7 +143,7 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, session: AsyncSession) -> str:
-    """End the login if the token is not its current one. Return the reason, for the log."""
+    """End the login if the token is not its current one. Return the reason for the rejection, for the log."""
     reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used)
     ended = await session.scalar(reused.returning(Login.login_id))
     await session.commit()  # now, because the caller raises an error, which causes a rollback
@@ -157,13 +158,14 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # If the secret key was changed, the newest token's signature may be invalid, but its stored hash still matches.
+    # Also accept the newest token by its stored hash: if the secret key was changed, the token's signature may be
+    # invalid.
     is_valid = or_(literal(tokens.is_refresh_secret(login_id, secret)), Login.secret_hash == _hash(secret))
     await session.execute(delete(Login).where(Login.login_id == login_id, is_valid))
 
 
 async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -> SessionList:
-    """Return the logins of a user that have not ended, the latest used first.
+    """Return the active logins of a user, most recently used first, at most MAX_SESSIONS.
 
     Args:
         session: Runs the query.
