@@ -84,8 +84,8 @@ class RequestContextMiddleware:
         if not is_quiet and not is_limited and not refusal_log.allow():
             return
         if route is not None:
-            # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router, so
-            # PREFIX is removed here, too.
+            # Log the route without PREFIX. FastAPI leaves the prefix of an included router out of the route's path, but
+            # a mounted application adds its whole path to `root_path`, so remove PREFIX there.
             route = scope.get("root_path", "").removeprefix(outer.get("root_path", "")).removeprefix(PREFIX) + route
         # Health checks are frequent, and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
