@@ -199,7 +199,7 @@ class RateLimiter:
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
-        """Count a request of a client against a limit."""
+        """Count a request of a client against a limit, and return the client's usage."""
         quota, window = self._limits[name]
         digest = blake2b(f"{name}:{client}".encode(), key=self._key, digest_size=16)
         # The braces are a hash tag: they put all keys in the same Redis Cluster slot, so that one command can update
