@@ -62,9 +62,9 @@ async def login(  # noqa: PLR0913  each is needed
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # While the hash was computed, another request may have changed the password, or deactivated or deleted the user.
-    # From here on, such requests wait for this lock. To avoid deadlocks, users are locked before logins, in the same
-    # order as when a user is deleted.
+    # Check the user again, because another request may have changed the password, or deactivated or deleted the user,
+    # while the hash was computed. From here on, such requests wait for the lock on the user. To avoid deadlocks, users
+    # are locked before logins, in the same order as when a user is deleted.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
