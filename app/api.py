@@ -35,9 +35,9 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 
 
 def add_routers(app: FastAPI) -> None:
-    """Add the routes of every feature to the application, and register the functions that write their emails.
+    """Add the routes of every feature to the application, and register the writers of their emails.
 
-    The lifespan calls each function in `app.state.mail_writers` with the settings.
+    `app.state.mail_writers` lists functions that return the writers. The lifespan calls each with the settings.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

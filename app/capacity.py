@@ -8,8 +8,9 @@ from app.security import MAX_CONCURRENT_HASHES
 from app.settings import Settings
 
 MIB = 2**20
-# Measured with 100 clients by the drills in tests/container/test_memory.py. The size of gunicorn's master includes all
-# memory that workers share. The size of a worker excludes its password hashes and request bodies.
+# Memory of gunicorn's master and of each worker, measured with 100 clients by the drills in
+# tests/container/test_memory.py. The master's size includes all memory that workers share. A worker's size excludes its
+# password hashes and request bodies.
 MASTER = 64 * MIB
 WORKER = 48 * MIB
 
@@ -42,14 +43,14 @@ def check_process_limit(workers: int, limit: int | None) -> str:
 
     A worker that cannot start a thread cannot hash passwords, and responds to logins with 503.
     """
-    needed = 1 + (workers + 1) * THREADS  # the master, and the successor of a worker that is being replaced
+    needed = 1 + (workers + 1) * THREADS  # the master, and one extra worker while another is being replaced
     if limit is None or needed <= limit:
         return ""
     return f"{workers} workers may need {needed} processes and threads, but the limit is {limit}: raise it (`pids`)"
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose the numbers that the settings leave open, so that the service does not exhaust the memory."""
+    """Choose the numbers of workers and hashes that are not set, so that the service does not exhaust the memory."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

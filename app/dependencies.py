@@ -16,7 +16,10 @@ from app.settings import Settings
 
 
 class AppRequest(HTTPConnection[State]):
-    """A request or a WebSocket with a typed state. Use it only in annotations: FastAPI passes its own class."""
+    """A request or WebSocket whose `state` is typed.
+
+    Use this class only in annotations: at run time, FastAPI passes a plain `Request` or `WebSocket`.
+    """
 
 
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:

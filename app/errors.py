@@ -43,7 +43,8 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# Reason phrases of RFC 9110. Python before 3.13 has older ones. The OpenAPI document must not depend on the version.
+# Reason phrases of RFC 9110. Python before 3.13 has older ones, but the OpenAPI document must not depend on Python's
+# version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
@@ -235,8 +236,8 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
-    Any other exception is a bug: `UnhandledErrorMiddleware` responds with 500, or `_handle_bug` in a mounted
-    application. Handlers that a mounted application has registered itself are kept.
+    Any other exception is a bug. `UnhandledErrorMiddleware` responds to it with 500. In a mounted application,
+    `_handle_bug` does. Handlers that a mounted application has registered itself are kept.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
         AppError: _handle_app_error,
@@ -260,7 +261,7 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
-    """Turn an HTTPException, raised by FastAPI or by a route, into the response to the AppError with its status."""
+    """Respond to an HTTPException as to the AppError with the same status. FastAPI raises it, and routes may, too."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
@@ -268,7 +269,7 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
         return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # FastAPI allows any JSON value as the detail. Objects and lists become the details, other values the message.
+    # FastAPI allows any JSON value as the detail. An object or a list becomes `details`, any other value the message.
     detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
@@ -299,7 +300,7 @@ def _allowed_methods(request: Request) -> str:
 
 
 async def _handle_validation_error(_: Request, error: ValidationException) -> JSONResponse:
-    # FastAPI parses a body only if its Content-Type is JSON.
+    # FastAPI leaves the body as bytes if its Content-Type is not JSON.
     if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):
         return error_response(UnsupportedMediaType)
     problems = error.errors()
@@ -313,7 +314,7 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
 
 
 async def _ignore_disconnect(_: Request, __: Exception) -> None:
-    """Ignore that a WebSocket was disconnected, which ends its route. A route can also catch the exception itself."""
+    """Ignore the exception that ends a route when its WebSocket is disconnected. A route can also catch it itself."""
 
 
 def _describe(problem: dict[str, Any]) -> FieldError:

@@ -21,11 +21,12 @@ def main() -> None:
     HOST, PORT and SSL_CERTFILE are read only from the environment, because loading all settings would take a second.
     """
     host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  not to listen on
-    # `localhost` is tried as ::1 and as 127.0.0.1. Without IPv6, a server on `::` is reachable only over IPv4.
+    # For `::`, use `localhost`, which is tried as ::1 and as 127.0.0.1. Without IPv6, the server is reachable only over
+    # IPv4.
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)  # noqa: S104  as above
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     if os.getenv("SSL_CERTFILE"):
-        # The certificate is for the public host name, not for this address.
+        # Do not verify the certificate: it is for the public host name, not for this address.
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -20,7 +20,8 @@ from app.security import Passwords, Tokens
 from app.settings import Settings
 from app.startup import prepare_to_serve
 
-# One for the rate limiter, which batches waiting requests into one command, and one for the readiness check.
+# Maximum number of connections to Redis: one for the rate limiter, which batches waiting requests into one command, and
+# one for the readiness check.
 REDIS_CONNECTIONS = 2
 
 

@@ -24,16 +24,16 @@ log = structlog.stdlib.get_logger("app.limiter")
 
 # Maximum time in seconds that a request waits for Redis, which usually answers within a millisecond or two.
 REDIS_SECONDS = 0.25
-# Seconds between attempts to use Redis again while it is unavailable.
+# Seconds between attempts to use Redis while it is unavailable.
 RETRY_SECONDS = 1.0
-# Maximum number of clients that are counted at a time without Redis.
+# Number of slots in `MemoryCounter`. A slot stores the count of one client for one limit.
 MEMORY_SLOTS = 32_768
-# Number of slots in which the count of a client may be stored.
+# Number of consecutive slots in which a count may be stored.
 PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
-# Atomic: if a count were stored without its expiry, the client would be locked out forever.
+# A script is atomic. If a count were stored without its expiry, the client would be locked out forever.
 _COUNT = """
 local counts = {}
 for i, key in ipairs(KEYS) do
@@ -199,7 +199,7 @@ class RateLimiter:
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
-        """Count a request of a client against a limit."""
+        """Count a request of a client against a limit, and return the client's usage."""
         if name not in self._limits:
             raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
         quota, window = self._limits[name]
@@ -222,7 +222,7 @@ class RateLimiter:
 
 
 def read_limits(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Return the quota and the window in seconds of each limit. The limit `mail` is the setting `rate_limit_mail`."""
+    """Return the quota and the window in seconds of each limit. The setting `rate_limit_mail` defines `mail`."""
     prefix = "rate_limit_"
     rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
     rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}

@@ -162,13 +162,13 @@ def log_config(settings: Settings) -> dict[str, Any]:
             # The application's middleware writes the access log, as `app.access`.
             "gunicorn.access": {"handlers": [], "propagate": False},
             "uvicorn.access": {"handlers": [], "propagate": False},
-            # app/migrations/env.py logs each migration. At info, Alembic would add a few lines at every start.
+            # app/migrations/env.py logs each migration. At INFO level, Alembic would add a few lines at every start.
             "alembic": {"level": "WARNING"},
-            # At debug, it logs the values of each statement, including email addresses and password hashes.
+            # At DEBUG level, aiosqlite logs the values of statements, including email addresses and password hashes.
             "aiosqlite": {"level": "INFO"},
-            # At info, it logs the full URL of each request, and URLs often contain tokens.
+            # At INFO level, httpx logs the full URL of each request, and URLs often contain tokens.
             "httpx": {"level": "WARNING"},
-            # At debug, it logs the headers of each response, including cookies.
+            # At DEBUG level, httpcore logs the headers of each response, including cookies.
             "httpcore": {"level": "INFO"},
         },
     }

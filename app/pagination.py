@@ -1,4 +1,4 @@
-"""Cursor pagination by id. The cost of a page does not depend on its depth."""
+"""Cursor pagination by id. The last page costs no more than the first."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Annotated

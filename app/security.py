@@ -22,8 +22,8 @@ ALGORITHM = "HS256"
 # Tolerated difference between the clocks of two machines in seconds.
 LEEWAY = 5
 
-# Per worker, unless ARGON2_CONCURRENCY is set. With two workers per CPU, this keeps every CPU busy. More concurrent
-# hashes would only make each hash slower and take more memory.
+# Concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. With two workers per CPU, two hashes keep every CPU
+# busy. More would only make each hash slower and take more memory.
 MAX_CONCURRENT_HASHES = 2
 # Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last request in
 # the queue waits for a few seconds.
@@ -60,7 +60,7 @@ class Passwords:
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Verify a password against a hash. If the hash is None, use a dummy hash, so that it takes the same time.
+        """Verify a password against a hash. If the hash is None, use a dummy hash, so that the call takes as long.
 
         Returns:
             Whether the password matches, and a new hash to store or None. A new hash is needed if the password matches
@@ -85,7 +85,10 @@ class Passwords:
         return True, self._hasher.hash(password) if is_outdated else None
 
     def _equalize_timing(self, password: str, password_hash: str) -> None:
-        """Hash again until the total time matches the current parameters, so that timing does not reveal accounts."""
+        """Hash again, so that verifying an outdated hash takes as long as a current one.
+
+        Otherwise the time of a failed login would reveal that the account exists.
+        """
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
         if passes > 0:
@@ -188,7 +191,7 @@ class Tokens:
         return _sign(self._refresh_keys[0], login_id, secrets.token_bytes(16))
 
     def derive_next_secrets(self, login_id: UUID, secret: bytes) -> list[bytes]:
-        """Derive the secret of the next refresh token, once with each key."""
+        """Derive the secret of the next refresh token with the current key and, if set, also with the previous one."""
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
     def is_signed(self, login_id: UUID, secret: bytes) -> bool:

@@ -35,7 +35,8 @@ def _split(value: object) -> object:
 
 
 def _check_network(value: str) -> str:
-    # Uvicorn would treat any other string as a host name, and `*` or 0.0.0.0/0 would trust every client.
+    # Accept only IP addresses and networks: Uvicorn treats any other string as a host name. Reject `*` and 0.0.0.0/0,
+    # which would trust every client.
     try:
         is_valid = ip_network(value).prefixlen > 0
     except ValueError:

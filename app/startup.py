@@ -84,8 +84,8 @@ def connections_per_worker(settings: Settings) -> int:
 async def check_connection_limit(settings: Settings, workers: int) -> str | None:
     """Return a warning if the workers may open more connections than the database allows.
 
-    One extra worker is counted, because the successor of a worker starts before the worker stops. Other clients of the
-    database are not counted, so there may be too many connections even without a warning.
+    One extra worker is counted, because the replacement of a worker starts before the worker stops. Other clients of
+    the database are not counted, so there may be too many connections even without a warning.
 
     Raises:
         StartupError: The database is unreachable.

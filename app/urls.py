@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# The accepted parameters, with the allowed values of those that have a fixed set of values; see
+# The accepted parameters, each with its allowed values, or None if it has no fixed set of values; see
 # https://www.postgresql.org/docs/current/libpq-connect.html.
 KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "application_name": None,
@@ -34,10 +34,11 @@ KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# asyncpg would send these parameters to the server. `Connector` uses the timeout; channel binding is ignored.
+# Parameters to remove from URLs for asyncpg, which would send them to the server. `Connector` applies the timeout, and
+# channel binding is ignored.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
-# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` rejects an IPv6 address that is not the first host.
+# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject an IPv6 address that is not the first host.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 _HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)
@@ -81,7 +82,7 @@ def _parse_postgresql_url(url: str) -> str:
     for name, values in KNOWN_PARAMETERS.items():
         if values and parameters.get(name, min(values)) not in values:
             raise ValueError(f"has a {name} that is not one of {', '.join(sorted(values))}")
-    # For libpq, 0 means no timeout.
+    # Reject 0, which means no timeout in libpq.
     if not re.fullmatch(r"[1-9]|[1-5][0-9]|60", parameters.get("connect_timeout", "1")):
         raise ValueError("has a connect_timeout that is not a number of seconds from 1 to 60")
     query = urlencode({name: value for name, value in parameters.items() if name not in {"host", "port"}})
@@ -89,7 +90,7 @@ def _parse_postgresql_url(url: str) -> str:
 
 
 def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
-    """Convert SQLAlchemy's form of several hosts, `?host=a:5432&host=b:5432`, to libpq's comma-separated form."""
+    """Convert SQLAlchemy's syntax for multiple hosts, `?host=a:1&host=b:2`, to libpq's comma-separated syntax."""
     joined = dict(parameters)
     if hosts := [value for name, value in parameters if name == "host"]:
         joined["host"] = ",".join(hosts)
@@ -175,7 +176,7 @@ def check_redis_url(value: SecretStr) -> SecretStr:
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)
-        # A fragment or another @ is part of a password that is not percent-encoded.
+        # A fragment or a second @ means that the password was not percent-encoded.
         is_valid &= not parts.fragment and "@" not in parts.netloc.rpartition("@")[0]
         is_valid &= parts.scheme == "unix" or "@" not in parts.path + parts.query
     except (ValueError, TypeError, RedisError):  # their messages quote the URL

@@ -182,7 +182,10 @@ async def execute(url: str, statement: str) -> None:
 
 
 async def wait_for_blocked_statement(url: str, number: int = 1) -> None:
-    """Wait until `number` statements wait for a lock. SQLite does not report them, so sleep for a fixed time there."""
+    """Wait until `number` statements are waiting for a lock.
+
+    SQLite cannot report this, so sleep for a fixed time instead.
+    """
     if url.startswith("sqlite"):
         await asyncio.sleep(0.3)
         return

@@ -157,7 +157,7 @@ def access_token_of(role: Role) -> Token:
 
 
 def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -> Token:
-    """Return a function that forges a token of the superuser, which is valid except for the given changes."""
+    """Return a function that forges a superuser token, which is valid apart from the given changes."""
 
     def encode(people: People) -> str:
         now = int(time.time())

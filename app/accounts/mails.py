@@ -20,7 +20,8 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long expired tokens are kept. When an email is sent again, `write_link` must find the token of the first attempt.
+# How long expired tokens are kept. If an email is sent again, `write_link` needs the token of the first attempt, to see
+# whether it has been used.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
@@ -97,7 +98,7 @@ async def write_notice(_: AsyncSession, mail: Mail) -> Content:
 async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
     """Write an email with a link, and store its token's id, address and security stamp.
 
-    Return None, so that the email is not sent, if there is no such user, if a newer email for this purpose has been
+    Return None if the email must not be sent: if no active user matches, if a newer email for this purpose has been
     sent, or if this email was sent before and its token has been used.
     """
     user = await session.scalar(

@@ -10,10 +10,11 @@ from app.database import Base
 
 
 class AccountToken(Base):
-    """The newest token of a user for a purpose. Earlier tokens are invalid.
+    """A user's most recent token for a given purpose. It invalidates earlier ones.
 
-    The token itself is not stored: it is derived from `token_id` (see tokens.py). It works only once, because using it
-    changes what it depends on: the user's security stamp, or whether the address is verified.
+    The token itself is not stored, but derived from `token_id` (see tokens.py). It can be used only once. Setting a new
+    password changes the user's security stamp, which then differs from the one in this row. Verifying an address
+    deletes this row.
     """
 
     __tablename__ = "account_tokens"

@@ -165,7 +165,10 @@ async def invite_user(
     summary="Send a user a mail to set a new password",
 )
 async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep) -> Accepted:
-    """Send an active user a link to set a new password, or the invitation again. For superusers."""
+    """Send an active user a link to set a new password. For superusers.
+
+    If the user has not set a password yet, this sends the invitation again instead.
+    """
     user = await get_user(session, user_id)
     outbox.add(session, "password_reset" if user.password_hash else "invitation", user.email)
     return Accepted()

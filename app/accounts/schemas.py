@@ -43,7 +43,7 @@ class EmailVerification(Input):
 
 
 class Invitation(Input):
-    """A user who is to set a password."""
+    """The email address and the full name of the user to invite."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL, "full_name": "John Doe"}]})
 

@@ -19,7 +19,7 @@ from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 
 class VerifiedToken(NamedTuple):
-    """The user and the address of a valid token. The bearer of the token can read emails sent to `address`."""
+    """The user and the address of a valid token, which proves that its bearer can read emails sent to `address`."""
 
     address: str
     user_id: int
@@ -55,7 +55,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
     """
     token = await _check(reader, tokens, "password_reset", data.token)
-    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so before the session connects
+    new_hash = await passwords.hash(data.new_password)  # slow, so hash before the session connects
     outbox.add(session, "password_changed", token.email)
     # A concurrent request with the same token waits here, and then fails, because the security stamp has changed.
     is_unchanged = User.id == token.user_id, User.security_stamp == token.security_stamp, User.email == token.address

@@ -1,4 +1,4 @@
-"""Tokens in emails: a random id, and an HMAC that proves that this service issued it."""
+"""Tokens in emails. A token consists of a random id, and an HMAC that proves that this service issued the token."""
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode

@@ -79,7 +79,7 @@ class SessionResponse(BaseModel):
 
 
 class SessionList(BaseModel):
-    """Logins, the latest used first."""
+    """Logins, most recently used first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_SESSION]}]})
 

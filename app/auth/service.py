@@ -62,9 +62,9 @@ async def login(  # noqa: PLR0913  each is needed
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # While the hash was computed, another request may have changed the password, or deactivated or deleted the user.
-    # From here on, such requests wait for this lock. To avoid deadlocks, users are locked before logins, in the same
-    # order as when a user is deleted.
+    # Check the user again, because another request may have changed the password, or deactivated or deleted the user,
+    # while the hash was computed. From here on, such requests wait for the lock on the user. To avoid deadlocks, users
+    # are locked before logins, in the same order as when a user is deleted.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -87,8 +87,9 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    For a short time, a used token returns the same new refresh token again: a second browser tab, or a client that did
-    not receive the response, may send it. The new token is derived from the used one, so it does not have to be stored.
+    For a short time, a used token can be sent again, and returns the same new refresh token. Otherwise a second browser
+    tab, or a client that did not receive the response, would end the login. The new token is derived from the used one,
+    so it does not have to be stored.
 
     Raises:
         InvalidRefreshToken: The token is unknown or expired, its login has ended, or it was used before. In the last
@@ -100,7 +101,7 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable this. Comparing the times is not enough: `rotated_at` is later than `now` if a
+        # An overlap of 0 must disable reuse. Comparing the times is not enough: `rotated_at` is later than `now` if a
         # concurrent request began after this one, but finished before it.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
@@ -164,7 +165,7 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
 
 
 async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -> SessionList:
-    """Return the logins of a user that have not ended, the latest used first.
+    """Return the active logins of a user, most recently used first, at most MAX_SESSIONS.
 
     Args:
         session: Runs the query.

@@ -19,9 +19,9 @@ router = APIRouter(tags=["auth"])
 
 @router.get("/auth/sessions", response_description="The sessions", summary="List the current user's sessions")
 async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: ReadSession) -> SessionList:
-    """List the logins of the current user, the latest used first, at most 100.
+    """List up to 100 logins of the current user, most recently used first.
 
-    A login is used when it begins and when its tokens are refreshed, not with each request.
+    A login counts as used when it is created and whenever its tokens are refreshed, not on every request.
     """
     return await service.list_sessions(session, user.id, current=token.login_id)
 
@@ -56,7 +56,7 @@ async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSess
     summary="List a user's sessions",
 )
 async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep, session: ReadSession) -> SessionList:
-    """List the logins of a user, the latest used first, at most 100. For superusers."""
+    """List up to 100 logins of a user, most recently used first. For superusers."""
     await get_user(session, user_id)
     return await service.list_sessions(session, user_id, current=token.login_id)
 

@@ -52,8 +52,12 @@ def database_location(settings: Settings) -> str:
 
 
 def autocommit(engine: AsyncEngine) -> AsyncEngine:
-    """Return an engine that shares the pool and runs in autocommit mode: without BEGIN, and on SQLite without locks."""
+    """Return an engine that shares the connection pool and runs in autocommit mode.
+
+    It sends no BEGIN. On SQLite, its reads therefore do not acquire the write lock (see `_begin_immediate`).
+    """
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="AUTOCOMMIT")
-    # SQLite's driver would need a thread to change the isolation level. `_begin_immediate` reads this option instead.
+    # Do not set the isolation level on SQLite: the driver would need a thread to change it. `_begin_immediate` reads
+    # this option instead.
     return engine.execution_options(autocommit=True)

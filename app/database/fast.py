@@ -67,7 +67,7 @@ class FastReader:
         return self._slots.waiting + cast("CountingPool", self._engine.pool).waiting
 
     async def fetch_one(self, query: Query, **parameters: object) -> Row | None:
-        """Return the first row, or None."""
+        """Return the first row, or None if there are no rows."""
         rows = await self.fetch_all(query, **parameters)
         return rows[0] if rows else None
 
@@ -89,7 +89,7 @@ class FastReader:
                 async with self._engine.connect() as connection:
                     waiting.reschedule(None)
                     return (await connection.execute(query, parameters)).all()
-        except TimeoutError as error:  # the driver's own timeouts are raised as DatabaseUnreachable
+        except TimeoutError as error:  # no connection was free; the driver's timeouts are DatabaseUnreachable
             raise PoolTimeoutError(f"no connection was free for {self._timeout:g} s") from error
 
     def _compile(self, query: Query) -> SQLCompiler | None:
@@ -102,7 +102,8 @@ class FastReader:
                 return None
         compiled = query.compile(dialect=dialect)
         for bind in compiled.binds.values():
-            # asyncpg converts booleans itself; SQLAlchemy only checks them.
+            # If SQLAlchemy must convert a value, it must run the query. Boolean is an exception: SQLAlchemy's processor
+            # only validates the value, and asyncpg converts it.
             converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
             if bind.expanding or bind.literal_execute or converts:
                 return None

@@ -26,7 +26,7 @@ class OutageLog:
         self._latest_reason = ""
 
     def add(self, error: Exception) -> None:
-        """Record an error that means that the database is unavailable."""
+        """Record an error that was caused by an unavailable database."""
         message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
         reason = f"{type(getattr(error, 'driver_exception', error)).__name__}: {message}"
         self._reasons[reason] += 1

@@ -24,10 +24,11 @@ from app.urls import describe_database, split_hosts
 
 log = structlog.stdlib.get_logger("app.database")
 
-# Maximum age of a connection in seconds. A server or a pooler that is shutting down may wait for clients to disconnect.
+# Maximum age of a connection in seconds. Older connections are replaced, because a server or a pooler that is shutting
+# down may wait until its clients disconnect.
 MAX_AGE_SECONDS = 300
-# Maximum age in seconds of a connection to a read-only server. After a failover, the host name may resolve to another
-# server.
+# Maximum age in seconds of a connection to a read-only server. Older connections are replaced, because the host name
+# may resolve to another server after a failover.
 READ_ONLY_SECONDS = 5.0
 # Seconds without an answer after which a host counts as silent.
 SILENT_SECONDS = 0.5
@@ -66,7 +67,7 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
 
 
 class Connector:
-    """Connects to the first usable host of the URL, and caches the state of the servers.
+    """Connects to the first usable host of the URL, and remembers hosts that are silent and servers that are read-only.
 
     Statement timeouts are sent as startup parameters. If a pooler rejects these, each transaction sets its own
     timeouts, which costs a round trip. Outside of transactions, asyncpg's timeout then cancels the statement.
@@ -83,7 +84,7 @@ class Connector:
         ]
         self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
         self._connect_timeout = float(self._parameters.get("connect_timeout", connect_timeout))
-        # Longer than the server's own timeout, because it is for servers that do not answer.
+        # Longer than the server's statement timeout, so that it expires only if the server does not answer.
         self._command_timeout = statement_timeout + 1
         self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
         self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")
@@ -139,9 +140,9 @@ class Connector:
 
     @cached_property
     def _system_tls(self) -> ssl.SSLContext:
-        """The TLS context for `sslrootcert=system`, which asyncpg would take for a file name.
+        """The TLS context for `sslrootcert=system`. asyncpg would treat `system` as a file name.
 
-        It verifies host names, as libpq does.
+        The context verifies host names, as libpq does.
         """
         context = ssl.create_default_context()
         context.set_alpn_protocols(["postgresql"])  # required by sslnegotiation=direct
@@ -150,7 +151,7 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Store the age and the state of a new connection, for `replace_if_stale` and `limit_transaction`."""
+        """Store the start time and the state of a new connection, for `replace_if_stale` and `limit_transaction`."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits
@@ -190,7 +191,8 @@ class Connector:
         """Invalidate a connection that cannot be used again, so that the pool replaces it.
 
         After a timeout or a cancelled request, the statement may still be running. A graceful close would wait for it,
-        so the connection is terminated, unless only a graceful close cancels the statement (see `needs_cancel`).
+        so the connection is terminated. If only a graceful close cancels the statement, the connection is closed
+        gracefully (see `needs_cancel`).
         """
         error = context.original_exception
         if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
@@ -206,16 +208,19 @@ class Connector:
 
 @cache
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
-    """Return the connector of this process. All engines share it, and its cached state of the servers.
+    """Return the connector of this process, which all engines share.
 
-    gunicorn's workers inherit the connector from the master, which connects before it forks them.
+    gunicorn's workers inherit the connector and its state from the master, which connects before it forks them.
     """
     return Connector(url, connect_timeout, statement_timeout)
 
 
 @cache
 def _log_rejected_limits(_database: str) -> None:
-    """Log that a pooler rejects the timeouts, once per database, because migrations use another connector."""
+    """Log once per database that a pooler rejects the timeouts.
+
+    Once per connector would be too often, because migrations use another connector for the same database.
+    """
     log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
 
 

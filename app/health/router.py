@@ -16,7 +16,8 @@ from app.limiter import REDIS_SECONDS, RateLimiter
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# A client that polls every second sees an outage within two seconds. Kubernetes' default timeout is one second, too.
+# Timeout of the readiness check in seconds. A client that polls every second then sees an outage within two seconds.
+# Kubernetes' default timeout is also one second.
 READY_SECONDS = 1
 
 

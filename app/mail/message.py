@@ -54,7 +54,10 @@ def build_message(mail: Mail, content: Content, sender: str) -> EmailMessage:
 
 
 def encode_domain(address: str) -> str:
-    """Encode the domain of an address in ASCII, which every mail server accepts, if the local part is ASCII."""
+    """Encode the domain of an address in ASCII, which every mail server accepts.
+
+    An address whose local part is not ASCII is returned unchanged.
+    """
     return parse_email(address, check_deliverability=False).ascii_email or address
 
 

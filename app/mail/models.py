@@ -24,6 +24,7 @@ class Mail(Base):
     recipient: Mapped[str] = mapped_column(String(254))
     context: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
-    # Also the end of a lease: before a worker sends the email, it moves this time into the future.
+    # Also the end of a lease: before a worker sends the email, it moves this time into the future, so that no other
+    # worker sends it.
     next_attempt_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     attempts: Mapped[int] = mapped_column(default=0)

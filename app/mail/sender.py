@@ -25,8 +25,9 @@ POLL_SECONDS = 5.0
 # How long an email is reserved for the worker that claimed it. If the worker is killed, another one sends the email
 # after this time.
 LEASE = timedelta(minutes=5)
-# The wait before a retry, which doubles with each failure up to a maximum, and the age at which an email is dropped.
+# The first wait before a retry, which doubles with each failure, and its maximum.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
+# The age at which an email is dropped instead of retried.
 MAX_AGE = timedelta(days=2)
 # Maximum time in seconds before an unavailable mail server is tried again.
 LONGEST_PAUSE = 60.0
@@ -64,7 +65,8 @@ class Sender:
     def is_available(self) -> bool:
         """Return whether the mail server is available, as far as this worker knows.
 
-        A failure expires: if another worker has sent the email since, this worker has no email to try again with.
+        A failure counts for a limited time. Otherwise a worker would report it forever if other workers send the
+        remaining emails, because it would not try the server again.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 

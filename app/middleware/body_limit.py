@@ -17,7 +17,8 @@ LINGER_SECONDS = 1.0
 # Estimated bytes of memory that parsed JSON takes, per character: `{"":0},` becomes 192 bytes. Without this estimate,
 # 16 concurrent bodies of 1 MiB would take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
-# Bodies of up to this many bytes may exceed the total, because a few large bodies must not prevent logins.
+# Bodies up to this size in bytes are accepted even if all bodies together exceed `max_total`. Otherwise a few large
+# uploads could block logins.
 SMALL_SIZE = 16_384
 
 
@@ -32,7 +33,8 @@ class BodyRejected(HTTPException):
 class BodyLimitMiddleware:
     """Responds with 413 to a body that is too large, by its Content-Length or while a route reads it.
 
-    Only the data that a route has read is in memory and counted. If the route streams the body, that is one chunk.
+    Only data that a route has read is in memory, so only this data is counted. If the route streams the body, one chunk
+    is counted at a time.
 
     Args:
         app: The next application.

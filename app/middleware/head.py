@@ -20,7 +20,7 @@ class HeadMiddleware:
         get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            # For the access log.
+            # The access log reads these from the original scope.
             scope.update(route=get_scope.get("route"), root_path=get_scope.get("root_path", ""))
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 

@@ -18,7 +18,8 @@ RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websock
 def route_path(scope: Scope) -> str:
     """Return the path used for route matching: the request path without the prefix ROOT_PATH."""
     path: str = scope["path"]
-    # Starlette's patterns end with `$`, which also matches before a line feed, so they match `/auth/login\n`, too.
+    # Remove a trailing line feed, because Starlette routes `/auth/login\n` like `/auth/login`. Its patterns end with
+    # `$`, which also matches before a line feed.
     return path.removeprefix(scope.get("root_path", "")).removesuffix("\n")
 
 

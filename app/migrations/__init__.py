@@ -33,7 +33,8 @@ from app.urls import split_credentials
 
 log = structlog.stdlib.get_logger("app.migrations")
 
-# A migration may take longer than any request, and may wait for a migration by another process.
+# Statement timeout of migrations. A migration may take longer than any request, and may wait for a migration by another
+# process.
 MIGRATION_SECONDS = 3600.0
 # Seconds that a statement of a migration waits for a lock, and the number of attempts.
 LOCK_SECONDS = 4
@@ -146,8 +147,9 @@ async def _find_lock_holders(engine: AsyncEngine) -> str:
 def include_object(dialect: str) -> Callable[..., bool]:
     """Return a function for Alembic's `include_object`, which selects the objects to compare with the models.
 
-    Indexes with a PostgreSQL method are not compared on SQLite, which does not have them. Columns that exist only in
-    the database are kept for the previous release, which uses them during a rollout. A later migration drops them.
+    Indexes that use a PostgreSQL-specific access method, such as GIN, are ignored on SQLite. Columns that are missing
+    from the models are ignored, because the previous release still uses them during a rollout. A later migration drops
+    them.
     """
 
     def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any part
@@ -182,7 +184,7 @@ def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTa
 def lock_migrations(connection: Connection) -> None:
     """Prevent other processes from migrating until the transaction ends, and limit the wait for any other lock.
 
-    The limit is necessary because all later queries of a table wait behind a migration that waits for its lock.
+    Without this limit, a migration that waits for the lock of a table would block all later queries of the table.
     """
     if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -217,7 +219,10 @@ def _shorten(statement: str | None) -> str:
 
 
 async def is_migration_pending(engine: AsyncEngine) -> bool:
-    """Return whether the schema is older than this code. It may be newer, while a later release is being rolled out."""
+    """Return whether the schema is older than this code.
+
+    A newer schema is accepted: a later release has migrated it during its rollout.
+    """
     async with engine.connect() as connection:
         current = await connection.run_sync(_current_revision)
     return current in (None, *_known_revisions()[1:])

@@ -39,7 +39,7 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_lower_case"),
-        # For case-insensitive searches for any part of three or more characters. PostgreSQL only.
+        # Trigram index for case-insensitive searches for a substring of at least three characters. PostgreSQL only.
         Index(
             "ix_users_search",
             "email",
@@ -60,15 +60,15 @@ class User(Base):
     email_verified: Mapped[bool] = mapped_column(default=False)
     # The address that replaces `email` once its owner confirms it.
     pending_email: Mapped[str | None] = mapped_column(String(254))
-    # Replaced to end all logins, when the password is changed or the account is deactivated. Every access token
-    # contains it.
+    # Every access token contains this value. Replacing it ends all logins, for example when the password is changed or
+    # the account is deactivated.
     security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_same_as_created_at, onupdate=utc_now)
 
 
 class Login(Base):
-    """A login: a family of refresh tokens, of which only the newest is stored and valid.
+    """A login: a family of refresh tokens. Only the newest is valid, and for a short time also the one before it.
 
     A refresh token consists of the login's id and a signed secret. Each can be used once. If an earlier token is used
     again after a short overlap, somebody has a copy of it: the row is deleted, which ends the login.
@@ -80,7 +80,7 @@ class Login(Base):
 
     login_id: Mapped[UUID] = mapped_column("family", primary_key=True, default=uuid4)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    security_stamp: Mapped[UUID | None]  # when the login began; None if it ended before migration 0003
+    security_stamp: Mapped[UUID | None]  # the user's stamp when the login began; None if it ended before migration 0003
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     previous_secret_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
     rotated_at: Mapped[datetime | None]

@@ -79,8 +79,8 @@ async def read_me(user: CurrentUser) -> UserRecord:
     response_description="The updated user",
     summary="Update the current user",
 )
-# Like registration, this route reveals whether an address is taken. Updates of the name alone count, too, because
-# requests are counted before their body is read.
+# This route has the limit of registration, because it also reveals whether an address is taken. Updates of the name
+# alone are counted, too, because requests are counted before their body is read.
 @rate_limit("register")
 async def update_me(
     user: CurrentUser, session: WriteSession, outbox: OutboxDep, limiter: LimiterDep, data: ProfileUpdate

@@ -13,14 +13,14 @@ from app.schemas import ANY_TEXT, SINGLE_LINE, Input
 def normalize_email(address: str) -> str:
     """Return the form in which an address is stored and compared.
 
-    Each character is lowercased by itself, because Python's `lower` depends on the neighbors of a sigma. Lowering can
-    separate a letter from its accent, so the address is composed again (Unicode NFC).
+    Each character is lowercased by itself, because Python's `lower` converts the Greek letter sigma differently at the
+    end of a word. Lowercasing can separate a letter from its accent, so the address is composed again (Unicode NFC).
     """
     return normalize("NFC", "".join(character.lower() for character in normalize("NFC", address)))
 
 
 Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
-# The repr omits passwords, because it may be logged.
+# Passwords are omitted from a model's repr, because it may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
 UncheckedPassword = Annotated[str, Field(max_length=128, pattern=ANY_TEXT, repr=False)]
 FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]

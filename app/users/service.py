@@ -143,13 +143,14 @@ async def update_profile(
     """
     if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
         return await update_user(session, user.id, data)
-    # Each change sends an email to another address, which has its own limit. So the user's changes are limited, too.
+    # Limit the changes per user, too: the limit per recipient does not stop a user who enters a new address each time.
     await limiter.enforce("recipient", f"changes by {user.id}")
     outbox.add(session, "email_change", data.email, user_id=user.id)
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # A password reset changes the security stamp, and cancels a pending address. Do not add a new one after a reset.
+    # Set no pending address if the password was reset during this request: a reset cancels pending changes. It also
+    # changes the security stamp.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
@@ -202,7 +203,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword
-    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so before the session connects
+    new_hash = await passwords.hash(data.new_password)  # slow, so hash before the session connects
     outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)

@@ -109,7 +109,7 @@ class Acceptor:
                 pass
 
     async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  it cancels nothing
-        """Wait until every accepted connection has a protocol. With TLS, this includes the handshake."""
+        """Wait at most `timeout` seconds until all accepted connections are set up, including TLS handshakes."""
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=timeout)
 

@@ -28,7 +28,8 @@ def check_startup(arbiter: Arbiter) -> None:
     if arbiter.cfg.reuse_port:
         raise StartupError("reuse_port must be off: connections that wait for a worker would be lost with it")
     check_tls(arbiter.cfg)
-    # A master that was started by SIGUSR2 or by systemd inherits bound sockets. Its addresses cannot be bound again.
+    # Skip the check if the master was started by SIGUSR2 or by systemd: it inherits bound sockets, and their addresses
+    # cannot be bound again.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
         for address in arbiter.address:
             if isinstance(address, tuple):  # otherwise a Unix socket

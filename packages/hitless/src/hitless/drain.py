@@ -55,8 +55,8 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds or POLL_INTERVAL, POLL_INTERVAL)
 
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
-        # If another master uses the same sockets (after SIGUSR2, or with systemd), they must keep accepting
-        # connections.
+        # Do not refuse connections if another master uses the same sockets, as after SIGUSR2 or with systemd: it still
+        # accepts from them.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
             if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
                 if time.monotonic() > deadline:  # no new worker has started, and the old ones had time to stop

@@ -22,8 +22,8 @@ class Limits:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
         pipelined_requests: Maximum number of pipelined requests, which wait for the response to an earlier request.
             Browsers do not pipeline.
-        request_seconds: Time in which a request must arrive, in seconds. Every `bytes_per_second` bytes received extend
-            it by one second, but never to more than `request_seconds` from now, so that a stalled upload is rejected.
+        request_seconds: Initial time limit for receiving a request, in seconds. Each `bytes_per_second` bytes received
+            add one second. The remaining time never exceeds `request_seconds`, so that a stalled upload is rejected.
         bytes_per_second: Minimum upload rate after the first `request_seconds`.
         unread_seconds: Seconds after which a connection is closed if its client stops reading the response (Linux
             only).

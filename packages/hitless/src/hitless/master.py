@@ -1,8 +1,8 @@
 """Replace workers in gunicorn's master process without an outage. `drain.py` handles the shutdown.
 
-gunicorn stops a worker before it starts the successor. If the start fails, no worker is left to serve. An incorrectly
-renewed certificate, a process limit or a broken release then causes an outage. With hitless, a worker serves until its
-successor accepts connections, however long that takes.
+gunicorn stops a worker before it starts the worker's replacement, called its successor here. If the start fails, no
+worker is left to serve. An incorrectly renewed certificate, a process limit or a broken release then causes an outage.
+With hitless, a worker serves until its successor accepts connections, however long the start takes.
 """
 
 import os
@@ -29,9 +29,9 @@ Worker = Any
 def block_signals_during_fork() -> None:
     """Make workers react to stop signals from the moment they are forked. Call this once, in the master.
 
-    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. Without
-    this, a worker would ignore a stop signal that arrives before it has set its own handlers, and the master would wait
-    for it forever.
+    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. If
+    stop signals were not blocked, a worker would ignore those that arrive before it has set its own handlers, and the
+    master would wait for the worker forever.
     """
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_reset_signals)
 

@@ -4,7 +4,7 @@ On its own, Uvicorn buffers request heads of any size and any number of pipeline
 request to arrive, and treats trailers as headers.
 
 The callbacks of the HTTP parser, httptools, are the only code in hitless that depends on the parser. INTERNALS.md
-describes what would be needed for zttp, Uvicorn's newest protocol.
+describes the changes to hitless that zttp, Uvicorn's newest protocol, would need.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after a complete response are only logged.
 
     Examples are an exception in a background task, and the exception that Starlette re-raises after a 500. Uvicorn
-    would log it too, but also close the connection. A request that the client is sending at that moment would be lost.
+    would log it, too, but also close the connection. A request that the client has just sent on it would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -198,12 +198,13 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
-        # After a head with `Upgrade`, the parser stops, and a body would be treated as the next request.
+        # Reject a request with `Upgrade` and a body: the parser stops after the head, so the body would be treated as
+        # the next request.
         has_upgrade = self.parser.should_upgrade()
         if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError
         self.is_handshake = has_upgrade and self._is_valid_handshake()
-        # The response to a handshake would be mixed up with an earlier response that is not complete.
+        # Reject a handshake while an earlier response is incomplete: the two responses would be mixed up.
         if self.is_handshake and self.cycle and not self.cycle.response_complete:
             raise ValueError
         super().on_headers_complete()

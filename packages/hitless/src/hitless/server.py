@@ -28,7 +28,8 @@ LAST_REQUESTS_SECONDS = 0.5
 HANDSHAKE_SECONDS = 5
 # Seconds of gunicorn's `graceful_timeout` that are reserved for the lifespan's shutdown.
 LIFESPAN_SECONDS = 5
-# Seconds without a successor, or without a heartbeat from the master, after which a worker logs one line.
+# Seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started. Also the
+# seconds without a heartbeat from the master after which one of the workers logs an error.
 WARN_SECONDS = 15.0
 
 
@@ -56,7 +57,10 @@ class GracefulServer(Server):
         self._acceptor: Acceptor
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  Uvicorn's signature
-        """Start the shutdown. Uvicorn would later raise the signal again, which skips `worker_exit` and `atexit`."""
+        """Start the shutdown.
+
+        Uvicorn's own handler would also raise the signal again later, which would skip `worker_exit` and `atexit`.
+        """
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -90,7 +94,7 @@ class GracefulServer(Server):
         return should_exit
 
     def _request_successor(self) -> None:
-        """Ask the master for a successor. The master stops this worker once the successor accepts connections."""
+        """Ask the master for a replacement. The master stops this worker once the replacement accepts connections."""
         self.limit_max_requests = None
         self._phase[0] = Phase.AT_MAX_REQUESTS
         self._warn_at = time.monotonic() + WARN_SECONDS
@@ -98,7 +102,7 @@ class GracefulServer(Server):
             os.kill(os.getppid(), signal.SIGCHLD)  # the master then checks its workers immediately
 
     def _warn_without_successor(self) -> None:
-        """Log one line if this worker needs a successor, but no worker has started for WARN_SECONDS."""
+        """Log a warning once if this worker needs a replacement, but no worker has started for WARN_SECONDS."""
         if starts[0] != self._starts:
             self._starts = starts[0]
             self._warn_at = max(self._warn_at, time.monotonic() + WARN_SECONDS)
@@ -107,7 +111,7 @@ class GracefulServer(Server):
             log.warning("This worker has reached max_requests, but keeps serving: no successor has started")
 
     def _check_master(self) -> None:
-        """Log one line if the master does not respond. Only one worker logs it."""
+        """Log an error if the master does not respond. Only one worker logs it."""
         seconds_without_heartbeat = time.monotonic() - master_heartbeat[0] if master_heartbeat[0] else 0.0
         if seconds_without_heartbeat < WARN_SECONDS:
             heartbeat_loss_logged[0] = 0
@@ -122,7 +126,7 @@ class GracefulServer(Server):
         self._phase[0] = Phase.STOPPING
         self._close_after_responses()
         if is_draining():
-            # No other worker may be left to accept the backlog, so accept all of it, however busy this worker is.
+            # This may be the last worker that can accept the backlog, so accept all of it, however busy this worker is.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
             self._acceptor.accept_backlog()
         # Unless the whole server stops, the other workers keep accepting from the same sockets.

@@ -16,5 +16,5 @@ class Phase(IntEnum):
 
     STARTING = 0
     ACCEPTING = 1
-    AT_MAX_REQUESTS = 2  # accepts connections until its successor does
+    AT_MAX_REQUESTS = 2  # accepts connections until its replacement does
     STOPPING = 3

@@ -28,8 +28,8 @@ LINGER_SECONDS = 1.0
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
-# Drop lines below WARNING. They repeat the access log, with the query string, which may contain a token, or even with
-# all headers. Also drop the traceback for invalid UTF-8, with which clients could fill the log.
+# Drop records below WARNING. They duplicate the access log, and include the query string, which may contain a token, or
+# even all headers. Also drop the traceback for invalid UTF-8, which clients could use to flood the log.
 log.addFilter(
     lambda record: record.levelno >= logging.WARNING and record.msg != "Invalid UTF-8 sequence received from client."
 )
@@ -147,7 +147,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             self._close_with_1012()
 
     def _close_with_1012(self) -> None:
-        # Before the handshake is complete, there is nothing to close. This method is called again when it is.
+        # Before the handshake is complete, there is nothing to close. This method is called again after the handshake.
         if self.handshake_complete and not self.close_sent and not self.transport.is_closing():
             self.conn.send_close(CloseCode.SERVICE_RESTART)
             self._close()

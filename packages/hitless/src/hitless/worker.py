@@ -2,7 +2,7 @@
 
 `UvicornWorker` from uvicorn-worker closes idle connections immediately, which resets requests that were just sent on
 them. It sends no heartbeat while it finishes its last requests, so gunicorn may kill it as stuck. After `max_requests`,
-it exits before its successor starts. It also ignores SIGQUIT, gunicorn's signal to stop immediately.
+it exits before its replacement starts. It also ignores SIGQUIT, gunicorn's signal to stop immediately.
 """
 
 import atexit
