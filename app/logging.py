@@ -118,8 +118,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 def shorten(text: str) -> str:
     """Truncate text from a client to at most 512 characters of a log line."""
-    # JSON may escape one character as six.
-    while len(text) * 6 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
+    # JSON may escape one character as twelve, outside of the basic multilingual plane.
+    while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
 

@@ -18,7 +18,7 @@ NOT_LOGGED = "some requests outside of rate limits were not logged"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "short", "x" * 600, "\xff" * 16_000, "\0" * 600, "a\xff" * 300, "\U0001f600" * 200]
+    "text", ["", "short", "x" * 600, "\xff" * 16_000, "\0" * 600, "a\xff" * 300, "\U0001f600" * 200, "\U0001f600" * 85]
 )
 def test_written_field_is_at_most_512_characters(text: str) -> None:
     written = json.dumps(shorten(text))
