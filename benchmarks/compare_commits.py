@@ -63,10 +63,13 @@ def cpu_seconds(pid: int) -> float:
 
 @contextlib.contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """Check out a commit, and install its dependencies for this Python."""
+    """Check out a commit, and install its dependencies for this Python.
+
+    Those for development too, as in the working tree: without them the same code was measured as 5 % faster.
+    """
     with TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
-        git, uv = ["git", "-C", str(servers.ROOT), "worktree"], ["uv", "sync", "--frozen", "--no-dev", "--quiet"]
+        git, uv = ["git", "-C", str(servers.ROOT), "worktree"], ["uv", "sync", "--frozen", "--quiet"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)  # noqa: S603  our own
         try:
             # Otherwise uv may install into the virtual environment of the working tree.
