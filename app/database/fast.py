@@ -102,7 +102,7 @@ class FastReader:
                 return None
         compiled = query.compile(dialect=dialect)
         for bind in compiled.binds.values():
-            # If SQLAlchemy must convert a value, it must run the query. Boolean is an exception: SQLAlchemy's processor
+            # asyncpg cannot run the query if SQLAlchemy has to convert a value. Boolean is an exception: SQLAlchemy
             # only validates the value, and asyncpg converts it.
             converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
             if bind.expanding or bind.literal_execute or converts:

@@ -97,7 +97,7 @@ async def ready(request: AppRequest) -> Ready:
 
 
 async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["connected", "unavailable"] | None:
-    """Return whether Redis answers and counts requests for the rate limits, or None if Redis is not configured."""
+    """Return "connected" if Redis responds and the rate limiter can use it, or None if Redis is not configured."""
     if redis is None:
         return None
     try:

@@ -14,7 +14,8 @@ _BASIC = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
-# Two years, as browsers' preload lists require. It does not cover subdomains, which may belong to other services.
+# Two years, the max-age that browsers' preload lists recommend. The header does not cover subdomains, which may belong
+# to other services.
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _NO_STORE = (b"cache-control", b"no-store")
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -27,7 +28,7 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
-    """Return the headers of responses that the server sends without the application."""
+    """Return the headers of responses that the server generates itself, without calling the application."""
     return [*_BASIC, *([_HSTS] if hsts else []), _NO_STORE, _POLICY]
 
 

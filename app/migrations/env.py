@@ -40,7 +40,7 @@ def run(connection: Connection) -> None:
 
 
 async def connect_and_run() -> None:
-    """Connect and run, for commands such as `alembic revision --autogenerate`."""
+    """Connect to the database and run the migrations, for commands such as `alembic revision --autogenerate`."""
     settings = load_settings()
     configure_logging(settings)
     if settings.is_sqlite:

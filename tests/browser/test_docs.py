@@ -61,12 +61,12 @@ async def test_redoc_shows_every_operation_and_its_search_finds_them(start_serve
 
 
 async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]:
-    """Execute an operation in Swagger UI with its example, and return the status and body that the page shows.
+    """Execute an operation in Swagger UI with its example request, and return the status and body that the page shows.
 
     Args:
         page: The page.
         operation: The tag and the id of the operation, joined by a hyphen.
-        changes: Other values for fields of the request's body.
+        changes: Fields of the request's body that differ from the example.
     """
     block = page.locator(f"#operations-{operation}")
     if not await block.locator(".opblock-body").is_visible():

@@ -89,7 +89,7 @@ class Acceptor:
             asyncio.get_running_loop().add_reader(listener, self._accept_batch, listener)
 
     def stop(self) -> None:
-        """Stop accepting. The other workers accept the connections in the backlog and all later ones."""
+        """Stop accepting connections. The other workers accept those in the backlog and all later ones."""
         clear_slot(self._worker)
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)

@@ -234,7 +234,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Do not log Uvicorn's advice to install a package, with which clients could fill the log."""
+        """Suppress Uvicorn's warning that recommends a package: clients could trigger it often and fill the log."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text is not used
         self._refuse(self.reason)
