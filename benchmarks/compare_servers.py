@@ -28,7 +28,7 @@ HEADS = [
     "server",
     "requests/s",
     "p99",
-    "CPU a request",
+    "CPU per request",
     "lost by `max_requests`",
     "by SIGHUP, twice",
     "by `docker stop`",
