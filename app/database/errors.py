@@ -43,6 +43,7 @@ _UNAVAILABLE_SQLSTATES = (
     "58",  # system error
     "40001",  # serialization failure
     "40P01",  # deadlock
+    "55000",  # the database does not accept connections
     "55P03",  # lock not available
     READ_ONLY,
 )

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,6 +17,7 @@ from processes import TIMEOUT, until
 from app import PREFIX
 from tests.conftest import NO_LIMIT
 from tests.container.engine import Compose
+from tests.container.load import Target, continue_load, load
 from tests.container.production import log_in, production_project, query, run
 from tests.container.service import CREDENTIALS, PERSON
 from tests.container.service import log_in as get_auth
@@ -24,13 +26,15 @@ from tests.pages import blocks, command
 # The example values in the documentation.
 EMAIL, USER_ID, PID, BACKUP = "user@example.com", "42", "12345", "backup-2026-11-29"
 
+DISCONNECT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'app'"
+
 
 @pytest.fixture(scope="module")
 def production(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:
     """The running project, with one registered user."""
     with production_project(tmp_path_factory.mktemp("host"), image) as compose:
         with compose.file.with_name(".env.production").open("a") as settings:
-            settings.write(f"RATE_LIMIT_LOGIN={NO_LIMIT}\n")
+            settings.write(f"RATE_LIMIT={NO_LIMIT}\nRATE_LIMIT_LOGIN={NO_LIMIT}\n")
         run(compose, command("up"))
         httpx.post(f"{compose.url}/users/", json=PERSON, timeout=TIMEOUT).raise_for_status()
         yield compose
@@ -235,6 +239,43 @@ def test_dropped_database_returns_503_until_it_is_restored(
 
     assert during_outage.status_code == 503
     assert log_in(production).status_code == 200
+
+
+def test_incidents_under_load_return_only_503_and_log_only_json(production: Compose) -> None:
+    url = urlsplit(production.url)
+    assert url.hostname
+    assert url.port
+    auth = get_auth(production.url)
+    run(production, command("backup"))
+    with load(Target(url.hostname, url.port, f"{url.path}/users/me", auth)) as report:
+        run(production, command("restore").replace(BACKUP, f"backup-{datetime.now().astimezone():%F}"))
+        continue_load(report)
+        administer(production, "ALTER DATABASE app ALLOW_CONNECTIONS false", DISCONNECT)
+        time.sleep(2)
+        administer(production, "ALTER DATABASE app RENAME TO elsewhere")
+        time.sleep(2)
+        administer(production, "ALTER DATABASE elsewhere RENAME TO app", "ALTER DATABASE app ALLOW_CONNECTIONS true")
+        continue_load(report)
+        administer(production, "ALTER ROLE web NOLOGIN", DISCONNECT)
+        time.sleep(2)
+        run(production, command("migrate"))
+        continue_load(report)
+        production("pause", "db")
+        time.sleep(2)
+        production("unpause", "db")
+        continue_load(report)
+        production("restart", "db")
+        continue_load(report, seconds=3)
+
+    assert {response.status for response in report.error_responses} == {503}
+    assert len(report.failures) == len(report.error_responses)  # no connection was reset, and nothing timed out
+    assert production.container("web").log_levels <= {"info", "warning"}  # each line is JSON
+
+
+def administer(compose: Compose, *statements: str) -> None:
+    """Run SQL statements as the superuser, in another database than that of the service."""
+    commands = [f"--command={statement}" for statement in statements]
+    compose("exec", "-T", "db", "psql", "-U", "app", "postgres", "--set=ON_ERROR_STOP=1", *commands)
 
 
 def test_damaged_backup_changes_nothing(production: Compose) -> None:
