@@ -136,7 +136,17 @@ def unknown_names(name: str, rest: list[str], given: list[str], created: str) ->
         options = dict(pairwise(rest))
         yield from (f"there is no group {group}" for group in operands(options.get("-m", "")) - {"smoke", *GROUPS})
         if "-k" in options and not all(word in created for word in operands(options["-k"])):
-            result = run(sys.executable, "-m", "pytest", *rest, "--collect-only", "--quiet", "--no-cov", "-n0")
+            result = run(
+                sys.executable,
+                "-m",
+                "pytest",
+                *rest,
+                "--collect-only",
+                "--quiet",
+                "--no-cov",
+                "-n0",
+                "-pno:cacheprovider",
+            )
             if result.returncode:
                 yield f"it selects no test:\n{result.stdout[-300:]}{result.stderr}"
 
