@@ -175,7 +175,8 @@ def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTa
     Alembic's batch creates the table again, without AUTOINCREMENT.
     """
     in_place = (AddColumnOp, DropColumnOp, CreateIndexOp, DropIndexOp)
-    has_autoincrement = Base.metadata.tables[directive.table_name].dialect_options["sqlite"]["autoincrement"]
+    table = Base.metadata.tables.get(directive.table_name)  # None if the migration drops it
+    has_autoincrement = table is not None and table.dialect_options["sqlite"]["autoincrement"]
     if has_autoincrement and all(isinstance(each, in_place) for each in directive.ops):
         return list(directive.ops)
     return [directive]
