@@ -40,16 +40,6 @@ def test_every_shell_block_has_a_name() -> None:
     assert [block for block in blocks() if block.language in {"sh", "console"} and not block.name] == []
 
 
-@every_page
-def test_file_of_a_block_is_named_before_it(page: Path) -> None:
-    """Readers on GitHub do not see the block's title, so the text before the block must name the file."""
-    parts = re.split(r"^```(.*)\n(?:.*\n)*?```$|^#+ .*", page.read_text(), flags=re.MULTILINE)
-
-    for text, info in zip(parts[::2], parts[1::2], strict=False):
-        title = re.search(r" title=(\S+)", info or "")
-        assert not title or f"`{title[1]}`" in text, title
-
-
 @pytest.mark.parametrize(
     "block", [block for block in blocks() if block.language == "diff"], ids=lambda block: block.title
 )

@@ -321,7 +321,9 @@ class Client:
 
 
 async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Event) -> None:
-    async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=TIMEOUT) as http:
+    # By default, httpx keeps idle connections for as long as the server, so that one could use a closing connection.
+    limits = httpx.Limits(keepalive_expiry=2)
+    async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=TIMEOUT, limits=limits) as http:
         clients = [Client(http, number, acknowledged) for number in range(CLIENTS)]
         users = [await client.sign_up() for client in clients]
         others = users[1:] + users[:1]

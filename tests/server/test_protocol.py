@@ -177,7 +177,8 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
 
         assert [response.status_code for response in responses] == [200] * 50
         until(lambda: open_files(server) <= before, "all slow clients are disconnected")
-        until(lambda: count_refusals(server.log) == 3 * NUMBER_OF_CLIENTS, "the last second's refusals are counted")
+        # The requests of the documentation, which have no rate limit either, are counted too.
+        until(lambda: count_refusals(server.log) >= 3 * NUMBER_OF_CLIENTS, "the last second's refusals are counted")
         assert server.log.count(f'"path": "{PREFIX}/users/me", "status": 200') == NUMBER_OF_CLIENTS + 50
         assert client.get("/health/ready").status_code == 200
 
