@@ -331,9 +331,10 @@ def _describe(problem: dict[str, Any]) -> FieldError:
 
 
 async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:
-    if not await is_outage(error, request.state["probe_engine"]):
+    outages = request.state["outages"]
+    if not await is_outage(error, request.state["probe_engine"], is_ongoing=outages.is_ongoing):
         raise error
-    request.state["outages"].add(error)
+    outages.add(error)
     return error_response(ServiceUnavailable)
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import QueuePool
 
-from app.database.errors import is_unavailable
+from app.database.errors import DatabaseUnreachable, is_unavailable
 from app.errors import StartupError
 from app.security import AccessToken
 from app.settings import Settings
@@ -174,6 +174,23 @@ async def test_invalid_statement_is_raised_and_no_outage(
         await session.commit()
 
     assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 500)]
+
+
+async def test_missing_table_during_an_outage_returns_503(service: Service, session: AsyncSession) -> None:
+    """While a backup is restored, a request may fail just before the tables are back."""
+    connection = await session.connection()
+    await connection.exec_driver_sql("ALTER TABLE users RENAME TO hidden_users")
+    await session.commit()
+    service.state["outages"].add(DatabaseUnreachable("the restore"))
+
+    try:
+        response = await register(service.client)
+    finally:
+        connection = await session.connection()
+        await connection.exec_driver_sql("ALTER TABLE hidden_users RENAME TO users")
+        await session.commit()
+
+    assert (response.status_code, response.json()) == (503, UNAVAILABLE)
 
 
 async def test_database_without_tables_returns_503_until_they_are_back(

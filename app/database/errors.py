@@ -74,13 +74,15 @@ def is_unavailable(error: Exception) -> bool:
     )
 
 
-async def is_outage(error: Exception, engine: AsyncEngine) -> bool:
+async def is_outage(error: Exception, engine: AsyncEngine, *, is_ongoing: bool) -> bool:
     """Return whether a database error means that the database is unavailable or has no schema.
 
     Any other error is a bug, for example a query of a table that does not exist.
     """
     if is_unavailable(error) or not _is_missing_table(error):
         return is_unavailable(error)
+    if is_ongoing:  # the table was missing then, and may have been restored since
+        return True
     try:
         async with engine.connect() as connection:
             await connection.execute(CHECK_SCHEMA)

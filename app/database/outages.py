@@ -25,6 +25,11 @@ class OutageLog:
         self._reasons = Counter[str]()
         self._latest_reason = ""
 
+    @property
+    def is_ongoing(self) -> bool:
+        """Return whether the database was unavailable within the last 30 seconds."""
+        return self._is_waiting
+
     def add(self, error: Exception) -> None:
         """Record an error that was caused by an unavailable database."""
         message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)

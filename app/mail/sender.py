@@ -204,4 +204,5 @@ class Sender:
         self._failures += 1
 
     async def _is_outage(self, error: Exception) -> bool:
-        return isinstance(error, DATABASE_ERRORS) and await is_outage(error, self._engine)
+        is_ongoing = self._outages.is_ongoing
+        return isinstance(error, DATABASE_ERRORS) and await is_outage(error, self._engine, is_ongoing=is_ongoing)
