@@ -57,7 +57,7 @@ def test_database_is_migrated_before_the_service_starts(production: Compose) -> 
 def test_number_of_workers_follows_from_the_cpu_limit(production: Compose) -> None:
     web = production.container("web")
 
-    (message,) = [message for message in web.messages("info") if "workers" in message]
+    message = [message for message in web.messages("info") if "workers" in message][-1]  # of the last start
     assert message.startswith("3 workers (2 x 1 CPUs + 1, by the cgroup's CPU quota), at most ")
     assert message.endswith(" of 1024 MiB of memory, and 24 database connections")
     assert web.log_levels == {"info"}

@@ -141,13 +141,12 @@ class GracefulServer(Server):
         heartbeat.cancel()
 
     def _close_after_responses(self) -> None:
-        """Add `Connection: close` to every response from now on."""
+        """Add `Connection: close` to every response from now on.
+
+        If the headers of a response have been sent, its client does not know that the connection will be closed, and may
+        send another request on it. So the connection stays open for that request, like an idle one.
+        """
         self.server_state.default_headers.append((b"connection", b"close"))
-        # Running requests may already have copied the default headers. Close their connections after the response.
-        for connection in self.server_state.connections:
-            cycle = getattr(connection, "cycle", None)  # the running request of an HTTP/1.1 connection
-            if cycle and not cycle.response_complete:
-                connection.shutdown()
 
     async def _wait_for_last_requests(self) -> None:
         """Keep idle connections open until each client has sent one more request or the idle timeout has expired."""
