@@ -60,6 +60,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
     if action == "large":
         log.info("sending a large response")
         await send({"type": "http.response.body", "body": b"x" * int(arguments[0]), "more_body": True})
+    if action == "stream":
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await asyncio.sleep(float(arguments[0]))
     await send({"type": "http.response.body", "body": body})
     if action == "fail":
         raise RuntimeError("after the response")

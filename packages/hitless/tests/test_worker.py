@@ -137,6 +137,20 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
     server.wait_for_log("has exited")
 
 
+def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begun(start: Start) -> None:
+    """The headers of such a response do not tell the client that the connection will be closed."""
+    server = start()
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+        with client.stream("GET", "/stream/3") as response:
+            server.send(signal.SIGHUP)
+            server.wait_for_log("Application startup complete.", times=2)
+            first = response.read()
+        second = client.get("/pid")
+
+    assert "connection" not in response.headers
+    assert first.removeprefix(b"begun") == second.content  # the same worker
+
+
 def test_replaced_worker_closes_idle_connections_after_half_the_grace(start: Start) -> None:
     server = start("--keep-alive=3600", f"--graceful-timeout={LIFESPAN_SECONDS + 4}", "--max-requests=1")
     with socket.create_connection(server.address) as client:

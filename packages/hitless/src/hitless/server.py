@@ -143,8 +143,8 @@ class GracefulServer(Server):
     def _close_after_responses(self) -> None:
         """Add `Connection: close` to every response from now on.
 
-        If the headers of a response have been sent, its client does not know that the connection will be closed, and may
-        send another request on it. So the connection stays open for that request, like an idle one.
+        If the headers of a response have been sent already, its client may send another request on the connection. So
+        the connection stays open for that request, like an idle one.
         """
         self.server_state.default_headers.append((b"connection", b"close"))
 
