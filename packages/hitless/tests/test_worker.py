@@ -139,7 +139,7 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
 
 def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begun(start: Start) -> None:
     """The headers of such a response do not tell the client that the connection will be closed."""
-    server = start()
+    server = start(*NO_TIMEOUT)
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
         with client.stream("GET", "/stream/3") as response:
             server.send(signal.SIGHUP)
