@@ -11,6 +11,7 @@ from processes import free_port, until
 from sqlalchemy import text
 
 from app.database import create_engine
+from app.migrations import migrate
 from tests.conftest import make_settings, serve
 from tests.container.engine import Container, run_docker
 from tests.container.postgresql import run_primary, run_standby
@@ -127,6 +128,7 @@ async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
 @pytest.mark.parametrize("host", [HOSTS["packets dropped"], HOSTS["paused"]], ids=["packets dropped", "paused"])
 async def test_unresponsive_first_host_is_ready(request: pytest.FixtureRequest, primary: Container, host: Host) -> None:
     """The readiness check times out after a second, before the connection attempt to the first host would."""
+    await migrate(make_settings(database_url=make_url(primary)))
     with host(request) as first:
         url = make_url(first, primary, target_session_attrs="read-write")
         async with serve(make_settings(database_url=url, database_migrate=True), prepared=True) as service:
