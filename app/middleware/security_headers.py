@@ -62,12 +62,13 @@ class SecurityHeadersMiddleware:
                 headers = message["headers"] = [*message.get("headers", ()), *_BASIC]
                 if self.hsts and scope["scheme"] in {"https", "wss"}:
                     headers.append(_HSTS)
-                if not is_below(path, self.public) and all(name != b"cache-control" for name, _ in headers):
+                names = dict(headers)
+                if b"cache-control" not in names and not is_below(path, self.public):
                     headers.append(_NO_STORE)
                 if path in self.docs_pages:
                     start = message  # sent later, because the policy depends on the body
                     return
-                if all(name != b"content-security-policy" for name, _ in headers):
+                if b"content-security-policy" not in names:
                     headers.append(_POLICY)
             elif start:
                 start["headers"].append(_docs_policy(message["body"]))

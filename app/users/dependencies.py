@@ -21,11 +21,12 @@ _bearer = HTTPBearer(
 )
 
 
-# These functions read `request.state` directly, instead of depending on its parts. Each dependency would take about
-# 10 µs, and most requests call these functions.
-async def get_access_token(
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], request: AppRequest
-) -> AccessToken:
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+# Most requests call these functions, and each dependency would take about 10 µs. They therefore read `request.state`
+# instead of depending on its parts, and `get_current_user` calls `get_access_token` instead of depending on it.
+async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Return the contents of the access token in the Authorization header, even if its login has ended.
 
     Raises:
@@ -42,12 +43,13 @@ async def get_access_token(
 AccessTokenDep = Annotated[AccessToken, Depends(get_access_token)]
 
 
-async def get_current_user(token: AccessTokenDep, request: AppRequest) -> UserRecord:
+async def get_current_user(credentials: _Credentials, request: AppRequest) -> UserRecord:
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
         AuthenticationFailed: There is no valid token, or its login has ended.
     """
+    token = await get_access_token(credentials, request)
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
     user = await find_logged_in_user(request.state["fast_reader"], token.user_id, token.login_id)
     if user is None:
