@@ -18,7 +18,7 @@ RUN pip install uv==0.13.9
 
 WORKDIR /app
 
-# Set UV_PROJECT_ENVIRONMENT, because `uv sync` would install into /app/.venv.
+# Set UV_PROJECT_ENVIRONMENT, because `uv sync` would otherwise install into /app/.venv.
 # Compile bytecode at build time, because the runtime user cannot write it. Hash-based .pyc files that are never checked
 # keep builds reproducible: by default, .pyc files contain the modification times of the sources.
 ENV UV_PROJECT_ENVIRONMENT=/opt/venv \

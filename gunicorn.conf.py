@@ -24,7 +24,7 @@ from app.startup import check_connection_limit, connections_per_worker, prepare_
 
 log_uncaught_exceptions()
 try:
-    settings = load_settings()  # also at SIGHUP, for the settings of gunicorn below
+    settings = load_settings()  # at SIGHUP too, which reloads gunicorn's settings below
 except SystemExit as error:
     exit_with_error(str(error))
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
@@ -38,7 +38,7 @@ backlog = 2048
 # Not `uvicorn.workers.UvicornWorker`: it is deprecated, and loses requests when it is stopped or replaced.
 worker_class = "hitless.Worker"
 # Not `multiprocessing.cpu_count()`: it counts the CPUs of the host, not those of the container. The container's memory
-# limits the number, too.
+# also limits the number of workers.
 workers = capacity.workers  # WEB_CONCURRENCY; 2 x CPUs + 1 by default
 worker_connections = 1000  # has no effect on Uvicorn workers
 max_requests = settings.max_requests  # MAX_REQUESTS; 1000 by default
@@ -70,9 +70,9 @@ proc_name = NAME
 preload_app = True
 daemon = False
 # Nothing in a container reads this file, so it is omitted if /tmp is full or not writable.
-pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn renames another file to it
-# If gunicorn is started as root, outside the image, its workers run as USER. Without root, gunicorn cannot change the
-# user and would fail, and on a laptop USER is only the login name.
+pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn creates it by renaming another file
+# If gunicorn is started as root (the image does not do this), its workers run as USER. Otherwise, USER is ignored: it
+# may just be the login name, and without root, gunicorn would fail to change the user.
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None
 tmp_upload_dir = None
@@ -99,7 +99,7 @@ child_exit = hooks.child_exit
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Check the address, the certificate and the database once for all workers, or exit with one line."""
+    """Check the address, the certificate and the database once for all workers. On failure, log one line and exit."""
     hooks.on_starting(server)
     app = hitless.load_application(server)
     try:
@@ -117,7 +117,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     """Install hitless, then log the capacity, before the first worker is forked."""
     hooks.when_ready(server)
-    # The successor of a worker starts before the worker stops, so there may be one more.
+    # The successor of a worker starts before the worker stops, so there may be one extra worker.
     connections = (server.num_workers + 1) * connections_per_worker(settings)
     server.log.info("%s, and %d database connections", capacity.description, connections)
     for warning in (capacity.warning, check_process_limit(server.num_workers, hitless.available_processes())):

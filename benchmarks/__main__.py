@@ -28,7 +28,7 @@ from benchmarks import load, servers
 from benchmarks.hashes import PASSWORD, argon2, hashes_per_second
 from benchmarks.load import Load
 
-# The first user is a superuser. Addresses and names are hashes, so that a search for a part of one has few results.
+# The first user is a superuser. Addresses and names are hashes, so that a search for a fragment matches few users.
 ADD_USERS = """
     INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, credentials_version,
                        created_at, updated_at)
@@ -197,15 +197,15 @@ def measure_sizes(database_url: str) -> Iterator[tuple[str, str]]:
 
 
 def is_in_group(entry: Path, group: int) -> bool:
-    """Return whether an entry of /proc is a process of a process group."""
+    """Return whether an entry of /proc is a process in the given process group."""
     try:
         return entry.name.isdecimal() and os.getpgid(int(entry.name)) == group
-    except ProcessLookupError:  # it has exited
+    except ProcessLookupError:  # the process has exited
         return False
 
 
 def read_pss(pid: int) -> int:
-    """Return the proportional set size of a process in KiB, which divides shared memory among its processes."""
+    """Return a process's proportional set size in KiB: shared memory is divided among the processes that use it."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
@@ -218,7 +218,7 @@ def get_token(service: servers.Server) -> str:
 
 
 def add_users(database_url: str, first: int, last: int) -> None:
-    """Add the users with these numbers, all with the same password."""
+    """Add users numbered from `first` to `last`, all with the same password."""
     asyncio.run(_add_users(database_url, first, last))
 
 

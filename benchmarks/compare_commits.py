@@ -2,9 +2,10 @@
 
     uv run python -m benchmarks.compare_commits main
 
-The earlier commit is checked out into a temporary folder, with the dependencies of its lock file. It and the working
-tree each run one worker, and get the same requests in turns, so that a busy machine affects both. The printed ratio is
-the median of the ratios of all rounds. This needs Linux, git, uv, Docker and `wrk`, and takes a few minutes.
+The earlier commit is checked out into a temporary folder, with the dependencies of its lock file. The commit and the
+working tree each run one worker, and receive the same requests in turn, so that a busy machine affects both. The
+printed ratio is the median of the ratios of all rounds. This needs Linux, git, uv, Docker and `wrk`, and takes a few
+minutes.
 """
 
 import argparse
@@ -54,9 +55,10 @@ class Subject(NamedTuple):
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process so far. The id is that of `clock_getcpuclockid(3)`, which Python does not have.
+    """Return the CPU time that a process has used so far.
 
-    /proc/<pid>/stat counts in hundredths of a second, which is too coarse.
+    Compute the clock id as `clock_getcpuclockid(3)` does, because Python does not have this function. /proc/<pid>/stat
+    is too coarse: it counts in hundredths of a second.
     """
     return time.clock_gettime(~pid << 3 | 2)
 
@@ -65,14 +67,15 @@ def cpu_seconds(pid: int) -> float:
 def checkout(commit: str) -> Iterator[Path]:
     """Check out a commit, and install its dependencies for this Python.
 
-    Those for development too, as in the working tree: without them the same code was measured as 5 % faster.
+    Install the development dependencies too, as in the working tree. Without them, the same code was measured as 5 %
+    faster.
     """
     with TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
         git, uv = ["git", "-C", str(servers.ROOT), "worktree"], ["uv", "sync", "--frozen", "--quiet"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)  # noqa: S603  our own
         try:
-            # Otherwise uv may install into the virtual environment of the working tree.
+            # Without this variable, uv may install into the virtual environment of the working tree.
             environment = os.environ | {"UV_PROJECT_ENVIRONMENT": str(tree / ".venv")}
             subprocess.run([*uv, f"--python={sys.executable}"], cwd=tree, env=environment, check=True)  # noqa: S603  our own
             yield tree
@@ -93,7 +96,7 @@ def run(tree: Path, server_url: str, database: str) -> Iterator[Subject]:
 
 
 def measure(old: Subject, new: Subject, rounds: int, count: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the microseconds of both for each request and round. A round before the first warms them up."""
+    """Return the old and new CPU times in microseconds, by request and round. A warm-up round is not included."""
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in REQUESTS}
     for number in range(rounds + 1):
         for name, request in REQUESTS.items():

@@ -1,10 +1,10 @@
-"""Run the same application on four servers, and print the table of docs/performance.md: their speed and lost requests.
+"""Run the same application on four servers. Print a table of their speed and lost requests for docs/performance.md.
 
     docker build -t fastapi-app .
     uv run python -m benchmarks.compare_servers
 
 This needs Docker and wrk, and takes five minutes. All servers run at the same time, with two workers each, and are
-measured in turns, so that other load on the machine affects all of them equally.
+measured in turn, so that other load on the machine affects all of them equally.
 """
 
 import platform
@@ -45,7 +45,7 @@ UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-acc
 
 
 def servers(max_requests: int) -> dict[str, list[str]]:
-    """Return the command of each server. A worker is replaced after `max_requests` requests, or never if it is 0."""
+    """Return the command of each server. A worker is replaced after `max_requests` requests, or never if this is 0."""
     replacing = [f"--max-requests={max_requests}"]
     return {
         "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=/app/gunicorn.conf.py", *replacing],
@@ -58,7 +58,7 @@ def servers(max_requests: int) -> dict[str, list[str]]:
 def start(stack: ExitStack, image: str, command: list[str]) -> Container:
     """Start a server, and wait until it responds."""
     settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
-    # In another working directory, gunicorn reads gunicorn.conf.py only if the command names it.
+    # In another working directory, gunicorn does not find gunicorn.conf.py unless the command names the file.
     return stack.enter_context(
         run_container(image, *settings, "--workdir=/tmp", command=tuple(command))
     ).wait_until_healthy()
@@ -92,7 +92,7 @@ def cpu_seconds(container: Container) -> float:
 
 
 def losses(container: Container) -> list[str]:
-    """Return the lost requests with `max_requests`, at SIGHUP, and at `docker stop`, each of how many.
+    """Return the lost requests with `max_requests`, at SIGHUP and at `docker stop`, each in the form "2 of 1000".
 
     The last item is the longest response time in seconds.
     """

@@ -1,4 +1,4 @@
-"""Measure the size, the memory and the startup time of the container, and print the table of docs/performance.md.
+"""Measure the size, the memory and the startup time of the container, and print the table for docs/performance.md.
 
     docker build -t fastapi-app .
     uv run python -m benchmarks.container

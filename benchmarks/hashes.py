@@ -1,4 +1,4 @@
-"""Password hashing alone, which is the lower bound for the time of a login."""
+"""Measure password hashing alone, whose time is a lower bound for the time of a login."""
 
 import multiprocessing
 import time
@@ -21,8 +21,8 @@ def argon2() -> PasswordHasher:
 
 def hashes_per_second(seconds: float) -> float:
     """Measure password verifications per second, with as many processes and threads as the service has."""
-    # Use `spawn` on every Python version and system. The function must not be in `__main__`, which a spawned process
-    # cannot import.
+    # Use `spawn` on every Python version and system. The function to run must not be in `__main__`, which a spawned
+    # process cannot import.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
         return sum(executor.map(_count_verifications, [seconds] * WORKERS)) / seconds
 

@@ -1,7 +1,7 @@
-"""The limit: a minimal ASGI application that sends the same responses, on Uvicorn, with the same database driver.
+"""A minimal ASGI application that sends the same responses as the service, as an upper limit for the service's speed.
 
-It has no framework, validation, middleware, log or rate limiter. It only checks the path and the token, runs one query,
-and sends bytes.
+It also runs on Uvicorn and uses the same database driver. It has no framework, validation, middleware, log or rate
+limiter. It only checks the path and the token, runs one query, and sends bytes.
 """
 
 import os

@@ -21,7 +21,7 @@ class Load(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request, and the status of its response. `%d` in the JSON body is replaced by the number of the request."""
+    """A request and the expected status of its response. `%d` in the JSON body is replaced by the request's number."""
 
     path: str
     method: str = "GET"
@@ -49,7 +49,8 @@ def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
         return _wrk(url, seconds, connections, ["--script", str(script)])
 
 
-# wrk has no option for a number of requests. `done` is only called if the time of `-d` is not enough for them.
+# wrk has no option for a number of requests, so `response` counts them. wrk calls `done` only if the time given by `-d`
+# was too short.
 _SEND = """
 local number, count, status = 0, {count}, {status}
 function request()
@@ -70,7 +71,7 @@ def send(request: Request, count: int, server_url: str, token: str) -> None:
     """Send a number of requests on eight connections.
 
     Raises:
-        subprocess.CalledProcessError: A response had another status, or there were too few in ten minutes.
+        subprocess.CalledProcessError: A response had an unexpected status, or there were too few in ten minutes.
     """
     with TemporaryDirectory() as folder:
         script = Path(folder, "send.lua")

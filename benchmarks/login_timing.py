@@ -45,7 +45,7 @@ GROUPS = {
     "failed login": ("/auth/login", LOGINS, httpx.codes.UNAUTHORIZED),
     "request for a reset": ("/auth/password-reset", RESETS, httpx.codes.ACCEPTED),
 }
-# If there is no difference, one run in a hundred reports one by chance.
+# If there is no difference, one run in a hundred reports a difference by chance.
 SIGNIFICANCE = 0.01
 NO_LIMIT = "999999999/second"
 
@@ -113,7 +113,7 @@ def mann_whitney(one: list[float], other: list[float]) -> float:
 
 
 def main() -> None:
-    """Measure the requests, print the figures, and exit with status 1 if the kinds of a group can be told apart."""
+    """Measure the requests, print the figures, and exit with status 1 if kinds of request can be told apart."""
     parser = argparse.ArgumentParser(description="Try to tell by the time of a response whether an account exists.")
     parser.add_argument("--samples", type=int, default=300, help="requests of each kind; takes some minutes")
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def compare(group: str, seconds: Seconds) -> bool:
-    """Print the figures of a group, and return whether its kinds can be told apart."""
+    """Print the figures of a group, and return whether its kinds of request can be told apart."""
     for kind, values in seconds.items():
         low, median, high = (1000 * value for value in statistics.quantiles(values, n=4))
         print_line(f"{group}, {kind:15}  median {median:.2f} ms, half of them between {low:.2f} and {high:.2f} ms")

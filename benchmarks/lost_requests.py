@@ -1,4 +1,4 @@
-"""Count the requests that four servers lose while their workers are replaced, and print the table of hitless' README.
+"""Count the requests that four servers lose while their workers are replaced, and print the table for hitless's README.
 
     uv run python -m benchmarks.lost_requests
 
@@ -89,7 +89,7 @@ async def request(connection: Connection) -> bool:
 
 
 async def run_client(port: int, group: Group, stop: asyncio.Event, *, delay: float, every: float) -> None:
-    """Send requests at a fixed rate until told to stop."""
+    """Send requests at a fixed rate until `stop` is set."""
     connection: Connection | None = None
     due = time.monotonic() + delay
     while not stop.is_set():
@@ -141,7 +141,7 @@ def serve(command: list[str], *options: str) -> Iterator[tuple[int, subprocess.P
         )
         try:
             until(lambda: get_or_none(f"http://127.0.0.1:{port}"), "the server responds")
-            time.sleep(2)  # until both workers accept
+            time.sleep(2)  # until both workers accept connections
             yield port, server
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -23,7 +23,7 @@ from app.settings import Settings
 ROOT = Path(__file__).parent.parent
 SECRET_KEY = "a key that signs the benchmark's own tokens"  # noqa: S105  of no other service
 WORKERS = 2
-# Never reached, because the benchmark measures the cost of counting, not of rejecting requests.
+# A rate limit that is never reached: benchmarks measure the cost of counting requests, not of rejecting them.
 NO_LIMIT = "999999999/minute"
 PATIENCE = 60  # seconds
 
@@ -71,7 +71,7 @@ def parse_image(module: str, description: str | None) -> str:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """Run PostgreSQL in memory, and return the URL of its default database."""
+    """Run PostgreSQL in memory, and yield the URL of its default database."""
     options = ["--env", "POSTGRES_PASSWORD=password", "--tmpfs", "/var/lib/postgresql"]
     with container("postgres:18-alpine", 5432, *options) as address:
         yield f"postgresql://postgres:password@{address}/postgres"
@@ -93,8 +93,8 @@ def limit(database_url: str) -> Iterator[Server]:
 def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[Server]:
     """Run the service with its production settings, and write its log to a file.
 
-    By default, its workers are not replaced, because the cost of replacing them is measured separately. Another tree
-    has its own virtual environment.
+    By default, its workers are not replaced, because the cost of replacing them is measured separately. A
+    service of another tree runs in that tree's own virtual environment.
     """
     environment = {
         "ENVIRONMENT": "production",
@@ -116,7 +116,7 @@ def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[
 
 @contextlib.contextmanager
 def _run(command: list[str], environment: Mapping[str, str], tree: Path = ROOT) -> Iterator[Server]:
-    """Run a program of a tree's virtual environment on a free port, and wait until it responds."""
+    """Run a program from a tree's virtual environment on a free port, and wait until it responds."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     programs = Path(sys.executable).parent if tree == ROOT else tree / ".venv/bin"

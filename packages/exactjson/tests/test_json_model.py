@@ -1,4 +1,4 @@
-"""JSONModel accepts the JSON types that it names, parses what JSON writes as strings, and limits the cost of errors."""
+"""JSONModel rejects wrong JSON types, parses types that JSON represents as strings, and limits the cost of errors."""
 
 import dataclasses
 import datetime as dt
@@ -65,7 +65,7 @@ class Everything(Body):
     mixed: list[Member | int] | None = None
 
 
-ADAPTER = TypeAdapter(Everything)  # FastAPI builds the same for an annotation
+ADAPTER = TypeAdapter(Everything)  # FastAPI builds the same adapter for an annotation
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Check what can run on this machine, and skip or fail the tests that cannot run."""
+"""Check whether tests can run on this machine, and skip or fail those that cannot."""
 
 import os
 import shutil

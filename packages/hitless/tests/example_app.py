@@ -17,7 +17,7 @@ FAILING = Path(os.environ.get("STARTUP_FAILS_WITH", "nothing"))
 
 
 class Noisy:
-    """Write a line when it is freed. A normal exit of Python frees every object."""
+    """An object that writes a line when it is freed. Python frees every object at a normal exit."""
 
     def __del__(self) -> None:
         os.write(2, b"freed\n")

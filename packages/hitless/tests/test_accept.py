@@ -100,7 +100,7 @@ def test_unfinished_tls_handshake_is_closed(worker_class: str, start: Start, tls
     with connect(server, 1) as (client,):
         assert client.recv(1000) == b""
 
-    assert time.monotonic() - started_at < 30  # the default of both event loops is 60 s
+    assert time.monotonic() - started_at < 30  # the default timeout of both event loops is 60 s
 
 
 @pytest.mark.parametrize(("cipher", "is_offered"), [("AES128-GCM-SHA256", True), ("AES128-SHA256", False)])
@@ -131,7 +131,7 @@ def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, star
 
 
 def test_closed_connections_are_not_counted(two_workers: Gunicorn) -> None:
-    with httpx.Client(timeout=TIMEOUT) as observer:  # keeps one connection, because every connection is counted
+    with httpx.Client(timeout=TIMEOUT) as observer:  # reuses one connection, because every connection is counted
 
         def total() -> int:
             return sum(observer.get(f"{two_workers.url}/connections").json())
@@ -245,7 +245,7 @@ def test_sigterm_serves_every_connection_in_the_backlog(worker_class: str, start
         server.wait_for_log("the worker is blocked")
         clients = stack.enter_context(connect(server, 200))
         for client in clients:
-            send(client, "/block/0.01")  # in total, longer than a worker keeps accepting
+            send(client, "/block/0.01")  # in total, longer than a worker keeps accepting connections
 
         server.send(signal.SIGTERM)
 
@@ -259,7 +259,7 @@ def test_sigterm_waits_for_tls_handshakes(worker_class: str, start: Start, tls: 
     with connect(server, 1) as (client,):
         until(lambda: sum(connection_counts(url, tls.client)) == 2, "the connection is accepted")
         server.send(signal.SIGTERM)
-        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than open connections are served
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than a stopping worker serves open connections
 
         with tls.client.wrap_socket(client, server_hostname="localhost") as secure:
             send(secure, "/pid")

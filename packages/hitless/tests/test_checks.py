@@ -60,7 +60,7 @@ def test_startup_problem_is_logged_in_one_line_and_leaves_no_pidfile(launch: Sta
     server = launch(f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
 
     assert server.wait() == 1
-    assert server.log.count("\n") == 2  # the first is gunicorn's "Starting gunicorn"
+    assert server.log.count("\n") == 2  # the first line is gunicorn's "Starting gunicorn"
     assert "are not a certificate and its unencrypted key" in server.log
     assert not (server.folder / "pid").exists()
 
@@ -140,7 +140,7 @@ def test_startup_problem_without_a_pidfile_is_logged_in_one_line(tmp_path: Path,
     assert "are not a certificate and its unencrypted key" in server.stderr
 
 
-# Import the standard library modules that behave differently on Windows first, because they must not see the fake
+# First import the standard library modules that behave differently on Windows, because they must not see the fake
 # platform.
 IMPORT_ON_WINDOWS = """
 import asyncio, logging, mmap, os, pathlib, signal, socket, ssl, sys, tempfile, threading, uuid

@@ -148,7 +148,7 @@ def test_sigterm_leaves_systemd_socket_open(tmp_path: Path) -> None:
             server.terminate()
 
             assert server.wait(TIMEOUT) == 0
-            socket.create_connection((host, port)).close()  # on this connection, systemd would start the service again
+            socket.create_connection((host, port)).close()  # systemd would start the service again for this connection
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)

@@ -31,7 +31,7 @@ def test_old_worker_serves_while_its_successor_fails_to_start(start: Start, fail
     server = start(*options, STARTUP_FAILS_WITH=str(failing))
     failing.touch()
 
-    old = server.get("/pid").text  # with `max_requests`, this reaches the limit
+    old = server.get("/pid").text  # with `max_requests`, this request reaches the limit
     if not options:
         server.send(signal.SIGHUP)
     until(lambda: delays(server)[:3] == [1, 2, 4], "three starts have failed")

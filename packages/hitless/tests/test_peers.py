@@ -28,7 +28,7 @@ PEERS = Path(__file__).parent / "peers"
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]
 DIFFERENCES = tomllib.loads((PEERS / "differences.toml").read_text())
-# Parts of FastAPI's tutorial that need large packages but test nothing else about a server.
+# Parts of FastAPI's tutorial that need large packages but test nothing more about a server than the other parts do.
 OMITTED = ["graphql", "opentelemetry", "sql_databases", "wsgi"]
 
 

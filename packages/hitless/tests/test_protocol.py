@@ -392,7 +392,7 @@ def test_connection_is_idle_after_a_body_that_arrives_later_than_the_response(se
     with connect(server, b"POST /pid HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n") as client:
         response = client.recv(65536)  # or only its head: the body may arrive later
         client.sendall(b"x")
-        response += read_all(client)  # `keepalive` ends before the socket's timeout
+        response += read_all(client)  # the keep-alive timeout is shorter than the socket's timeout
 
         assert statuses(response) == [200]
 

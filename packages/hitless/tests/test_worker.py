@@ -90,7 +90,7 @@ def test_sigterm_serves_a_request_that_has_begun_to_arrive(start: Start) -> None
         client.sendall(GET[:10])
         until(lambda: json.loads(server.get("/connections").text) == [2], "the connection is accepted")
         server.send(signal.SIGTERM)
-        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an idle connection is kept
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an idle connection is kept open
 
         client.sendall(GET[10:])
 
@@ -126,7 +126,7 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
             server.send(signal.SIGHUP)
         server.wait_for_log("Application startup complete.", times=2)
         until(lambda: server.get("/pid").text != worker_of(first), "the worker accepts no more connections")
-        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an idle connection is kept when the whole server stops
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than idle connections stay open when the whole server stops
 
         last = ask(client)
 
@@ -293,7 +293,7 @@ def test_startup_that_hangs_delays_sigterm_no_longer_than_the_graceful_timeout(l
     server.send(signal.SIGTERM)
 
     assert server.wait() == 0
-    assert "Handling signal: term" not in server.log  # as in the test above
+    assert "Handling signal: term" not in server.log  # otherwise the graceful timeout would start again
 
 
 def test_startup_failure_stops_the_server(launch: Start) -> None:
@@ -324,7 +324,7 @@ def test_worker_without_the_hooks_logs_a_warning_and_serves(gunicorn: Start) -> 
 
 
 def test_worker_that_cannot_use_the_certificate_logs_one_line(gunicorn: Start, tls: TLS) -> None:
-    """With the hooks, the master reports this first, unless the worker runs as a different user."""
+    """With the hooks, the master reports the problem first, unless the worker runs as a different user."""
     files = (f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
     server = gunicorn("example_app:app", "--worker-class=hitless.Worker", *files)
 

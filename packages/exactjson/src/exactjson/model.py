@@ -1,4 +1,4 @@
-"""The base class."""
+"""The base class `JSONModel`."""
 
 from typing import Any, ClassVar, Self
 
@@ -14,23 +14,23 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from exactjson.schema import Restriction
 
-# The type of the single error that replaces more than `json_max_errors`.
+# The type of the single error that replaces all errors if there are more than `json_max_errors`.
 TOO_MANY_ERRORS = "too_many_errors"
 
 
 class JSONModel(BaseModel):
-    """A model that accepts only the JSON types that it names.
+    """A model that rejects values of the wrong JSON type instead of converting them.
 
-    Unknown fields are rejected. So are values of another JSON type, for example `"1"` for an integer or `1` for a
-    boolean. Types that JSON represents as strings, such as dates, UUIDs and enums, are parsed.
+    For example, it rejects `"1"` for an integer and `1` for a boolean. It also rejects unknown fields. Types that JSON
+    represents as strings, such as dates, UUIDs and enums, are parsed.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     json_string_pattern: ClassVar[str | None] = None
-    """The pattern of strings, and of keys that are strings, unless their type has one."""
+    """The regular expression that strings and string keys must match, unless their type has its own."""
     json_max_errors: ClassVar[int] = 100
-    """More errors than this are replaced with one. Building them would block an event loop for seconds."""
+    """If there are more errors, one error replaces them all. Listing them would block an event loop for seconds."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -1,6 +1,6 @@
-"""Restrict core schemas, from which Pydantic builds validators.
+"""Make Pydantic's core schemas stricter. Pydantic builds its validators from them.
 
-https://docs.pydantic.dev/latest/internals/architecture/ explains them.
+See https://docs.pydantic.dev/latest/internals/architecture/.
 """
 
 from typing import Any, LiteralString, cast
@@ -10,26 +10,26 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 # Metadata key that marks core schemas that already check JSON types.
 CHECKED = "checks_json_types"
-# Parts of a schema that are not schemas.
+# Entries of a schema that contain no other schema.
 NO_SCHEMAS = {"default", "metadata"}
-# Parts that validate the keys of an object. In JSON, keys are always strings.
+# Entries that validate the keys of a JSON object, which are always strings.
 KEYS = {"extras_keys_schema", "keys_schema"}
 
 
 class Restriction:
-    """Make a core schema reject other JSON types instead of coercing them, and make lists fail at the first bad item.
+    """Make a core schema reject wrong JSON types instead of coercing them, and reject a list at its first invalid item.
 
     `ConfigDict(strict=True)` would also reject dates, enums and sets, which parsed JSON contains as strings and lists.
     """
 
     def __init__(self, string_pattern: str | None, handler: GetCoreSchemaHandler) -> None:
-        """Take the default pattern of strings, and the handler, which resolves references to types."""
+        """Store the default pattern for strings, and Pydantic's handler, which resolves references to other schemas."""
         self._string_pattern = string_pattern
         self._handler = handler
-        self._seen: set[tuple[str, bool]] = set()  # the references that were followed, and whether as a key
+        self._seen: set[tuple[str, bool]] = set()  # references already followed, each with `is_key`
 
     def apply(self, schema: Any, *, is_key: bool = False) -> None:  # noqa: ANN401  any part
-        """Modify a schema or a part of one. It may already have been modified as part of another."""
+        """Modify a schema or a part of one in place. This is idempotent, because schemas may share parts."""
         if isinstance(schema, list | tuple):
             for part in schema:
                 self.apply(part, is_key=is_key)
@@ -43,14 +43,14 @@ class Restriction:
                 self._follow(schema, is_key=is_key)
 
     def _follow(self, reference: dict[str, Any], *, is_key: bool) -> None:
-        """Modify the schema that a reference names."""
+        """Modify the schema that a reference points to."""
         seen = (reference["schema_ref"], is_key)
         if seen in self._seen:
             return
         self._seen.add(seen)
         try:
             definition = self._handler.resolve_ref_schema(cast("CoreSchema", reference))
-        except LookupError:  # a model that contains this one: it is modified once it is complete
+        except LookupError:  # the schema of an enclosing model, which is modified once it is complete
             return
         self.apply(definition, is_key=is_key)
 
@@ -59,7 +59,7 @@ class Restriction:
             schema["strict"] = True
             if self._string_pattern is not None:
                 schema.setdefault("pattern", self._string_pattern)
-        elif is_key:  # parsed from a string
+        elif is_key:  # keys of other types are parsed from strings
             return
         elif kind in {"bool", "float", "int"}:
             schema["strict"] = True

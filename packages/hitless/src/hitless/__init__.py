@@ -33,7 +33,8 @@ __all__ = [
     "usable_pidfile",
 ]
 
-# gunicorn cannot be imported on Windows. Without these modules, an application can still import hitless there.
+# gunicorn cannot be imported on Windows. Omit the modules that need it there, so that an application can still import
+# hitless.
 if sys.platform != "win32":
     from hitless.hooks import Hooks, hooks
     from hitless.limits import Limits

@@ -3,7 +3,7 @@
 All workers accept from the same listening sockets. If a proxy opens all its connections at once, the first worker to
 wake up accepts every one of them and serves all traffic while they stay open. With two workers, this costs 40 % of the
 requests per second. Each worker therefore publishes its number of connections. A worker that has far more connections
-than another pauses accepting for a millisecond.
+than another stops accepting for a millisecond.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ EXHAUSTED_SECONDS = 1.0
 HANDSHAKE_SECONDS = 20.0
 
 # One slot for each worker, in memory that all workers share. A slot contains the worker's number of connections plus
-# one, or 0 if the worker does not accept connections. A worker uses the slot with its number, modulo the number of
-# slots. Two workers in the same slot are balanced less evenly.
+# one, or 0 if the worker does not accept connections. Worker n uses slot n modulo the number of slots. Two workers that
+# use the same slot are balanced less evenly.
 SLOTS = memoryview(mmap(-1, 4 * 256)).cast("I")
 
 
@@ -108,7 +108,7 @@ class Acceptor:
             while self._accept(listener):
                 pass
 
-    async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  it cancels nothing
+    async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  the timeout cancels nothing
         """Wait at most `timeout` seconds until all accepted connections are set up, including TLS handshakes."""
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=timeout)
@@ -117,7 +117,7 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots may be 0: if an earlier worker had the same slot, its exit has just cleared this worker's slot.
+            # All slots may be 0: when an earlier worker exits, the slot that it shared with this worker is cleared.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

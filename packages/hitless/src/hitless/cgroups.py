@@ -13,7 +13,7 @@ def read_limits(
     """Yield the limits of this process's control group and of all its ancestors. Each of them applies.
 
     In a container, /proc/self/cgroup may contain the group's path on the host. This path does not exist in the
-    container, where the group itself is mounted as the root. Walking up the path finds the limit in both cases.
+    container, where the group itself is mounted as the root. Walking up the path finds the limits even then.
 
     Args:
         root: The directory that contains `proc` and `sys`.

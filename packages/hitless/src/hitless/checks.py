@@ -37,7 +37,7 @@ def check_startup(arbiter: Arbiter) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Check that the address can be bound. If it cannot, gunicorn would try five times and log a dozen lines.
+    """Check that the address can be bound. If not, gunicorn itself would try five times and log a dozen lines.
 
     Raises:
         StartupError: The address cannot be bound.
@@ -82,10 +82,10 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
 
 
 def usable_pidfile(path: str) -> str | None:
-    """Return the path for gunicorn's `pidfile`, or None if it cannot be written or belongs to another server.
+    """Return the path for gunicorn's `pidfile`, or None if the file cannot be written or belongs to another server.
 
-    With such a path, gunicorn would not start. With None, the server runs without a pidfile, and the `when_ready` hook
-    logs the problem in one line.
+    gunicorn would not start with an unusable path. With None, the server runs without a pidfile, and the `when_ready`
+    hook logs the problem in one line.
     """
     other = _read_pid(path)
     # After a USR2 signal, the parent process is the server that this one replaces.
@@ -112,17 +112,17 @@ def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # not permitted for a process of another user
+        return not isinstance(error, ProcessLookupError)  # PermissionError: another user's process is running
     return True
 
 
 def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
-    """Load the application, for an `on_starting` hook. With `preload_app`, all workers use this instance."""
+    """Load the application in an `on_starting` hook. With `preload_app`, all workers use this instance."""
     return arbiter.app.wsgi()
 
 
 def abort_startup(arbiter: Arbiter, message: str) -> NoReturn:
-    """Log the message, remove the pidfile and exit with status 1, for an `on_starting` hook."""
+    """Log the message, remove the pidfile and exit with status 1. Call this in an `on_starting` hook."""
     arbiter.log.critical(message)
     if arbiter.pidfile:
         arbiter.pidfile.unlink()

@@ -1,6 +1,6 @@
 """Shut down the whole server on SIGTERM without losing a request. This code runs in gunicorn's master process.
 
-For `drain_seconds`, readiness checks fail but all requests are served, so that load balancers stop sending traffic.
+For `drain_seconds`, all requests are served but readiness checks fail, so that load balancers stop sending traffic.
 Then the master refuses new connections and stops the workers. If no worker is accepting connections at that point,
 because the last one is being replaced, the master first waits for a worker to accept the connections in the backlog. A
 second SIGTERM stops everything immediately, and so do SIGINT and SIGQUIT.
@@ -43,7 +43,10 @@ def is_stopping() -> bool:
 
 
 def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
-    """Replace gunicorn's SIGTERM handler with the steps in the module's docstring. Call this once, in the master."""
+    """Replace gunicorn's SIGTERM handler with the shutdown that the module's docstring describes.
+
+    Call this once, in the master.
+    """
 
     def start_draining(number: int, frame: FrameType | None) -> None:
         if is_draining():
@@ -55,8 +58,8 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds or POLL_INTERVAL, POLL_INTERVAL)
 
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
-        # Do not refuse connections if another master uses the same sockets, as after SIGUSR2 or with systemd: it still
-        # accepts from them.
+        # Do not refuse connections if another process still uses the same sockets: another master after SIGUSR2, or
+        # systemd.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
             if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
                 if time.monotonic() > deadline:  # no new worker has started, and the old ones had time to stop

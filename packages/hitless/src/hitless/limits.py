@@ -92,5 +92,5 @@ class Deadline:
 def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
     """Make the kernel close an accepted connection if its client does not read for this many seconds."""
     for listener in listeners:
-        with contextlib.suppress(OSError):  # not available on other systems or on Unix sockets
+        with contextlib.suppress(OSError):  # only Linux has this option, and only for TCP
             listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, round(seconds * 1000))

@@ -1,7 +1,7 @@
 """Replace workers in gunicorn's master process without an outage. `drain.py` handles the shutdown.
 
-gunicorn stops a worker before it starts the worker's replacement, called its successor here. If the start fails, no
-worker is left to serve. An incorrectly renewed certificate, a process limit or a broken release then causes an outage.
+gunicorn stops a worker before it starts the worker's replacement, called its successor here. If no successor can start,
+no worker is left. An incorrectly renewed certificate, a process limit or a broken release then causes an outage.
 With hitless, a worker serves until its successor accepts connections, however long the start takes.
 """
 
@@ -51,7 +51,7 @@ def _reset_signals() -> None:
 
 
 class Supervisor:
-    """Replace the methods with which gunicorn starts and stops workers. Create one instance, in the master."""
+    """Replace the methods that gunicorn uses to start and stop workers. Create one instance, in the master."""
 
     def __init__(self, arbiter: Arbiter) -> None:
         self._arbiter = arbiter
@@ -62,14 +62,14 @@ class Supervisor:
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        # gunicorn's `reload` would start all workers at once. Make this a no-op: `manage_workers` starts them instead.
+        # gunicorn's `reload` would start all workers at once. Make its calls no-ops: `manage_workers` starts workers.
         arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
         master_heartbeat[0] = time.monotonic()
 
     def manage_workers(self) -> None:
-        """Start missing workers, and stop those that have a successor. gunicorn calls this every second."""
+        """Start missing workers, and stop workers that have a successor. gunicorn calls this every second."""
         master_heartbeat[0] = time.monotonic()
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
@@ -85,7 +85,7 @@ class Supervisor:
         self._stop_surplus()
 
     def spawn_worker(self) -> None:
-        """Start a worker, unless the delay after a failed attempt is still running."""
+        """Start a worker, or do nothing during the delay after a failed attempt."""
         if time.monotonic() < self._next_start:
             return
         try:
@@ -127,7 +127,7 @@ class Supervisor:
         try:
             self._reload()
         except SystemExit:  # gunicorn exits if the configuration is invalid
-            if os.getpid() != master:  # a worker that was forked during the reload exits
+            if os.getpid() != master:  # this is a worker forked during the reload: let it exit
                 raise
             app.cfg, self._outdated_age = configuration, outdated_age
             self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  no traceback

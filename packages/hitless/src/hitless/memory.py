@@ -25,7 +25,7 @@ def available_memory(root: Path = Path("/")) -> Memory:
     ]
     machine = Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine")
     # `min` returns the first of equal items, which is the machine. cgroup v1 represents "no limit" as a number larger
-    # than any machine's memory.
+    # than any machine's memory, so that number is never the minimum.
     return min([machine, *limits], key=lambda memory: memory.size)
 
 

@@ -34,8 +34,8 @@ log = logging.getLogger("hitless")
 # request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# Seconds that a connection stays open after a request is rejected. Closing it with unread data in the receive buffer
-# would reset it, and the client might never see the response.
+# Seconds that a connection stays open after a request is rejected. Closing a connection with unread data in the receive
+# buffer would reset it, and the client might never see the response.
 LINGER_SECONDS = 1.0
 # Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
@@ -53,7 +53,7 @@ def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after a complete response are only logged.
 
     Examples are an exception in a background task, and the exception that Starlette re-raises after a 500. Uvicorn
-    would log it, too, but also close the connection. A request that the client has just sent on it would be lost.
+    itself would also close the connection, which would lose a request that the client has just sent.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -150,7 +150,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_refused:
             return
         is_new = not self.is_incomplete
-        if is_new:  # any byte after a complete request starts the next one, even a blank line
+        if is_new:  # any data after a complete request starts the next one, even a blank line
             self.in_head = self.is_incomplete = True
             self.deadline.received = self.unparsed = 0
         self.deadline.extend(len(data))
@@ -183,7 +183,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.in_head = self.is_incomplete = True
-        self.unparsed = 0  # the parser does not tell how much of the current data belongs to this request
+        self.unparsed = 0  # the parser does not report how much of the current data belongs to this request
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.in_head:  # drop trailers: proxies check headers, but not trailers

@@ -28,8 +28,8 @@ LAST_REQUESTS_SECONDS = 0.5
 HANDSHAKE_SECONDS = 5
 # Seconds of gunicorn's `graceful_timeout` that are reserved for the lifespan's shutdown.
 LIFESPAN_SECONDS = 5
-# Seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started. Also the
-# seconds without a heartbeat from the master after which one of the workers logs an error.
+# Seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started. After the
+# same number of seconds without a heartbeat from the master, one of the workers logs an error.
 WARN_SECONDS = 15.0
 
 
@@ -159,7 +159,9 @@ class GracefulServer(Server):
 
     def _idle_seconds(self) -> float:
         """Return the number of seconds for which connections may be idle during the shutdown."""
-        if is_stopping():  # load balancers have had `drain_seconds` to leave, and no other worker takes new connections
+        # If the whole server stops, load balancers have had `drain_seconds` to stop sending requests, and no other
+        # worker accepts new connections.
+        if is_stopping():
             return LAST_REQUESTS_SECONDS
         # The other half of the grace period is for the last requests.
         return max(LAST_REQUESTS_SECONDS, min(self.config.timeout_keep_alive, self._grace_seconds / 2))

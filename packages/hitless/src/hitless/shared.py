@@ -3,7 +3,7 @@
 from enum import IntEnum
 from mmap import mmap
 
-# Number of times that any worker has started to accept connections.
+# Total number of workers that have started to accept connections.
 starts = memoryview(mmap(-1, 4)).cast("I")
 # Time of the last iteration of the master's main loop, in seconds of the monotonic clock. 0.0 without hitless's hooks.
 master_heartbeat = memoryview(mmap(-1, 8)).cast("d")

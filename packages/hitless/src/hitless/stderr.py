@@ -1,4 +1,4 @@
-"""A stream for log lines that never blocks if standard error is not read."""
+"""A stream for log lines that never blocks, even if standard error is not read."""
 
 import contextlib
 import logging

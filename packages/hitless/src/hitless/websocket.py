@@ -28,8 +28,8 @@ LINGER_SECONDS = 1.0
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
-# Drop records below WARNING. They duplicate the access log, and include the query string, which may contain a token, or
-# even all headers. Also drop the traceback for invalid UTF-8, which clients could use to flood the log.
+# Drop records below WARNING. They duplicate the access log, and include all headers or the query string, which may
+# contain a token. Also drop the traceback for invalid UTF-8, which clients could use to flood the log.
 log.addFilter(
     lambda record: record.levelno >= logging.WARNING and record.msg != "Invalid UTF-8 sequence received from client."
 )
@@ -101,7 +101,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()
-        else:  # the client does not read, and queued pongs would fill the memory
+        else:  # drop the pong: the client does not read, and queued pongs would fill the memory
             self.conn.data_to_send()
 
     def keepalive_timeout(self) -> None:

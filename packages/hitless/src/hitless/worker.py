@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # it has no type hints
-from uvicorn.lifespan import off, on  # noqa: F401  preloads what Uvicorn would import in each worker
+from uvicorn.lifespan import off, on  # noqa: F401  import these once, not in each worker
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # it has no type hints
 
 from hitless.checks import StartupError, check_tls
@@ -28,7 +28,7 @@ from hitless.refusals import RenderRefusal, plain_text
 from hitless.server import LIFESPAN_SECONDS, GracefulServer
 from hitless.shared import Phase
 
-# As RFC 9325 recommends: key exchange with forward secrecy, and authenticated encryption.
+# Key exchange with forward secrecy and authenticated encryption, as RFC 9325 recommends.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 

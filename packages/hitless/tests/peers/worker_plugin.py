@@ -10,8 +10,8 @@ import hitless
 import pytest
 import uvicorn_worker  # type: ignore[import-untyped]  # it has no type hints
 
-# Seconds for gunicorn to start or to exit. The suite itself waits for less time. It would send signals to a gunicorn
-# that has not started yet, which would stop it.
+# Seconds for gunicorn to start or to exit. The suite itself waits for less time. It might then send a signal that
+# stops gunicorn before it has started.
 TIMEOUT = 60
 
 
