@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_routers(app)
     applications = {path: route.app for path, route in iter_routes(app.routes) if isinstance(route.app, FastAPI)}
     applications[""] = app
-    for each in applications.values():  # this one, and those that `add_routers` mounted
+    for each in applications.values():  # this application, and those that `add_routers` mounted
         add_error_handlers(each)
         StandaloneDocs(each)  # serves the scripts and styles of /docs and /redoc itself, without a CDN
 

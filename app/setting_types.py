@@ -49,7 +49,7 @@ def _check_network(value: str) -> str:
 
 
 def _matches(pattern: str, message: str) -> AfterValidator:
-    """Build a validator that raises a ValueError with a message unless the whole value matches a pattern."""
+    """Build a validator that raises a ValueError with `message` unless the whole value matches `pattern`."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):

@@ -225,7 +225,7 @@ def _log_rejected_limits(_database: str) -> None:
 
 
 def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntry) -> asyncpg.Connection:
-    """Return asyncpg's connection."""
+    """Return the underlying asyncpg connection."""
     return connection.driver_connection  # type: ignore[return-value]  # of an engine for PostgreSQL
 
 

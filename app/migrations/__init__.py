@@ -74,10 +74,10 @@ def alembic_config() -> Config:
 
 
 def create_migration_engine(settings: Settings) -> AsyncEngine:
-    """Create an engine with a long statement timeout and, on SQLite, without foreign keys.
+    """Create an engine with a long statement timeout and, on SQLite, with foreign keys disabled.
 
     SQLite cannot alter a column, so Alembic creates a new table and drops the old one. With foreign keys enabled,
-    dropping it would delete all rows that refer to it.
+    dropping the old table would delete all rows that refer to it.
     """
     engine = create_engine(settings.model_copy(update={"database_statement_timeout": MIGRATION_SECONDS}))
     if settings.is_sqlite:
@@ -172,7 +172,7 @@ rewriter = Rewriter()
 def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
     """In new migrations, alter a table with AUTOINCREMENT without `batch_alter_table`, if SQLite can do that.
 
-    Alembic's batch creates the table again, without AUTOINCREMENT.
+    `batch_alter_table` would create the table again, without AUTOINCREMENT.
     """
     in_place = (AddColumnOp, DropColumnOp, CreateIndexOp, DropIndexOp)
     table = Base.metadata.tables.get(directive.table_name)  # None if the migration drops it
@@ -222,7 +222,7 @@ def _shorten(statement: str | None) -> str:
 async def is_migration_pending(engine: AsyncEngine) -> bool:
     """Return whether the schema is older than this code.
 
-    A newer schema is accepted: a later release has migrated it during its rollout.
+    A newer schema is accepted, because a later release may have migrated the database during a rollout.
     """
     async with engine.connect() as connection:
         current = await connection.run_sync(_current_revision)
