@@ -61,7 +61,7 @@ WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="functio
 
 
 async def get_body_stream(request: Request) -> AsyncIterator[bytes]:
-    """Return the body as a stream of chunks, which are not kept in memory. MAX_TOTAL_BODY_SIZE does not apply."""
+    """Return the body as a stream of chunks, which are not kept in memory, so MAX_TOTAL_BODY_SIZE does not apply."""
     request.scope["streams_body"] = True  # read by BodyLimitMiddleware
     return request.stream()
 

@@ -289,7 +289,7 @@ def status_phrase(status: int) -> str:
 
 def _allowed_methods(request: Request) -> str:
     """Return all methods that the path supports. Starlette returns only those of the first matching route."""
-    path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the path of a mount
+    path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
     # Mounted static files, for example those of the documentation, have no routes and support only GET, even if a route

@@ -140,7 +140,7 @@ class RedisCounter:
         if not self.is_available:
             if monotonic() < self._retry_at:
                 return None
-            self._retry_at = monotonic() + RETRY_SECONDS  # the other requests do not wait for this attempt
+            self._retry_at = monotonic() + RETRY_SECONDS  # so that other requests do not wait for this attempt
         future: asyncio.Future[Count | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, window, future))
         if self._task is None or self._task.done():

@@ -52,7 +52,7 @@ class Settings(SettingsFiles):
     """All settings. Each is read from the environment variable of the same name, in upper case."""
 
     # Server: read by gunicorn.conf.py
-    host: str = Field("0.0.0.0", pattern=r"^\S+$", description="IP address to listen on; `::` for IPv6 and IPv4")  # noqa: S104  of a container
+    host: str = Field("0.0.0.0", pattern=r"^\S+$", description="IP address to listen on; `::` for IPv6 and IPv4")  # noqa: S104  in a container
     port: int = Field(8000, ge=1, le=65535, description="TCP port that gunicorn listens on")
     web_concurrency: int | None = Field(
         None, ge=1, description="Worker processes; by default 2 x CPUs + 1, within the container's CPU quota"

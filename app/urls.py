@@ -141,7 +141,7 @@ def split_credentials(url: str) -> tuple[str, str]:
 
 
 def split_hosts(url: str) -> list[str]:
-    """Return one PostgreSQL URL per host, for asyncpg."""
+    """Split a PostgreSQL URL with several hosts into one URL per host, for asyncpg."""
     parts = _split(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     query = urlencode([(name, value) for name, value in parameters if name not in NOT_FOR_ASYNCPG])

@@ -1,4 +1,4 @@
-"""Create the engine, for PostgreSQL or SQLite."""
+"""Create the database engine for PostgreSQL or SQLite."""
 
 from typing import Any
 

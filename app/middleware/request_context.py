@@ -89,7 +89,7 @@ class RequestContextMiddleware:
         # Health checks are frequent, and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
-        # The fields of the combined log format, without the query string, which may contain an email address.
+        # Log the fields of the combined log format, except the query string, which may contain an email address.
         log(
             "websocket" if is_websocket else "request",
             method=outer.get("method", "GET"),

@@ -131,7 +131,7 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
 async def _grant_to_web_role(connection: AsyncConnection, url: str) -> None:
     try:
         await grant_to_web_role(connection, *split_credentials(url))
-    except DBAPIError as error:  # not chained, because it contains the password
+    except DBAPIError as error:  # not chained, because its statement contains the password
         raise MigrationFailed(f"The role of WEB_DATABASE_URL cannot be set up: {error.orig}") from None
 
 
@@ -152,7 +152,7 @@ def include_object(dialect: str) -> Callable[..., bool]:
     them.
     """
 
-    def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any part
+    def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any object
         if kind == "column":
             return not is_reflected or model is not None
         return kind != "index" or dialect == "postgresql" or not item.dialect_options["postgresql"]["using"]
@@ -175,7 +175,7 @@ def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTa
     `batch_alter_table` would create the table again, without AUTOINCREMENT.
     """
     in_place = (AddColumnOp, DropColumnOp, CreateIndexOp, DropIndexOp)
-    table = Base.metadata.tables.get(directive.table_name)  # None if the migration drops it
+    table = Base.metadata.tables.get(directive.table_name)  # None if the migration drops the table
     has_autoincrement = table is not None and table.dialect_options["sqlite"]["autoincrement"]
     if has_autoincrement and all(isinstance(each, in_place) for each in directive.ops):
         return list(directive.ops)

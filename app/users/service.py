@@ -45,7 +45,7 @@ _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full
 
 
 async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) -> UserRecord | None:
-    """Return a user, or None if there is no such user or the login has ended."""
+    """Return a user, or None if there is no such user or the given login has ended."""
     row = await reader.fetch_one(_RECORD_BY_LOGIN, user_id=user_id, login_id=login_id)
     return UserRecord._make(row) if row else None
 
