@@ -35,9 +35,10 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 
 
 def add_routers(app: FastAPI) -> None:
-    """Add the routes of every feature to the application, and register the writers of their emails.
+    """Add the routes and the email writers of every feature to the application.
 
-    `app.state.mail_writers` lists functions that return the writers. The lifespan calls each with the settings.
+    `app.state.mail_writers` contains one function for each feature that sends emails. At startup, the lifespan calls it
+    with the settings to get the feature's email writers.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

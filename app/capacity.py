@@ -1,4 +1,4 @@
-"""Choose the number of workers and of concurrent password hashes by the container's CPUs and memory."""
+"""Choose the number of workers and of concurrent password hashes to fit the container's CPUs and memory."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Capacity(NamedTuple):
         workers: Number of worker processes.
         hashes: Maximum number of concurrent password hashes per worker.
         needed: Peak memory of the master and all workers in bytes.
-        description: A text for the log: the numbers, and the limit that determines them.
+        description: For the log: the number of workers, the limit that determines it, and the peak memory.
         warning: Which settings to change if the memory is too small; otherwise an empty string.
     """
 
@@ -50,7 +50,7 @@ def check_process_limit(workers: int, limit: int | None) -> str:
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose the numbers of workers and hashes that are not set, so that the service does not exhaust the memory."""
+    """Choose how many workers and concurrent hashes fit into the memory, unless the settings specify the numbers."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

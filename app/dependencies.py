@@ -23,9 +23,10 @@ class AppRequest(HTTPConnection[State]):
 
 
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
-    """Open the request's session, which reads in autocommit mode. It connects on first use.
+    """Open the request's session, which reads in autocommit mode. The session connects on first use.
 
-    Once it is closed, using it is an error: it would open another connection, which nothing returns to the pool.
+    Using the session after it is closed raises an error. Otherwise it would open another connection, which would never
+    be returned to the pool.
     """
     async with AsyncSession(
         request.state["read_engine"], expire_on_commit=False, autoflush=False, close_resets_only=False
@@ -46,8 +47,8 @@ ReadSession = Annotated[AsyncSession, Depends(get_read_session, scope="function"
 async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncIterator[AsyncSession]:
     """Run the request's session in a transaction, which is committed before the response is sent.
 
-    It is the same session as for reads, so that no request needs two connections. If each of many requests held one
-    connection and waited for a second, they would deadlock.
+    Reads and writes share one session, so that no request needs two connections. If many requests each held one
+    connection and waited for a second one, they would deadlock.
     """
     _check_nothing_is_pending(session)
     await session.commit()  # returns the connection of earlier reads to the pool
@@ -60,7 +61,7 @@ WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="functio
 
 
 async def get_body_stream(request: Request) -> AsyncIterator[bytes]:
-    """Return the body as a stream of chunks. They are not kept in memory, so MAX_TOTAL_BODY_SIZE does not apply."""
+    """Return the body as a stream of chunks, which are not kept in memory, so MAX_TOTAL_BODY_SIZE does not apply."""
     request.scope["streams_body"] = True  # read by BodyLimitMiddleware
     return request.stream()
 

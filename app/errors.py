@@ -43,14 +43,14 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# Reason phrases of RFC 9110. Python before 3.13 has older ones, but the OpenAPI document must not depend on Python's
-# version.
+# Reason phrases of RFC 9110. Python before 3.13 has older phrases, but the OpenAPI document must not depend on the
+# Python version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-# Statuses without a body (RFC 9110, sections 15.3.5 and 15.4.5). If the response had one, the server would close the
-# connection.
+# Statuses without a body (RFC 9110, sections 15.3.5 and 15.4.5). If a response with such a status had a body, the
+# server would close the connection.
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 # FastAPI's default handlers.
 _FASTAPI_HANDLERS = FastAPI().exception_handlers
@@ -209,8 +209,8 @@ def error_response(
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """Build the `responses` argument of a route from the errors that it can return.
 
-    `build_openapi` adds the schema. With FastAPI's `model` argument instead, FastAPI would build a validator for each
-    error of each route.
+    `build_openapi` adds the schema of the body later. With the key `model`, FastAPI would add it, but would also build
+    a validator for each error of each route.
     """
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -237,7 +237,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
     Any other exception is a bug. `UnhandledErrorMiddleware` responds to it with 500. In a mounted application,
-    `_handle_bug` does. Handlers that a mounted application has registered itself are kept.
+    `_handle_bug` responds instead. Handlers that a mounted application has registered itself are kept.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
         AppError: _handle_app_error,
@@ -261,7 +261,7 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
-    """Respond to an HTTPException as to the AppError with the same status. FastAPI raises it, and routes may, too."""
+    """Convert an HTTPException from FastAPI or a route to the response of the AppError with the same status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
@@ -269,7 +269,7 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
         return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # FastAPI allows any JSON value as the detail. An object or a list becomes `details`, any other value the message.
+    # FastAPI allows any JSON value as the detail. Objects and lists become `details`, any other value the message.
     detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
@@ -289,7 +289,7 @@ def status_phrase(status: int) -> str:
 
 def _allowed_methods(request: Request) -> str:
     """Return all methods that the path supports. Starlette returns only those of the first matching route."""
-    path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the path of a mount
+    path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
     # Mounted static files, for example those of the documentation, have no routes and support only GET, even if a route
@@ -308,13 +308,13 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
     message = InvalidRequest.message
     if len(problems) > MAX_DETAILS:  # only for parameters, and for bodies that are not an `Input`
         message += f"; the first {MAX_DETAILS} of {len(problems)} errors are listed"
-    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # `Input` has replaced the errors
+    elif any(problem["type"] == TOO_MANY_ERRORS for problem in problems):  # `Input` reports this error instead
         message += f"; more than {MAX_DETAILS} errors are not listed"
     return error_response(InvalidRequest(message), details=details)
 
 
 async def _ignore_disconnect(_: Request, __: Exception) -> None:
-    """Ignore the exception that ends a route when its WebSocket is disconnected. A route can also catch it itself."""
+    """Ignore the exception that ends a route when its WebSocket disconnects. Routes can also catch this exception."""
 
 
 def _describe(problem: dict[str, Any]) -> FieldError:

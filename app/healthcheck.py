@@ -16,13 +16,13 @@ TIMEOUT = 10  # seconds
 
 
 def main() -> None:
-    """Request /health at the server's address, over HTTP or HTTPS as in gunicorn.conf.py.
+    """Request /health from the server, over HTTPS if SSL_CERTFILE is set, otherwise over HTTP, as in gunicorn.conf.py.
 
     HOST, PORT and SSL_CERTFILE are read only from the environment, because loading all settings would take a second.
     """
-    host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  not to listen on
-    # For `::`, use `localhost`, which is tried as ::1 and as 127.0.0.1. Without IPv6, the server is reachable only over
-    # IPv4.
+    host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  does not listen here
+    # For `::`, connect to `localhost`, so that both ::1 and 127.0.0.1 are tried. Without IPv6, the server is reachable
+    # only over IPv4.
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)  # noqa: S104  as above
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     if os.getenv("SSL_CERTFILE"):

@@ -1,4 +1,4 @@
-"""The objects that live as long as the process: created at startup, closed at shutdown."""
+"""Create the objects that live as long as the process, and close them at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -47,12 +47,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     """Create the state of the process at startup, and close its connections at shutdown."""
     asyncio.get_running_loop().set_exception_handler(ignore_abandoned_connections)
     settings: Settings = app.state.settings
-    if not app.state.is_database_prepared:  # gunicorn.conf.py prepares it once for all workers
+    if not app.state.is_database_prepared:  # gunicorn.conf.py may have prepared it, once for all workers
         await prepare_to_serve(settings)
-    # Created here and not at import: gunicorn forks after the import, and workers must not share connections.
+    # Create the engine here and not at import: gunicorn forks after the import, and workers must not share connections.
     engine = create_engine(settings)
-    # The readiness check has its own connection. If it had to wait behind requests, the database of a busy worker would
-    # seem to be down.
+    # The readiness check has its own connection. If it had to wait until requests return theirs, a busy worker would
+    # report the database as unavailable.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)
@@ -84,7 +84,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
 
 
 def create_redis(settings: Settings) -> Redis | None:
-    """Create the Redis client if Redis is configured. It connects on first use."""
+    """Return a Redis client, which connects on first use, or None if Redis is not configured."""
     if settings.redis_url is None:
         return None
     # A request waits at most REDIS_SECONDS for Redis. redis-py's defaults are 5 seconds and 10 retries.

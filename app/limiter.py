@@ -33,7 +33,7 @@ PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 
-# A script is atomic. If a count were stored without its expiry, the client would be locked out forever.
+# A script is atomic, so no count can be stored without an expiry. Such a count would lock the client out forever.
 _COUNT = """
 local counts = {}
 for i, key in ipairs(KEYS) do
@@ -51,7 +51,7 @@ _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 
 
 def rate_limit(name: str) -> Callable[[_Endpoint], _Endpoint]:
-    """Give a route a limit of its own instead of the default. Its rate is the setting RATE_LIMIT_<NAME>.
+    """Give a route its own rate limit instead of the default. The setting RATE_LIMIT_<NAME> defines the limit.
 
     Requests are counted per client IP address, before their body is read.
     """
@@ -119,7 +119,7 @@ class MemoryCounter:
             slot = min(slots, key=self._ends.__getitem__)
             self._keys[slot], self._used[slot], self._ends[slot] = number, 0, now + window
         self._used[slot] = used = min(self._used[slot] + 1, 2**32 - 1)
-        return Count(used, min(window, self._ends[slot] - now))  # the sum of two floats may be rounded up
+        return Count(used, min(window, self._ends[slot] - now))  # `now + window` may be rounded up
 
 
 class RedisCounter:
@@ -140,7 +140,7 @@ class RedisCounter:
         if not self.is_available:
             if monotonic() < self._retry_at:
                 return None
-            self._retry_at = monotonic() + RETRY_SECONDS  # the other requests do not wait for this attempt
+            self._retry_at = monotonic() + RETRY_SECONDS  # so that other requests do not wait for this attempt
         future: asyncio.Future[Count | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, window, future))
         if self._task is None or self._task.done():
@@ -160,7 +160,7 @@ class RedisCounter:
             if not self.is_available:  # requests that arrived during the failed attempt do not wait for another
                 batch, self._waiting, counts = batch + self._waiting, [], repeat(None)
             for (_, _, future), count in zip(batch, counts, strict=False):
-                if not future.done():  # otherwise its request was cancelled, or has timed out
+                if not future.done():  # a request may have been cancelled or timed out
                     future.set_result(count)
 
     async def _send_batch(self, keys: list[str], windows: list[int]) -> list[Count]:
@@ -222,7 +222,7 @@ class RateLimiter:
 
 
 def read_limits(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Return the quota and the window in seconds of each limit. The setting `rate_limit_mail` defines `mail`."""
+    """Return the quota and the window in seconds of each limit. The limit `mail` is the setting `rate_limit_mail`."""
     prefix = "rate_limit_"
     rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
     rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}

@@ -27,20 +27,20 @@ def _mask_password(url: re.Match[str]) -> str:
     return f"{credentials[: user.end()]}***@{host}" if at and user else url[0]
 
 
-# A word, a pattern that matches secrets near the word, and their replacement. Most lines do not contain the word, so
-# they need no regular expression. Each pattern must match in time proportional to the length of the line.
+# A word, a pattern that matches secrets near the word, and their replacement. Only lines that contain the word are
+# matched against the pattern, which saves time. Matching must take time proportional to the length of the line.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
-    # PostgreSQL's detail contains all values of a row that violates a constraint. The first alternative matches inside
-    # JSON strings, where the line feed is escaped.
+    # PostgreSQL's DETAIL line contains all values of a row that violates a constraint. The first alternative matches
+    # inside JSON strings, where the line feed is escaped.
     ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
-    # The search term, which is part of the statement; see `list_users` in app/users/service.py.
+    # A search term, which `list_users` in app/users/service.py puts into the statement.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
 # Maximum length of a client-controlled field in a log line.
 MAX_FIELD = 512
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if code != ord("\n")}
-# Created once, because `json.dumps` with arguments creates an encoder per call.
+# Created once, because `json.dumps` with arguments creates an encoder on each call.
 _encode = json.JSONEncoder(default=repr).encode
 
 
@@ -58,7 +58,7 @@ def configure_logging(settings: Settings) -> None:
 
 def exit_with_error(message: str) -> NoReturn:
     """Log why the settings are invalid, in the format of all other log lines, and exit with status 1."""
-    configure_logging(Settings.model_construct())  # with the defaults
+    configure_logging(Settings.model_construct())  # the default settings
     logging.getLogger("app").critical(message)
     sys.exit(1)
 
@@ -78,7 +78,7 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Passes a few lines per second about requests that no rate limit accepted, and logs the number of dropped lines.
+    """Passes a few lines per second about requests that did not pass a rate limit, and logs how many lines it drops.
 
     Otherwise a client could flood the log until log rotation deletes the lines from before the attack.
     """
@@ -117,8 +117,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 
 def shorten(text: str) -> str:
-    """Truncate text from a client to at most 512 characters of a log line."""
-    # JSON may escape one character as twelve, outside of the basic multilingual plane.
+    """Truncate text from a client so that it takes at most 512 characters in a log line."""
+    # JSON escapes a character outside of the basic multilingual plane as twelve characters.
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
@@ -154,7 +154,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
         },
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
-            # uvicorn-worker gives Uvicorn's logger the handlers of gunicorn's, so gunicorn's logger needs a handler.
+            # uvicorn-worker copies the handlers of gunicorn's logger to Uvicorn's, so gunicorn's needs a handler.
             "gunicorn.error": to_stderr,
             "uvicorn": to_stderr,
             "uvicorn.error": to_stderr,
@@ -194,7 +194,7 @@ def _render(settings: Settings) -> list[Processor]:
 
 
 def _render_json() -> list[Processor]:
-    # Without local variables, which may contain passwords and tokens.
+    # Omit local variables, which may contain passwords and tokens.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(tracebacks), _drop_color_message, _encode_json]
 
@@ -245,7 +245,7 @@ def log_uncaught_exceptions() -> None:
         log.critical("uncaught exception", exc_info=(kind, error, traceback))
 
     def log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-        # Python 3.14 names the object in its message, other versions do not.
+        # Python 3.14 names the object in `err_msg`. Other versions do not.
         message = unraisable.err_msg or f"Exception ignored in {unraisable.object!r}"
         log.error("%s", message, exc_info=unraisable.exc_value)
 

@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=attrgetter("name"),
         # A redirect from /users to /users/ would send the Authorization header to any host that the Host header names.
         redirect_slashes=False,
-        openapi_url=f"{PREFIX}/openapi.json" if settings.docs else None,  # None also disables the pages
+        openapi_url=f"{PREFIX}/openapi.json" if settings.docs else None,  # None also disables /docs and /redoc
         docs_url=f"{PREFIX}/docs",
         redoc_url=f"{PREFIX}/redoc",
         swagger_ui_oauth2_redirect_url=None,  # a page for OAuth2 login, which the API does not have
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_routers(app)
     applications = {path: route.app for path, route in iter_routes(app.routes) if isinstance(route.app, FastAPI)}
     applications[""] = app
-    for each in applications.values():  # this one, and those that `add_routers` mounted
+    for each in applications.values():  # this application, and those that `add_routers` mounted
         add_error_handlers(each)
         StandaloneDocs(each)  # serves the scripts and styles of /docs and /redoc itself, without a CDN
 

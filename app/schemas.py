@@ -15,12 +15,12 @@ Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
 NO_NUL = r"^[^\x00]*$"
 # A pattern for text that may contain any character, for example a password, which is never stored.
 ANY_TEXT = r"^"
-# A pattern for text in one line without control characters, for example a name.
+# A pattern for a single line of text without control characters, for example a name.
 SINGLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
 class Input(JSONModel):
-    """The base class of request bodies. Unknown fields and values of another JSON type are rejected."""
+    """The base class of request bodies. Unknown fields and values of the wrong JSON type are rejected."""
 
     json_string_pattern: ClassVar = NO_NUL
     json_max_errors: ClassVar = MAX_DETAILS

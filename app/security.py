@@ -60,7 +60,7 @@ class Passwords:
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Verify a password against a hash. If the hash is None, use a dummy hash, so that the call takes as long.
+        """Verify a password. If the hash is None, use a dummy hash, so that the call takes the same time.
 
         Returns:
             Whether the password matches, and a new hash to store or None. A new hash is needed if the password matches
@@ -85,7 +85,7 @@ class Passwords:
         return True, self._hasher.hash(password) if is_outdated else None
 
     def _equalize_timing(self, password: str, password_hash: str) -> None:
-        """Hash again, so that verifying an outdated hash takes as long as a current one.
+        """Hash again, so that verifying an outdated hash takes as long as verifying a current one.
 
         Otherwise the time of a failed login would reveal that the account exists.
         """

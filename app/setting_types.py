@@ -13,7 +13,7 @@ from app.urls import check_redis_url, parse_database_url, parse_web_database_url
 
 # RFC 7518, section 3.2: a key for HS256 must be at least as long as the hash output, 32 bytes.
 SECRET_KEY_BYTES = 32
-# The value in .env.example and docker-compose.yml; refused in production.
+# The example value in .env.example and docker-compose.yml, which is rejected in production.
 EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
 
 
@@ -49,7 +49,7 @@ def _check_network(value: str) -> str:
 
 
 def _matches(pattern: str, message: str) -> AfterValidator:
-    """Build a validator that raises a ValueError with a message unless the whole value matches a pattern."""
+    """Build a validator that raises a ValueError with `message` unless the whole value matches `pattern`."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):

@@ -1,4 +1,4 @@
-"""Every setting of the service, from environment variables, `.env` files and secret files."""
+"""Every setting of the service, read from environment variables, `.env` files and secret files."""
 
 import warnings
 from pathlib import Path
@@ -28,7 +28,7 @@ from app.setting_types import (
 
 
 class SettingsFiles(BaseSettings):
-    """The settings that determine from which files the others are read."""
+    """The settings that determine which files the other settings are read from."""
 
     model_config = SettingsConfigDict(
         env_file_encoding="utf-8",
@@ -52,7 +52,7 @@ class Settings(SettingsFiles):
     """All settings. Each is read from the environment variable of the same name, in upper case."""
 
     # Server: read by gunicorn.conf.py
-    host: str = Field("0.0.0.0", pattern=r"^\S+$", description="IP address to listen on; `::` for IPv6 and IPv4")  # noqa: S104  of a container
+    host: str = Field("0.0.0.0", pattern=r"^\S+$", description="IP address to listen on; `::` for IPv6 and IPv4")  # noqa: S104  in a container
     port: int = Field(8000, ge=1, le=65535, description="TCP port that gunicorn listens on")
     web_concurrency: int | None = Field(
         None, ge=1, description="Worker processes; by default 2 x CPUs + 1, within the container's CPU quota"
@@ -90,7 +90,7 @@ class Settings(SettingsFiles):
         5, ge=1, description="Connections per worker for requests; the readiness check has one more"
     )
     database_pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before responding 503")
-    # Shorter than the pool's timeout, so that a connection attempt during an outage fails before waiting requests do.
+    # Shorter than the pool's timeout: during an outage, connection attempts then fail before waiting requests time out.
     database_connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a new connection")
     database_statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     database_migrate: bool | None = Field(
@@ -120,7 +120,7 @@ class Settings(SettingsFiles):
     refresh_overlap_seconds: int = Field(
         10, ge=0, le=300, description="Seconds during which a used refresh token still returns the same new token"
     )
-    # The first choice of https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
+    # OWASP's first recommendation: https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html
     argon2_time_cost: int = Field(2, ge=1, description="Argon2id iterations")
     argon2_parallelism: int = Field(1, ge=1, description="Argon2id degree of parallelism")
     argon2_memory_kib: int = Field(19_456, description="Argon2id memory per hash in KiB")
@@ -269,7 +269,8 @@ def load_settings() -> Settings:
         environment = SettingsFiles(_env_file=env_files).environment
         env_files += (f".env.{environment}",)
         secrets_dir = SettingsFiles(_env_file=env_files).secrets_dir
-        # pydantic-settings only warns if it skips a secret file, for example if Docker has created a directory instead.
+        # If pydantic-settings skips a secret file, for example because Docker has created a directory in its place, it
+        # only warns. Make this an error.
         with warnings.catch_warnings(action="error", category=UserWarning):
             settings = Settings(_env_file=env_files, _secrets_dir=secrets_dir if secrets_dir.is_dir() else None)
     except ValidationError as error:

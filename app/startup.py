@@ -15,7 +15,7 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app")
 
-# The number of connections available to ordinary roles. `reserved_connections` was added in PostgreSQL 16.
+# The number of connections available to unprivileged roles. `reserved_connections` was added in PostgreSQL 16.
 _ALLOWED_CONNECTIONS = text("""
     SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
         - coalesce(current_setting('reserved_connections', true)::int, 0)
@@ -63,7 +63,7 @@ async def prepare_database(settings: Settings) -> None:
 
 
 def create_sqlite_file(settings: Settings) -> None:
-    """Create the database's directory and file, because the asynchronous driver's own error would be less clear.
+    """Create the database's directory and file. If this fails, the error is clearer than the asynchronous driver's.
 
     Raises:
         StartupError: The directory or the file cannot be created.

@@ -34,11 +34,12 @@ KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# Parameters to remove from URLs for asyncpg, which would send them to the server. `Connector` applies the timeout, and
-# channel binding is ignored.
+# Parameters to remove from a URL before it is passed to asyncpg, which would send them to the server. `Connector`
+# applies the connect timeout, and channel binding is ignored.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
-# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject an IPv6 address that is not the first host.
+# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject a URL with several hosts if an IPv6 address
+# is not the first of them.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 _HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)
@@ -47,7 +48,7 @@ MAX_PORT = 65_535
 
 
 def parse_database_url(value: SecretStr) -> SecretStr:
-    """Check a PostgreSQL or SQLite URL, in any form that providers use, and return it normalized.
+    """Check a PostgreSQL or SQLite URL, in any form that hosting providers use, and return it normalized.
 
     Raises:
         ValueError: The URL is not valid.
@@ -73,7 +74,8 @@ def _parse_postgresql_url(url: str) -> str:
         parameters = _join_hosts(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError(_ESCAPE) from None
-    # If a password contains an unescaped `?` or `#`, the rest of it, with the @, ends up in the query or the fragment.
+    # If a password contains an unescaped `?` or `#`, everything after it, including the `@`, ends up in the query or
+    # the fragment.
     if parts.fragment or "@" in parts.query or re.search(r"[@:/]", parts.path[1:]):
         raise ValueError(_ESCAPE)
     if unsupported := parameters.keys() - KNOWN_PARAMETERS:
@@ -98,7 +100,7 @@ def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
-    """Check the credentials and hosts, and merge in the hosts and ports given as parameters.
+    """Check the credentials and hosts of a URL, and add the hosts and ports that are given as parameters.
 
     asyncpg reads `host` and `port` from the parameters only if the URL has no host before its path.
     """
@@ -133,13 +135,13 @@ def parse_web_database_url(value: SecretStr) -> SecretStr:
 
 
 def split_credentials(url: str) -> tuple[str, str]:
-    """Return the user name and the password in a URL, or empty strings if it has none."""
+    """Return the user name and the password in a URL. Each is empty if the URL does not contain it."""
     name, _, password = _split(url).netloc.rpartition("@")[0].partition(":")
     return unquote(name), unquote(password)
 
 
 def split_hosts(url: str) -> list[str]:
-    """Return one PostgreSQL URL per host, for asyncpg."""
+    """Split a PostgreSQL URL with several hosts into one URL per host, for asyncpg."""
     parts = _split(url)
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     query = urlencode([(name, value) for name, value in parameters if name not in NOT_FOR_ASYNCPG])
@@ -172,7 +174,7 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     """
     url = value.get_secret_value()
     try:
-        # This checks the parameters. It creates a connection object, but opens no connection.
+        # Check the parameters by creating a connection object, which opens no connection.
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)

@@ -8,6 +8,6 @@ class InvalidMailToken(RuleViolated):
 
 
 class IncorrectPassword(AuthenticationFailed):
-    # 401, not 400 as for `WrongPassword` in app/users: after a 400, the page that the link opens (account.js) does not
-    # let the user try another password.
+    # 401, unlike the 400 of `WrongPassword` in app/users: after a 400, the page that the link in the email opens
+    # (account.js) does not let the user try another password.
     message = "Incorrect password"

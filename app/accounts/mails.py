@@ -20,8 +20,8 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long expired tokens are kept. If an email is sent again, `write_link` needs the token of the first attempt, to see
-# whether it has been used.
+# How long expired tokens are kept. If an email is sent again, `write_link` checks whether the token of the first
+# attempt has been used.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
@@ -47,7 +47,7 @@ class Link(NamedTuple):
 
 
 def mail_writers(settings: Settings) -> dict[str, Writer]:
-    """Return the functions that write the texts, by kind of email."""
+    """Map each kind of email to the function that writes its text."""
     password_page = settings.password_reset_url or f"{settings.public_url}{PREFIX}/account/password-reset"
     email_page = settings.email_verification_url or f"{settings.public_url}{PREFIX}/account/email-verification"
     password_url = f"{settings.public_url}{PREFIX}/auth/password-reset/confirm"
@@ -96,7 +96,7 @@ async def write_notice(_: AsyncSession, mail: Mail) -> Content:
 
 
 async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
-    """Write an email with a link, and store its token's id, address and security stamp.
+    """Write an email with a link, and store the id of the link's token, the recipient and the user's security stamp.
 
     Return None if the email must not be sent: if no active user matches, if a newer email for this purpose has been
     sent, or if this email was sent before and its token has been used.

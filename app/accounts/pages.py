@@ -18,7 +18,7 @@ _FILES = {
     for path in _FOLDER.iterdir()
     if path.suffix in _MEDIA_TYPES
 }
-# Block inline scripts, inline styles and other origins. With `form-action`, only JavaScript can submit the forms.
+# Block inline scripts, inline styles and other origins. Because of `form-action`, only JavaScript can submit the forms.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"

@@ -76,8 +76,8 @@ async def verify_email(  # noqa: PLR0913  each is needed
 ) -> None:
     """Mark an address as verified. A new address replaces the old one, and the old address is notified.
 
-    The password is required because anyone can enter the address of another person. It proves that the owner of the
-    address also owns the account.
+    The password is required because anyone can enter the address of another person. The password proves that the owner
+    of the address also owns the account.
 
     Raises:
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.

@@ -1,4 +1,4 @@
-"""Login and refresh tokens. The caller opens and commits the session, but `_end_reused_login` commits it itself."""
+"""Logins and refresh tokens. The caller opens and commits the session, but `_end_reused_login` commits it itself."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -21,7 +21,7 @@ from app.users.service import find_user_by_email
 
 _ID_BYTES = 16
 _SECRET_BYTES = 32
-MAX_SESSIONS = 100  # listed per user
+MAX_SESSIONS = 100  # maximum number listed per user
 
 
 async def login(  # noqa: PLR0913  each is needed
@@ -39,12 +39,13 @@ async def login(  # noqa: PLR0913  each is needed
 
     Raises:
         RateLimited: Too many attempts for this account, from any client, whether or not the account exists.
-        LoginFailed: The address is unknown, the password is wrong, or the user is inactive. All take the same time.
+        LoginFailed: The address is unknown, the password is wrong, or the user is inactive. Each case takes the same
+            time.
         EmailNotVerified: The credentials are correct, but the address must be verified first.
     """
     await limiter.enforce("account", credentials.email)
     user = await find_user_by_email(reader, credentials.email)
-    # Hashing takes 0.1 s. No database connection is held during it, because the session has not connected yet.
+    # Hashing takes 0.1 s, but holds no database connection, because the session has not connected yet.
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
     if user is None:
         raise LoginFailed(reason="unknown address")
@@ -113,8 +114,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         .where(User.id == Login.user_id, User.is_active, User.security_stamp == Login.security_stamp)
         .exists()
     )
-    # A single statement, to avoid a race: of two concurrent requests with the same token, the second waits for the row
-    # lock, and then finds that the token is repeated.
+    # Use a single statement to avoid a race condition: of two concurrent requests with the same token, the second waits
+    # for the row lock, and then finds that the token is repeated.
     row = (
         await session.execute(
             update(Login)
@@ -141,8 +142,12 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:
-    """End the login if the token is one of its earlier ones, and not forged. Return the reason, for the log."""
-    # After a change of the secret key, signatures of earlier tokens are invalid, but one hash is stored.
+    """End the login if the token is one of its earlier tokens, and not forged.
+
+    Return why the token is rejected, for the log.
+    """
+    # After a change of the secret key, the signatures of earlier tokens are invalid. The previous token is still
+    # recognized by its stored hash.
     was_issued = or_(literal(is_signed), Login.previous_secret_hash == used)
     reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used, was_issued)
     ended = await session.scalar(reused.returning(Login.login_id))
@@ -158,14 +163,15 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # After a change of the secret key, signatures of earlier tokens are invalid, but two hashes are stored.
+    # After a change of the secret key, the signatures of earlier tokens are invalid. The current and the previous token
+    # are still recognized by their stored hashes.
     is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
     was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
     await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))
 
 
 async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -> SessionList:
-    """Return the active logins of a user, most recently used first, at most MAX_SESSIONS.
+    """Return at most MAX_SESSIONS active logins of a user, most recently used first.
 
     Args:
         session: Runs the query.

@@ -1,4 +1,4 @@
-"""The database: the base class of models, the engine, and the classification of its errors."""
+"""The database: the base class of models, the engine, and the classification of database errors."""
 
 from app.database.base import Base, utc_now
 from app.database.engine import autocommit, create_engine, database_location

@@ -1,4 +1,4 @@
-"""Create the engine, for PostgreSQL or SQLite."""
+"""Create the database engine for PostgreSQL or SQLite."""
 
 from typing import Any
 
@@ -52,9 +52,10 @@ def database_location(settings: Settings) -> str:
 
 
 def autocommit(engine: AsyncEngine) -> AsyncEngine:
-    """Return an engine that shares the connection pool and runs in autocommit mode.
+    """Return an engine in autocommit mode that shares the connection pool of the given engine.
 
-    It sends no BEGIN. On SQLite, its reads therefore do not acquire the write lock (see `_begin_immediate`).
+    In autocommit mode, no BEGIN is sent. On SQLite, reads therefore do not acquire the write lock (see
+    `_begin_immediate`).
     """
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -29,7 +29,7 @@ DATABASE_ERRORS = (
 # This query fails if the database is unavailable, or empty because it was dropped and created again.
 CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
-# The SQLSTATE of a write that a read-only server rejects, for example a standby.
+# The SQLSTATE with which a read-only server, for example a standby, rejects a write.
 READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE_SQLSTATES = (
@@ -81,7 +81,7 @@ async def is_outage(error: Exception, engine: AsyncEngine, *, is_ongoing: bool) 
     """
     if is_unavailable(error) or not _is_missing_table(error):
         return is_unavailable(error)
-    if is_ongoing:  # the table was missing then, and may have been restored since
+    if is_ongoing:  # the table was missing at the time, and may have been restored since
         return True
     try:
         async with engine.connect() as connection:
@@ -97,11 +97,11 @@ def _is_missing_table(error: Exception) -> bool:
 
 
 def is_unique_violation(error: IntegrityError, *columns: str) -> bool:
-    """Return whether a row was rejected by a unique constraint or a primary key.
+    """Return whether a row was rejected by the unique constraint or the primary key of the given columns.
 
     Args:
         error: The exception of the statement.
-        columns: All columns of the constraint, in its order, such as `users.email`.
+        columns: All columns of the constraint, in the order of its definition, for example `users.email`.
     """
     table = Base.metadata.tables[columns[0].partition(".")[0]]
     (constraint,) = (

@@ -89,7 +89,7 @@ class FastReader:
                 async with self._engine.connect() as connection:
                     waiting.reschedule(None)
                     return (await connection.execute(query, parameters)).all()
-        except TimeoutError as error:  # no connection was free; the driver's timeouts are DatabaseUnreachable
+        except TimeoutError as error:  # no connection was free; the driver's timeouts raise DatabaseUnreachable
             raise PoolTimeoutError(f"no connection was free for {self._timeout:g} s") from error
 
     def _compile(self, query: Query) -> SQLCompiler | None:

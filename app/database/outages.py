@@ -40,7 +40,7 @@ class OutageLog:
             self._report()
 
     def _report(self) -> None:
-        """Log the failures since the last line. Repeat this every 30 seconds until there are no new failures."""
+        """Log the failures since the last report. Report again every 30 seconds until there are no new failures."""
         self._is_waiting = bool(self._reasons)
         if not self._reasons:
             log.info("no database failures", seconds=OUTAGE_SECONDS)

@@ -225,8 +225,8 @@ def _log_rejected_limits(_database: str) -> None:
 
 
 def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntry) -> asyncpg.Connection:
-    """Return asyncpg's connection."""
-    return connection.driver_connection  # type: ignore[return-value]  # of an engine for PostgreSQL
+    """Return the underlying asyncpg connection."""
+    return connection.driver_connection  # type: ignore[return-value]  # the engine is for PostgreSQL
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:

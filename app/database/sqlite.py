@@ -15,7 +15,7 @@ def create_sqlite_engine(settings: Settings, options: dict[str, Any]) -> AsyncEn
     engine = create_async_engine(
         settings.database_url.get_secret_value(),
         connect_args={
-            "timeout": settings.database_statement_timeout,  # SQLite's statements wait for nothing but locks
+            "timeout": settings.database_statement_timeout,  # on SQLite, statements wait only for locks
             "isolation_level": None,  # SQLAlchemy begins the transactions, not the driver
         },
         **options,
@@ -35,7 +35,7 @@ def _set_sqlite_pragmas(connection: DBAPIConnection, _: object) -> None:
 def _begin_immediate(connection: Connection) -> None:
     """Acquire SQLite's write lock at the start of a transaction.
 
-    A transaction that reads before it writes would fail immediately if another one had written in between.
+    Otherwise a transaction that reads before it writes would fail immediately if another one had written in between.
     """
     if not connection.get_execution_options().get("autocommit"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -97,7 +97,10 @@ async def ready(request: AppRequest) -> Ready:
 
 
 async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["connected", "unavailable"] | None:
-    """Return "connected" if Redis responds and the rate limiter can use it, or None if Redis is not configured."""
+    """Return the state of Redis, or None if Redis is not configured.
+
+    "connected" means that Redis responds and that the rate limiter can use it.
+    """
     if redis is None:
         return None
     try:
@@ -106,12 +109,12 @@ async def check_redis(redis: Redis | None, limiter: RateLimiter) -> Literal["con
     except (RedisError, TimeoutError):
         return "unavailable"
     if not limiter.counts_in_redis:
-        await limiter.hit("default", "readiness check")  # tries Redis again
+        await limiter.hit("default", "readiness check")  # makes the limiter try Redis again
     return "connected" if limiter.counts_in_redis else "unavailable"
 
 
 def check_mail(request: AppRequest) -> Literal["available", "unavailable"] | None:
-    """Return whether the mail server is available to this worker, or None if no mail server is configured."""
+    """Return the state of the mail server as seen by this worker, or None if no mail server is configured."""
     settings = request.state["settings"]
     if not settings.mail or settings.smtp_url is None:
         return None

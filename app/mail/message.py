@@ -47,7 +47,7 @@ def build_message(mail: Mail, content: Content, sender: str) -> EmailMessage:
     message["Subject"] = content.subject
     message["Date"] = mail.created_at
     message["Message-ID"] = f"<{mail.id}@{domain}>"
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents out-of-office replies
     message.set_content(content.text)
     message.add_alternative(_HTML.format("\n".join(map(_render_paragraph, content.text.split("\n\n")))), subtype="html")
     return message

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.mail.message import Content
 from app.mail.models import Mail
 
-# Writes the text of an email, or returns None if the email is no longer needed. It runs in a transaction.
+# A function that writes the text of an email, in a transaction. It returns None if the email is no longer needed.
 Writer = Callable[[AsyncSession, Mail], Awaitable[Content | None]]
 
 
@@ -26,11 +26,11 @@ class Outbox:
         self.wake_event = asyncio.Event()
 
     def sends(self, kind: str) -> bool:
-        """Return whether emails of a kind are sent."""
+        """Return whether emails of this kind are sent."""
         return kind in self.writers
 
     def add(self, session: AsyncSession, kind: str, recipient: str, **context: int) -> None:
-        """Add an email to a session. It is sent after the commit.
+        """Add an email to a session. The email is sent after the commit.
 
         Args:
             session: The session of the transaction.

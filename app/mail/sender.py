@@ -20,18 +20,18 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.mail")
 
-# Seconds between two polls of the outbox, for retries and for emails that another worker did not finish.
+# Seconds between two polls of the outbox for emails that are due for a retry or that another worker failed to send.
 POLL_SECONDS = 5.0
 # How long an email is reserved for the worker that claimed it. If the worker is killed, another one sends the email
 # after this time.
 LEASE = timedelta(minutes=5)
-# The first wait before a retry, which doubles with each failure, and its maximum.
+# The wait before the first retry, which doubles with each failure, and the maximum wait.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
 # The age at which an email is dropped instead of retried.
 MAX_AGE = timedelta(days=2)
 # Maximum time in seconds before an unavailable mail server is tried again.
 LONGEST_PAUSE = 60.0
-# Seconds that a shutdown waits for the email that is being sent. If sending takes longer, it may be sent twice.
+# Seconds that a shutdown waits for the email that is being sent. If sending takes longer, the email may be sent twice.
 SHUTDOWN_SECONDS = 3.0
 
 
@@ -65,14 +65,14 @@ class Sender:
     def is_available(self) -> bool:
         """Return whether the mail server is available, as far as this worker knows.
 
-        A failure counts for a limited time. Otherwise a worker would report it forever if other workers send the
-        remaining emails, because it would not try the server again.
+        A failure counts only for a limited time. If other workers send the remaining emails, this worker does not try
+        the server again, and would otherwise report the failure forever.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Send emails while the block runs. At its end, finish sending the current email."""
+        """Send emails while the `async with` block runs. When the block ends, finish sending the current email."""
         if not self._outbox.writers:
             yield
             return
@@ -158,9 +158,9 @@ class Sender:
     async def _write(self, mail: Mail) -> Content | None:
         async with self._begin() as session:
             content = await self._outbox.writers[mail.kind](session, mail)
-            # Counted here and not on request, because emails that are not sent must not use up the recipient's limit.
+            # Count emails here, not when they are added: emails that are not sent must not use up a recipient's limit.
             if content and mail.attempts == 1 and await self._is_too_many(mail):
-                await session.rollback()  # the tokens of earlier emails remain valid
+                await session.rollback()  # so that the tokens of earlier emails remain valid
                 return None
             return content
 

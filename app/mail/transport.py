@@ -20,7 +20,7 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.mail")
 
-# Seconds to send one email, including the time to connect.
+# Maximum time in seconds to send one email, including the time to connect.
 SEND_SECONDS = 30.0
 # Seconds that a single SMTP command may take. RFC 5321 allows more, for slow servers.
 COMMAND_SECONDS = 10.0

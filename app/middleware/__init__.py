@@ -1,1 +1,1 @@
-"""Middleware, each as one pure ASGI class (https://asgi.readthedocs.io/)."""
+"""The middleware. Each module contains one pure ASGI class (https://asgi.readthedocs.io/)."""

@@ -30,7 +30,7 @@ class AllowedHostsMiddleware:
             await error_response(UnknownHost)(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        # Reject requests with several Host headers: a proxy may have used another one than this service would.
+        # Reject requests with several Host headers, because a proxy may have used a different one than this service.
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return False

@@ -14,8 +14,8 @@ from app.middleware.paths import find_option, list_routes_with, route_path
 # Seconds that the connection stays open after a rejection. A connection that is closed with unread data in its buffer
 # is reset, and the client may never see the response.
 LINGER_SECONDS = 1.0
-# Estimated bytes of memory that parsed JSON takes, per character: `{"":0},` becomes 192 bytes. Without this estimate,
-# 16 concurrent bodies of 1 MiB would take 400 MiB.
+# Estimated bytes of memory that parsed JSON takes for each of these characters: `{"":0},` becomes 192 bytes. Without
+# this estimate, 16 concurrent bodies of 1 MiB would take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
 # Bodies up to this size in bytes are accepted even if all bodies together exceed `max_total`. Otherwise a few large
 # uploads could block logins.
@@ -31,7 +31,7 @@ class BodyRejected(HTTPException):
 
 
 class BodyLimitMiddleware:
-    """Responds with 413 to a body that is too large, by its Content-Length or while a route reads it.
+    """Responds with 413 if a body is too large, according to its Content-Length or while a route reads it.
 
     Only data that a route has read is in memory, so only this data is counted. If the route streams the body, one chunk
     is counted at a time.
@@ -56,7 +56,7 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
-        # Keeps the first of repeated headers, like FastAPI.
+        # If a header is repeated, the first value counts, as in FastAPI.
         headers = dict(reversed(scope["headers"]))
         # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3). The server has already rejected lengths
         # that are not numbers, and passes on no more bytes than the length says.
@@ -83,7 +83,7 @@ class BodyLimitMiddleware:
             is_rejected = size > max_size
             if is_rejected:
                 raise BodyRejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
-            # A body is always accepted if it is the only one.
+            # A body is always accepted if no other body is in memory.
             if not is_streamed and size > SMALL_SIZE and other_bytes and other_bytes + size > self.max_total:
                 raise BodyRejected(HTTPStatus.SERVICE_UNAVAILABLE)
             return message

@@ -1,4 +1,4 @@
-"""Respond to HEAD like GET, without the body."""
+"""Respond to HEAD requests as to GET requests, but without the body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +20,7 @@ class HeadMiddleware:
         get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            # The access log reads these from the original scope.
+            # The access log reads the route and the root path from the original scope.
             scope.update(route=get_scope.get("route"), root_path=get_scope.get("root_path", ""))
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 

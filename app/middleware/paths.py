@@ -40,7 +40,7 @@ def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
 def list_routes_with(
     routes: Sequence[BaseRoute], get: Callable[[Any], Option | None]
 ) -> list[tuple[str, Pattern[str], Option]]:
-    """Return the method, the path pattern and the option of each route that has one.
+    """Return the method, the path pattern and the option of each route that has the option.
 
     With this list, middleware that runs before the router can apply options declared on routes.
     """

@@ -15,17 +15,17 @@ from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
 access_log = structlog.stdlib.get_logger("app.access")
 
-# Background tasks that take longer than this, in seconds, are logged in a line of their own.
+# Background tasks that take longer than this number of seconds are logged in a separate line.
 SLOW_BACKGROUND = 1.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContextMiddleware:
-    """Assigns ids and writes the access log. It is outermost, so that its id and timer cover all other middleware.
+    """Assigns ids and writes the access log. It is outermost, so that the id and the timer cover all other middleware.
 
     Args:
         app: The application.
-        quiet: The roots of paths whose requests are logged at debug, such as `/health/`.
+        quiet: The roots of paths whose requests are logged at DEBUG level, such as `/health/`.
     """
 
     def __init__(self, app: ASGIApp, *, quiet: tuple[str, ...]) -> None:
@@ -78,18 +78,18 @@ class RequestContextMiddleware:
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
         is_quiet = route is not None and is_below(route_path(outer), self.quiet)
-        # Clients can send any number of requests that no rate limit has accepted, so only some of these are logged.
+        # Clients can send any number of requests that do not pass a rate limit, so only some of these are logged.
         is_accepted = "rate_limit" in scope and status != RateLimited.status
         if not (is_quiet or is_accepted or refusal_log.allow()):
             return
         if route is not None:
-            # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router,
-            # but not for WebSockets.
+            # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router from
+            # the route's path, except for WebSockets.
             route = (scope.get("root_path", "").removeprefix(outer.get("root_path", "")) + route).removeprefix(PREFIX)
         # Health checks are frequent, and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
-        # The fields of the combined log format, without the query string, which may contain an email address.
+        # Log the fields of the combined log format, except the query string, which may contain an email address.
         log(
             "websocket" if is_websocket else "request",
             method=outer.get("method", "GET"),

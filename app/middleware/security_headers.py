@@ -33,7 +33,7 @@ def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
 
 
 class SecurityHeadersMiddleware:
-    """Adds the headers. Responses are not cached, unless they have a Cache-Control header or their path is `public`.
+    """Adds security headers. Forbids caching, unless a response has a Cache-Control header or its path is `public`.
 
     Args:
         app: The application.

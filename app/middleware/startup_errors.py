@@ -6,7 +6,7 @@ from app.errors import StartupError
 
 
 class StartupErrorMiddleware:
-    """Replaces Starlette's traceback of a failed startup with the message of the error if it is a StartupError."""
+    """If the startup fails with a StartupError, reports its message instead of Starlette's traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

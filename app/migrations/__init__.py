@@ -74,10 +74,10 @@ def alembic_config() -> Config:
 
 
 def create_migration_engine(settings: Settings) -> AsyncEngine:
-    """Create an engine with a long statement timeout and, on SQLite, without foreign keys.
+    """Create an engine with a long statement timeout and, on SQLite, with foreign keys disabled.
 
     SQLite cannot alter a column, so Alembic creates a new table and drops the old one. With foreign keys enabled,
-    dropping it would delete all rows that refer to it.
+    dropping the old table would delete all rows that refer to it.
     """
     engine = create_engine(settings.model_copy(update={"database_statement_timeout": MIGRATION_SECONDS}))
     if settings.is_sqlite:
@@ -131,7 +131,7 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
 async def _grant_to_web_role(connection: AsyncConnection, url: str) -> None:
     try:
         await grant_to_web_role(connection, *split_credentials(url))
-    except DBAPIError as error:  # not chained, because it contains the password
+    except DBAPIError as error:  # not chained, because its statement contains the password
         raise MigrationFailed(f"The role of WEB_DATABASE_URL cannot be set up: {error.orig}") from None
 
 
@@ -152,7 +152,7 @@ def include_object(dialect: str) -> Callable[..., bool]:
     them.
     """
 
-    def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any part
+    def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any object
         if kind == "column":
             return not is_reflected or model is not None
         return kind != "index" or dialect == "postgresql" or not item.dialect_options["postgresql"]["using"]
@@ -172,10 +172,10 @@ rewriter = Rewriter()
 def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
     """In new migrations, alter a table with AUTOINCREMENT without `batch_alter_table`, if SQLite can do that.
 
-    Alembic's batch creates the table again, without AUTOINCREMENT.
+    `batch_alter_table` would create the table again, without AUTOINCREMENT.
     """
     in_place = (AddColumnOp, DropColumnOp, CreateIndexOp, DropIndexOp)
-    table = Base.metadata.tables.get(directive.table_name)  # None if the migration drops it
+    table = Base.metadata.tables.get(directive.table_name)  # None if the migration drops the table
     has_autoincrement = table is not None and table.dialect_options["sqlite"]["autoincrement"]
     if has_autoincrement and all(isinstance(each, in_place) for each in directive.ops):
         return list(directive.ops)
@@ -222,7 +222,7 @@ def _shorten(statement: str | None) -> str:
 async def is_migration_pending(engine: AsyncEngine) -> bool:
     """Return whether the schema is older than this code.
 
-    A newer schema is accepted: a later release has migrated it during its rollout.
+    A newer schema is accepted, because a later release may have migrated the database during a rollout.
     """
     async with engine.connect() as connection:
         current = await connection.run_sync(_current_revision)

@@ -33,7 +33,7 @@ def run(connection: Connection) -> None:
         render_item=render_item,
         process_revision_directives=rewriter,
         include_object=include_object(connection.dialect.name),
-        on_version_apply=report,  # type: ignore[arg-type]  # Alembic calls it by keyword
+        on_version_apply=report,  # type: ignore[arg-type]  # Alembic passes keyword arguments
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -12,7 +12,7 @@ from app.database import Base, utc_now
 
 
 def _same_as_created_at(context: DefaultExecutionContext) -> datetime:
-    """Return the value of `created_at`, so that both are equal until the first update."""
+    """Return the value of `created_at`, so that `updated_at` equals it until the first update."""
     created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]  # SQLAlchemy's
     return created_at
 

@@ -20,7 +20,7 @@ def normalize_email(address: str) -> str:
 
 
 Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
-# Passwords are omitted from a model's repr, because it may be logged.
+# Passwords are omitted from the repr of models, because a repr may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
 UncheckedPassword = Annotated[str, Field(max_length=128, pattern=ANY_TEXT, repr=False)]
 FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]

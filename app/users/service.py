@@ -38,20 +38,20 @@ _PAGE = (
     .limit(bindparam("limit"))
 )
 # `literal_execute` puts the pattern into the statement, so that PostgreSQL chooses the plan by the number of matches:
-# the search index for few, the primary key for many. With a parameter, it would soon use a generic plan for all
-# patterns, which takes seconds to find a rare name among a million users.
+# the search index for few, the primary key for many. With a parameter, PostgreSQL would soon use a generic plan for
+# all patterns, which takes seconds to find a rare name among a million users.
 _PATTERN = bindparam("pattern", type_=String, literal_execute=True)
 _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full_name.ilike(_PATTERN, escape="/")))
 
 
 async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) -> UserRecord | None:
-    """Return a user, or None if there is no such user or the login has ended."""
+    """Return a user, or None if there is no such user or the given login has ended."""
     row = await reader.fetch_one(_RECORD_BY_LOGIN, user_id=user_id, login_id=login_id)
     return UserRecord._make(row) if row else None
 
 
 async def find_user_by_email(reader: FastReader, email: str) -> UserRecord | None:
-    """Return the user with an email address, given in its normal form, or None."""
+    """Return the user with an email address, which must be in normal form, or None if there is no such user."""
     row = await reader.fetch_one(_RECORD_BY_EMAIL, email=email)
     return UserRecord._make(row) if row else None
 
@@ -77,7 +77,7 @@ async def list_users(
         limit: Maximum number of users.
         after: The last id of the previous page, or None for the first page.
         search: Part of the email address or the full name, or None for all users.
-        is_active: Whether to return active or inactive users, or None for both.
+        is_active: True for active users only, False for inactive users only, None for both.
     """
     parameters = {"after": after or MAX_ID, "limit": limit + 1, "is_active": is_active}
     if search is None:
@@ -149,8 +149,8 @@ async def update_profile(
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # Set no pending address if the password was reset during this request: a reset cancels pending changes. It also
-    # changes the security stamp.
+    # Set no pending address if the password was reset during this request, because a reset cancels pending changes. A
+    # changed security stamp shows that there was a reset.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
@@ -258,8 +258,8 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
 async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
     """Raise LastSuperuser if no active superuser would remain without this user.
 
-    The rows are locked until the transaction ends: if two superusers remove each other concurrently, the second request
-    waits here, and then raises LastSuperuser. On SQLite, the transaction itself is such a lock.
+    The rows of all superusers are locked until the transaction ends: if two superusers remove each other concurrently,
+    the second request waits here, and then raises LastSuperuser. On SQLite, the transaction itself is such a lock.
 
     If the user is not a superuser, only its own row is locked, so that it cannot be promoted during the transaction.
     """
@@ -273,7 +273,7 @@ async def _require_another_superuser(session: AsyncSession, user_id: int) -> Non
 
 @contextmanager
 def raise_email_taken() -> Iterator[None]:
-    """Turn a violation of the unique constraint into EmailTaken. A check before the write would be a race condition."""
+    """Convert a unique violation of `users.email` to EmailTaken. Checking first would leave a race condition."""
     try:
         yield
     except IntegrityError as error:
