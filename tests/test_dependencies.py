@@ -83,7 +83,7 @@ async def test_change_in_read_session_is_an_error(
 
 
 async def test_use_of_a_closed_session_is_an_error(service: Service) -> None:
-    """It would open another connection, which nothing returns to the pool."""
+    """It would open another connection, which would never be returned to the pool."""
 
     @service.app.get(PREFIX + "/test", response_class=EventSourceResponse)
     async def follow(session: ReadSession) -> AsyncIterator[int | None]:
