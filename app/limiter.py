@@ -81,7 +81,7 @@ class Usage(NamedTuple):
 
     @property
     def is_exceeded(self) -> bool:
-        """Return whether the request that was counted last exceeds the quota."""
+        """Return whether the most recently counted request exceeds the quota."""
         return self.used > self.quota
 
     def headers(self) -> dict[str, str]:
@@ -222,7 +222,10 @@ class RateLimiter:
 
 
 def read_limits(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Return the quota and the window in seconds of each limit. The limit `mail` is the setting `rate_limit_mail`."""
+    """Map the name of each limit to its quota and its window in seconds.
+
+    For example, the limit `mail` is read from the setting `rate_limit_mail`.
+    """
     prefix = "rate_limit_"
     rates = {name.removeprefix(prefix): rate for name, rate in settings if name.startswith(prefix)}
     rates |= {"default": settings.rate_limit, "account": settings.rate_limit_login}

@@ -57,7 +57,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 def exit_with_error(message: str) -> NoReturn:
-    """Log why the settings are invalid, in the format of all other log lines, and exit with status 1."""
+    """Log why the settings are invalid, in the same format as every other log line, and exit with status 1."""
     configure_logging(Settings.model_construct())  # the default settings
     logging.getLogger("app").critical(message)
     sys.exit(1)

@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.mail.message import Content
 from app.mail.models import Mail
 
-# A function that writes the text of an email, in a transaction. It returns None if the email is no longer needed.
+# A function that is called in a transaction to write the text of an email. It returns None if the email is no longer
+# needed.
 Writer = Callable[[AsyncSession, Mail], Awaitable[Content | None]]
 
 

@@ -258,10 +258,10 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
 async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
     """Raise LastSuperuser if no active superuser would remain without this user.
 
-    The rows of all superusers are locked until the transaction ends: if two superusers remove each other concurrently,
-    the second request waits here, and then raises LastSuperuser. On SQLite, the transaction itself is such a lock.
-
-    If the user is not a superuser, only its own row is locked, so that it cannot be promoted during the transaction.
+    If the user is a superuser, the rows of all superusers stay locked until the transaction ends: if two superusers
+    remove each other concurrently, the second request waits here, and then raises LastSuperuser. On SQLite, the
+    transaction itself has the same effect. If the user is not a superuser, only the user's row is locked, so that the
+    user cannot be promoted during the transaction.
     """
     by_id = select(User.id).where(User.id == user_id, ~User.is_superuser)
     if await session.scalar(by_id.with_for_update()) is not None:

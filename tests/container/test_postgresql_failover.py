@@ -42,7 +42,7 @@ def service_under_load(
     image: str, network: str, url: str, *options: str
 ) -> Iterator[tuple[Container, Report, Writers]]:
     """Run the service under a load of reads, readiness checks and writes. Requests may fail only with a 503."""
-    # A small pool: all connections are replaced at once, and the readiness check allows only a second.
+    # Keep the pool small: all its connections are replaced within the single second that the readiness check allows.
     settings = {
         **SETTINGS,
         "DATABASE_URL": url,

@@ -117,7 +117,7 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots may be 0: when an earlier worker exits, the slot that it shared with this worker is cleared.
+            # All slots may be 0: this worker may share its slot with an earlier worker, which cleared the slot on exit.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)
