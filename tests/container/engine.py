@@ -16,6 +16,7 @@ from processes import TIMEOUT
 from app import PREFIX
 
 COMMAND_TIMEOUT = 1800  # seconds per command; running the test suite in a container takes many minutes
+PRINTED = 20_000  # characters of each log that are printed
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
@@ -145,13 +146,13 @@ class Container:
 
 @contextlib.contextmanager
 def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Run a container in the background. At the end, print its log, which pytest shows on failure, and remove it."""
+    """Run a container in the background. At the end, print the end of its log, which pytest shows on failure."""
     container = Container(f"test-{uuid4().hex}")
     run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:
         yield container
     finally:
-        print(f"--- log of {container.name}\n{container.log}")  # noqa: T201  pytest shows it
+        print(f"--- end of the log of {container.name}\n{container.log[-PRINTED:]}")  # noqa: T201  pytest shows it
         run_docker("rm", "--force", "--volumes", container.name)
 
 
@@ -195,12 +196,12 @@ class Compose:
 
 @contextlib.contextmanager
 def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
-    """Yield a project for the caller to start. At the end, print its logs, and remove everything it created."""
+    """Yield a project for the caller to start. At the end, print the end of its logs, and remove all it created."""
     compose = Compose(file, variables)
     try:
         yield compose
     finally:
-        print(f"--- logs of {compose.name}\n{compose('logs', '--no-color')}")  # noqa: T201  pytest shows it
+        print(f"--- end of the logs of {compose.name}\n{compose('logs', '--no-color')[-PRINTED:]}")  # noqa: T201  pytest shows it
         compose("down", "--volumes", "--remove-orphans", "--rmi", "local")
 
 
