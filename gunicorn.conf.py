@@ -106,7 +106,8 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
         anyio.run(prepare_to_serve, settings)
         if warning := anyio.run(check_connection_limit, settings, server.num_workers):
             server.log.warning(warning)
-    except StartupError as error:
+    # RuntimeError: a limit on processes prevents starting a thread. gunicorn would print the error, not log it.
+    except (StartupError, RuntimeError) as error:
         hitless.abort_startup(server, str(error))
     app.state.is_database_prepared = True
     app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})

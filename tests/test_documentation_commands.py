@@ -135,8 +135,8 @@ def unknown_names(name: str, rest: list[str], given: list[str], created: str) ->
     elif name == "pytest":
         options = dict(pairwise(rest))
         yield from (f"there is no group {group}" for group in operands(options.get("-m", "")) - {"smoke", *GROUPS})
-        files = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
-        text = created + "".join(f"{path}{path.read_text()}" for path in files)
+        modules = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+        text = created + "".join(f"{path}{path.read_text()}" for path in modules)
         yield from (f"no test is named {word}" for word in operands(options.get("-k", "")) if word not in text)
 
 
