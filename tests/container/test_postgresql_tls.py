@@ -1,5 +1,6 @@
 """TLS to PostgreSQL with libpq's parameters: which certificates are trusted, and the errors at startup."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -21,10 +22,17 @@ from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container, run_docker
 from tests.container.postgresql import authenticate, configure, psql
 
-# asyncpg does not close its transport after a failed handshake, so the garbage collector warns about it.
+# asyncpg does not close its transport after a failed handshake, so the garbage collector warns about it. Each
+# test collects its garbage: otherwise the warning may appear in a later test, and make it fail.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 PUBLISH = "--publish=127.0.0.1::5432"  # 127.0.0.1 is the address in the certificate
+
+
+@pytest.fixture(autouse=True)
+def collect_garbage() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
