@@ -22,8 +22,8 @@ from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container, run_docker
 from tests.container.postgresql import authenticate, configure, psql
 
-# asyncpg does not close its transport after a failed handshake, so the garbage collector warns about it. Each
-# test collects its garbage: otherwise the warning may appear in a later test, and make it fail.
+# If the server rejects a connection, asyncpg does not wait until its transport is closed, and the garbage collector
+# warns about it. Each test collects its garbage. Otherwise a later test may get the warning, and fail.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 PUBLISH = "--publish=127.0.0.1::5432"  # 127.0.0.1 is the address in the certificate
