@@ -24,7 +24,7 @@ from app.startup import check_connection_limit, connections_per_worker, prepare_
 
 log_uncaught_exceptions()
 try:
-    settings = load_settings()  # at SIGHUP too, which reloads gunicorn's settings below
+    settings = load_settings()  # also at SIGHUP, for the settings of gunicorn below
 except SystemExit as error:
     exit_with_error(str(error))
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
@@ -106,8 +106,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
         anyio.run(prepare_to_serve, settings)
         if warning := anyio.run(check_connection_limit, settings, server.num_workers):
             server.log.warning(warning)
-    # RuntimeError: a limit on processes prevents starting a thread. gunicorn would print the error, not log it.
-    except (StartupError, RuntimeError) as error:
+    except StartupError as error:
         hitless.abort_startup(server, str(error))
     app.state.is_database_prepared = True
     app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})

@@ -135,9 +135,17 @@ def unknown_names(name: str, rest: list[str], given: list[str], created: str) ->
     elif name == "pytest":
         options = dict(pairwise(rest))
         yield from (f"there is no group {group}" for group in operands(options.get("-m", "")) - {"smoke", *GROUPS})
-        modules = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
-        text = created + "".join(f"{path}{path.read_text()}" for path in modules)
-        yield from (f"no test is named {word}" for word in operands(options.get("-k", "")) if word not in text)
+        if "-k" in options:
+            names = created + selectable_names()
+            yield from (f"no test is named {word}" for word in operands(options["-k"]) if word not in names)
+
+
+@cache
+def selectable_names() -> str:
+    """Return all names that `-k` can select: paths, test functions, and the databases on which a test runs."""
+    modules = [path for folder in ("tests", "packages") for path in (ROOT / folder).rglob("test_*.py")]
+    functions = [name for path in modules for name in re.findall(r"def (test_\w+)", path.read_text())]
+    return " ".join([*(str(path.relative_to(ROOT)) for path in modules), *functions, "sqlite", "postgresql"])
 
 
 def operands(*expressions: str) -> set[str]:

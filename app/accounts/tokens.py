@@ -28,7 +28,7 @@ class MailTokens:
         ]
 
     def issue(self, purpose: Purpose, token_id: UUID) -> str:
-        """Return the token for an id. With the same key, an id always gives the same token."""
+        """Return the token for an id. With the same key and purpose, an id always gives the same token."""
         return urlsafe_b64encode(token_id.bytes + _sign(self._keys[0], purpose, token_id)).decode()
 
     def verify(self, purpose: Purpose, token: str) -> UUID:

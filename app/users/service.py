@@ -150,7 +150,7 @@ async def update_profile(
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
     # Set no pending address if the password was reset during this request, because a reset cancels pending changes. A
-    # changed security stamp shows that there was a reset.
+    # reset changes the security stamp, so the stamp must still be the same.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
@@ -258,10 +258,10 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
 async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
     """Raise LastSuperuser if no active superuser would remain without this user.
 
-    If the user is a superuser, the rows of all superusers stay locked until the transaction ends: if two superusers
-    remove each other concurrently, the second request waits here, and then raises LastSuperuser. On SQLite, the
-    transaction itself has the same effect. If the user is not a superuser, only the user's row is locked, so that the
-    user cannot be promoted during the transaction.
+    If the user is a superuser, the rows of all active superusers stay locked until the transaction ends: if two
+    superusers remove each other concurrently, the second request waits here, and then raises LastSuperuser. On SQLite,
+    the transaction itself has the same effect. If the user is not a superuser, only the user's row is locked, so that
+    the user cannot be promoted during the transaction.
     """
     by_id = select(User.id).where(User.id == user_id, ~User.is_superuser)
     if await session.scalar(by_id.with_for_update()) is not None:

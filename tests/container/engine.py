@@ -16,7 +16,7 @@ from processes import TIMEOUT
 from app import PREFIX
 
 COMMAND_TIMEOUT = 1800  # seconds per command; running the test suite in a container takes many minutes
-PRINTED = 20_000  # characters of each log that are printed
+PRINTED = 20_000  # maximum number of characters of logs that a test prints
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
@@ -146,7 +146,10 @@ class Container:
 
 @contextlib.contextmanager
 def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Run a container in the background. At the end, print the end of its log, which pytest shows on failure."""
+    """Run a container in the background. At the end, remove it.
+
+    The end of its log is printed, and shown by pytest on failure.
+    """
     container = Container(f"test-{uuid4().hex}")
     run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:

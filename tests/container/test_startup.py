@@ -47,12 +47,3 @@ def test_five_containers_starting_at_once_migrate_once(image: str, database: Dat
 def test_too_small_limit_on_processes_is_logged(image: str) -> None:
     with run_service(image, "--pids-limit=30", WEB_CONCURRENCY="2") as container:
         container.wait_for_log("2 workers may need 37 processes and threads, but the limit is 30: raise it (`pids`)")
-
-
-def test_exhausted_limit_on_processes_exits_with_one_error_line(image: str) -> None:
-    settings = options(DATABASE_URL="postgresql://app:password@db/app")
-    with run_container(image, "--pids-limit=1", *settings) as container:  # a host name is looked up in a thread
-        assert container.wait_for_exit() == 1
-
-        (line,) = [line for line in container.log_lines if line["level"] not in {"info", "debug"}]
-        assert (line["level"], line["event"]) == ("critical", "can't start new thread")

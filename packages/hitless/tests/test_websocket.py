@@ -357,7 +357,7 @@ def test_message_that_arrives_while_the_worker_leaves_is_not_handled(start: Star
         client.send("sleep 3")
         server.wait_for_log("a message is being handled")
         server.send(signal.SIGTERM)
-        time.sleep(2)  # longer than the worker keeps idle connections open
+        time.sleep(2)  # longer than a stopping worker keeps connections open
         client.send("too late")
 
         assert str(client.recv(TIMEOUT)).endswith("sleep 3")
