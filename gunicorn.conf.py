@@ -108,6 +108,9 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
             server.log.warning(warning)
     except StartupError as error:
         hitless.abort_startup(server, str(error))
+    except RuntimeError as error:  # gunicorn would print only the message, and not as a log line
+        server.log.exception("uncaught exception")
+        hitless.abort_startup(server, f"Cannot start: {error}")
     app.state.is_database_prepared = True
     app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})
     # FastAPI prepares its routes at the first request, which takes 20 ms. Prepare them once instead of in each worker.

@@ -109,16 +109,11 @@ class Passwords:
         except (HashingError, VerificationError, MemoryError) as error:
             raise HashingUnavailable(str(error)) from error
         except RuntimeError as error:
-            if not is_thread_limit(error):
+            if "can't start new thread" not in str(error):
                 raise
             raise HashingUnavailable(str(error)) from error
         finally:
             self._pending -= 1
-
-
-def is_thread_limit(error: RuntimeError) -> bool:
-    """Return whether Python could not start a thread, usually because of a limit on processes."""
-    return "can't start new thread" in str(error)
 
 
 class InvalidAccessToken(Exception):

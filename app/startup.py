@@ -11,7 +11,6 @@ from sqlalchemy import text
 from app.database import DATABASE_ERRORS, create_engine, database_location
 from app.errors import StartupError
 from app.migrations import MigrationFailed, is_migration_pending, migrate
-from app.security import is_thread_limit
 from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app")
@@ -44,7 +43,7 @@ async def prepare_database(settings: Settings) -> None:
     """Check that the database can be used, and migrate it if the settings say so.
 
     Raises:
-        StartupError: The database is unreachable, its schema is not up to date, or no thread can be started.
+        StartupError: The database is unreachable, or its schema is not up to date.
     """
     engine = create_engine(settings)
     try:
@@ -59,10 +58,6 @@ async def prepare_database(settings: Settings) -> None:
     except (*DATABASE_ERRORS, CommandError) as error:
         reason = getattr(error, "orig", None) or error
         raise StartupError(f"The database at {database_location(settings)} cannot be used: {reason}") from error
-    except RuntimeError as error:
-        if not is_thread_limit(error):
-            raise
-        raise StartupError("Cannot start a thread: raise the limit on processes (`pids`)") from error
     finally:
         await engine.dispose()
 

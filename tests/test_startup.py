@@ -1,13 +1,9 @@
-"""At startup, limits on database connections and processes are noticed."""
-
-import threading
-from pathlib import Path
-from unittest import mock
+"""At startup, the number of database connections is compared with the limit of the database."""
 
 import pytest
 
 from app.errors import StartupError
-from app.startup import check_connection_limit, prepare_database
+from app.startup import check_connection_limit
 from tests.conftest import make_settings
 
 
@@ -40,21 +36,3 @@ async def test_unreachable_database_is_reported_without_its_password() -> None:
 
 async def test_sqlite_has_no_connection_limit() -> None:
     assert await check_connection_limit(make_settings(database_pool_size=100_000), workers=1) is None
-
-
-@pytest.mark.parametrize("database_url", ["sqlite:///app.db", "postgresql://app@db/app"])
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (RuntimeError("can't start new thread"), StartupError("Cannot start a thread: raise the limit on processes")),
-        (RuntimeError("a bug"), RuntimeError("a bug")),
-    ],
-)
-async def test_limit_on_processes_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database_url: str, error: Exception, expected: Exception
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    fails = mock.patch.object(threading.Thread, "start", side_effect=error)  # as where `pids` is 1
-
-    with fails, pytest.raises(type(expected), match=str(expected)):
-        await prepare_database(make_settings(database_url=database_url))

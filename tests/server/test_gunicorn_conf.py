@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -216,3 +218,35 @@ def test_links_in_mails_work_without_a_secret_key(start: Start) -> None:
 
     url = f"{server.url}{PREFIX}/auth/email-verification/confirm"
     assert httpx.post(url, json={"token": token, "password": person["password"]}, timeout=TIMEOUT).status_code == 204
+
+
+# gunicorn, in a process that can start no thread, as in a container whose `pids` limit is 1
+WITHOUT_THREADS = """
+import threading
+from gunicorn.app.wsgiapp import run
+
+def fail(thread):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = fail
+run()
+"""
+
+
+def test_failure_to_start_a_thread_is_logged(clean_environment: dict[str, str], tmp_path: Path) -> None:
+    gunicorn = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THREADS, "app.main:app", f"--config={GUNICORN_CONF}"],
+        env=clean_environment | {"DATABASE_URL": "postgresql://app@db/app", "PORT": str(free_port())},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+
+    lines = [json.loads(line) for line in gunicorn.stderr.splitlines()]
+    assert gunicorn.returncode == 1
+    assert [(line["level"], line["event"]) for line in lines if line["level"] in {"error", "critical"}] == [
+        ("error", "uncaught exception"),
+        ("critical", "Cannot start: can't start new thread"),
+    ]
