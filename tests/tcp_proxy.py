@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
-# `closed` closes connections, `silent` forwards nothing, and `slow` delays each response by DELAY_SECONDS.
+# `closed` closes connections, `silent` forwards nothing, and `slow` delays each response.
 ProxyState = Literal["open", "closed", "silent", "slow"]
-DELAY_SECONDS = 1.2
 
 
 class TCPProxy:
@@ -17,11 +16,13 @@ class TCPProxy:
         address: The proxy's own address, `host:port`.
         sent: The data that clients sent, one item per read. asyncpg and redis-py wait for a response before they send
             more, so each item is a round trip.
+        delay: The seconds by which each response is delayed while the proxy is `slow`.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.address = ""
         self.sent: list[bytes] = []
+        self.delay = 1.2
         self._server = (host, port)
         self._state: ProxyState = "open"
         self._writers: list[asyncio.StreamWriter] = []
@@ -51,7 +52,7 @@ class TCPProxy:
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
                 if self._state == "slow":
-                    await asyncio.sleep(DELAY_SECONDS)
+                    await asyncio.sleep(self.delay)
                 if self._state != "silent":
                     writer.write(data)
         writer.close()
