@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from contextvars import Context
 
 import structlog
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -53,4 +54,5 @@ class OutageLog:
             waiting=self._reader.waiting,
         )
         self._reasons.clear()
-        asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report)
+        # The later lines are about many requests, so use a context without the ids of this request.
+        asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report, context=Context())
