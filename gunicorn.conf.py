@@ -24,7 +24,7 @@ from app.startup import check_connection_limit, connections_per_worker, prepare_
 
 log_uncaught_exceptions()
 try:
-    settings = load_settings()  # also at SIGHUP, for the settings of gunicorn below
+    settings = load_settings()  # again at SIGHUP, which reloads this file
 except SystemExit as error:
     exit_with_error(str(error))
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
@@ -99,7 +99,7 @@ child_exit = hooks.child_exit
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Check the address, the certificate and the database once for all workers. On failure, log one line and exit."""
+    """Check the address, the certificate and the database once for all workers. On failure, log it and exit."""
     hooks.on_starting(server)
     app = hitless.load_application(server)
     try:
@@ -108,8 +108,8 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
             server.log.warning(warning)
     except StartupError as error:
         hitless.abort_startup(server, str(error))
-    except RuntimeError as error:  # gunicorn would print only the message, and not as a log line
-        server.log.exception("uncaught exception")
+    except RuntimeError as error:  # a thread cannot be started; gunicorn would not log this
+        server.log.exception("startup failed")
         hitless.abort_startup(server, f"Cannot start: {error}")
     app.state.is_database_prepared = True
     app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})

@@ -90,8 +90,8 @@ class Settings(SettingsFiles):
         5, ge=1, description="Connections per worker for requests; the readiness check has one more"
     )
     database_pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before responding 503")
-    # The default is shorter than that of `database_pool_timeout`. During an outage, an attempt to connect then fails
-    # before the requests that wait for a connection time out.
+    # The default is shorter than that of `database_pool_timeout`, so that during an outage, an attempt to connect fails
+    # before waiting requests give up.
     database_connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a new connection")
     database_statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     database_migrate: bool | None = Field(

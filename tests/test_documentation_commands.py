@@ -142,7 +142,7 @@ def unknown_names(name: str, rest: list[str], given: list[str], created: str) ->
 
 @cache
 def selectable_names() -> str:
-    """Return all names that `-k` can select: paths, test functions, and the databases on which a test runs."""
+    """Return the names that `-k` may use in the documentation: those of paths, test functions and databases."""
     modules = [path for folder in ("tests", "packages") for path in (ROOT / folder).rglob("test_*.py")]
     functions = [name for path in modules for name in re.findall(r"def (test_\w+)", path.read_text())]
     return " ".join([*(str(path.relative_to(ROOT)) for path in modules), *functions, "sqlite", "postgresql"])

@@ -20,8 +20,8 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long expired tokens are kept. If an email is sent again, `write_link` needs the row of the first attempt's
-# token to check whether it has been used.
+# How long expired tokens are kept. If sending an email is retried, `write_link` reads the token's row to check
+# whether the token has been used.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")

@@ -16,7 +16,7 @@ from processes import TIMEOUT
 from app import PREFIX
 
 COMMAND_TIMEOUT = 1800  # seconds per command; running the test suite in a container takes many minutes
-PRINTED = 20_000  # maximum number of characters of logs that a test prints
+LOG_TAIL = 20_000  # characters printed from the end of each log
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
@@ -146,16 +146,13 @@ class Container:
 
 @contextlib.contextmanager
 def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Run a container in the background. At the end, remove it.
-
-    The end of its log is printed, and shown by pytest on failure.
-    """
+    """Run a container in the background. Afterwards, print the end of its log, which pytest shows on failure."""
     container = Container(f"test-{uuid4().hex}")
     run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:
         yield container
     finally:
-        print(f"--- end of the log of {container.name}\n{container.log[-PRINTED:]}")  # noqa: T201  pytest shows it
+        print(f"--- end of the log of {container.name}\n{container.log[-LOG_TAIL:]}")  # noqa: T201  pytest shows it
         run_docker("rm", "--force", "--volumes", container.name)
 
 
@@ -204,7 +201,7 @@ def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
     try:
         yield compose
     finally:
-        print(f"--- end of the logs of {compose.name}\n{compose('logs', '--no-color')[-PRINTED:]}")  # noqa: T201  pytest shows it
+        print(f"--- end of the logs of {compose.name}\n{compose('logs', '--no-color')[-LOG_TAIL:]}")  # noqa: T201  pytest shows it
         compose("down", "--volumes", "--remove-orphans", "--rmi", "local")
 
 

@@ -271,7 +271,7 @@ def test_incidents_under_load_return_only_503_and_log_only_json(production: Comp
 
     assert {response.status for response in report.error_responses} == {503}
     assert len(report.failures) == len(report.error_responses)  # no connection was reset, and nothing timed out
-    assert {line["level"] for line in web.log_lines[earlier:]} == {"info", "warning"}  # each line is JSON
+    assert {line["level"] for line in web.log_lines[earlier:]} == {"info", "warning"}  # each was parsed as JSON
 
 
 def administer(compose: Compose, *statements: str) -> None:

@@ -23,7 +23,7 @@ from tests.container.engine import Container, run_container, run_docker
 from tests.container.postgresql import authenticate, configure, psql
 
 # If the server rejects a connection, asyncpg does not wait until its transport is closed, and the garbage collector
-# warns about it. Each test collects its garbage. Otherwise a later test may get the warning, and fail.
+# warns about it. Each test collects its garbage. Otherwise a test in another file may fail with it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 PUBLISH = "--publish=127.0.0.1::5432"  # 127.0.0.1 is the address in the certificate

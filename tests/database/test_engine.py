@@ -73,7 +73,7 @@ async def test_parameters_of_providers_are_not_sent_to_the_server(database_url: 
 async def test_connect_timeout_of_the_url_overrides_the_setting(database_url: str) -> None:
     url = urlsplit(database_url)
     async with tcp_proxy(url.hostname or "", url.port or 5432) as proxy:
-        proxy.delay = 0.2  # longer than DATABASE_CONNECT_TIMEOUT
+        proxy.delay = 0.2  # longer than `database_connect_timeout` below
         proxy.set_state("slow")
         slow = urlunsplit(url._replace(netloc=f"{url.username}:{url.password}@{proxy.address}"))
 

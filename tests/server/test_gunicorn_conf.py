@@ -247,6 +247,6 @@ def test_failure_to_start_a_thread_is_logged(clean_environment: dict[str, str], 
     lines = [json.loads(line) for line in gunicorn.stderr.splitlines()]
     assert gunicorn.returncode == 1
     assert [(line["level"], line["event"]) for line in lines if line["level"] in {"error", "critical"}] == [
-        ("error", "uncaught exception"),
+        ("error", "startup failed"),
         ("critical", "Cannot start: can't start new thread"),
     ]
