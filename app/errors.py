@@ -292,8 +292,8 @@ def _allowed_methods(request: Request) -> str:
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # Mounted static files, for example those of the documentation, are not routes. They support only GET, whatever
-    # methods a route with the same path supports.
+    # Mounted static files, for example those of the documentation, are not routes. They support only GET, even if a
+    # route with the same path supports other methods.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))

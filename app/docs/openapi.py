@@ -99,7 +99,7 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
 
 
 def _correct_media_types(operation: dict[str, Any]) -> None:
-    """Describe all errors as JSON, whatever media type the route returns, and remove a field of OpenAPI 3.2."""
+    """Describe all errors as JSON, even those of routes that return another type. Remove a field of OpenAPI 3.2."""
     for status, response in operation["responses"].items():
         if int(status) >= HTTPStatus.BAD_REQUEST:
             schema = {"$ref": REFERENCE.format(model=ErrorResponse.__name__)}
