@@ -175,16 +175,15 @@ class Tokens:
         return token
 
     def _decode(self, encoded: str) -> dict[str, Any]:
-        error: jwt.InvalidTokenError
+        reason: str  # not the exception, because it would form a reference cycle with the frame in its traceback
         for key in self._keys:
             try:
                 return self._jwt.decode(encoded, key, algorithms=[ALGORITHM], audience=NAME, issuer=NAME, leeway=LEEWAY)
-            except jwt.InvalidSignatureError as invalid:
-                error = invalid
-            except jwt.InvalidTokenError as invalid:
-                error = invalid
-                break
-        raise InvalidAccessToken(_REASONS.get(type(error), "malformed token")) from error
+            except jwt.InvalidTokenError as error:
+                reason = _REASONS.get(type(error), "malformed token")
+                if not isinstance(error, jwt.InvalidSignatureError):
+                    break
+        raise InvalidAccessToken(reason)
 
     def create_refresh_secret(self, login_id: UUID) -> bytes:
         """Return the secret of the first refresh token of a login: 16 random bytes and their signature."""
