@@ -106,14 +106,16 @@ class MemoryCounter:
 
     def __init__(self, size: int = MEMORY_SLOTS) -> None:
         self._size = size
-        self._keys = memoryview(mmap(-1, 8 * size)).cast("Q")
-        self._ends = memoryview(mmap(-1, 8 * size)).cast("d")
-        self._used = memoryview(mmap(-1, 4 * size)).cast("I")
+        length = size + PROBES  # so that the slots of the last keys need not wrap around
+        self._keys = memoryview(mmap(-1, 8 * length)).cast("Q")
+        self._ends = memoryview(mmap(-1, 8 * length)).cast("d")
+        self._used = memoryview(mmap(-1, 4 * length)).cast("I")
 
     def hit(self, key: bytes, window: int) -> Count:
         """Count one request. A window starts with its first request, and lasts `window` seconds."""
         now, number = monotonic(), int.from_bytes(key[:8])  # all processes share the monotonic clock
-        slots = [(number + offset) % self._size for offset in range(PROBES)]
+        first = number % self._size
+        slots = range(first, first + PROBES)
         slot = next((slot for slot in slots if self._keys[slot] == number and self._ends[slot] > now), None)
         if slot is None:
             slot = min(slots, key=self._ends.__getitem__)

@@ -14,7 +14,7 @@ import structlog
 from redis.asyncio import Redis
 
 from app.lifespan import create_redis
-from app.limiter import RETRY_SECONDS, MemoryCounter, RateLimiter, Usage
+from app.limiter import PROBES, RETRY_SECONDS, MemoryCounter, RateLimiter, Usage
 from app.settings import Settings
 from tests.conftest import make_settings
 from tests.tcp_proxy import ProxyState, TCPProxy, tcp_proxy
@@ -113,11 +113,13 @@ def test_headers_follow_the_draft() -> None:
 
 
 def test_full_memory_evicts_the_window_that_ends_first() -> None:
-    counter = MemoryCounter(1)
+    counter = MemoryCounter(1)  # all keys share the same slots
+    keys = [bytes([number]) * 8 for number in range(PROBES + 1)]
 
-    counts = [counter.hit(key * 8, 60).used for key in (b"a", b"a", b"b", b"b", b"a")]
+    counts = [counter.hit(key, 60).used for key in [*keys, *reversed(keys)]]
 
-    assert counts == [1, 2, 1, 2, 1]
+    # The last key has evicted the first one. Every other key has kept its slot.
+    assert counts == [1] * len(keys) + [2] * PROBES + [1]
 
 
 def test_seconds_left_are_never_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:

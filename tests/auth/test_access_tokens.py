@@ -1,7 +1,9 @@
 """Access tokens are valid only if this service signed them for itself and they have not expired."""
 
+import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +16,7 @@ from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import NAME
-from app.security import AccessToken, Tokens
+from app.security import AccessToken, InvalidAccessToken, Tokens
 from app.settings import Settings
 from app.users.models import Login, User
 from tests.conftest import SECRET_KEY, change, make_settings, serve
@@ -104,6 +106,16 @@ INVALID_TOKENS: dict[str, Callable[[int], str]] = {
 @pytest.mark.parametrize("encode", INVALID_TOKENS.values(), ids=INVALID_TOKENS)
 async def test_invalid_token_returns_401(client: httpx.AsyncClient, ann: Person, encode: Callable[[int], str]) -> None:
     assert await status(client, encode(ann.id)) == 401
+
+
+def test_rejected_token_leaves_no_reference_cycle() -> None:
+    tokens = Tokens(make_settings())
+    gc.collect()
+
+    with suppress(InvalidAccessToken):
+        tokens.verify("invalid")
+
+    assert gc.collect() == 0  # each cycle would keep the request in memory, and take time to free
 
 
 async def test_token_of_previous_key_is_accepted(settings: Settings) -> None:
