@@ -232,8 +232,7 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 def _is_read_only(connection: asyncpg.Connection) -> bool:
     """Return whether the server last reported that it is read-only. Poolers do not report this."""
     reported = connection.get_settings()
-    names = ("in_hot_standby", "default_transaction_read_only")
-    return any(getattr(reported, name, "off") == "on" for name in names)
+    return "on" in (getattr(reported, "in_hot_standby", ""), getattr(reported, "default_transaction_read_only", ""))
 
 
 def needs_cancel(connection: PoolProxiedConnection, error: BaseException) -> bool:
