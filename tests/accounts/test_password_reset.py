@@ -54,7 +54,7 @@ async def test_link_sets_the_password_and_ends_every_login(client: httpx.AsyncCl
     assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
     assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 401
     assert (await log_in(client)).status_code == 401
-    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # even in the same second as the reset
+    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # works even in the same second as the reset
     me = await client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
     assert (me.status_code, me.json()["email_verified"]) == (200, True)
     notice = await mails.wait_for("Your password was changed")
@@ -234,7 +234,7 @@ async def test_newer_link_makes_an_older_one_invalid(client: httpx.AsyncClient, 
 async def test_mail_whose_link_was_used_is_not_sent_again(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """If a worker is killed after it has sent an email but before it has deleted it, the email stays in the outbox."""
+    """If a worker is killed after sending an email but before deleting it, the email stays in the outbox."""
     await register(client)
     await request_reset(client)
     await reset(client, await token_from(mails, RESET))
