@@ -1,4 +1,4 @@
-"""An access token is valid only if this service signed it, it is addressed to this service, and it has not expired."""
+"""An access token is valid only if it was signed by this service, is meant for this service, and has not expired."""
 
 import gc
 import time
@@ -115,7 +115,7 @@ def test_rejected_token_leaves_no_reference_cycle() -> None:
     with suppress(InvalidAccessToken):
         tokens.verify("invalid")
 
-    assert gc.collect() == 0  # a cycle would keep the request in memory until the collector runs
+    assert gc.collect() == 0  # a cycle would keep the request in memory until it is collected, which takes time
 
 
 async def test_token_of_previous_key_is_accepted(settings: Settings) -> None:

@@ -165,7 +165,7 @@ async def test_hash_of_another_algorithm_matches_no_password(
 
 
 async def test_wrong_password_costs_the_same_for_a_cheaper_stored_hash() -> None:
-    """If the stored hash is cheaper than new ones, a faster response would reveal that the account exists."""
+    """After a cost increase, logins to accounts with old hashes would fail faster and reveal that they exist."""
     cheap = await Passwords(make_settings(argon2_memory_kib=1024, argon2_time_cost=2)).hash(PASSWORD)
     passwords = Passwords(make_settings(argon2_memory_kib=2048, argon2_time_cost=5))
     passes: list[int] = []
