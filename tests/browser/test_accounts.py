@@ -53,7 +53,7 @@ async def assert_fits_and_leaks_nothing(visit: Visit, url: str, token: str) -> N
     assert await visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert token not in visit.page.url
     assert visit.external_requests(url) == []
-    for request in visit.requests[1:]:  # the first contains the URL fragment, which is never sent
+    for request in visit.requests[1:]:  # the first URL contains the token in its fragment, which is never sent
         assert token not in request
 
 
