@@ -28,7 +28,7 @@ def copy_repository(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files that a commit in the folder would contain, by path."""
+    """Return the files that a commit in the folder would contain, as a map from path to contents."""
     copied = shutil.copytree(folder, folder.with_name(f"{folder.name}-committed"), ignore=_UNVERSIONED)
     found = {str(path.relative_to(copied)): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     shutil.rmtree(copied)
@@ -42,7 +42,7 @@ def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database
 
     Args:
         folder: The copy.
-        script: The command. It runs without `uv run`.
+        script: The command, from which `uv run` is removed.
         stdin: The standard input.
         tests: An expression for `pytest -k` that selects the tests to run. If REQUIRE_ALL_TESTS is set, all tests run.
         database_url: The URL of a PostgreSQL server for the tests. By default they run only on SQLite.
@@ -55,7 +55,7 @@ def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database
     }
     environment = inherited | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        # Import the packages of the copy, instead of those of this repository, which the environment has installed.
+        # Import the copy's packages. Without this, Python would import this repository's packages, which are installed.
         "PYTHONPATH": os.pathsep.join(map(str, [folder, *folder.glob("packages/*/src")])),
         "PYTEST_ADDOPTS": shlex.join(options),
         "DOCKER_HOST": f"unix://{folder}/no-docker",

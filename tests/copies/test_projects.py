@@ -321,8 +321,8 @@ class Client:
 
 
 async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Event) -> None:
-    # By default, httpx and the server close idle connections after the same time, so that a request could be sent on a
-    # connection that the server is about to close.
+    # Close idle connections early. By default, httpx keeps them for as long as the server does, so a request could be
+    # sent on a connection that the server is about to close.
     limits = httpx.Limits(keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=TIMEOUT, limits=limits) as http:
         clients = [Client(http, number, acknowledged) for number in range(CLIENTS)]

@@ -1,4 +1,4 @@
-"""The commands of the README and other pages work in a fresh copy of the repository, as for a new developer."""
+"""The commands in the README and other pages work for a new developer with a fresh copy of the repository."""
 
 import os
 import re
