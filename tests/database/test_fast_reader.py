@@ -142,7 +142,7 @@ async def test_waiting_requests_are_served_in_order_of_arrival(reader: FastReade
 
 
 async def test_cancelled_request_passes_its_turn_to_the_next(reader: FastReader, engine: AsyncEngine) -> None:
-    """Each round cancels the second request a little later: at first in the queue, finally after its turn has come."""
+    """Each round cancels the second request a little later: at first while it is queued, finally after its turn."""
     loop = asyncio.get_running_loop()
     cancel_second: list[Callable[[], None]] = []
 
