@@ -75,7 +75,7 @@ async def test_recovered_redis_is_reported(settings: Settings, redis_url: str) -
         proxy.set_state("closed")
         async with serve(change(settings, redis_url=f"redis://{proxy.address}")) as service, timeout(30):
             during = await service.client.get("/health/ready")
-            await service.client.get("/users/me")  # a request that Redis cannot count
+            await service.client.get("/users/me")  # a request that cannot be counted in Redis
             proxy.set_state("open")
             while (await service.client.get("/health/ready")).json()["redis"] != "connected":
                 pass
