@@ -225,7 +225,7 @@ async def test_mail_that_was_being_sent_by_a_killed_process_is_sent_after_its_le
 async def test_mail_that_is_sent_twice_has_the_same_id_and_date(
     engine: AsyncEngine, worker: Worker, mails: MailServer
 ) -> None:
-    """An email is sent twice if the process is killed between its acceptance by the server and its deletion."""
+    """If a process is killed after sending an email but before deleting it, the email is sent again."""
     await add(engine, worker.outbox, 1)
     (row,) = await stored_mails(engine)
     again = Mail(id=row.id, kind=row.kind, recipient=row.recipient, context=row.context, created_at=row.created_at)
