@@ -137,7 +137,7 @@ async def test_bodies_beyond_total_return_503_until_others_are_finished(settings
 
 
 async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings) -> None:
-    """Streamed bodies are not held in memory, so they must not cause other requests to be rejected."""
+    """Streamed bodies are not held in memory, so they must not cause requests with JSON bodies to be rejected."""
     async with serve(change(settings, max_total_body_size=50_000)) as service:
         reads = asyncio.Semaphore(0)
         may_finish = asyncio.Event()
