@@ -1,4 +1,4 @@
-"""Fixtures that run the service on gunicorn, as a subprocess."""
+"""Fixtures that run the service on gunicorn, in a subprocess."""
 
 import runpy
 import signal
@@ -25,7 +25,10 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Return a function that starts gunicorn in an empty directory, with a free port, arguments and variables."""
+    """Return a function that starts gunicorn on a free port, with arguments and environment variables.
+
+    The process runs in an empty directory.
+    """
     servers = []
 
     def start(*arguments: str, port: int | None = None, **variables: str) -> Gunicorn:

@@ -1,4 +1,4 @@
-"""Many concurrent logins, which are expensive, leave enough memory and CPU time to other requests."""
+"""Many concurrent logins, which are expensive, leave enough memory and CPU time for other requests."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor

@@ -113,7 +113,7 @@ def test_rejected_request_gets_the_headers_of_an_application_error(
     server = start_service(DATABASE_URL=database_url, **production, **files)
 
     def send(request: bytes) -> dict[str, str]:
-        """Send a request, and return the response's headers. Empty those that differ in every response."""
+        """Send a request, and return the response's headers, without the values that differ in every response."""
         with ExitStack() as stack:
             client = stack.enter_context(connect(server))
             if files:
@@ -149,7 +149,7 @@ def open_files(server: Gunicorn) -> int:
 
 
 def count_refusals(log: str) -> int:
-    """Count the 408 responses: those that are logged, plus those that exceed the log's limit on lines per second."""
+    """Count the 408 responses: those in the log, plus those omitted because of the limit on log lines per second."""
     not_logged = map(
         int,
         re.findall(r'"some requests outside of rate limits were not logged", "number": (\d+)', log),

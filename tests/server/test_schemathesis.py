@@ -49,8 +49,8 @@ RUNS = {
 def run_schemathesis(server: Gunicorn, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run schemathesis, and return its exit code and its output.
 
-    If schemathesis sends no request for five minutes, it is stuck, so SIGABRT makes it print a traceback and exit. This
-    happened in one of about 70 runs on Python 3.11: a garbage collection never finished deleting from a dict.
+    If schemathesis sends no request for five minutes, it is stuck. SIGABRT then makes it print a traceback and exit.
+    This happened in one of about 70 runs on Python 3.11, because the garbage collector hung while it cleared a dict.
     """
     output = server.folder / "schemathesis.log"
     with (
