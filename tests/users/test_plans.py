@@ -50,7 +50,7 @@ async def test_every_page_and_search_uses_an_index(service: Service, database_ur
     used = {query: [index for index in (PRIMARY_KEY, SEARCH_INDEX) if index in plan] for query, plan in plans.items()}
     assert used == {
         "": [PRIMARY_KEY],
-        "cursor=MTAwMDA": [PRIMARY_KEY],  # a page in the middle
+        "cursor=MTAwMDA": [PRIMARY_KEY],  # a page in the middle of the list
         "q=example": [PRIMARY_KEY],  # matches every user, so the first rows fill a page
         "q=c4ca4238a0b9": [SEARCH_INDEX],  # matches one user
         "q=C4CA42&is_active=true&cursor=MTAwMDA": [SEARCH_INDEX],
