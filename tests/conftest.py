@@ -116,7 +116,7 @@ def docker() -> str:
 
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
-    """Environment variables for programs that tests start. They contain no settings, and let programs import `app`."""
+    """Environment variables for programs that tests start. They contain no settings, and make `app` importable."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

@@ -1,7 +1,7 @@
 """The container image under test. It is built once per test run, when the first test needs it.
 
-The variable TEST_IMAGE passes the name of the image to all test processes. Set it yourself to test another image, which
-is not removed at the end, or is built under this name if it does not exist.
+The variable TEST_IMAGE passes the name of the image to all test processes. To test an existing image, or to keep the
+image after the tests, set TEST_IMAGE to a name of your choice.
 """
 
 import os

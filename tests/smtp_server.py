@@ -25,7 +25,7 @@ class MailServer:
             the content of an email.
         login: The user name and password of the last client that authenticated.
         is_asked: An event that is set when a client has sent a recipient.
-        may_reply: An event that is set at first. While it is cleared, the server does not reply to recipients.
+        may_reply: An event that is initially set. While it is cleared, the server does not reply to recipients.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiosmtpd's options

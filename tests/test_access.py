@@ -73,7 +73,7 @@ class Route:
 def routes(user: Person) -> list[Route]:
     """Return every route of the application, with requests that act on `user`.
 
-    To add a route, add a line.
+    To test a new route, add a line.
     """
     login = {"email": user.email, "password": PASSWORD}
     token = {"refresh_token": user.refresh_token}

@@ -1,4 +1,4 @@
-"""By default, the number of workers and of concurrent hashes suits the available CPUs and memory."""
+"""The default numbers of workers and of concurrent hashes suit the available CPUs and memory."""
 
 import pytest
 from hitless import CPUs, Memory

@@ -119,7 +119,7 @@ class CommandLine:
 def _take_terminal() -> None:
     """Make standard input the controlling terminal, and restore the default action of SIGINT.
 
-    Background processes of a shell may have inherited that SIGINT is ignored.
+    Shells may start background processes with SIGINT ignored, and child processes inherit this.
     """
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -34,7 +34,7 @@ COMMAND = re.compile(
 VARIABLE = re.compile(r"(?:-e )?([A-Z][A-Z\d_]+)=")
 OTHER_VARIABLES = {"HTTPS_PROXY", "HTTP_PROXY", "LANG", "NO_PROXY", "PATH", "TZ"}
 OF_REPOSITORY = re.compile(r"(?:app|benchmarks|docs|packages|scripts|tests)(?:[./][\w./:-]*)?")
-# Commands that run another command, and the number of arguments before that command.
+# Commands that run another command, and the number of arguments that precede the other command.
 RUNNERS = {"uv run": 0, "docker run": 1, "docker exec": 1, "docker compose run": 1, "docker compose exec": 1}
 OF_SERVICES = re.compile(r"docker compose (?:build|exec|kill|logs|ps|pull|restart|rm|run|start|stop|up)")
 
@@ -69,7 +69,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 def usage(command: str) -> str:
     """Return the `--help` output of a command, or an empty string if the program has no help or is not installed."""
     program, *words = command.split()
-    if command.startswith("python -m app"):  # in this process, because a new one takes a second
+    if command.startswith("python -m app"):  # in this process, because starting a new one takes a second
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as output, suppress(SystemExit):
             patch.setattr(sys, "argv", [*words[1:], "--help"])
             cli.main()
@@ -115,7 +115,7 @@ def problems(words: list[str], created: str) -> Iterator[str]:
         inner = positions[0] + RUNNERS[name]
         yield from problems(rest[inner:], created)
         rest, given = rest[:inner], given[: RUNNERS[name]]
-    for word in rest if text and name != match[1] else []:  # otherwise they may be a subcommand's options
+    for word in rest if text and name != match[1] else []:  # otherwise the options may be a subcommand's
         option = word.partition("=")[0] if word.startswith("--") else word[:2]
         if re.match("--?[a-zA-Z]", option) and not re.search(rf"(?<![\w-]){option}(?![\w-])", text):
             yield f"{name} has no option {option}"
@@ -128,7 +128,7 @@ def unknown_names(name: str, rest: list[str], given: list[str], created: str) ->
         files = "".join(path.read_text() for path in ROOT.glob("*compose*.y*ml"))
         sections = "".join(re.findall(r"(?m)^services:\n((?:[ #].*\n|\n)*)", files))
         services = re.findall(r"(?m)^  ([\w-]+):", sections)
-        words = [word for word in given if re.fullmatch(r"[a-z][\w-]*", word)]  # not a placeholder
+        words = [word for word in given if re.fullmatch(r"[a-z][\w-]*", word)]  # skip placeholders
         yield from (f"no compose file has a service {word}" for word in words if word not in services)
     elif name == ".ci/run":
         parts = re.findall(r"(?m)^(\w+)\(\)", (ROOT / name).read_text())

@@ -88,7 +88,7 @@ async def test_no_request_waits_behind_a_blocked_migration_longer_than_its_lock_
     await holder.close()
 
     assert set(statuses) == {200}
-    assert 0.2 < slowest < 20  # on an idle machine 0.6, the migration's lock timeout
+    assert 0.2 < slowest < 20  # about 0.6 on an idle machine, because of the migration's lock timeout
 
 
 async def test_failed_migration_names_its_revision_and_statement(settings: Settings, database_url: str) -> None:

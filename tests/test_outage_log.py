@@ -1,4 +1,4 @@
-"""The start of a database outage is logged in one line with its cause, then the outage in one line per half minute."""
+"""A database outage is logged in one line when it starts, with its cause, and then in one line every half minute."""
 
 import asyncio
 

@@ -88,7 +88,7 @@ async def test_rejected_connection_returns_503_and_logs_the_reason(
 
 
 async def test_logout_during_an_outage_returns_503(unreachable: Settings) -> None:
-    """A 204 would confirm the logout, although it was not stored."""
+    """A 204 would tell the client that the logout was stored, although it was not."""
     async with serve(unreachable, prepared=True) as service:
         response = await service.client.post("/auth/logout", json={"refresh_token": "A" * 64})
 
@@ -179,7 +179,7 @@ async def test_invalid_statement_is_raised_and_no_outage(
 async def test_missing_table_during_an_outage_returns_503(service: Service, session: AsyncSession) -> None:
     """While a backup is restored, a request may fail because a table is missing.
 
-    The table may be back when the error is handled, so the outage alone must lead to a 503.
+    The table may exist again when the error is handled, so the 503 must not depend on a second check.
     """
     connection = await session.connection()
     await connection.exec_driver_sql("ALTER TABLE users RENAME TO hidden_users")
@@ -292,8 +292,8 @@ async def execute_on_two_connections(service: Service, statement: str) -> set[in
         return pids
 
 
-# After a failover, the host name may resolve to another server. An engine that notices this shares it with all engines
-# that have the same settings, for some seconds. The next two tests therefore use distinct settings.
+# After a failover, the host name may resolve to another server. For some seconds, engines with the same settings share
+# what one of them has learned about the server. The next two tests therefore use different settings.
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

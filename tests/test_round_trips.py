@@ -119,4 +119,4 @@ async def test_requests_use_redis_once_per_rate_limit(redis_url: str, settings: 
         await log_in(service.client)
         counts["/auth/login"] = len(proxy.sent)
 
-    assert counts == {"/health/live": 0, "/users/me": 1, "/auth/login": 2}  # limits per address and account
+    assert counts == {"/health/live": 0, "/users/me": 1, "/auth/login": 2}  # one limit per address, one per account
