@@ -268,7 +268,7 @@ async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
             await asyncio.sleep(0)
     second = asyncio.create_task(limiter.hit("default", "ann"))
     usages = [await first]
-    done, _ = await asyncio.wait({second}, timeout=0.5)  # another attempt would take twice as long
+    done, _ = await asyncio.wait({second}, timeout=0.5)  # another attempt to use Redis would take 1 s
     usages += [task.result() for task in done]
 
     assert [usage.used for usage in usages] == [1, 2]  # both were counted in memory
