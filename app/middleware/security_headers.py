@@ -33,12 +33,12 @@ def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
 
 
 class SecurityHeadersMiddleware:
-    """Adds security headers. Forbids caching, unless a response has a Cache-Control header or its path is `public`.
+    """Adds security headers, and forbids caching unless a response has a Cache-Control header or a public path.
 
     Args:
         app: The application.
         docs_pages: The paths of the documentation pages, which contain scripts.
-        public: The roots of paths that may be cached, such as `/docs/`.
+        public: The roots of paths whose responses may be cached, for example `/docs/`.
         hsts: Whether HTTPS responses have a Strict-Transport-Security header.
     """
 
