@@ -19,7 +19,7 @@ _BASIC = [
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _NO_STORE = (b"cache-control", b"no-store")
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-# Swagger UI and ReDoc set inline styles and use data: images. ReDoc runs its search in a web worker.
+# Swagger UI and ReDoc set inline styles and use `data:` images. ReDoc runs its search in a web worker.
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self'{}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
