@@ -64,7 +64,7 @@ class Passwords:
 
         Returns:
             Whether the password matches, and a hash to store in place of the old one, or None. The old hash must be
-            replaced if the password matches, but the parameters of the hash differ from the current ones.
+            replaced if the password matches, but the hash was computed with outdated parameters.
 
         Raises:
             HashingUnavailable: The queue is full, or the system is out of memory or threads.
