@@ -44,7 +44,7 @@ def read_pid(client: socket.socket) -> bytes:
 
 
 def connection_counts(url: str, verify: ssl.SSLContext | bool = True) -> list[int]:
-    """Return one number for each worker that accepts connections: how many it has open."""
+    """Return the number of open connections of each worker that accepts new ones."""
     counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=TIMEOUT).json()
     return counts
 
@@ -131,7 +131,7 @@ def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, star
 
 
 def test_closed_connections_are_not_counted(two_workers: Gunicorn) -> None:
-    with httpx.Client(timeout=TIMEOUT) as observer:  # opens only one connection, because that one is counted, too
+    with httpx.Client(timeout=TIMEOUT) as observer:  # opens only one connection, because it is counted as well
 
         def total() -> int:
             return sum(observer.get(f"{two_workers.url}/connections").json())

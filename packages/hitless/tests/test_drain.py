@@ -91,7 +91,7 @@ def test_second_signal_while_sighup_waits_for_old_workers_stops_at_once(
     server.wait_for_log("Application startup complete.", times=2)
 
     server.send(signal.SIGTERM)
-    server.wait_for_log("has shut down its lifespan")  # the new worker, which is idle
+    server.wait_for_log("has shut down its lifespan")  # logged by the new worker, which is idle
     server.send(second)
 
     assert server.wait() == 0
@@ -148,7 +148,7 @@ def test_sigterm_leaves_systemd_socket_open(tmp_path: Path) -> None:
             server.terminate()
 
             assert server.wait(TIMEOUT) == 0
-            socket.create_connection((host, port)).close()  # not refused: systemd would start the service again
+            socket.create_connection((host, port)).close()  # not refused, so systemd could start the service again
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)

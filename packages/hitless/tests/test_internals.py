@@ -65,7 +65,7 @@ def assigned(statement: ast.stmt) -> list[ast.Name]:
 
 
 def names_used(source: str) -> set[str]:
-    """Return the names that a module imports, accesses as attributes, or defines. A definition may override another."""
+    """Return the names that a module imports, accesses as attributes, or defines (and so possibly overrides)."""
     nodes = list(ast.walk(ast.parse(source)))
     imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     return imported | {node.attr for node in nodes if isinstance(node, ast.Attribute)} | set(names_defined(source))

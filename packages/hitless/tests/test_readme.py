@@ -22,7 +22,7 @@ README = (PACKAGE / "README.md").read_text()
 
 
 def table(head: str) -> dict[str, list[str]]:
-    """Return a table of the README as a dictionary. A row's first cell contains the keys, its other cells the value."""
+    """Return a table of the README as a dictionary. The names in a row's first cell are keys for its other cells."""
     (text,) = re.findall(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return {name: cells for names, *cells in rows for name in re.findall(r"`(\w+)`", names)}

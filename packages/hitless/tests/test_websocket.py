@@ -280,7 +280,7 @@ def test_client_that_answers_no_ping_is_disconnected(server: Gunicorn) -> None:
 
 def test_idle_client_that_answers_pings_stays_connected(server: Gunicorn) -> None:
     with open_websocket(server) as client:
-        time.sleep(2 * 2)  # twice as long as a client may leave a ping unanswered
+        time.sleep(2 * 2)  # twice the time after which a client without pongs is disconnected
 
         assert ask(client, "hello") == "hello"
 

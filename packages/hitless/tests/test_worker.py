@@ -138,7 +138,7 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
 
 
 def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begun(start: Start) -> None:
-    """The response was begun before the reload, so it does not contain `Connection: close`."""
+    """The response began before the reload, so it does not contain `Connection: close`."""
     server = start(*NO_TIMEOUT)
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
         with client.stream("GET", "/stream/3") as response:

@@ -19,8 +19,8 @@ KEYS = {"extras_keys_schema", "keys_schema"}
 class Restriction:
     """Make a core schema reject wrong JSON types instead of coercing them, and reject a list at its first invalid item.
 
-    `ConfigDict(strict=True)` would be too strict: parsed JSON contains dates, enums and sets only as strings and lists,
-    and would be rejected.
+    `ConfigDict(strict=True)` would be too strict. It rejects strings for dates and enums, and lists for sets, but JSON
+    cannot represent these types in any other way.
     """
 
     def __init__(self, string_pattern: str | None, handler: GetCoreSchemaHandler) -> None:

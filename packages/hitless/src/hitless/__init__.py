@@ -33,8 +33,8 @@ __all__ = [
     "usable_pidfile",
 ]
 
-# gunicorn cannot be imported on Windows. Do not import the modules that need gunicorn there, so that an application can
-# still import hitless.
+# On Windows, gunicorn cannot be imported. Omit the modules that need gunicorn, so that an application can still import
+# hitless.
 if sys.platform != "win32":
     from hitless.hooks import Hooks, hooks
     from hitless.limits import Limits

@@ -113,7 +113,7 @@ def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # PermissionError: it runs as another user
+        return not isinstance(error, ProcessLookupError)  # on a PermissionError, it runs as another user
     return True
 
 

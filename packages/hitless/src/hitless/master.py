@@ -94,7 +94,7 @@ class Supervisor:
         try:
             check_tls(self._arbiter.cfg)  # check in the master, so that not every worker logs the problem
             self._spawn_worker()
-        except (StartupError, OSError, RuntimeError) as error:  # for example a process limit, or no `worker_tmp_dir`
+        except (StartupError, OSError, RuntimeError) as error:  # such as a process limit or a missing `worker_tmp_dir`
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:

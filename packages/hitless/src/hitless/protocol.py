@@ -184,7 +184,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.in_head = self.is_incomplete = True
-        self.unparsed = 0  # unknown, because the parser does not report where in the data the request starts
+        self.unparsed = 0  # start at 0, because the parser does not report where the request starts in the data
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.in_head:  # drop trailers, because proxies check only headers

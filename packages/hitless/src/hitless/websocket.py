@@ -91,7 +91,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     def _takes_messages(self) -> bool:
-        if self.close_sent:  # read on: messages are discarded, but the client's close frame is needed
+        if self.close_sent:  # messages will be discarded, but the client's close frame must be read
             return True
         return not self.is_draining and self.queue.qsize() < self.limits.websocket_queue
 

@@ -91,8 +91,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit immediately."""
-        # The master repeats the signal. Ignore the repetitions, because a tool may have wrapped `os._exit`, and they
-        # could interrupt it. For example, coverage saves its data at this point.
+        # The master sends the signal repeatedly. Ignore it from now on, so that it cannot interrupt a tool that wraps
+        # `os._exit`. For example, coverage saves its data there.
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         os._exit(0)
 
@@ -121,7 +121,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 def _exit_without_freeing() -> None:
     """Run the other exit handlers, then end the process without freeing its objects.
 
-    To free objects, Python writes to the memory that the worker shares with the master, and the kernel copies it. That
+    Freeing objects writes to memory that the worker shares with the master, so the kernel must copy that memory. This
     takes 50 ms of CPU time, more than the start of a worker.
     """
     atexit.unregister(_exit_without_freeing)

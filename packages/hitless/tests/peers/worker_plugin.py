@@ -16,7 +16,7 @@ TIMEOUT = 60
 
 
 class PatientProcess(subprocess.Popen[bytes]):
-    """Replace the suite's `Process`. `poll` waits until the application has started."""
+    """A replacement for the suite's `Process`. Its method `poll` waits until the application has started."""
 
     output: IO[bytes]
 
