@@ -166,7 +166,7 @@ def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Ro
 
 
 def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare a page far down the list, and searches, with the first page. Use a single connection."""
+    """Compare the first page with a page far down the list and with searches. Use a single connection."""
     deep = "cursor=NTAwMDAw"  # after the user with id 500,000
     comparisons = {
         "page 1 and a page after 500,000 users": ("/users/", f"/users/?{deep}"),

@@ -37,7 +37,7 @@ HEADS = [
 ROUNDS = 3
 WRK_SECONDS, REPLACING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
-TICKS = 100  # /proc/<pid>/stat contains CPU times in this fraction of a second
+TICKS = 100  # clock ticks per second; /proc/<pid>/stat contains CPU times in clock ticks
 
 # Options that are not given here have their default values.
 GUNICORN = ["gunicorn", "app.main:app", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]

@@ -17,7 +17,7 @@ ALIVE = b'{"status":"alive"}'
 COLUMNS = "id, email, full_name, is_active, is_superuser, email_verified, pending_email, created_at, updated_at"
 SELECT_ONE = f"SELECT {COLUMNS} FROM users WHERE id = $1"  # noqa: S608  a constant
 SELECT_PAGE = f"SELECT {COLUMNS} FROM users ORDER BY id DESC LIMIT $1"  # noqa: S608  a constant
-CURSOR = "MTAx"  # points to the second half of 200 users
+CURSOR = "MTAx"  # points to the page after the first 100 of 200 users
 POOL_SIZE = 5
 
 

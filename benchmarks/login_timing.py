@@ -5,8 +5,8 @@
 The benchmark tries to log in with an unknown address, with a wrong password, and with the right password of an inactive
 user. It also requests password resets for an active user, an inactive user and an unknown address. Requests are sent in
 random order and with the real Argon2 parameters. Client and application run in one process, so that no network delay
-hides a difference. The Mann-Whitney U test compares every two kinds of request. If one kind takes longer more often
-than chance explains, the exit status is 1.
+hides a difference. The Mann-Whitney U test compares each pair of kinds of request. If one kind takes longer more often
+than chance can explain, the exit status is 1.
 """
 
 import argparse

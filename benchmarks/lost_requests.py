@@ -101,7 +101,7 @@ async def run_client(port: int, group: Group, stop: asyncio.Event, *, delay: flo
         if not connection:
             try:
                 connection = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:  # the server has stopped: nothing was sent
+            except OSError:  # the server has stopped, so nothing was sent
                 continue
         group.sent += 1
         try:
@@ -116,7 +116,7 @@ async def run_client(port: int, group: Group, stop: asyncio.Event, *, delay: flo
 
 @contextlib.asynccontextmanager
 async def load(port: int, rate: int) -> AsyncIterator[list[Group]]:
-    """Run all clients until the `async with` block ends. Yield the groups, whose counts keep rising."""
+    """Run all clients until the `async with` block ends. Yield the groups, which count the requests."""
     stop, groups = asyncio.Event(), make_groups()
     every = CLIENTS * len(groups) / rate
     async with asyncio.TaskGroup() as tasks:

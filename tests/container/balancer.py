@@ -14,7 +14,7 @@ PROBE_INTERVAL = 0.2  # seconds between the readiness checks of a backend
 
 
 class Balancer:
-    """Connect each client to the next ready backend in turn. Tests may change `backends` at any time."""
+    """Connect each client to the next ready backend. Tests may change `backends` at any time."""
 
     def __init__(self) -> None:
         self.backends: list[str] = []

@@ -70,7 +70,7 @@ class Container:
 
     @property
     def ip(self) -> str:
-        """The container's IP address. Unlike a published port, it refuses connections if the container does."""
+        """The container's IP address. A published port would accept connections that the container refuses."""
         return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 
     @property
@@ -157,7 +157,7 @@ def run_container(image: str, *options: str | Path, command: Sequence[str] = ())
 
 
 class Compose:
-    """A Compose project with a unique name. Variables set its ports, among other things."""
+    """A Compose project with a unique name. Its variables set the published ports, among other things."""
 
     def __init__(self, file: Path, variables: dict[str, str]) -> None:
         self.file = file

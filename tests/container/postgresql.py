@@ -8,7 +8,8 @@ from processes import until
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container
 
-# A script that copies the primary and runs as its standby. It does not use the image's data directory, a volume.
+# A script that copies the primary and runs as its standby. It does not use the image's data directory, which is a
+# volume.
 STANDBY = """
 until pg_basebackup --pgdata=/tmp/standby --write-recovery-conf --checkpoint=fast \
     --dbname="host=$PRIMARY user=postgres password=password application_name=standby"

@@ -28,7 +28,7 @@ SLOW_APP = f"--volume={Path(__file__).with_name('slow_app.py')}:/app/slow_app.py
 
 
 def options(**settings: str) -> list[str]:
-    """Return the settings of all tests and the given ones as `docker run` options."""
+    """Return the common settings and the given ones as `docker run` options."""
     return [f"--env={name}={value}" for name, value in {**SETTINGS, **settings}.items()]
 
 

@@ -102,7 +102,7 @@ async def test_kills_during_a_mail_server_outage_lose_no_mail(
             run_clients(url, "/auth/password-reset", bodies[kill * part : (kill + 1) * part])
         )
         async with asyncio.timeout(TIMEOUT):
-            while await stored(database, "count(*)") <= kill * part:  # so that it is killed while it accepts requests
+            while await stored(database, "count(*)") <= kill * part:  # the service is killed while it accepts requests
                 pass
         await asyncio.to_thread(service.send_signal, "KILL")
         await asyncio.to_thread(service.wait_for_exit)
@@ -147,7 +147,7 @@ def certificates(readable_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
 def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path, scheme: str) -> None:
-    """Maildev does not offer STARTTLS. An attacker on the network can remove a server's offer to the same effect."""
+    """Maildev does not offer STARTTLS. An attacker on the network could remove the offer of any server."""
     docker_options = f"--network={network}", f"--volume={certificates}:/tls:ro"
     tls = ["--incoming-secure", "--incoming-cert=/tls/cert.pem", "--incoming-key=/tls/key.pem"]
     command = [*(tls if scheme == "smtps" else []), "--incoming-user=ann", "--incoming-pass=p/w"]

@@ -31,7 +31,7 @@ FOLDER = Path(__file__).with_name("pgbouncer")
 # PgBouncer's limit on connections to the server, as set in pgbouncer.ini
 SERVER_CONNECTIONS = 5
 CLIENTS = 200
-# Settings for tests that are not about timeouts. They are long, because the machine may be busy
+# Long timeouts, so that tests of other behaviour pass on a busy machine
 PATIENT = {
     "database_connect_timeout": 60,
     "database_pool_timeout": 60,

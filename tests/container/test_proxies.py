@@ -27,7 +27,7 @@ def run_limited_service(image: str, **settings: str) -> Iterator[Container]:
 
 
 def get_status(container: Container, forwarded_for: str) -> int:
-    """Send a request, and return the status. To the container, its client is the gateway of the network."""
+    """Send a request, and return the status. The container sees the gateway of its network as the client."""
     return get(container, "/users/me", {"X-Forwarded-For": forwarded_for}).status_code
 
 

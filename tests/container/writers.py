@@ -1,4 +1,4 @@
-"""Clients that continuously register users. With them, tests check that acknowledged writes have been stored."""
+"""Clients that continuously register users. Tests use them to check that acknowledged writes have been stored."""
 
 import asyncio
 import itertools
