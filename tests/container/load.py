@@ -1,8 +1,8 @@
 """Put a server under constant load. The clients use plain sockets, never retry, and count every failure.
 
 On an established connection, anything except a complete 2xx response is a failure: a reset, a truncated response, an
-error status or a timeout. A failed connection attempt loses no request, and is counted separately. It still fails a
-test, unless no server is meant to listen at that time.
+error status or a timeout. A failed connection attempt loses no request, and is counted separately. It also makes a test
+fail, unless the server is expected to refuse connections.
 
 Like other HTTP clients, these clients do not reuse a connection that the server has closed.
 """

@@ -166,7 +166,7 @@ class Clients:
             account.refresh_token = response.json()["refresh_token"]
         else:
             await self.log_in(account)
-            account.used_tokens.clear()  # they belong to the revoked login
+            account.used_tokens.clear()  # the used tokens belong to the revoked login
 
     async def refresh_twice_at_once(self, account: Account) -> None:
         """Exchange the same refresh token in two concurrent requests, as its owner and a thief might do."""

@@ -24,7 +24,7 @@ REQUEST = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @contextlib.contextmanager
 def busy(host: str) -> Iterator[None]:
-    """Keep the service busy on many connections. On each, send a request as soon as the last one is answered."""
+    """Keep the service busy with many clients. Each sends its next request as soon as it has received a response."""
     raise_file_limit()
     responses, stop = 0, Event()
 

@@ -47,7 +47,7 @@ def pre_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has n
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Limit the number of open files, and delay the worker before it sets its signal handlers, if variables say so."""
+    """If environment variables are set, limit open files, and delay the worker before it sets its signal handlers."""
     arbiter.log.info("forked")
     atexit.register(arbiter.log.info, "worker %d has run its atexit handlers", worker.pid)
     if files := int(os.environ.get("MAX_FILES", "0")):

@@ -162,8 +162,8 @@ class GracefulServer(Server):
 
     def _idle_seconds(self) -> float:
         """Return how many seconds a connection may stay idle during the shutdown."""
-        # If the whole server stops, wait only briefly: load balancers have had `drain_seconds` to stop sending
-        # requests, and no other worker accepts the connections that clients would open next.
+        # If the whole server stops, wait only briefly. Load balancers have had `drain_seconds` to stop sending
+        # requests, and no worker accepts new connections.
         if is_stopping():
             return LAST_REQUESTS_SECONDS
         # Use at most half of the grace period. The other half is for the last requests.

@@ -32,7 +32,7 @@ from websockets.sync.client import ClientConnection, connect
 # httpx2, or httpx if httpx2 is not installed.
 httpx: Any = starlette.testclient.httpx  # type: ignore[attr-defined]
 
-TIMEOUT = 30  # seconds; every step of these tests takes less
+TIMEOUT = 30  # seconds; no step of these tests takes longer
 # `TestClient` has set these headers already, and `websockets` sets them again.
 HANDSHAKE_HEADERS = {"host", "connection", "sec-websocket-key", "sec-websocket-version"}
 worker_numbers = itertools.count()
