@@ -305,6 +305,13 @@ def test_request_sent_byte_by_byte_is_timed_out(server: Gunicorn, background: Th
     }
 
 
+def test_connection_without_a_request_is_closed_at_once(start: Start) -> None:
+    """If it stayed open for a while like after a rejected request, a request sent then would be lost."""
+    server = start(REQUEST_SECONDS="1", LINGER_SECONDS="3600")
+    with connect(server) as client:
+        assert read_all(client) == b""
+
+
 def test_request_timeout_disconnects_the_application_that_reads_the_body(server: Gunicorn) -> None:
     disconnects = server.log.count("the client has disconnected")
     with connect(server, SLOW_REQUESTS["body"]) as client:

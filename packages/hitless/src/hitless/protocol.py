@@ -125,6 +125,11 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
+    def close_after_response(self) -> None:
+        """Add `Connection: close` to the response to the latest request, unless its headers have been sent already."""
+        if self.cycle and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request."""
         has_begun = self.is_incomplete and self.deadline.received
@@ -243,7 +248,10 @@ class LimitedProtocol(HttpToolsProtocol):
     # Refusals --------------------------------------------------------------------------------------------------------
 
     def _refuse_slow_request(self) -> None:
-        self._refuse(TOO_SLOW)
+        if self.deadline.received:
+            self._refuse(TOO_SLOW)
+        else:  # nothing to respond to; a request that arrived while the connection lingers would be lost
+            self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:
         self.is_refused = True

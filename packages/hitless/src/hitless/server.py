@@ -149,7 +149,11 @@ class GracefulServer(Server):
         If the headers of a response have already been sent, the client does not know that the server will close the
         connection, and may send another request. The connection therefore stays open for a while, like an idle one.
         """
-        self.server_state.default_headers.append((b"connection", b"close"))
+        # A new list, because the requests received so far keep the list from their arrival.
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        for connection in self.server_state.connections:
+            if isinstance(connection, LimitedProtocol):
+                connection.close_after_response()
 
     async def _wait_for_last_requests(self) -> None:
         """Keep idle connections open until each client has sent one more request or the idle timeout has expired."""
