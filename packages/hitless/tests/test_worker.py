@@ -145,7 +145,8 @@ def test_replaced_worker_announces_the_close_in_the_response_to_an_earlier_reque
         client.sendall(b"POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n")
         time.sleep(1.5)
         server.send(signal.SIGHUP)
-        until(lambda: server.get("/pid").text != old, "the worker accepts no more connections")
+        until(lambda: server.get("/pid").text != old, "the new worker accepts")
+        until(lambda: len(server.get("/connections").json()) == 1, "the old worker no longer accepts")
 
         client.sendall(b"x")
 
