@@ -137,6 +137,8 @@ class Supervisor:
                 raise
             app.cfg, self._outdated_age = configuration, outdated_age
             self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  no traceback
+        except Exception:  # for example, the pidfile cannot be written. gunicorn would stop at once
+            self._arbiter.log.exception("The reload is incomplete, but the workers are replaced")
         finally:
             self._is_reloading = False
 
