@@ -182,6 +182,18 @@ def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begu
     assert first.removeprefix(b"begun") == second.content  # the same worker
 
 
+def test_replaced_worker_waits_for_the_next_request_after_a_long_response_that_had_begun(start: Start) -> None:
+    server = start("--keep-alive=10", "--graceful-timeout=3600")
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+        with client.stream("GET", "/stream/15") as response:
+            server.send(signal.SIGHUP)
+            first = response.read()
+        second = client.get("/pid")
+
+    assert first.removeprefix(b"begun") == second.content  # the same worker
+    assert second.headers["connection"] == "close"
+
+
 def test_replaced_worker_closes_idle_connections_after_half_the_grace(start: Start) -> None:
     server = start("--keep-alive=3600", f"--graceful-timeout={LIFESPAN_SECONDS + 4}", "--max-requests=1")
     with socket.create_connection(server.address) as client:

@@ -114,7 +114,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # Uvicorn only calls it
         self.is_handshake = False
         self.in_head = self.is_incomplete = True  # the first request has not arrived yet
-        self.is_discarding = False
+        self.is_discarding = self.awaits_last_request = False
         self.running: RequestResponseCycle | None = None
         self.reason = MALFORMED
         self.unparsed = 0
@@ -141,13 +141,25 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def close_after_response(self) -> None:
-        """Add `Connection: close` to the response to the latest request, unless its headers have been sent already."""
+    def close_after_response(self, idle_seconds: float) -> None:
+        """Add `Connection: close` to the response to the latest request.
+
+        If its headers have been sent already, the client may send another request within `idle_seconds` after it.
+        """
         if self.cycle and not self.cycle.response_started:
             self.cycle.keep_alive = False
+        elif self.cycle and not self.cycle.response_complete:
+            self.awaits_last_request = True
+            self.timeout_keep_alive = idle_seconds  # type: ignore[assignment]  # Uvicorn only passes it to the loop
 
     def shutdown(self) -> None:
-        """Close the connection if it is idle. Otherwise, close it after the response to the current request."""
+        """Close the connection if it is idle. Otherwise, close it after the response to the current request.
+
+        If the client may send another request after a response that has begun, only a second call does so.
+        """
+        if self.awaits_last_request:
+            self.awaits_last_request = False
+            return
         has_begun = self.is_incomplete and self.deadline.received
         is_uploading = self.is_incomplete and not self.in_head and not self.cycle.response_complete
         if is_uploading or (not has_begun and not has_unread_bytes(self.transport)):
@@ -245,7 +257,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_handshake and self.cycle and not self.cycle.response_complete:
             raise ValueError
         super().on_headers_complete()
-        self.in_head = False
+        self.in_head = self.awaits_last_request = False
         if not self.is_handshake:
             self.cycle.transport = self.response_transport  # type: ignore[assignment]  # the part that it uses
         if has_upgrade and not self._should_upgrade():
