@@ -7,8 +7,14 @@ explains each setting.
 
 import gc
 import os
-from pathlib import Path
+import signal
+import sys
 from typing import Any
+
+# The kernel ignores SIGTERM for the first process of a container until it is handled. gunicorn handles it only after
+# `on_starting`, so without this, a stop during the imports or a migration would be missed, and end with SIGKILL later.
+if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 import anyio
 import hitless
@@ -45,7 +51,7 @@ max_requests = settings.max_requests  # MAX_REQUESTS; 1000 by default
 max_requests_jitter = settings.max_requests_jitter  # MAX_REQUESTS_JITTER; 100 by default
 # The directory of the heartbeat files, which is in memory: a slow disk would block the workers, and a read-only root
 # file system has no other writable directory.
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn creates unguessable names
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  gunicorn creates unguessable names
 
 # Each of these timeouts includes the one before it, so it must be longer: DATABASE_STATEMENT_TIMEOUT (5), the last
 # requests of a worker (25, see packages/hitless), graceful_timeout (30), stop_grace_period in

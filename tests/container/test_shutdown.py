@@ -1,12 +1,14 @@
 """After a stop signal, running requests finish, connections are closed, and the container's exit code is 0."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 from processes import until
 
 from tests.container.conftest import Database
+from tests.container.engine import run_container
 from tests.container.service import SLOW_APP, get, get_in_background, run_service, slow_command
 
 LONG_GRACE = "--graceful-timeout=3600"
@@ -96,6 +98,18 @@ def test_sigint_and_sigquit_stop_the_server_at_once(image: str, signal: str, bac
         assert container.wait_for_exit() == 0
         assert isinstance(response.exception(), httpx.RemoteProtocolError)
         assert container.log_levels == {"info"}
+
+
+def test_sigterm_during_startup_stops_the_container(image: str, readable_path: Path) -> None:
+    app = readable_path / "slow_import.py"
+    app.write_text("import time; print('importing', flush=True); time.sleep(3600)")
+    command = ("gunicorn", "slow_import:app", "-c", "gunicorn.conf.py")
+    with run_container(image, f"--volume={app}:/app/slow_import.py:ro", command=command) as container:
+        container.wait_for_log("importing")
+
+        container.send_signal("TERM")
+
+        assert container.wait_for_exit() == 0
 
 
 def test_readiness_fails_during_drain_seconds_while_all_requests_are_served(image: str) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hitless
+import hitless.protocol
 from hitless import accept, server
 
 server.LAST_REQUESTS_SECONDS = float(os.environ.get("LAST_REQUESTS_SECONDS", "0.5"))
@@ -27,6 +27,7 @@ hooks = hitless.hooks(
 
 on_starting, when_ready, _, child_exit = hooks
 server.WARN_SECONDS = float(os.environ.get("WARN_SECONDS", "15"))
+hitless.protocol.LINGER_SECONDS = float(os.environ.get("LINGER_SECONDS", "1"))
 accept.EXHAUSTED_SECONDS = float(os.environ.get("EXHAUSTED_SECONDS", "1"))
 accept.HANDSHAKE_SECONDS = float(os.environ.get("HANDSHAKE_SECONDS", "20"))
 

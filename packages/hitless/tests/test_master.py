@@ -168,3 +168,39 @@ def test_invalid_configuration_is_not_reloaded(gunicorn: Start, tmp_path: Path) 
 
     assert kept == old
     assert server.get("/pid").status_code == 200
+
+
+def test_error_during_a_reload_does_not_stop_the_server(gunicorn: Start, tmp_path: Path) -> None:
+    conf = tmp_path / "conf.py"
+    conf.write_text(f"{EXAMPLE_CONF}def on_reload(_): raise OSError")
+    server = gunicorn("example_app:app", f"--config={conf}")
+    server.wait_for_log("Application startup complete.")
+    old = server.get("/pid").text
+
+    server.send(signal.SIGHUP)
+    server.wait_for_log("The reload is incomplete, but the workers are replaced")
+    server.wait_for_log(f"worker {old} has exited")
+
+    assert server.get("/pid").status_code == 200
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_address_in_use_is_not_reloaded(gunicorn: Start, tmp_path: Path) -> None:
+    conf = tmp_path / "conf.py"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        # The argument `--bind` applies at the start, and `bind` at the reload.
+        drop_argument = 'import sys; sys.argv[:] = [each for each in sys.argv if not each.startswith("--bind=")]'
+        conf.write_text(f'{EXAMPLE_CONF}{drop_argument}; bind = "127.0.0.1:{port}"')
+        server = gunicorn("example_app:app", f"--config={conf}")
+        server.wait_for_log("Application startup complete.")
+        old = server.get("/pid").text
+
+        server.send(signal.SIGHUP)
+        server.wait_for_log(f"Cannot listen on 127.0.0.1:{port}: Address already in use")
+        server.wait_for_log("The configuration cannot be loaded, so nothing was reloaded")
+        os.kill(int(old), signal.SIGTERM)
+        server.wait_for_log("Application startup complete.", times=2)
+
+    assert server.get("/pid").text != old

@@ -305,6 +305,26 @@ def test_request_sent_byte_by_byte_is_timed_out(server: Gunicorn, background: Th
     }
 
 
+def test_response_before_the_end_of_the_body_is_not_reset(start: Start) -> None:
+    """If the connection were closed at once, the client could neither send the rest nor read the response."""
+    server = start("--keep-alive=3600", LINGER_SECONDS="3600")
+    size = 20_000_000  # more than the socket buffers take
+    with connect(
+        server, b"POST /pid HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size
+    ) as client:
+        client.sendall(b"x" * size)
+        response = read_all(client)
+
+    assert statuses(response) == [200]
+
+
+def test_connection_without_a_request_is_closed_at_once(start: Start) -> None:
+    """If it stayed open for a while like after a rejected request, a request sent then would be lost."""
+    server = start(REQUEST_SECONDS="1", LINGER_SECONDS="3600")
+    with connect(server) as client:
+        assert read_all(client) == b""
+
+
 def test_request_timeout_disconnects_the_application_that_reads_the_body(server: Gunicorn) -> None:
     disconnects = server.log.count("the client has disconnected")
     with connect(server, SLOW_REQUESTS["body"]) as client:

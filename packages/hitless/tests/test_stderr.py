@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from hitless.stderr import LogStream, log
+from processes import TIMEOUT
 
 LINE = "x" * 99  # 100 bytes with the line feed
 
@@ -97,6 +99,13 @@ def test_number_is_kept_until_it_fits(pipe: Pipe) -> None:
 
     assert lines.count(LINE) + dropped(lines) == 6001
     assert lines[-1] == "after"
+
+
+def test_number_that_no_handler_takes_does_not_block() -> None:
+    """`logging` itself writes warnings without a handler to standard error."""
+    flood = "import hitless; [hitless.log_stream.write('x' * 100) for _ in range(10_000)]"
+    with subprocess.Popen([sys.executable, "-c", flood], stderr=subprocess.PIPE) as process:
+        assert process.wait(TIMEOUT) == 0
 
 
 def test_standard_error_that_is_no_pipe_is_written_as_usual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

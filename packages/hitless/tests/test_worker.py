@@ -137,6 +137,37 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
     server.wait_for_log("has exited")
 
 
+def test_replaced_worker_announces_the_close_in_the_response_to_an_earlier_request(start: Start) -> None:
+    """The worker makes new default headers every second. The request has those from its arrival."""
+    server = start(*NO_TIMEOUT, REQUEST_SECONDS="3600")
+    old = server.get("/pid").text
+    with socket.create_connection(server.address) as client:
+        client.sendall(b"POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n")
+        time.sleep(1.5)
+        server.send(signal.SIGHUP)
+        until(lambda: server.get("/pid").text != old, "the new worker accepts")
+        until(lambda: len(server.get("/connections").json()) == 1, "the old worker no longer accepts")
+
+        client.sendall(b"x")
+
+        assert b"connection: close" in client.recv(1000)
+
+
+def test_sigterm_answers_pipelined_requests(start: Start) -> None:
+    server = start()
+    with socket.create_connection(server.address) as client:
+        client.sendall(GET.replace(b"pid", b"sleep/2") + 2 * GET)
+        server.wait_for_log("a request is waiting")
+        server.send(signal.SIGTERM)
+
+        responses = b""
+        while part := client.recv(1000):
+            responses += part
+
+    assert responses.count(b"HTTP/1.1 200 OK") == 3
+    assert responses.count(b"connection: close") == 1
+
+
 def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begun(start: Start) -> None:
     """The response began before the reload, so it does not contain `Connection: close`."""
     server = start(*NO_TIMEOUT)
@@ -149,6 +180,18 @@ def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begu
 
     assert "connection" not in response.headers
     assert first.removeprefix(b"begun") == second.content  # the same worker
+
+
+def test_replaced_worker_waits_for_the_next_request_after_a_long_response_that_had_begun(start: Start) -> None:
+    server = start("--keep-alive=10", "--graceful-timeout=3600")
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+        with client.stream("GET", "/stream/15") as response:
+            server.send(signal.SIGHUP)
+            first = response.read()
+        second = client.get("/pid")
+
+    assert first.removeprefix(b"begun") == second.content  # the same worker
+    assert second.headers["connection"] == "close"
 
 
 def test_replaced_worker_closes_idle_connections_after_half_the_grace(start: Start) -> None:

@@ -3,6 +3,8 @@
 See https://docs.pydantic.dev/latest/internals/architecture/.
 """
 
+import re
+from collections.abc import Callable
 from typing import Any, LiteralString, cast
 
 from pydantic import GetCoreSchemaHandler
@@ -12,6 +14,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 CHECKED = "checks_json_types"
 # Entries of a core schema whose values contain no other schemas.
 NO_SCHEMAS = {"default", "metadata"}
+# Strings that Pydantic reads as seconds since 1970, even `20261129`, which is a date in the basic format of ISO 8601.
+NUMBER = re.compile(r"[+-]?[0-9.]+")
 # Entries of a core schema that describe the keys of a JSON object. These keys are always strings.
 KEYS = {"extras_keys_schema", "keys_schema"}
 
@@ -69,15 +73,19 @@ class Restriction:
         elif kind in {"frozenset", "list", "set", "tuple"}:
             schema["fail_fast"] = True
         elif kind in {"date", "datetime", "time", "timedelta"}:  # Pydantic would parse a number as seconds since 1970
-            _reject_types(schema, {bool, float, int}, "Input should be a string in ISO 8601 format")
+            _reject(schema, _is_number, "Input should be a string in ISO 8601 format")
         elif kind == "enum":  # Pydantic would accept `"1"`, `true` and `1.0` for the member 1
             others = {bool, float, str} - {type(member.value) for member in schema["members"]}
-            _reject_types(schema, others, "Input should have the JSON type of an allowed value")
+            _reject(schema, lambda value: type(value) in others, "Input should have the JSON type of an allowed value")
 
 
-def _reject_types(schema: dict[str, Any], types: set[type], message: LiteralString) -> None:
+def _is_number(value: object) -> bool:
+    return type(value) in {bool, float, int} or (isinstance(value, str) and NUMBER.fullmatch(value) is not None)
+
+
+def _reject(schema: dict[str, Any], is_wrong: Callable[[object], bool], message: LiteralString) -> None:
     def check(value: object) -> object:
-        if type(value) in types:
+        if is_wrong(value):
             raise PydanticCustomError("json_type", message)
         return value
 

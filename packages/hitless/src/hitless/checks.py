@@ -5,6 +5,7 @@ import socket
 import ssl
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,9 +33,18 @@ def check_startup(arbiter: Arbiter) -> None:
     # Skip this check if the master was started by SIGUSR2 or by systemd. It has then inherited sockets that are already
     # bound, so a second attempt to bind their addresses would fail.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
-        for address in arbiter.address:
-            if isinstance(address, tuple):  # a Unix socket has a path instead
-                check_address(*address)
+        check_addresses(arbiter.address)
+
+
+def check_addresses(addresses: Iterable[object]) -> None:
+    """Check that each address can be bound, except those of Unix sockets.
+
+    Raises:
+        StartupError: An address cannot be bound.
+    """
+    for address in addresses:
+        if isinstance(address, tuple):  # a Unix socket has a path instead
+            check_address(*address)
 
 
 def check_address(host: str, port: int) -> None:

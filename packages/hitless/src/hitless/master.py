@@ -7,13 +7,14 @@ worker is left. With hitless, a worker serves until its successor accepts connec
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # it has no type hints
 
-from hitless.checks import StartupError, check_tls
+from hitless.checks import StartupError, check_addresses, check_tls
 from hitless.drain import is_stopping
 from hitless.shared import Phase, master_heartbeat, starts
 
@@ -59,6 +60,7 @@ class Supervisor:
         self._spawn_worker = arbiter.spawn_worker
         self._reap_workers = arbiter.reap_workers
         self._reload = arbiter.reload
+        self._setup = arbiter.setup
         self._failures = self._starts = self._outdated_age = 0
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
@@ -68,6 +70,7 @@ class Supervisor:
         arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
+        arbiter.setup = self.setup
         master_heartbeat[0] = time.monotonic()
 
     def manage_workers(self) -> None:
@@ -134,8 +137,22 @@ class Supervisor:
                 raise
             app.cfg, self._outdated_age = configuration, outdated_age
             self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  no traceback
+        except Exception:  # for example, the pidfile cannot be written. gunicorn would stop at once
+            self._arbiter.log.exception("The reload is incomplete, but the workers are replaced")
         finally:
             self._is_reloading = False
+
+    def setup(self, app: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
+        """Apply a reloaded configuration, unless the server cannot listen on a new address.
+
+        gunicorn closes its sockets before it binds others. If that failed, no worker could be started any more.
+        """
+        try:
+            check_addresses(set(app.cfg.address) - set(self._arbiter.address))
+        except StartupError as error:
+            self._arbiter.log.error(str(error))  # noqa: TRY400  no traceback
+            sys.exit(1)
+        self._setup(app)
 
     def _active_workers(self) -> Iterator[Worker]:
         for worker in self._arbiter.WORKERS.values():

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 from uuid import uuid4
+from weakref import WeakMethod
 
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -34,8 +35,8 @@ log = logging.getLogger("hitless")
 # address and the request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# Seconds that a connection stays open after a request is rejected. Closing a connection with unread data in the receive
-# buffer would reset it, and the client might never see the response.
+# Seconds that a connection stays open after a request is rejected, or answered before its body has arrived. Closing a
+# connection with unread data in the receive buffer would reset it, and the client might never see the response.
 LINGER_SECONDS = 1.0
 # Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
@@ -74,6 +75,20 @@ def log_late_exceptions(app: Application) -> Application:
     return call
 
 
+class ResponseTransport:
+    """The part of a transport that a response uses. It is closed by the protocol.
+
+    The reference to the protocol is weak, so that a closed connection is not part of a reference cycle.
+    """
+
+    def __init__(self, transport: asyncio.Transport, close: WeakMethod[Callable[[], None]]) -> None:
+        self.write, self.is_closing = transport.write, transport.is_closing
+        self._transport, self._close = transport, close
+
+    def close(self) -> None:
+        (self._close() or self._transport.close)()
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """Handle one HTTP connection.
 
@@ -99,7 +114,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # Uvicorn only calls it
         self.is_handshake = False
         self.in_head = self.is_incomplete = True  # the first request has not arrived yet
-        self.is_refused = False
+        self.is_discarding = self.awaits_last_request = False
         self.running: RequestResponseCycle | None = None
         self.reason = MALFORMED
         self.unparsed = 0
@@ -108,6 +123,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in Uvicorn
         super().connection_made(transport)
+        self.response_transport = ResponseTransport(transport, WeakMethod(self._end))
         self.deadline = Deadline(self.limits, transport, self.flow)
         self.deadline.start(self._refuse_slow_request)
 
@@ -125,8 +141,25 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
+    def close_after_response(self, idle_seconds: float) -> None:
+        """Add `Connection: close` to the response to the latest request.
+
+        If its headers have been sent already, the client may send another request within `idle_seconds` after it.
+        """
+        if self.cycle and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+        elif self.cycle and not self.cycle.response_complete:
+            self.awaits_last_request = True
+            self.timeout_keep_alive = idle_seconds  # type: ignore[assignment]  # Uvicorn only passes it to the loop
+
     def shutdown(self) -> None:
-        """Close the connection if it is idle. Otherwise, close it after the response to the current request."""
+        """Close the connection if it is idle. Otherwise, close it after the response to the current request.
+
+        If the client may send another request after a response that has begun, only a second call does so.
+        """
+        if self.awaits_last_request:
+            self.awaits_last_request = False
+            return
         has_begun = self.is_incomplete and self.deadline.received
         is_uploading = self.is_incomplete and not self.in_head and not self.cycle.response_complete
         if is_uploading or (not has_begun and not has_unread_bytes(self.transport)):
@@ -143,12 +176,27 @@ class LimitedProtocol(HttpToolsProtocol):
         self.running.body.clear()  # type: ignore[union-attr]  # a request has been running until now
         super().on_response_complete()
 
+    def _end(self) -> None:
+        """Close the connection after a response, and first receive the rest of the body if the client is sending it."""
+        if self.is_incomplete and not self.in_head and self.cycle.response_complete:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Send nothing more, discard what the client sends for a moment, then close the connection."""
+        self.is_discarding = True
+        self.deadline.cancel()
+        if self.transport.can_write_eof():  # not possible with TLS
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:
         self.running = cycle
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
-        if self.is_refused:
+        if self.is_discarding:
             return
         is_new = not self.is_incomplete
         if is_new:  # any data after a complete request, even a blank line, starts the next request
@@ -161,7 +209,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _check_limits(self, *, is_new: bool) -> None:
         """Run the timer while a request is incomplete, and reject a head that exceeds the size limit."""
-        if self.is_refused:
+        if self.is_discarding:
             return
         if not self.is_incomplete:
             self.deadline.cancel()
@@ -209,7 +257,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_handshake and self.cycle and not self.cycle.response_complete:
             raise ValueError
         super().on_headers_complete()
-        self.in_head = False
+        self.in_head = self.awaits_last_request = False
+        if not self.is_handshake:
+            self.cycle.transport = self.response_transport  # type: ignore[assignment]  # the part that it uses
         if has_upgrade and not self._should_upgrade():
             self.cycle.keep_alive = False
 
@@ -243,10 +293,13 @@ class LimitedProtocol(HttpToolsProtocol):
     # Refusals --------------------------------------------------------------------------------------------------------
 
     def _refuse_slow_request(self) -> None:
-        self._refuse(TOO_SLOW)
+        if self.deadline.received:
+            self._refuse(TOO_SLOW)
+        else:  # nothing to respond to; a request that arrived while the connection lingers would be lost
+            self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:
-        self.is_refused = True
+        self.is_discarding = True
         self.deadline.cancel()
         if self._follows_unanswered_requests():
             # Earlier requests still get their responses. The client would mistake a refusal sent now for one of them.
@@ -260,7 +313,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.in_head:  # do not let the application wait for the rest of the body
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._linger()
 
     def _follows_unanswered_requests(self) -> bool:
         if self.in_head:
@@ -278,5 +331,3 @@ class LimitedProtocol(HttpToolsProtocol):
         log.info("request rejected", extra=extra)
         headers = [*self.server_state.default_headers, (b"x-request-id", request_id.encode())]
         self.transport.write(serialize(refusal.status, headers, self.render_refusal(refusal)))
-        if self.transport.can_write_eof():  # not possible with TLS
-            self.transport.write_eof()

@@ -149,7 +149,11 @@ class GracefulServer(Server):
         If the headers of a response have already been sent, the client does not know that the server will close the
         connection, and may send another request. The connection therefore stays open for a while, like an idle one.
         """
-        self.server_state.default_headers.append((b"connection", b"close"))
+        # A new list, because the requests received so far keep the list from their arrival.
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        for connection in self.server_state.connections:
+            if isinstance(connection, LimitedProtocol):
+                connection.close_after_response(self._idle_seconds())
 
     async def _wait_for_last_requests(self) -> None:
         """Keep idle connections open until each client has sent one more request or the idle timeout has expired."""
@@ -179,7 +183,7 @@ class GracefulServer(Server):
                 while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  no event
                     await asyncio.sleep(0.1)
         for connection in list(self.server_state.connections):
-            connection.shutdown()  # a second call also closes WebSockets whose application is busy
+            connection.shutdown()  # a second call also closes connections that may still be used
         if tasks := list(self.server_state.tasks):
             log.warning(
                 "%d requests exceed the grace period of %d s and are cancelled", len(tasks), self._grace_seconds

@@ -9,6 +9,8 @@ from threading import RLock
 from typing import TextIO
 
 log = logging.getLogger("hitless.stderr")
+# Without any handler, `logging` would write the number of dropped lines to standard error itself, and block.
+log.addHandler(logging.NullHandler())
 
 
 class LogStream:
