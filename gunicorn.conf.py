@@ -1,7 +1,7 @@
 """The production server: gunicorn with Uvicorn workers.
 
-Names, values and environment variables are the usual ones. A comment gives the reason for each exception. Settings that
-repeat a default or have no effect on Uvicorn workers are included, because operators look for them. docs/server.md
+Names, values and environment variables follow common practice. A comment gives the reason for each exception. Settings
+that repeat a default or have no effect on Uvicorn workers are included, because operators look for them. docs/server.md
 explains each setting.
 """
 
@@ -35,20 +35,21 @@ bind = f"{host}:{settings.port}"  # PORT; 8000 by default
 backlog = 2048
 
 # Worker processes
-# Not `uvicorn.workers.UvicornWorker`: it is deprecated, and loses requests when it is stopped or replaced.
+# Do not use `uvicorn.workers.UvicornWorker`: it is deprecated, and loses requests when it is stopped or replaced.
 worker_class = "hitless.Worker"
-# Not `multiprocessing.cpu_count()`: it counts the CPUs of the host, not those of the container. The container's memory
-# also limits the number of workers.
+# Do not use `multiprocessing.cpu_count()`: it counts the CPUs of the host, not those of the container. The container's
+# memory also limits the number of workers.
 workers = capacity.workers  # WEB_CONCURRENCY; 2 x CPUs + 1 by default
 worker_connections = 1000  # has no effect on Uvicorn workers
 max_requests = settings.max_requests  # MAX_REQUESTS; 1000 by default
 max_requests_jitter = settings.max_requests_jitter  # MAX_REQUESTS_JITTER; 100 by default
-# The directory of the heartbeat files. A read-only root file system has no other writable directory, and a slow disk
-# would block the workers.
+# The directory of the heartbeat files, which is in memory: a slow disk would block the workers, and a read-only root
+# file system has no other writable directory.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  gunicorn creates unguessable names
 
-# Each timeout is longer than those that it includes: DATABASE_STATEMENT_TIMEOUT (5), the last requests of a worker (25,
-# see packages/hitless), graceful_timeout (30), stop_grace_period in docker-compose.production.yml (40).
+# Each of these timeouts includes the one before it, so it must be longer: DATABASE_STATEMENT_TIMEOUT (5), the last
+# requests of a worker (25, see packages/hitless), graceful_timeout (30), stop_grace_period in
+# docker-compose.production.yml (40).
 timeout = 30
 keepalive = settings.keepalive_seconds  # KEEPALIVE_SECONDS; 5 by default
 graceful_timeout = 30
@@ -57,7 +58,8 @@ graceful_timeout = 30
 accesslog = "-"
 errorlog = "-"
 loglevel = settings.log_level  # LOG_LEVEL
-# Has no effect on Uvicorn workers. The access log of the application has all these fields; see app/middleware/.
+# This has no effect on Uvicorn workers. The access log of the application contains all these fields; see
+# app/middleware/.
 access_log_format = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %(D)s'
 logconfig_dict = log_config(settings)  # one format for the lines of gunicorn, Uvicorn and the application
 
@@ -65,18 +67,18 @@ logconfig_dict = log_config(settings)  # one format for the lines of gunicorn, U
 proc_name = NAME
 
 # Server mechanics
-# The application is loaded before the fork, which saves memory and reports errors once. SIGHUP therefore starts new
-# workers but loads no new code, and the application opens its connections in the lifespan, never at import.
+# Load the application before the fork, which saves memory and reports errors once. SIGHUP therefore starts new workers
+# without loading new code, and the application must open its connections in the lifespan, never at import.
 preload_app = True
 daemon = False
-# Nothing in a container reads this file, so it is omitted if /tmp is full or not writable.
+# Nothing in a container reads the pidfile, so omit it if /tmp is full or not writable.
 pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn creates it by renaming another file
-# If gunicorn is started as root (the image does not do this), its workers run as USER. Otherwise, USER is ignored: it
-# may just be the login name, and without root, gunicorn would fail to change the user.
+# If gunicorn is started as root, which the image does not do, its workers run as USER. Without root, ignore USER: it
+# may just be the login name, and gunicorn would fail to change the user.
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None
 tmp_upload_dir = None
-# By default gunicorn creates a control socket in the home directory, which a container does not have.
+# By default, gunicorn creates a control socket in the home directory, which a container does not have.
 control_socket_disable = True
 
 # Proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted
@@ -99,7 +101,7 @@ child_exit = hooks.child_exit
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Check the address, the certificate and the database once for all workers. On failure, log it and exit."""
+    """Check the address, the certificate and the database once for all workers. If a check fails, log it and exit."""
     hooks.on_starting(server)
     app = hitless.load_application(server)
     try:
@@ -113,19 +115,20 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
         hitless.abort_startup(server, f"Cannot start: {error}")
     app.state.is_database_prepared = True
     app.state.settings = settings.model_copy(update={"argon2_concurrency": capacity.hashes})
-    # FastAPI prepares its routes at the first request, which takes 20 ms. Prepare them once instead of in each worker.
+    # FastAPI prepares its routes at the first request, which takes 20 ms. Prepare them here once, instead of in each
+    # worker.
     list(iter_route_contexts(app.routes))
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Install hitless, then log the capacity, before the first worker is forked."""
+    """Install hitless and log the capacity before the first worker is forked."""
     hooks.when_ready(server)
-    # The successor of a worker starts before the worker stops, so there may be one extra worker.
+    # The replacement of a worker starts before the worker stops, so there may be one extra worker.
     connections = (server.num_workers + 1) * connections_per_worker(settings)
     server.log.info("%s, and %d database connections", capacity.description, connections)
     for warning in (capacity.warning, check_process_limit(server.num_workers, hitless.available_processes())):
         if warning:
             server.log.warning(warning)
-    # The objects loaded so far are never freed. If they were not frozen, garbage collection in a worker would write to
-    # their memory pages, and so copy them to the worker's memory.
+    # Exclude the objects loaded so far from garbage collection. They are never freed, and a collection in a worker
+    # would write to their memory pages, which the kernel would then copy for this worker.
     gc.freeze()

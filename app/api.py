@@ -37,8 +37,8 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 def add_routers(app: FastAPI) -> None:
     """Add the routes and the email writers of every feature to the application.
 
-    `app.state.mail_writers` contains one function for each feature that sends emails. At startup, the lifespan calls it
-    with the settings to get the feature's email writers.
+    `app.state.mail_writers` contains one function for each feature that sends emails. At startup, the lifespan calls
+    each function with the settings to get that feature's email writers.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

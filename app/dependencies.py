@@ -25,7 +25,7 @@ class AppRequest(HTTPConnection[State]):
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
     """Open the request's session, which reads in autocommit mode. The session connects on first use.
 
-    Using the session after it is closed raises an error. Otherwise it would open another connection, which would never
+    A closed session raises an error if it is used again. Otherwise it would open another connection, which would never
     be returned to the pool.
     """
     async with AsyncSession(
@@ -40,7 +40,7 @@ def _check_nothing_is_pending(session: AsyncSession) -> None:
         raise RuntimeError("ReadSession is read-only: depend on WriteSession to change objects.")
 
 
-# With scope="function" the code after `yield` runs before the response is sent. By default it would run afterwards.
+# With scope="function", the code after `yield` runs before the response is sent. By default, it would run afterwards.
 ReadSession = Annotated[AsyncSession, Depends(get_read_session, scope="function")]
 
 
@@ -61,12 +61,15 @@ WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="functio
 
 
 async def get_body_stream(request: Request) -> AsyncIterator[bytes]:
-    """Return the body as a stream of chunks, which are not kept in memory, so MAX_TOTAL_BODY_SIZE does not apply."""
+    """Return the body as a stream of chunks.
+
+    The chunks are not kept in memory, so MAX_TOTAL_BODY_SIZE does not apply.
+    """
     request.scope["streams_body"] = True  # read by BodyLimitMiddleware
     return request.stream()
 
 
-# For large request bodies, in routes with their own `max_body_size`.
+# Use this type for large request bodies, in routes with their own `max_body_size`.
 BodyStream = Annotated[AsyncIterator[bytes], Depends(get_body_stream)]
 
 

@@ -43,20 +43,20 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# Reason phrases of RFC 9110. Python before 3.13 has older phrases, but the OpenAPI document must not depend on the
-# Python version.
+# Reason phrases of RFC 9110. Python versions before 3.13 have older phrases, but the OpenAPI document must not depend
+# on the version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-# Statuses without a body (RFC 9110, sections 15.3.5 and 15.4.5). If a response with such a status had a body, the
+# Statuses that allow no body (RFC 9110, sections 15.3.5 and 15.4.5). If a response with one of them had a body, the
 # server would close the connection.
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 # FastAPI's default handlers.
 _FASTAPI_HANDLERS = FastAPI().exception_handlers
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
-# Field names that an error may repeat. Any other name could be a misplaced secret.
+# Errors include only field names that match this pattern. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
 # Messages for the types of errors whose own message quotes the input.
 _UNQUOTED = {"uuid_parsing": "Not a valid UUID", "union_tag_invalid": "Not one of the expected tags"}
@@ -93,7 +93,7 @@ class StartupError(Exception):
 class AppError(Exception):
     """An error that is turned into a response. An instance may have its own message and headers.
 
-    The `reason` is written to the access log, and is not part of the response.
+    The `reason` is written to the access log, but is not part of the response.
     """
 
     status: ClassVar[HTTPStatus]
@@ -211,8 +211,8 @@ def error_response(
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """Build the `responses` argument of a route from the errors that it can return.
 
-    `build_openapi` adds the schema of the body later. With the key `model`, FastAPI would add it, but would also build
-    a validator for each error of each route.
+    `build_openapi` adds the schema of the body later. Setting the key `model` instead would make FastAPI add the
+    schema, but also build a validator for each error of each route.
     """
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -238,8 +238,8 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
-    Any other exception is a bug. `UnhandledErrorMiddleware` responds to it with 500. In a mounted application,
-    `_handle_bug` responds instead. Handlers that a mounted application has registered itself are kept.
+    An exception without a handler is a bug, to which `UnhandledErrorMiddleware` responds with 500. In a mounted
+    application, `_handle_bug` responds instead. A mounted application keeps the handlers that it has registered itself.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
         AppError: _handle_app_error,
@@ -271,7 +271,8 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
         return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # FastAPI allows any JSON value as the detail. Objects and lists become `details`, any other value the message.
+    # FastAPI allows any JSON value as the detail. Objects and lists are used as `details`, and all other values as the
+    # message.
     detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
@@ -294,8 +295,8 @@ def _allowed_methods(request: Request) -> str:
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # Mounted static files, for example those of the documentation, are not routes. They support only GET, even if a
-    # route with the same path supports other methods.
+    # Mounted static files, for example the documentation's, are not routes. They support only GET, so ignore the
+    # methods of routes with the same path.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))

@@ -16,17 +16,17 @@ TIMEOUT = 10  # seconds
 
 
 def main() -> None:
-    """Request /health from the server, over HTTPS if SSL_CERTFILE is set, otherwise over HTTP, as in gunicorn.conf.py.
+    """Request /health from the server. Use HTTPS if SSL_CERTFILE is set, as gunicorn.conf.py does, and HTTP otherwise.
 
     HOST, PORT and SSL_CERTFILE are read only from the environment, because loading all settings would take a second.
     """
     host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  does not listen here
-    # For `::`, connect to `localhost`, so that both ::1 and 127.0.0.1 are tried. Without IPv6, the server is reachable
-    # only over IPv4.
+    # If the server listens on `::`, connect to `localhost`, so that both ::1 and 127.0.0.1 are tried. On a system
+    # without IPv6, the server is reachable only over IPv4.
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)  # noqa: S104  as above
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     if os.getenv("SSL_CERTFILE"):
-        # Do not verify the certificate: it is for the public host name, not for this address.
+        # Do not verify the certificate: it is issued for the public host name, not for this address.
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -49,10 +49,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     settings: Settings = app.state.settings
     if not app.state.is_database_prepared:  # gunicorn.conf.py may have prepared it, once for all workers
         await prepare_to_serve(settings)
-    # Create the engine here and not at import: gunicorn forks after the import, and workers must not share connections.
+    # Create the engine here instead of at import time: gunicorn forks its workers after the import, and they must not
+    # share connections.
     engine = create_engine(settings)
-    # The readiness check has its own connection. If it had to wait until requests return theirs, a busy worker would
-    # report the database as unavailable.
+    # Give the readiness check its own connection. If it had to wait for a connection that requests use, a busy worker
+    # would report the database as unavailable.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)
@@ -87,7 +88,8 @@ def create_redis(settings: Settings) -> Redis | None:
     """Return a Redis client, which connects on first use, or None if Redis is not configured."""
     if settings.redis_url is None:
         return None
-    # A request waits at most REDIS_SECONDS for Redis. redis-py's defaults are 5 seconds and 10 retries.
+    # Let requests wait at most REDIS_SECONDS for Redis, without retries. redis-py's defaults are 5 seconds and 10
+    # retries.
     pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         max_connections=REDIS_CONNECTIONS,

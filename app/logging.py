@@ -22,20 +22,20 @@ from app.settings import Settings
 
 
 def _mask_password(url: re.Match[str]) -> str:
-    """Mask the password in a URL. A password may contain any character, so it ends at the last `@`."""
+    """Mask the password in a URL. A password may contain an `@`, so it ends at the last one."""
     credentials, at, host = url[0].rpartition("@")
     user = re.search(r"://[^:/@]*:", credentials)
     return f"{credentials[: user.end()]}***@{host}" if at and user else url[0]
 
 
-# A word, a pattern that matches secrets near the word, and their replacement. Only lines that contain the word are
-# matched against the pattern, which saves time. Matching must take time proportional to the length of the line.
+# Each entry consists of a word, a pattern that matches secrets near the word, and their replacement. To save time, the
+# pattern is only applied to lines that contain the word. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
     # PostgreSQL's DETAIL line contains all values of a row that violates a constraint. The first alternative matches
     # inside JSON strings, where the line feed is escaped.
     ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
-    # A search term, which `list_users` in app/users/service.py puts into the statement.
+    # A LIKE pattern contains the search term that was passed to `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
 # Maximum length of a client-controlled field in a log line.
@@ -65,13 +65,13 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 class _StderrLogger:
-    """Writes the application's own log lines. With `logging`, each line would take four times as long."""
+    """Writes the application's own log lines. With the `logging` module, each line would take four times as long."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def write(self, line: str) -> None:
-        """Write a line, or drop it on failure, as `logging` does: requests must not fail because the disk is full."""
+        """Write a line. If this fails, drop the line, as `logging` does: a full disk must not make requests fail."""
         with contextlib.suppress(OSError):
             hitless.log_stream.write(f"{line}\n")
 
@@ -79,9 +79,10 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Passes a few lines per second about requests that did not pass a rate limit, and logs how many lines it drops.
+    """Limits the log lines per second about requests that exceed or bypass the rate limits.
 
-    Otherwise a client could flood the log until log rotation deletes the lines from before the attack.
+    Otherwise a client could flood the log until log rotation deletes the lines from before the attack. The number of
+    dropped lines is logged.
     """
 
     def __init__(self, lines_per_second: int) -> None:
@@ -120,7 +121,7 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 def shorten(text: str) -> str:
     """Truncate text from a client so that it takes at most 512 characters in a log line."""
-    # JSON escapes a character outside of the basic multilingual plane as twelve characters.
+    # Encode only long texts: in JSON, a character takes at most twelve characters (two escapes such as `\u0001`).
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
@@ -161,10 +162,11 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "uvicorn": to_stderr,
             "uvicorn.error": to_stderr,
             "hitless": {**to_stderr, "filters": ["refusals"]},
-            # The application's middleware writes the access log, as `app.access`.
+            # Disable these: the application's middleware writes the access log, to the logger `app.access`.
             "gunicorn.access": {"handlers": [], "propagate": False},
             "uvicorn.access": {"handlers": [], "propagate": False},
-            # app/migrations/env.py logs each migration. At INFO level, Alembic would add a few lines at every start.
+            # app/migrations/env.py already logs each migration. At INFO level, Alembic would add a few lines at every
+            # start.
             "alembic": {"level": "WARNING"},
             # At DEBUG level, aiosqlite logs the values of statements, including email addresses and password hashes.
             "aiosqlite": {"level": "INFO"},
@@ -237,7 +239,7 @@ def _mask_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
 
 
 def log_uncaught_exceptions() -> None:
-    """Log the exceptions that Python would otherwise print, in another format and with unmasked secrets.
+    """Log uncaught exceptions. Python would print them in another format, and would not mask secrets.
 
     Call this once, in gunicorn's master, before the workers are forked.
     """

@@ -1,4 +1,4 @@
-"""Cursor pagination by id. The last page costs no more than the first."""
+"""Cursor pagination by id. Reading the last page takes no longer than reading the first."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Annotated
@@ -11,15 +11,15 @@ from app.schemas import MAX_ID
 
 
 def encode_cursor(last_id: int) -> str:
-    """Return the opaque cursor of the page that starts after an id."""
+    """Return an opaque cursor for the page that starts after the given id."""
     return urlsafe_b64encode(str(last_id).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> int:
-    """Return the id in a cursor.
+    """Return the id that the cursor contains.
 
     Raises:
-        ValueError: The cursor was not made by `encode_cursor`.
+        ValueError: The cursor was not created by `encode_cursor`.
     """
     try:
         last_id = int(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
@@ -36,7 +36,7 @@ def url_path(request: Request) -> str:
 
 
 def next_page_link(request: Request, cursor: str) -> str:
-    """Return the `Link` header for the next page, which starts at a cursor."""
+    """Return the value of the `Link` header, which points to the page that starts at the cursor."""
     query = urlencode({**request.query_params, "cursor": cursor})
     return f'<{url_path(request)}?{query}>; rel="next"'
 

@@ -11,9 +11,9 @@ MAX_ID = 2**63 - 1  # the maximum of PostgreSQL's bigint
 
 # An id in a path such as `/users/{user_id}`.
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
-# The default pattern of strings in request bodies. PostgreSQL cannot store NUL characters.
+# The default pattern of strings in request bodies. It rejects NUL characters, which PostgreSQL cannot store.
 NO_NUL = r"^[^\x00]*$"
-# A pattern for text that may contain any character, for example a password, which is never stored.
+# A pattern that accepts any character, for example in passwords, which the database never stores.
 ANY_TEXT = r"^"
 # A pattern for a single line of text without control characters, for example a name.
 SINGLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"

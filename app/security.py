@@ -19,14 +19,14 @@ from app import NAME
 from app.settings import Settings
 
 ALGORITHM = "HS256"
-# Tolerated difference between the clocks of two machines in seconds.
+# Tolerated clock skew between machines in seconds.
 LEEWAY = 5
 
 # Concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. With two workers per CPU, two hashes keep every CPU
-# busy. More would only make each hash slower and take more memory.
+# busy. More hashes would only slow each other down and take more memory.
 MAX_CONCURRENT_HASHES = 2
-# Beyond this queue length, clients time out before their turn and the hash is computed for nobody. The last request in
-# the queue waits for a few seconds.
+# Beyond this queue length, clients would time out before their turn, and hashes would be computed for nobody. The last
+# request in a full queue waits for a few seconds.
 MAX_QUEUED_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -63,8 +63,8 @@ class Passwords:
         """Verify a password. If the hash is None, use a dummy hash, so that the call takes the same time.
 
         Returns:
-            Whether the password matches, and a new hash to store or None. A new hash is needed if the password matches
-            and the parameters of the old hash differ from the current ones.
+            Whether the password matches, and a hash to store in place of the old one, or None. The old hash must be
+            replaced if the password matches, but the hash was computed with outdated parameters.
 
         Raises:
             HashingUnavailable: The queue is full, or the system is out of memory or threads.
@@ -85,7 +85,7 @@ class Passwords:
         return True, self._hasher.hash(password) if is_outdated else None
 
     def _equalize_timing(self, password: str, password_hash: str) -> None:
-        """Hash again, so that verifying an outdated hash takes as long as verifying a current one.
+        """Hash once more, so that verifying an outdated hash takes as long as verifying a current one.
 
         Otherwise the time of a failed login would reveal that the account exists.
         """
@@ -117,7 +117,7 @@ class Passwords:
 
 
 class InvalidAccessToken(Exception):
-    """An access token that is forged, expired or malformed. The message is for the log."""
+    """The access token is forged, expired or malformed. The message is for the log."""
 
 
 class AccessToken(NamedTuple):
@@ -125,7 +125,8 @@ class AccessToken(NamedTuple):
 
     Attributes:
         user_id: The user.
-        security_stamp: The user's security stamp when the token was issued. If it has changed, the token is not valid.
+        security_stamp: The user's security stamp when the token was issued. If the user's stamp has changed since, the
+            token is invalid.
         login_id: The login that the token belongs to.
     """
 
@@ -137,7 +138,7 @@ class AccessToken(NamedTuple):
 class Tokens:
     """Issues and verifies access tokens (JWT, RFC 7519), and derives the secrets of refresh tokens.
 
-    Tokens signed with the previous key are also accepted, so that changing the key logs nobody out.
+    Tokens signed with the previous key are also accepted, so that users stay logged in when the key is changed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -168,7 +169,7 @@ class Tokens:
             token = AccessToken(int(claims["sub"]), UUID(claims["stamp"]), UUID(claims["sid"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidAccessToken("malformed token") from error
-        # Accept only the exact claims that `issue` writes, so that there is only one form of each token.
+        # Accept only the exact claims that `issue` writes, so that each token has only one valid form.
         is_canonical = claims == _claims(token, claims["iat"], claims["exp"]) and token.user_id < 2**63
         if not is_canonical or type(claims["iat"]) is not int or type(claims["exp"]) is not int:
             raise InvalidAccessToken("malformed token")

@@ -25,8 +25,8 @@ _ALLOWED_CONNECTIONS = text("""
 async def prepare_to_serve(settings: Settings) -> None:
     """Prepare the database, and warn if access tokens will be invalid after a restart.
 
-    gunicorn's master calls this function once, before the first fork. Workers do not call it, because a worker started
-    during an outage would fail and stop the whole server.
+    gunicorn's master calls this function once, before the first fork. Workers do not call it, because a worker that
+    starts during an outage would fail and stop the whole server.
 
     Raises:
         StartupError: The database is unreachable, or its schema is not up to date.
@@ -63,7 +63,7 @@ async def prepare_database(settings: Settings) -> None:
 
 
 def create_sqlite_file(settings: Settings) -> None:
-    """Create the database's directory and file. If this fails, the error is clearer than the asynchronous driver's.
+    """Create the directory and the file of the database, so that a failure has a clearer error than the driver's.
 
     Raises:
         StartupError: The directory or the file cannot be created.

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# The accepted parameters, each with its allowed values, or None if it has no fixed set of values; see
+# The accepted parameters and their allowed values. None means that any value is allowed. See
 # https://www.postgresql.org/docs/current/libpq-connect.html.
 KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "application_name": None,
@@ -48,7 +48,7 @@ MAX_PORT = 65_535
 
 
 def parse_database_url(value: SecretStr) -> SecretStr:
-    """Check a PostgreSQL or SQLite URL, in any form that hosting providers use, and return it normalized.
+    """Check a PostgreSQL or SQLite URL in any form that hosting providers use, and return it in normalized form.
 
     Raises:
         ValueError: The URL is not valid.
@@ -123,7 +123,7 @@ def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
 
 
 def parse_web_database_url(value: SecretStr) -> SecretStr:
-    """Check a PostgreSQL URL that contains a role and its password, and return it normalized.
+    """Check a PostgreSQL URL that contains a role and its password, and return it in normalized form.
 
     Raises:
         ValueError: The URL is not valid.

@@ -1,7 +1,7 @@
-"""Benchmarks of the service. `python -m benchmarks` compares its speed with that of a minimal server."""
+"""Benchmarks of the service. `python -m benchmarks` compares the service with a minimal server."""
 
 import sys
 from pathlib import Path
 
-# Some benchmarks use helpers of the tests, which pytest finds through its `pythonpath` setting.
+# Some benchmarks import helpers of the tests. pytest finds them through its `pythonpath` setting, but Python does not.
 sys.path.append(str(Path(__file__).parent.parent / "packages/hitless/tests"))

@@ -1,4 +1,4 @@
-"""Compare the service with a minimal server (limit.py), and print the medians of alternating measurements as tables.
+"""Compare the service with a minimal server (limit.py) in alternating measurements, and print the medians as tables.
 
 `python -m benchmarks` needs `wrk`, and Docker for PostgreSQL 18 and Redis 8. It uses all CPUs for about ten minutes.
 """
@@ -28,7 +28,8 @@ from benchmarks import load, servers
 from benchmarks.hashes import PASSWORD, argon2, hashes_per_second
 from benchmarks.load import Load
 
-# The first user is a superuser. Addresses and names are hashes, so that a search for a fragment matches few users.
+# The first user is a superuser. Email addresses and names contain hashes, so that a search for part of a hash matches
+# few users.
 ADD_USERS = """
     INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, credentials_version,
                        created_at, updated_at)
@@ -38,11 +39,11 @@ ADD_USERS = """
 FIRST_EMAIL = "c4ca4238a0b923820dcc509a6f75849b@example.com"
 SEARCH_INDEX = "ix_users_search"
 FEW, MANY = 1000, 1_000_000
-LOGIN_SECONDS = 10  # logins are slow, so a shorter measurement would contain too few
+LOGIN_SECONDS = 10  # longer than other measurements, because logins are slow
 
 
 class Row(NamedTuple):
-    """A row of a table: two measurements and their ratio."""
+    """A row of a table, with two measurements and their ratio."""
 
     name: str
     first: str
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """The length of the measurements, the databases, and the access token of a superuser."""
+    """The number and length of the measurements, the databases, and a superuser's access token."""
 
     rounds: int
     seconds: int
@@ -60,7 +61,7 @@ class Benchmark(NamedTuple):
     token: str = ""
 
     def alternate(self, *measurements: Callable[[], Load]) -> list[Load]:
-        """Take each measurement once per round, so that a busy machine affects all of them, and return the medians."""
+        """Take each measurement once per round, so that a busy machine affects all of them. Return the medians."""
         rounds = [[measure() for measure in measurements] for _ in range(self.rounds)]
         return [load.median_load(loads) for loads in zip(*rounds, strict=True)]
 
@@ -69,7 +70,7 @@ class Benchmark(NamedTuple):
         return lambda: load.get(server.url + path, self.token, seconds=self.seconds, connections=connections)
 
     def log_in(self, server: servers.Server) -> Load:
-        """Measure logins."""
+        """Measure the speed of logins."""
         body = f'{{"email": "{FIRST_EMAIL}", "password": "{PASSWORD}"}}'
         return load.post(f"{server.url}/auth/login", body, seconds=LOGIN_SECONDS)
 
@@ -129,14 +130,14 @@ def measure(benchmark: Benchmark) -> Iterator[tuple[str, ...]]:
 
 
 def compare(benchmark: Benchmark, name: str, limit: servers.Server, service: servers.Server, path: str) -> Row:
-    """Compare the service with the minimal server at a path."""
+    """Compare the service's responses at a path with the minimal server's."""
     fastest, ours = benchmark.alternate(benchmark.get(limit, path), benchmark.get(service, path))
     ratios = f"{ratio(ours.rate, fastest.rate)}, p99 {ratio(ours.p99, fastest.p99)}"
     return Row(name, describe(fastest), describe(ours), ratios)
 
 
 def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare logins with password hashing alone, and health checks during logins with those of an idle server."""
+    """Compare logins with password hashing alone, and health checks during logins with health checks without load."""
     hashing, logins = benchmark.alternate(
         lambda: Load(hashes_per_second(LOGIN_SECONDS), 0, 0), lambda: benchmark.log_in(service)
     )
@@ -165,8 +166,8 @@ def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Ro
 
 
 def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare deep pages and searches with the first page, on one connection."""
-    deep = "cursor=NTAwMDAw"  # id 500,000
+    """Compare the first page with a page far down the list and with searches. Use a single connection."""
+    deep = "cursor=NTAwMDAw"  # after the user with id 500,000
     comparisons = {
         "page 1 and a page after 500,000 users": ("/users/", f"/users/?{deep}"),
         "the same pages of a `q` that matches all": ("/users/?q=example", f"/users/?q=example&{deep}"),
@@ -180,7 +181,7 @@ def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row
 
 
 def measure_sizes(database_url: str) -> Iterator[tuple[str, str]]:
-    """Measure the memory and the startup time of five workers that have served almost no requests."""
+    """Measure the memory and the startup time of five workers before they serve any load."""
     with servers.service(database_url, WEB_CONCURRENCY="5") as service:
         start = service.start_seconds
         if sys.platform == "linux":
@@ -205,7 +206,7 @@ def is_in_group(entry: Path, group: int) -> bool:
 
 
 def read_pss(pid: int) -> int:
-    """Return a process's proportional set size in KiB: shared memory is divided among the processes that use it."""
+    """Return a process's PSS in KiB: its memory, with shared pages divided by the number of sharing processes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 

@@ -1,11 +1,11 @@
-"""Compare the CPU time that a worker needs for a request before and after a change, and print a table.
+"""Compare the CPU time per request before and after a change, and print a table.
 
     uv run python -m benchmarks.compare_commits main
 
-The earlier commit is checked out into a temporary folder, with the dependencies of its lock file. The commit and the
-working tree each run one worker, and receive the same requests in turn, so that a busy machine affects both. The
-printed ratio is the median of the ratios of all rounds. This needs Linux, git, uv, Docker and `wrk`, and takes a few
-minutes.
+The earlier commit is checked out into a temporary folder, and the dependencies in its lock file are installed. One
+worker runs the code of that commit, another one the code of the working tree. They receive the same requests in turn,
+so that a busy machine affects both. The printed ratio is the median of the ratios of all rounds. The benchmark needs
+Linux, git, uv, Docker and `wrk`, and takes a few minutes.
 """
 
 import argparse
@@ -40,14 +40,14 @@ REQUESTS = {
 
 
 class Subject(NamedTuple):
-    """The service of a tree, the process id of its worker, and the access token of a user."""
+    """A running service: its URL, the process id of its only worker, and a user's access token."""
 
     url: str
     worker: int
     token: str
 
     def microseconds(self, request: Request, count: int) -> float:
-        """Return the CPU time that the worker needs per request."""
+        """Send `count` requests, and return the worker's CPU time per request in microseconds."""
         token = "invalid" if request.status == httpx.codes.UNAUTHORIZED else self.token
         started_at = cpu_seconds(self.worker)
         send(request, count, self.url, token)
@@ -57,8 +57,8 @@ class Subject(NamedTuple):
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process has used so far.
 
-    Compute the clock id as `clock_getcpuclockid(3)` does, because Python does not have this function. /proc/<pid>/stat
-    is too coarse: it counts in hundredths of a second.
+    Compute the id of the process's CPU clock as `clock_getcpuclockid(3)` does, because Python does not provide this
+    function for other processes. /proc/<pid>/stat is too coarse: it counts in hundredths of a second.
     """
     return time.clock_gettime(~pid << 3 | 2)
 
@@ -67,8 +67,8 @@ def cpu_seconds(pid: int) -> float:
 def checkout(commit: str) -> Iterator[Path]:
     """Check out a commit, and install its dependencies for this Python.
 
-    Install the development dependencies too, as in the working tree. Without them, the same code was measured as 5 %
-    faster.
+    The development dependencies are installed as well, because the working tree has them. Without them, the same code
+    was measured to be 5 % faster.
     """
     with TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
@@ -85,7 +85,7 @@ def checkout(commit: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def run(tree: Path, server_url: str, database: str) -> Iterator[Subject]:
-    """Run the service of a tree with one worker and its own database, and register a user."""
+    """Run the service from a source tree with one worker and a database of its own, and register a user."""
     asyncio.run(execute(server_url, f"CREATE DATABASE {database}"))
     database_url = make_url(server_url).set(database=database).render_as_string(hide_password=False)
     with servers.service(database_url, tree, DATABASE_MIGRATE="true", WEB_CONCURRENCY="1") as service:
@@ -96,7 +96,7 @@ def run(tree: Path, server_url: str, database: str) -> Iterator[Subject]:
 
 
 def measure(old: Subject, new: Subject, rounds: int, count: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the old and new CPU times in microseconds, by request and round. A warm-up round is not included."""
+    """Return the old and new CPU times in microseconds, by request and round, without the first round (a warm-up)."""
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in REQUESTS}
     for number in range(rounds + 1):
         for name, request in REQUESTS.items():
@@ -108,7 +108,7 @@ def measure(old: Subject, new: Subject, rounds: int, count: int) -> dict[str, li
 
 
 def table(pairs: Mapping[str, list[tuple[float, float]]]) -> str:
-    """Return the medians as a table in Markdown."""
+    """Return a Markdown table of the medians."""
     lines = ["| request | old µs | new µs | ratio |", "|---|---|---|---|"]
     for name, values in pairs.items():
         old, new = map(median, zip(*values, strict=True))
@@ -118,7 +118,7 @@ def table(pairs: Mapping[str, list[tuple[float, float]]]) -> str:
 
 
 def main() -> None:
-    """Compare the commit with the working tree, and print the table."""
+    """Compare a commit with the working tree, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare_commits", description=__doc__)
     parser.add_argument("commit", help="the earlier commit, such as a hash or a branch")
     parser.add_argument("--rounds", type=int, default=10, help="measurements of which the median is printed")
@@ -132,7 +132,7 @@ def main() -> None:
             old = stack.enter_context(run(tree, server_url, "old"))
             new = stack.enter_context(run(servers.ROOT, server_url, "new"))
             sys.stdout.write(table(measure(old, new, arguments.rounds, arguments.requests)))
-    except subprocess.CalledProcessError as error:  # the program has printed the reason
+    except subprocess.CalledProcessError as error:  # the failed program has printed the reason
         sys.exit(str(error))
 
 

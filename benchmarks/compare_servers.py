@@ -1,10 +1,10 @@
-"""Run the same application on four servers. Print a table of their speed and lost requests for docs/performance.md.
+"""Run the application on four servers. Print the table of their speed and lost requests for docs/performance.md.
 
     docker build -t fastapi-app .
     uv run python -m benchmarks.compare_servers
 
-This needs Docker and wrk, and takes five minutes. All servers run at the same time, with two workers each, and are
-measured in turn, so that other load on the machine affects all of them equally.
+The benchmark needs Docker and wrk, and takes five minutes. All servers run at the same time, with two workers each, and
+are measured in turn, so that any other load on the machine affects them equally.
 """
 
 import platform
@@ -37,9 +37,9 @@ HEADS = [
 ROUNDS = 3
 WRK_SECONDS, REPLACING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
-TICKS = 100  # per second, the unit of CPU time in /proc/<pid>/stat
+TICKS = 100  # clock ticks per second; /proc/<pid>/stat contains CPU times in clock ticks
 
-# All other options have their default values.
+# Options that are not given here have their default values.
 GUNICORN = ["gunicorn", "app.main:app", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]
 UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-access-log"]
 
@@ -58,7 +58,7 @@ def servers(max_requests: int) -> dict[str, list[str]]:
 def start(stack: ExitStack, image: str, command: list[str]) -> Container:
     """Start a server, and wait until it responds."""
     settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
-    # In another working directory, gunicorn does not find gunicorn.conf.py unless the command names the file.
+    # Change the working directory, so that gunicorn uses gunicorn.conf.py only if the command names the file.
     return stack.enter_context(
         run_container(image, *settings, "--workdir=/tmp", command=tuple(command))
     ).wait_until_healthy()
@@ -73,7 +73,7 @@ class Speed(NamedTuple):
 
 
 def speed(container: Container) -> Speed:
-    """Measure a route without database access at maximum load."""
+    """Measure a route that does not use the database at maximum load."""
     cpu = cpu_seconds(container)
     command = ["wrk", "--threads=1", "--connections=16", f"--duration={WRK_SECONDS}", "--latency"]
     url = f"http://{container.ip}:8000/health/live"
@@ -85,14 +85,14 @@ def speed(container: Container) -> Speed:
 
 
 def cpu_seconds(container: Container) -> float:
-    """Return the user and system CPU time of all processes so far. The reading command itself uses hardly any."""
+    """Return the user and system CPU time of all processes so far. Reading them takes hardly any CPU time itself."""
     stats = container.execute("sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true").splitlines()
     fields = [line.rpartition(")")[2].split() for line in stats]
     return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
 
 
 def losses(container: Container) -> list[str]:
-    """Return the lost requests with `max_requests`, at SIGHUP and at `docker stop`, each in the form "2 of 1000".
+    """Return the number of lost requests with `max_requests`, at SIGHUP and at `docker stop`, each like "2 of 1000".
 
     The last item is the longest response time in seconds.
     """
@@ -121,7 +121,7 @@ def _stop(container: Container) -> None:
 
 
 def main(image: str) -> str:
-    """Take all measurements, and return the date, the versions, the machine and the table."""
+    """Take all measurements, and return a text with the date, the versions, the machine and the table."""
     with ExitStack() as stack:
         containers = {name: start(stack, image, command) for name, command in servers(NEVER).items()}
         rounds = [{name: speed(container) for name, container in containers.items()} for _ in range(ROUNDS)]
@@ -135,7 +135,7 @@ def main(image: str) -> str:
 
 
 def table(speeds: Mapping[str, Speed], lost: Mapping[str, list[str]]) -> str:
-    """Return the table in Markdown."""
+    """Return the results as a Markdown table."""
     rows = [
         [name, f"{speed.rate:,.0f}", f"{speed.p99:.1f} ms", f"{speed.cpu:.2f} ms", *lost[name]]
         for name, speed in speeds.items()
@@ -152,13 +152,13 @@ print(f"Python {platform.python_version()}", *(f"{it} {version(it)}" for it in (
 
 
 def machine() -> str:
-    """Return a description of the machine."""
+    """Describe the machine in one line."""
     cpus = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return f"{len(cpus)} x {cpus[0]}, {platform.system()} {platform.release().split('-')[0]}, which wrk shares"
 
 
 if __name__ == "__main__":
     image = parse_image("benchmarks.compare_servers", __doc__)
-    with redirect_stdout(None):  # containers print their logs when they are removed
+    with redirect_stdout(None):  # suppress the logs, which are printed when containers are removed
         result = main(image)
     sys.stdout.write(result)

@@ -3,7 +3,7 @@
     docker build -t fastapi-app .
     uv run python -m benchmarks.container
 
-This needs Docker.
+The benchmark needs Docker.
 """
 
 import re
@@ -21,8 +21,8 @@ from tests.container.service import options, wait_for_workers
 
 MEGABYTE = 1_000_000
 WORKERS = 3
-# Run in the container. The PSS of a process counts each shared page divided by the number of processes that share it,
-# so the sum over all processes is their total memory.
+# A script that runs in the container. The PSS (proportional set size) of a process divides each shared page by the
+# number of processes that share it, so the sum over all processes is their total memory.
 READ_MEMORY = """
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +38,7 @@ for process in Path("/proc").glob("[0-9]*"):
 
 
 def measure(image: str) -> dict[str, float]:
-    """Return the figures by name. The name of a figure contains its unit."""
+    """Return a dictionary of figures. Each key contains the unit."""
     (base,) = re.findall("^ARG PYTHON_IMAGE=(.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     image_size, base_size = (int(run_docker("image", "inspect", "--format={{.Size}}", name)) for name in (image, base))
     started_at = time.monotonic()
@@ -67,7 +67,7 @@ def measure(image: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     image = parse_image("benchmarks.container", __doc__)
-    with redirect_stdout(None):  # containers print their logs when they are removed
+    with redirect_stdout(None):  # suppress the logs, which are printed when containers are removed
         figures = measure(image)
     rows = ["| | |", "|---|---|", *(f"| {name} | {value:.1f} |" for name, value in figures.items())]
     sys.stdout.write("\n".join([*rows, ""]))

@@ -1,4 +1,4 @@
-"""Measure password hashing alone, whose time is a lower bound for the time of a login."""
+"""Measure password hashing alone. A login cannot take less time than its password hash."""
 
 import multiprocessing
 import time
@@ -20,9 +20,9 @@ def argon2() -> PasswordHasher:
 
 
 def hashes_per_second(seconds: float) -> float:
-    """Measure password verifications per second, with as many processes and threads as the service has."""
-    # Use `spawn` on every Python version and system. The function to run must not be in `__main__`, which a spawned
-    # process cannot import.
+    """Measure password verifications per second, with as many processes and threads as the service uses."""
+    # Use `spawn`, so that the measurement is the same on every system and Python version. The function for these
+    # processes must not be in `__main__`, which they cannot import.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
         return sum(executor.map(_count_verifications, [seconds] * WORKERS)) / seconds
 

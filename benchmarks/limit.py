@@ -1,7 +1,7 @@
-"""A minimal ASGI application that sends the same responses as the service, as an upper limit for the service's speed.
+"""A minimal ASGI application with the same responses as the service. Its speed is an upper limit for the service's.
 
-It also runs on Uvicorn and uses the same database driver. It has no framework, validation, middleware, log or rate
-limiter. It only checks the path and the token, runs one query, and sends bytes.
+Like the service, it runs on Uvicorn and uses asyncpg. It has no framework, validation, middleware, log or rate limiter.
+It only checks the path and the token, runs one query, and sends bytes.
 """
 
 import os
@@ -17,7 +17,7 @@ ALIVE = b'{"status":"alive"}'
 COLUMNS = "id, email, full_name, is_active, is_superuser, email_verified, pending_email, created_at, updated_at"
 SELECT_ONE = f"SELECT {COLUMNS} FROM users WHERE id = $1"  # noqa: S608  a constant
 SELECT_PAGE = f"SELECT {COLUMNS} FROM users ORDER BY id DESC LIMIT $1"  # noqa: S608  a constant
-CURSOR = "MTAx"  # after the first 100 of 200 users
+CURSOR = "MTAx"  # points to the page after the first 100 of 200 users
 POOL_SIZE = 5
 
 
@@ -43,7 +43,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _verify(token: str) -> int:
-    """Return the user id in an access token."""
+    """Verify an access token, and return its user id."""
     claims = jwt.decode(token, os.environ["SECRET_KEY"], algorithms=["HS256"], audience=NAME, issuer=NAME)
     return int(claims["sub"])
 
@@ -51,7 +51,7 @@ def _verify(token: str) -> int:
 async def _run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
     url = os.environ["DATABASE_URL"]
-    # By default the pool resets each connection after a query, which costs a round trip.
+    # Do not reset connections. By default, the pool does so after each query, which costs a round trip.
     async with asyncpg.create_pool(url, min_size=POOL_SIZE, max_size=POOL_SIZE, reset=_keep_settings) as pool:
         scope["state"]["pool"] = pool
         await send({"type": "lifespan.startup.complete"})
@@ -60,4 +60,4 @@ async def _run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _keep_settings(_: object) -> None:
-    """Do not reset the connection, because no query changes a setting."""
+    """Do nothing, because no query changes the connection's settings."""

@@ -13,7 +13,7 @@ _MILLISECONDS = {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}
 
 
 class Load(NamedTuple):
-    """Requests per second, and the 50th and 99th percentile of the response times in milliseconds."""
+    """Requests per second, and the 50th and 99th percentiles of the response times in milliseconds."""
 
     rate: float
     p50: float
@@ -21,7 +21,7 @@ class Load(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request and the expected status of its response. `%d` in the JSON body is replaced by the request's number."""
+    """A request and the expected status of its response. `%d` in the JSON body stands for the request's number."""
 
     path: str
     method: str = "GET"
@@ -30,7 +30,7 @@ class Request(NamedTuple):
 
 
 def median_load(loads: Iterable[Load]) -> Load:
-    """Return the median of each figure."""
+    """Return the medians of the rate and of both percentiles."""
     return Load(*map(median, zip(*loads, strict=True)))
 
 
@@ -49,8 +49,8 @@ def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
         return _wrk(url, seconds, connections, ["--script", str(script)])
 
 
-# wrk has no option for a number of requests, so `response` counts them. wrk calls `done` only if the time given by `-d`
-# was too short.
+# wrk has no option for the number of requests, so the function `response` counts responses, and exits after the last
+# one. wrk calls `done` only if the time limit `-d` expires first.
 _SEND = """
 local number, count, status = 0, {count}, {status}
 function request()
@@ -68,10 +68,11 @@ function done() os.exit(1) end
 
 
 def send(request: Request, count: int, server_url: str, token: str) -> None:
-    """Send a number of requests on eight connections.
+    """Send `count` requests on eight connections.
 
     Raises:
-        subprocess.CalledProcessError: A response had an unexpected status, or there were too few in ten minutes.
+        subprocess.CalledProcessError: A response had an unexpected status, or not all responses arrived within ten
+            minutes.
     """
     with TemporaryDirectory() as folder:
         script = Path(folder, "send.lua")
@@ -86,7 +87,7 @@ def _wrk(url: str, seconds: int, connections: int, options: list[str]) -> Load:
     if "Non-2xx" in output or "Socket errors" in output:
         sys.exit(f"{' '.join(command)}\n{output}")
     (rate,) = re.findall(r"Requests/sec: +([0-9.]+)", output)
-    # Lines of the latency distribution contain only a percentage and a time.
+    # A line of the latency distribution contains only a percentage and a time.
     (p50,) = re.findall(r"^ +50% +([0-9.]+)([a-z]+) *$", output, re.MULTILINE)
     (p99,) = re.findall(r"^ +99% +([0-9.]+)([a-z]+) *$", output, re.MULTILINE)
     return Load(float(rate), *(float(number) * _MILLISECONDS[unit] for number, unit in (p50, p99)))

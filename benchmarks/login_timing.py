@@ -2,10 +2,11 @@
 
     uv run python -m benchmarks.login_timing
 
-An unknown address, a wrong password, and the right password of an inactive user are tried in random order, with the
-real Argon2 parameters and in one process, so that no network hides a difference. A password reset is requested for an
-active user, an inactive user and an unknown address. The Mann-Whitney U test compares each pair: does one of them take
-longer more often than by chance? If so, the exit status is 1.
+The benchmark tries to log in with an unknown address, with a wrong password, and with the right password of an inactive
+user. It also requests password resets for an active user, an inactive user and an unknown address. Requests are sent in
+random order and with the real Argon2 parameters. Client and application run in one process, so that no network delay
+hides a difference. The Mann-Whitney U test compares each pair of kinds of request. If one kind takes longer more often
+than chance can explain, the exit status is 1.
 """
 
 import argparse
@@ -40,12 +41,12 @@ LOGINS = {
     "inactive user": {"email": "inactive@example.com", "password": PASSWORD},
 }
 RESETS = {f"{name} user": {"email": f"{name}@example.com"} for name in ("active", "inactive", "unknown")}
-# The path, the requests and the expected status of each group.
+# Groups of requests to compare, each with the path, the requests by kind, and the expected status.
 GROUPS = {
     "failed login": ("/auth/login", LOGINS, httpx.codes.UNAUTHORIZED),
     "request for a reset": ("/auth/password-reset", RESETS, httpx.codes.ACCEPTED),
 }
-# If there is no difference, one run in a hundred reports a difference by chance.
+# For each group, one run in a hundred reports a difference by chance, even if there is none.
 SIGNIFICANCE = 0.01
 NO_LIMIT = "999999999/second"
 
@@ -54,7 +55,7 @@ Seconds = dict[str, list[float]]
 
 
 async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
-    """Return the response times in seconds, by group and kind of request."""
+    """Return all response times in seconds, by group and kind of request."""
     settings = Settings(
         environment="test",
         database_url=SecretStr(f"sqlite:///{folder}/app.db"),
@@ -97,14 +98,14 @@ async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
 
 
 async def wait_until_outbox_is_empty(state: State) -> None:
-    """Wait until the background task has handled the emails of earlier requests."""
+    """Wait until the background task has processed the emails of earlier requests."""
     async with AsyncSession(state["engine"]) as session:
         while await session.scalar(select(func.count()).select_from(Mail)):
             await session.rollback()
 
 
 def mann_whitney(one: list[float], other: list[float]) -> float:
-    """Return the p-value of the Mann-Whitney U test (two-sided, with the normal approximation)."""
+    """Return the p-value of a two-sided Mann-Whitney U test, by the normal approximation."""
     ranks = {value: rank for rank, value in enumerate(sorted(one + other), 1)}
     u = sum(ranks[value] for value in one) - len(one) * (len(one) + 1) / 2
     mean = len(one) * len(other) / 2
@@ -113,7 +114,7 @@ def mann_whitney(one: list[float], other: list[float]) -> float:
 
 
 def main() -> None:
-    """Measure the requests, print the figures, and exit with status 1 if kinds of request can be told apart."""
+    """Measure all requests, print the figures, and exit with status 1 if times tell kinds of requests apart."""
     parser = argparse.ArgumentParser(description="Try to tell by the time of a response whether an account exists.")
     parser.add_argument("--samples", type=int, default=300, help="requests of each kind; takes some minutes")
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +127,7 @@ def main() -> None:
 
 
 def compare(group: str, seconds: Seconds) -> bool:
-    """Print the figures of a group, and return whether its kinds of request can be told apart."""
+    """Print the figures of a group, and return whether response times tell its kinds of requests apart."""
     for kind, values in seconds.items():
         low, median, high = (1000 * value for value in statistics.quantiles(values, n=4))
         print_line(f"{group}, {kind:15}  median {median:.2f} ms, half of them between {low:.2f} and {high:.2f} ms")

@@ -1,4 +1,4 @@
-"""Count the requests that four servers lose while their workers are replaced, and print the table for hitless's README.
+"""Count how many requests four servers lose while workers are replaced, and print the table for hitless's README.
 
     uv run python -m benchmarks.lost_requests
 
@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 from processes import free_port, get_or_none, until
 
-RATES = (80, 300, 800)  # requests per second, of all clients together
+RATES = (80, 300, 800)  # requests per second of all clients together
 EVENTS = ("max_requests", "SIGHUP", "stop")
 CLIENTS = 8  # in each group
 MAX_REQUESTS = 200
@@ -57,7 +57,7 @@ COMMANDS = {
 
 @dataclass
 class Group:
-    """A group of clients that use connections in the same way, with the numbers of sent and lost requests."""
+    """A group of clients that treat connections in the same way, and their numbers of sent and lost requests."""
 
     keeps: bool
     notices: bool
@@ -76,7 +76,7 @@ async def request(connection: Connection) -> bool:
     """Send a request, and return whether the connection can be used again.
 
     Raises:
-        OSError, EOFError, TimeoutError: There was no complete response.
+        OSError, EOFError, TimeoutError: The request was lost: no complete response with the status 200 arrived.
     """
     reader, writer = connection
     writer.write(REQUEST)
@@ -101,7 +101,7 @@ async def run_client(port: int, group: Group, stop: asyncio.Event, *, delay: flo
         if not connection:
             try:
                 connection = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:  # the server has stopped: nothing was sent
+            except OSError:  # the server has stopped, so nothing was sent
                 continue
         group.sent += 1
         try:
@@ -116,7 +116,7 @@ async def run_client(port: int, group: Group, stop: asyncio.Event, *, delay: flo
 
 @contextlib.asynccontextmanager
 async def load(port: int, rate: int) -> AsyncIterator[list[Group]]:
-    """Run all clients until the block ends."""
+    """Run all clients until the `async with` block ends. Yield the groups, which count the requests."""
     stop, groups = asyncio.Event(), make_groups()
     every = CLIENTS * len(groups) / rate
     async with asyncio.TaskGroup() as tasks:
@@ -129,7 +129,7 @@ async def load(port: int, rate: int) -> AsyncIterator[list[Group]]:
 
 @contextlib.contextmanager
 def serve(command: list[str], *options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Start a server, and yield its port and process."""
+    """Run a server in a temporary directory, and yield its port and process."""
     port = free_port()
     address = f"--port={port}" if command[0] == "uvicorn" else f"--bind=127.0.0.1:{port}"
     program = Path(sys.executable).with_name(command[0])
@@ -141,7 +141,7 @@ def serve(command: list[str], *options: str) -> Iterator[tuple[int, subprocess.P
         )
         try:
             until(lambda: get_or_none(f"http://127.0.0.1:{port}"), "the server responds")
-            time.sleep(2)  # until both workers accept connections
+            time.sleep(2)  # gives the second worker time to start
             yield port, server
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -165,7 +165,7 @@ async def measure(port: int, server: subprocess.Popen[bytes], event: str, rate: 
 
 
 def measure_all(seconds: float) -> Iterator[list[str]]:
-    """Yield the rows of the table."""
+    """Yield the table's rows as they are measured."""
     for (name, command), rate in itertools.product(COMMANDS.items(), RATES):
         cells, sent = [], 0
         for event in EVENTS:
@@ -178,7 +178,7 @@ def measure_all(seconds: float) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Measure all servers, and print the table and the load of the machine."""
+    """Measure all servers, and print the table and the machine's load average."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lost_requests", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     arguments = parser.parse_args()

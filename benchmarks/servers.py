@@ -1,4 +1,4 @@
-"""Run the measured servers and their databases. Each runs until its `with` block ends."""
+"""Run the servers to measure and their databases. Each of them stops at the end of its `with` block."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ from app.settings import Settings
 ROOT = Path(__file__).parent.parent
 SECRET_KEY = "a key that signs the benchmark's own tokens"  # noqa: S105  of no other service
 WORKERS = 2
-# A rate limit that is never reached: benchmarks measure the cost of counting requests, not of rejecting them.
+# A rate limit that is never reached. Benchmarks measure how long it takes to count requests, not to reject them.
 NO_LIMIT = "999999999/minute"
 PATIENCE = 60  # seconds
 
@@ -31,7 +31,7 @@ _ENVIRONMENT = {name: value for name, value in os.environ.items() if name.lower(
 
 
 class Server(NamedTuple):
-    """A running server: its URL, the seconds from its start to its first response, and its process group."""
+    """A running server: its URL, the seconds from its start to the first response, and its process group."""
 
     url: str
     start_seconds: float
@@ -40,9 +40,10 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def container(image: str, port: int, *options: str) -> Iterator[str]:
-    """Run a container, and yield its address.
+    """Run a container, and yield its host and port.
 
-    On Linux this is the container's own address. A published port would add Docker's proxy to every round trip.
+    On Linux, the host is the container's own IP address. With a published port, every round trip would pass through
+    Docker's proxy.
     """
     name = f"benchmark-{uuid4().hex}"
     _docker("run", "--detach", "--rm", "--name", name, "--publish", f"127.0.0.1::{port}", *options, image)
@@ -57,7 +58,7 @@ def container(image: str, port: int, *options: str) -> Iterator[str]:
 
 
 def parse_image(module: str, description: str | None) -> str:
-    """Return the image given on the command line, or the default. Exit with one line if it does not exist."""
+    """Return the image given on the command line, or the default. If the image does not exist, exit with one line."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -83,7 +84,7 @@ def _docker(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def limit(database_url: str) -> Iterator[Server]:
-    """Run the ASGI function of benchmarks/limit.py."""
+    """Run the minimal ASGI application in benchmarks/limit.py."""
     command = ["uvicorn", "benchmarks.limit:app", "--port={port}", f"--workers={WORKERS}", "--no-access-log"]
     with _run(command, {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY}) as server:
         yield server
@@ -93,8 +94,8 @@ def limit(database_url: str) -> Iterator[Server]:
 def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[Server]:
     """Run the service with its production settings, and write its log to a file.
 
-    By default, its workers are not replaced, because the cost of replacing them is measured separately. A
-    service of another tree runs in that tree's own virtual environment.
+    By default, workers are not replaced, because the cost of replacing them is measured separately. If `tree` is
+    another source tree, the service runs in that tree's virtual environment.
     """
     environment = {
         "ENVIRONMENT": "production",
@@ -116,7 +117,7 @@ def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[
 
 @contextlib.contextmanager
 def _run(command: list[str], environment: Mapping[str, str], tree: Path = ROOT) -> Iterator[Server]:
-    """Run a program from a tree's virtual environment on a free port, and wait until it responds."""
+    """Run a server from a source tree's virtual environment on a free port, and wait until it responds."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     programs = Path(sys.executable).parent if tree == ROOT else tree / ".venv/bin"

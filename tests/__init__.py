@@ -1,4 +1,4 @@
-"""Import the application before any test, without the developer's environment variables and `.env` file."""
+"""Import the application before any test, so that it does not read the developer's settings or `.env` file."""
 
 import contextlib
 import os

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 def check_conformance(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitable[None]]:
     """Return an httpx event hook that fails the test if a response does not match the document."""
-    # Fixed paths first: `/users/me` must match before `/users/{user_id}`, as it does in the router.
+    # Sort fixed paths first: like the router, match `/users/me` before `/users/{user_id}`.
     paths = sorted(document["paths"], key=lambda path: "{" in path)
     patterns = {path: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))) for path in paths}
 
@@ -18,7 +18,7 @@ def check_conformance(document: dict[str, Any]) -> Callable[[httpx.Response], Aw
         requested = response.request.url.path.removesuffix("\n")  # Starlette's routes also match a trailing line feed
         path = next((path for path in paths if patterns[path].fullmatch(requested)), None)
         operation = document["paths"].get(path, {}).get(response.request.method.lower())
-        if operation is None:  # no such route or method
+        if operation is None:  # the document has no such path or method
             return
         name = f"{operation['operationId']} {response.status_code}"
         assert str(response.status_code) in operation["responses"], f"{name} is not documented"

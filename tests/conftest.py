@@ -44,16 +44,16 @@ configure_structlog = structlog.configure
 
 
 def configure_without_cache(**options: Any) -> None:  # noqa: ANN401  options have different types
-    """Configure structlog without its cache, because the `logs` fixture cannot capture the lines of cached loggers."""
+    """Configure structlog without its cache, because the `logs` fixture cannot capture the output of cached loggers."""
     configure_structlog(**options | {"cache_logger_on_first_use": False})
 
 
 pytest.MonkeyPatch().setattr(structlog, "configure", configure_without_cache)
-# Importing the application set the log level. Lower it again, so that the `logs` fixture captures every level.
+# Importing the application has set the log level. Lower it, so that the `logs` fixture captures every level.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("debug"))
 
 
-# Groups of tests that run only on request: by mark (`pytest -m drills`) or by path.
+# Groups of tests that run only if they are selected by mark (`pytest -m drills`) or by path.
 GROUPS = ["server", "drills", "attack", "copies", "browser", "peers", "soak"]
 FOLDERS = {
     "tests/server/": "server",
@@ -67,7 +67,7 @@ FOLDERS = {
 def pytest_configure(config: pytest.Config) -> None:
     if config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr:
         config.option.markexpr = f"not ({' or '.join(GROUPS)})"
-    # Let `kill` interrupt a run as Ctrl-C does, so that fixtures remove the processes and containers they started.
+    # Handle SIGTERM like Ctrl-C, so that fixtures remove the processes and containers that they have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # only in the main process, not in the workers of pytest-xdist
         servers.start()
@@ -91,7 +91,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the CPU time, which varies less with load than the duration, and why tests were skipped, in one line."""
+    """Print the CPU time of the run, and one line with the reasons for skipped tests.
+
+    CPU time depends less than elapsed time on what else the machine is doing.
+    """
     seconds = sum(os.times()[:4])
     terminalreporter.write_line(f"CPU time: {seconds:.0f} s, without that of containers")
     skipped: dict[str, int] = {}
@@ -105,7 +108,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def docker() -> str:
-    """The name of the image, built from the working tree. If Docker cannot build it, the test is skipped."""
+    """The name of the image, built from the working tree. The test is skipped if Docker cannot build the image."""
     if problem := docker_problem():
         cannot_run(f"container tests: {problem}")
     return image.build()
@@ -113,7 +116,7 @@ def docker() -> str:
 
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
-    """Environment variables for programs that tests start: no settings, and a path from which `app` can be imported."""
+    """Environment variables for programs that tests start. They contain no settings, and make `app` importable."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -127,13 +130,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> str:
-    """The URL of a PostgreSQL server for test databases: TEST_DATABASE_URL if set, else a container."""
+    """The URL of a PostgreSQL server for test databases: TEST_DATABASE_URL if it is set, otherwise a container."""
     return servers.postgresql_url()
 
 
 @pytest.fixture(autouse=True)
 def relaxed_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relax the timeouts of Redis and of the readiness check, because the machine may be busy."""
+    """Raise the timeouts of Redis and of the readiness check, because the machine may be busy."""
     set_timeouts(monkeypatch, TIMEOUT)
 
 
@@ -151,13 +154,13 @@ def set_timeouts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 @pytest.fixture(scope="session")
 def redis_url() -> str:
-    """The URL of a Redis server: TEST_REDIS_URL if set, else a container."""
+    """The URL of a Redis server: TEST_REDIS_URL if it is set, otherwise a container."""
     return servers.redis_url()
 
 
 @pytest.fixture(scope="session")
 def postgresql_url(postgresql_server: str) -> Iterator[str]:
-    """A migrated PostgreSQL database for this test process."""
+    """The URL of a migrated PostgreSQL database, which only this test process uses."""
     name = f"test_{uuid4().hex}"
     asyncio.run(execute(postgresql_server, f"CREATE DATABASE {name}"))
     url = make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
@@ -167,7 +170,7 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
 
 
 async def execute(url: str, statement: str) -> None:
-    """Run one statement, and retry while the server is starting."""
+    """Execute one SQL statement. Retry while the server is still starting."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -199,7 +202,7 @@ async def wait_for_blocked_statement(url: str, number: int = 1) -> None:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite database, which each test copies."""
+    """A migrated SQLite database. Each test uses a copy of it."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
     asyncio.run(migrate(make_settings(database_url=f"sqlite:///{path}")))
     return path
@@ -229,7 +232,8 @@ async def mails() -> AsyncIterator[MailServer]:
 def make_settings(**values: Any) -> Settings:  # noqa: ANN401  settings have different types
     """Build settings with cheap password hashes and no rate limits, so that hundreds of tests run in seconds.
 
-    Email is disabled: a background task that sends it would write to the log and the database during other tests.
+    Email is disabled by default, because the background task that sends emails would write to the log and the database
+    during tests of other features.
     """
     defaults: dict[str, Any] = {
         "environment": "test",
@@ -251,7 +255,7 @@ def change(settings: Settings, **values: Any) -> Settings:  # noqa: ANN401  sett
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    # Longer than the defaults, because the machine may be busy.
+    # These timeouts are longer than the defaults, because the machine may be busy.
     patient = {"database_connect_timeout": TIMEOUT, "database_pool_timeout": TIMEOUT}
     return make_settings(database_url=database_url, database_migrate=False, **patient)
 
@@ -266,7 +270,10 @@ class Service(NamedTuple):
 
 @cache
 def openapi_document(*, mail: bool) -> dict[str, Any]:
-    """Return the OpenAPI document, cached because building it takes 0.2 s of CPU time. No other setting affects it."""
+    """Return the OpenAPI document with or without the routes that need email. No other setting affects it.
+
+    It is cached, because building it takes 0.2 s of CPU time.
+    """
     return create_app(make_settings(mail=mail)).openapi()
 
 
@@ -274,15 +281,15 @@ def openapi_document(*, mail: bool) -> dict[str, Any]:
 async def serve(
     settings: Settings, *, prepared: bool = False, root_path: str = "", raises: bool = True, sends_mail: bool = True
 ) -> AsyncIterator[Service]:
-    """Run the application's lifespan, and pass its state to each request, as a server does.
+    """Run the application's lifespan, and pass the state that it returns to each request, as a server does.
 
     Args:
         settings: The settings.
         prepared: Whether to skip the database checks at startup.
         root_path: The path prefix that clients use and a proxy strips.
-        raises: Whether an unhandled exception is raised in the test. Otherwise the client receives a 500 response.
-        sends_mail: Whether to send emails, if the settings enable email. If not, the routes that need email exist, but
-            nothing is sent, and no background task changes the database.
+        raises: Whether the client raises unhandled exceptions. If False, it returns a 500 response instead.
+        sends_mail: Whether to send emails, if the settings enable email. If False, the routes that need email exist,
+            but nothing is sent, and no background task changes the database.
     """
     app = create_app(settings)
     app.state.is_database_prepared = prepared
@@ -309,7 +316,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def service_with_bug(settings: Settings) -> AsyncIterator[Service]:
-    """The running application. If a route raises an unhandled exception, its client receives a 500 response."""
+    """The running application. If a route raises an unhandled exception, the client receives a 500 response."""
     async with serve(settings, raises=False) as service:
         yield service
 

@@ -1,6 +1,7 @@
-"""The image under test, built once per test run, when the first test process needs it.
+"""The container image under test. It is built once per test run, when the first test needs it.
 
-TEST_IMAGE passes its name to all test processes. Set it yourself to test and keep another image.
+The variable TEST_IMAGE passes the name of the image to all test processes. To test an existing image, or to keep the
+image after the tests, set TEST_IMAGE to a name of your choice.
 """
 
 import os
@@ -37,7 +38,10 @@ def stop() -> None:
 
 
 def build() -> str:
-    """Build the image unless another process did, and return its name. Skip the test if a base image is missing."""
+    """Build the image unless it exists, and return its name.
+
+    Skip the test if Docker cannot download the base image.
+    """
     name = os.environ[VARIABLE]
     with DOCKERFILE.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -3,8 +3,8 @@
 Names are written where the rendered page does not show them:
 
     ```sh name=backup                   commands; read with `command`
-    ```python title=app/notes/x.py      a file of the tutorial; read with `tutorial`
-    ```diff title=app/api.py            a change of a file; read with `tutorial`
+    ```python title=app/notes/x.py      a new file in the tutorial; read with `tutorial`
+    ```diff title=app/api.py            a change to a file in the tutorial; read with `tutorial`
     <!-- table=settings -->             on the line before a table; read with `table`
 """
 
@@ -23,7 +23,7 @@ _TABLE = re.compile(r"^<!-- table=([\w-]+) -->\n+\|.*\n\|[-| ]+\|\n((?:\|.*\n)+)
 
 
 class Block(NamedTuple):
-    """A code block: its page, language, name and title (empty if it has none), and text."""
+    """A code block: its page, language and text, and its name and title, which may be empty."""
 
     page: Path
     language: str
@@ -44,7 +44,7 @@ def blocks() -> list[Block]:
 
 
 def command(name: str) -> str:
-    """Return the shell commands in the block with this name. If several pages have the block, it must be identical."""
+    """Return the shell commands in the block with this name. Blocks with the same name must have the same content."""
     found = {block.text for block in blocks() if block.name == name}
     assert found, f"no block is named {name}. If the documentation needs none, delete this test"
     assert len(found) == 1, f"blocks with different commands are named {name}"
@@ -52,13 +52,13 @@ def command(name: str) -> str:
 
 
 def tutorial() -> list[Block]:
-    """Return the tutorial's blocks in order: new files, changes of files, and commands."""
+    """Return the tutorial's blocks in order: new files, changes to files, and commands."""
     return [block for block in blocks() if block.page.name == "add-a-feature.md"]
 
 
 @cache
 def tables() -> dict[str, list[list[str]]]:
-    """Map each table's name to its cells, row by row, without the header."""
+    """Return the rows of all named tables by table name. Each row is a list of cells. The header is omitted."""
     found = {}
     for page in PAGES:
         for name, rows in _TABLE.findall(page.read_text()):
@@ -70,6 +70,6 @@ def tables() -> dict[str, list[list[str]]]:
 
 
 def table(name: str) -> list[list[str]]:
-    """Return the rows of a table as lists of cells, without the header."""
+    """Return the rows of the table with this name. Each row is a list of cells. The header is omitted."""
     assert name in tables(), f"no table is named {name}. If the documentation needs none, delete this test"
     return tables()[name]

@@ -30,7 +30,7 @@ class Person:
 async def register(
     client: httpx.AsyncClient, email: str = "ann@example.com", *, fields: dict[str, object] | None = None
 ) -> httpx.Response:
-    """Register a user. `fields` replaces or adds fields of the request body."""
+    """Register a user. `fields` are added to the request body, and override its default fields."""
     data = {"email": email, "password": PASSWORD, "full_name": "Ann"} | (fields or {})
     body = json.dumps(data)  # httpx's encoder does not escape lone surrogates
     return await client.post("/users/", content=body, headers={"Content-Type": "application/json"})

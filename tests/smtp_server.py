@@ -11,7 +11,7 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-# Seconds to wait for an email on a machine that runs many tests in parallel.
+# Seconds to wait for an email. The machine may run many tests in parallel.
 PATIENCE = 60
 
 
@@ -25,7 +25,7 @@ class MailServer:
             the content of an email.
         login: The user name and password of the last client that authenticated.
         is_asked: An event that is set when a client has sent a recipient.
-        may_reply: An event. While it is cleared, clients wait for the reply to a recipient.
+        may_reply: An event that is initially set. While it is cleared, the server does not reply to recipients.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiosmtpd's options

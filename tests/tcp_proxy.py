@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server. Tests can make it close connections, drop data or delay responses."""
+"""A TCP proxy in front of a server. Tests can make the proxy close connections, drop data or delay responses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,9 +14,9 @@ class TCPProxy:
 
     Attributes:
         address: The proxy's own address, `host:port`.
-        sent: The data that clients sent, one item per read. asyncpg and redis-py wait for a response before they send
-            more, so each item is a round trip.
-        delay: The seconds by which each response is delayed while the proxy is `slow`.
+        sent: The data that clients have sent, one item per read. asyncpg and redis-py wait for a response before they
+            send more data, so each item is a round trip.
+        delay: The seconds by which the proxy delays each response in the state `slow`.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -58,7 +58,7 @@ class TCPProxy:
         writer.close()
 
     def set_state(self, state: ProxyState) -> None:
-        """Change the state of new and of open connections."""
+        """Change the state, for both new and open connections."""
         self._state = state
         if state == "closed":
             for writer in self._writers:

@@ -1,4 +1,4 @@
-"""Access control: every route is called with every kind of credentials."""
+"""Access control: the tests call every route with every kind of credentials."""
 
 import json
 import time
@@ -31,7 +31,7 @@ from tests.websocket_client import open_websocket
 
 
 class Role(Enum):
-    """A kind of caller. To add a role, add a line with its description and the user columns that grant it."""
+    """A kind of caller. To add a role, add a line with a description and the user columns that grant the role."""
 
     UNAUTHENTICATED = "a caller without valid credentials"
     SELF = "the user that the request is about"
@@ -54,10 +54,10 @@ SUPERUSERS = frozenset({Role.SUPERUSER})
 
 @dataclass(frozen=True)
 class Route:
-    """A route, the roles that may call it, and a request to it with the status that these roles receive.
+    """A route, the roles that may call it, a request to it, and the status that these roles receive.
 
-    The method of a WebSocket route is WEBSOCKET, and its status 101. Unauthenticated callers receive 401, and other
-    roles that are not allowed receive `refusal`, which is 403 by default.
+    A WebSocket route has the method WEBSOCKET and the status 101. Unauthenticated callers receive 401. Other callers
+    whose role is not allowed receive the status `refusal`, which is 403 by default.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Route:
 def routes(user: Person) -> list[Route]:
     """Return every route of the application, with requests that act on `user`.
 
-    To add a route, add a line.
+    To test a new route, add a line.
     """
     login = {"email": user.email, "password": PASSWORD}
     token = {"refresh_token": user.refresh_token}
@@ -141,7 +141,7 @@ def routes(user: Person) -> list[Route]:
 
 
 class People(NamedTuple):
-    """A user of each role, and two superusers who lost access: one is deleted, the other inactive."""
+    """A user of each role, and two superusers who have lost access: one is deleted, the other is inactive."""
 
     of_role: dict[Role, Person]
     deleted: Person
@@ -152,12 +152,12 @@ Token = Callable[[People], str]
 
 
 def access_token_of(role: Role) -> Token:
-    """Return a function that returns the access token of the user with this role."""
+    """Return a function that finds the user with this role and returns their access token."""
     return lambda people: people.of_role[role].access_token
 
 
 def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -> Token:
-    """Return a function that forges a superuser token, which is valid apart from the given changes."""
+    """Return a function that forges a superuser's access token, which would be valid without the given changes."""
 
     def encode(people: People) -> str:
         now = int(time.time())
@@ -169,7 +169,7 @@ def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -
 
 
 def with_other_payload(people: People) -> str:
-    """Return a user's token whose payload is replaced with that of the superuser's token."""
+    """Return a user's access token with the payload of the superuser's token."""
     header, _, signature = people.of_role[Role.SELF].access_token.split(".")
     _, payload, _ = people.of_role[Role.SUPERUSER].access_token.split(".")
     return f"{header}.{payload}.{signature}"
@@ -177,7 +177,7 @@ def with_other_payload(people: People) -> str:
 
 CALLERS: dict[str, tuple[Role, Token | None]] = {
     **{role.name: (role, access_token_of(role)) for role in Role if role in USERS},
-    # Control: without changes a forged token is valid, so each one below is rejected only because of its change.
+    # Control: a forged token without changes is valid, so each token below is rejected only because of its change.
     "forged without a fault": (Role.SUPERUSER, forged()),
     "no token": (Role.UNAUTHENTICATED, None),
     "expired": (Role.UNAUTHENTICATED, forged(iat=1, exp=2)),
@@ -193,7 +193,7 @@ CALLERS: dict[str, tuple[Role, Token | None]] = {
 }
 
 
-# Tokens like those that the service emails to the user on whom the requests act.
+# Tokens like those that the service emails. They belong to the user on whom the requests act.
 MAIL_TOKENS = MailTokens(make_settings())
 TOKEN_IDS: dict[Purpose, UUID] = {"password_reset": uuid4(), "email_verification": uuid4()}
 
@@ -228,7 +228,7 @@ async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> Peo
         return person
 
     of_role = {role: await create(role.name.lower(), **role.columns) for role in Role if role in USERS}
-    await create("second-superuser", is_superuser=True)  # the last superuser could not be deleted
+    await create("second-superuser", is_superuser=True)  # because the last superuser cannot be deleted
     await add_mail_tokens(session, of_role[Role.SELF])
     deleted = await create("deleted", is_superuser=True)
     inactive = await create("inactive", is_superuser=True, is_active=False)
@@ -273,7 +273,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 
 async def call(service: Service, route: Route, headers: dict[str, str]) -> tuple[int, str | None]:
-    """Send the route's request, and return the status and the error type."""
+    """Send the route's request with these headers, and return the status and the error type."""
     method, path = route.name.format(**route.path).split()
     if method != "WEBSOCKET":
         response = await service.client.request(method, path, params=route.query, headers=headers, json=route.body)
@@ -304,7 +304,7 @@ async def test_route_serves_only_allowed_roles(service: Service, session: AsyncS
 
 
 def methods(route: RouteContext) -> set[str]:
-    """Return the methods of a route, or an empty set for a mounted application."""
+    """Return the HTTP methods of a route, or an empty set if the route is a mounted application."""
     return {"WEBSOCKET"} if isinstance(route.route, APIWebSocketRoute) else route.methods or set()
 
 

@@ -13,7 +13,7 @@ from app.api import TAGS
 from tests.conftest import ROOT
 
 FEATURES = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}
-# The layer below the features. It must not import any feature.
+# Parts of `app` below the features. They must not import any feature.
 FOUNDATION = {
     "capacity",
     "database",
@@ -46,11 +46,11 @@ MAY_IMPORT = {
     "cli": FOUNDATION | FEATURES | {"main"},
     "__main__": {"cli", "logging"},
 }
-# Exceptions for single files.
-FILES_MAY_IMPORT = {"migrations/env.py": {"api"}}  # imports all models
+# Additional parts that single files may import.
+FILES_MAY_IMPORT = {"migrations/env.py": {"api"}}  # to import all models
 # Names that any module may import from `app` itself.
 CONSTANTS = {"NAME", "PREFIX", "TITLE", "__version__"}
-# Modules of dependencies that `app` may import. Each is documented as public API.
+# Modules of dependencies that `app` may import. All of them are documented as public API.
 DOCUMENTED_MODULES = {
     "aiosmtplib",
     "alembic",
@@ -124,7 +124,7 @@ DOCUMENTED_MODULES = {
     "structlog.tracebacks",
     "structlog.typing",
 }
-# Public despite the underscore, which avoids conflicts with field names:
+# These methods are public. The underscore only prevents conflicts with field names:
 # https://docs.python.org/3/library/collections.html#collections.namedtuple
 NAMED_TUPLE_METHODS = {"_asdict", "_fields", "_make", "_replace"}
 
@@ -135,7 +135,7 @@ every_program_file = pytest.mark.parametrize("path", TREES, ids=lambda path: str
 
 
 def imported_names(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the local name and the dotted name of each import, for example `Base` and `app.database.Base`."""
+    """Yield the local name and the full dotted name of each import, for example `Base` and `app.database.Base`."""
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
@@ -155,12 +155,12 @@ def app_imports(path: Path) -> set[str]:
 
 
 def part(dotted: str) -> str:
-    """Return the part of `app` that a name belongs to: `users` for `app.users.router`."""
+    """Return the part of `app` that a name belongs to, for example `users` for `app.users.router`."""
     return dotted.partition(".")[2].partition(".")[0]
 
 
 def is_module(dotted: str) -> bool:
-    """Return whether a dotted name is a module, rather than a name defined in one."""
+    """Return whether a dotted name is that of a module, rather than of a class or function in a module."""
     parent, _, name = dotted.rpartition(".")
     try:
         return not parent or ismodule(getattr(import_module(parent), name))
@@ -256,7 +256,7 @@ def imported_attributes(node: ast.AST) -> Iterator[str]:
 
 @every_module
 def test_module_has_no_import_inside_a_function(path: Path) -> None:
-    """Such an import usually works around a circular import, or hides a dependency."""
+    """An import inside a function usually works around a circular import, or hides a dependency."""
     nested = [
         node.lineno
         for function in ast.walk(TREES[path])

@@ -1,4 +1,4 @@
-"""The default numbers of workers and concurrent hashes fit the available CPUs and memory."""
+"""The default numbers of workers and of concurrent hashes suit the available CPUs and memory."""
 
 import pytest
 from hitless import CPUs, Memory

@@ -41,7 +41,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: Settings) -> Run:
-    """Return a function that runs a command in this process, because a new process takes a second to start."""
+    """Return a function that runs a command in the test process, because a new process takes a second to start."""
 
     def run(*arguments: str, stdin: str = "", settings: Settings = settings) -> Result:
         monkeypatch.setattr(sys, "argv", ["app", *arguments])
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set
         status, message = 0, ""
         try:
             cli.main()
-        except SystemExit as error:  # for a string, Python prints it and exits with status 1
+        except SystemExit as error:  # if the code is a string, Python prints it and exits with status 1
             status, message = (error.code, "") if isinstance(error.code, int) else (1, str(error.code))
         stdout, stderr = capsys.readouterr()
         return Result(status, stdout, stderr + message)
@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set
 
 
 class CommandLine:
-    """Run `python -m app` in a new process, with a working directory and environment variables."""
+    """Run `python -m app` in a new process, with the given working directory and environment variables."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
         self.directory = directory
@@ -77,7 +77,7 @@ class CommandLine:
         )
 
     def run_on_terminal(self, *arguments: str, answers: dict[str, str]) -> tuple[int, str]:
-        """Run a command on a pseudo-terminal, and type each answer when its prompt appears.
+        """Run a command on a pseudo-terminal, and enter each answer when its prompt appears.
 
         Returns:
             The exit status, and the terminal's output.
@@ -98,14 +98,14 @@ class CommandLine:
         shown, deadline, prompts = "", time.monotonic() + TIMEOUT, list(answers)
         retry_at = time.monotonic() + TIMEOUT / 2
         while time.monotonic() < deadline:
-            # A control key is lost if it arrives between the prompt and the read, so send it again. A line is not.
+            # A control key is lost if it arrives before the program reads, so send it again. A line of text is kept.
             if not prompts and not last_answer.isprintable() and time.monotonic() > retry_at:
                 os.write(controller, f"{last_answer}\n".encode())
                 retry_at = deadline
             if select.select([controller], [], [], 0.1)[0]:
                 try:
                     chunk = os.read(controller, 4096)
-                except OSError:  # the process has exited and closed its end
+                except OSError:  # the process has exited and closed its end of the terminal
                     break
                 shown += chunk.decode()
             if prompts and prompts[0] in shown:
@@ -113,11 +113,14 @@ class CommandLine:
         try:
             return process.wait(timeout=TIMEOUT), shown
         finally:
-            os.close(controller)  # only now, because it sends SIGHUP to the process
+            os.close(controller)  # closing it earlier would send SIGHUP to the process
 
 
 def _take_terminal() -> None:
-    """Make the terminal the controlling one, and reset SIGINT, which shells let background processes ignore."""
+    """Make standard input the controlling terminal, and restore the default action of SIGINT.
+
+    Shells may start background processes with SIGINT ignored, and child processes inherit this.
+    """
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -192,7 +195,7 @@ async def test_end_logins_ends_all_logins_of_one_user(run: Run, service: Service
 
 
 async def logins_of(client: httpx.AsyncClient, *people: Person) -> dict[str, int]:
-    """Use both tokens of each person's login, and return the status by email. Both tokens must return the same."""
+    """Return the status that each person's tokens receive, by email. Both tokens of a person must receive the same."""
     statuses = {}
     for person in people:
         access = await client.get("/users/me", headers=person.auth)
@@ -284,7 +287,7 @@ def test_openapi_prints_only_the_document(default_command_line: CommandLine) -> 
     result = default_command_line.run("openapi")
 
     assert result.returncode == 0
-    assert not result.stderr  # no warnings, for example those that only concern servers
+    assert not result.stderr  # no warnings, such as those that concern only servers
     assert json.loads(result.stdout) == build_openapi(create_app(make_settings(mail=True)))
 
 

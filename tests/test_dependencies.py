@@ -66,7 +66,7 @@ async def change_name(session: ReadSession) -> None:
 
 
 async def change_name_then_open_transaction(_: Annotated[None, Depends(change_name)], session: WriteSession) -> None:
-    pass  # opening the transaction would discard the change
+    pass  # without the error, opening the transaction would discard the change
 
 
 @pytest.mark.parametrize("endpoint", [change_name, change_name_then_open_transaction])
@@ -83,7 +83,7 @@ async def test_change_in_read_session_is_an_error(
 
 
 async def test_use_of_a_closed_session_is_an_error(service: Service) -> None:
-    """It would open another connection, which would never be returned to the pool."""
+    """Without the error, the session would open another connection and never return it to the pool."""
 
     @service.app.get(PREFIX + "/test", response_class=EventSourceResponse)
     async def follow(session: ReadSession) -> AsyncIterator[int | None]:
@@ -139,7 +139,7 @@ async def test_exception_after_writes_rolls_all_of_them_back(
 
 
 async def test_read_session_holds_no_lock_between_statements(settings: Settings) -> None:
-    """On SQLite, a transaction takes the write lock when it begins, so the other request would wait for this one."""
+    """On SQLite, a transaction takes the write lock when it begins, so another request would wait for the reader."""
     has_read, may_end = asyncio.Event(), asyncio.Event()
     async with serve(change(settings, database_statement_timeout=1)) as service:
 
@@ -179,7 +179,7 @@ async def read_first(session: ReadSession) -> int | None:
 
 
 async def test_request_with_both_sessions_needs_one_connection(service: Service) -> None:
-    """If each request held one connection while waiting for a second one, all would time out with 503."""
+    """If each request held one connection while it waited for a second one, all requests would time out with 503."""
 
     @service.app.post(PREFIX + "/test/{number}")
     async def read_and_write(
@@ -198,7 +198,7 @@ async def test_request_with_both_sessions_needs_one_connection(service: Service)
 
 
 async def test_concurrent_requests_of_every_kind_share_one_connection(service: Service) -> None:
-    """These include requests that read the current user with `FastReader` and then write."""
+    """The requests include updates, which read the current user with `FastReader` and then write."""
     ann = await sign_up(service.client)
 
     async with asyncio.timeout(60):
@@ -256,7 +256,7 @@ async def test_read_session_searches_escaped_text_and_fires_events(service: Serv
 async def test_dependencies_can_be_overridden(
     client: httpx.AsyncClient, service: Service, session: AsyncSession
 ) -> None:
-    """Overrides work as in FastAPI's documentation, with the functions inside the annotated types."""
+    """Overrides work as FastAPI documents them: the keys are the functions inside the annotated types."""
     ann = make_user("ann@example.com")
     session.add(ann)
     await session.flush()

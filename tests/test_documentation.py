@@ -26,7 +26,7 @@ MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "A
 
 
 def test_every_command_of_a_page_is_run_by_a_test() -> None:
-    """Conversely, every command that a test runs is on a page."""
+    """Conversely, every command that a test runs must be on a page."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     used = set(re.findall(r'\bcommand\("([\w-]+)"\)', tests))
     used |= set(re.findall(r"name=([\w-]+)", (ROOT / ".ci/run").read_text()))
@@ -44,7 +44,7 @@ def test_every_shell_block_has_a_name() -> None:
     "block", [block for block in blocks() if block.language == "diff"], ids=lambda block: block.title
 )
 def test_diff_can_be_applied(block: Block) -> None:
-    """A diff that has already been applied is accepted too."""
+    """A diff also passes if it has already been applied."""
     text = (ROOT / block.title).read_text()
     for hunk in block.text.split("@@\n"):
         lines = hunk.splitlines(keepends=True)
@@ -71,7 +71,7 @@ def anchors(page: Path) -> set[str]:
 
 @every_page
 def test_links_lead_to_existing_files_headings_and_tests(page: Path) -> None:
-    # Links with this prefix leave the files, and lead to GitHub's own pages about the repository.
+    # Links with this prefix do not lead to a file, but to one of GitHub's own pages about the repository.
     up = "../" * (1 + len(page.relative_to(ROOT).parts))
     text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
@@ -92,7 +92,7 @@ def test_links_lead_to_existing_files_headings_and_tests(page: Path) -> None:
 
 
 def default(info: FieldInfo) -> str:
-    """Return a setting's default in the form of an environment variable, or an empty string if it has none."""
+    """Return a setting's default, written as in an environment variable, or an empty string if it has none."""
     value = info.get_default()
     if isinstance(value, SecretStr):
         return value.get_secret_value()
@@ -164,7 +164,7 @@ def test_table_contains_every_variable_of_the_compose_files() -> None:
 
 def test_table_contains_every_part_of_the_application() -> None:
     parts = {path.name for path in (ROOT / "app").iterdir() if not path.name.startswith("__")}
-    features = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}  # a feature may have no errors
+    features = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}  # some features do not define errors
 
     mentioned = {name for first, _ in table("parts") for name in re.findall(r"\(\.\./app/([\w.]+)\)", first)}
 

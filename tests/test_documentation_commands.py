@@ -1,7 +1,7 @@
 """Commands in the text and tables of the documentation are valid. Other tests run the commands in code blocks.
 
-Inline code is a command if it matches COMMAND or VARIABLE. The checks cover the parts that a change of this repository
-can break: the subcommands, options, files, modules, tests, services and variables that a command names.
+Inline code is a command if it matches COMMAND or VARIABLE. The tests check what a change of this repository can break:
+the subcommands, options, files, modules, tests, services and variables that a command names.
 """
 
 import os
@@ -26,7 +26,7 @@ from app.settings import Settings
 from tests.conftest import GROUPS, ROOT
 from tests.pages import PAGES, blocks
 
-# Three kinds of programs: with subcommands, with options listed by --help, and those whose help is not checked.
+# Programs with subcommands, programs that have only options, and programs whose --help is not checked.
 COMMAND = re.compile(
     r"(?:(docker (?:compose|container|image|network|system|volume)|docker|python -m app|alembic|fastapi|uv)"
     r"(?: [a-z][\w-]*)?|(gunicorn|uvicorn|pytest)|python -m|\.ci/run)(?!\S)"
@@ -34,13 +34,13 @@ COMMAND = re.compile(
 VARIABLE = re.compile(r"(?:-e )?([A-Z][A-Z\d_]+)=")
 OTHER_VARIABLES = {"HTTPS_PROXY", "HTTP_PROXY", "LANG", "NO_PROXY", "PATH", "TZ"}
 OF_REPOSITORY = re.compile(r"(?:app|benchmarks|docs|packages|scripts|tests)(?:[./][\w./:-]*)?")
-# Commands that run another command, and the number of arguments before that command.
+# Commands that run another command, and the number of arguments that precede the other command.
 RUNNERS = {"uv run": 0, "docker run": 1, "docker exec": 1, "docker compose run": 1, "docker compose exec": 1}
 OF_SERVICES = re.compile(r"docker compose (?:build|exec|kill|logs|ps|pull|restart|rm|run|start|stop|up)")
 
 
 def inline_commands() -> Iterator[tuple[str, str, str]]:
-    """Yield each command, its file and line, and the files that its page tells readers to create."""
+    """Yield each command, its file and line number, and the files that the page tells readers to create."""
     for page in [*PAGES, ROOT / ".github/pull_request_template.md", *sorted((ROOT / "packages").glob("*/*.md"))]:
         created = " ".join(block.title for block in blocks() if block.page == page)
         text = re.sub(r"(?ms)^```.*?^```$", lambda block: "\n" * block[0].count("\n"), page.read_text())
@@ -53,23 +53,23 @@ def inline_commands() -> Iterator[tuple[str, str, str]]:
 
 
 def simple_commands(command: str) -> list[list[str]]:
-    """Split a command at `|`, `&&` and the like, and return the words of each part, without placeholders."""
+    """Split a command line at operators such as `|` and `&&`. Return the words of each part, without placeholders."""
     lexer = shlex.shlex(re.sub(r"<[^<>]+>|…|\d(?=>)", " ", command), posix=True, punctuation_chars="|;&>")
     lexer.whitespace_split = True
     return [list(words) for separates, words in groupby(lexer, lambda word: set(word) <= set("|;&>")) if not separates]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program without PYTEST_ADDOPTS, whose `--cov` would delete the coverage data of this run."""
+    """Run a program without PYTEST_ADDOPTS, because its option `--cov` would delete the coverage data of this run."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {"COLUMNS": "200"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
 
 @cache
 def usage(command: str) -> str:
-    """Return the `--help` output of a command. It is empty if there is none or the program is not installed."""
+    """Return the `--help` output of a command, or an empty string if the program has no help or is not installed."""
     program, *words = command.split()
-    if command.startswith("python -m app"):  # in this process, because a new one takes a second to start
+    if command.startswith("python -m app"):  # in this process, because starting a new one takes a second
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as output, suppress(SystemExit):
             patch.setattr(sys, "argv", [*words[1:], "--help"])
             cli.main()
@@ -81,9 +81,10 @@ def usage(command: str) -> str:
 
 
 def arguments(words: list[str], text: str) -> Iterator[int]:
-    """Yield the positions of positional arguments. `text` is the command's help, which tells which options have values.
+    """Yield the positions of the positional arguments.
 
-    Without help, any word after an option may be its value, so stop at the first option.
+    The command's help, `text`, shows which options take a value. Without help, any word after an option may be its
+    value, so stop at the first option.
     """
     option = ""
     for position, word in enumerate(words):
@@ -96,7 +97,7 @@ def arguments(words: list[str], text: str) -> Iterator[int]:
 
 
 def problems(words: list[str], created: str) -> Iterator[str]:
-    """Yield the problems of a command, and of the command that it runs in turn, as with `docker compose run`."""
+    """Yield the problems of a command, and of a command that it runs, for example with `docker compose run`."""
     while variable := VARIABLE.match(" ".join(words)):
         if not is_read(variable[1]):
             yield f"{variable[1]} is not a setting. If another program reads it, add it to OTHER_VARIABLES"
@@ -114,7 +115,7 @@ def problems(words: list[str], created: str) -> Iterator[str]:
         inner = positions[0] + RUNNERS[name]
         yield from problems(rest[inner:], created)
         rest, given = rest[:inner], given[: RUNNERS[name]]
-    for word in rest if text and name != match[1] else []:  # otherwise they may be a subcommand's options
+    for word in rest if text and name != match[1] else []:  # otherwise the options may be a subcommand's
         option = word.partition("=")[0] if word.startswith("--") else word[:2]
         if re.match("--?[a-zA-Z]", option) and not re.search(rf"(?<![\w-]){option}(?![\w-])", text):
             yield f"{name} has no option {option}"
@@ -122,12 +123,12 @@ def problems(words: list[str], created: str) -> Iterator[str]:
 
 
 def unknown_names(name: str, rest: list[str], given: list[str], created: str) -> Iterator[str]:
-    """Yield a problem for each service, test and group of tests that the command names but that does not exist."""
+    """Yield a problem for each service, test and group of tests that a command names but that does not exist."""
     if OF_SERVICES.fullmatch(name):
         files = "".join(path.read_text() for path in ROOT.glob("*compose*.y*ml"))
         sections = "".join(re.findall(r"(?m)^services:\n((?:[ #].*\n|\n)*)", files))
         services = re.findall(r"(?m)^  ([\w-]+):", sections)
-        words = [word for word in given if re.fullmatch(r"[a-z][\w-]*", word)]  # not a placeholder
+        words = [word for word in given if re.fullmatch(r"[a-z][\w-]*", word)]  # skip placeholders
         yield from (f"no compose file has a service {word}" for word in words if word not in services)
     elif name == ".ci/run":
         parts = re.findall(r"(?m)^(\w+)\(\)", (ROOT / name).read_text())
@@ -165,7 +166,7 @@ def is_read(variable: str) -> bool:
 
 
 def exists(name: str, created: str) -> bool:
-    """Return whether this file, folder or module exists, or the page tells readers to create it."""
+    """Return whether a file, folder or module exists or the page tells readers to create it."""
     path = ROOT / (name.partition("::")[0] if "/" in name else name.partition(":")[0].replace(".", "/"))
     return path.exists() or path.with_suffix(".py").exists() or name in created
 
@@ -184,7 +185,7 @@ def mistakes(command: str, created: str) -> list[str]:
 COMMANDS = {command: (place, created) for command, place, created in inline_commands()}
 
 
-# A command with `-k` makes pytest import all tests, which takes seconds, so it is checked with the group `copies`.
+# For a command with `-k`, pytest imports all tests, which takes seconds, so the group `copies` checks these commands.
 @pytest.mark.parametrize(
     "command",
     [

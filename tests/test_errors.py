@@ -82,7 +82,7 @@ async def test_unexpected_json_type_returns_422(client: httpx.AsyncClient, body:
 
 @pytest.fixture
 def failing_routes(service_with_bug: Service) -> httpx.AsyncClient:
-    """A client of the application with additional routes that raise unexpected exceptions."""
+    """A client of an application with additional routes, which raise unexpected exceptions."""
     app = service_with_bug.app
 
     @app.get(PREFIX + "/crash")
@@ -106,7 +106,7 @@ async def test_unexpected_exception_returns_500(failing_routes: httpx.AsyncClien
     assert response.status_code == 500
     assert response.json() == {"error": "Internal server error", "type": "internal_error"}
     assert response.headers["x-request-id"] == "my-request"
-    assert {"ratelimit", "ratelimit-policy"} <= response.headers.keys()  # rate limits apply as to any other request
+    assert {"ratelimit", "ratelimit-policy"} <= response.headers.keys()  # a failed request counts towards rate limits
 
 
 async def test_unexpected_exception_is_raised_in_a_test(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""The image's HEALTHCHECK command exits with 0 only if /health responds 200."""
+"""The image's HEALTHCHECK command exits with status 0 only if /health responds with 200."""
 
 import http.server
 import socket
@@ -28,7 +28,7 @@ def serve_health(status: HTTPStatus, tls: TLS | None = None, host: str = "127.0.
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Log nothing."""
+            """Do not log requests."""
 
     class Server(http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""`Input`, the base class of request bodies: the values that it rejects, and the errors in the response."""
+"""`Input`, the base class of request bodies: the values that it rejects, and the errors in responses."""
 
 import uuid
 from typing import Annotated, Any, Literal
@@ -92,7 +92,7 @@ async def test_longest_list_of_errors_is_below_8_kib(service: Service) -> None:
 
 async def test_more_errors_than_are_listed_are_counted(service: Service) -> None:
     @service.app.post(PREFIX + "/sum")
-    async def add(numbers: list[int]) -> int:  # not an Input, so each invalid item is reported
+    async def add(numbers: list[int]) -> int:  # the body is not an Input, so every invalid item is reported
         return sum(numbers)
 
     response = await service.client.post("/sum", json=["x"] * 30)

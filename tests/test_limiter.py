@@ -21,7 +21,7 @@ from tests.tcp_proxy import ProxyState, TCPProxy, tcp_proxy
 
 
 def limited_settings(redis_url: str | None, *, rate_limit: str = "3/minute") -> Settings:
-    """Build settings with a new secret key, from which Redis keys are derived, so that no other test uses the same."""
+    """Build settings with a new secret key. Redis keys are derived from it, so no other test uses the same keys."""
     return make_settings(
         redis_url=redis_url,
         secret_key=uuid4().hex,
@@ -128,7 +128,7 @@ def test_seconds_left_are_never_more_than_the_window(monkeypatch: pytest.MonkeyP
 
     seconds_left = MemoryCounter().hit(b"a" * 8, 60).seconds_left
 
-    assert (now + 60) - now > 60  # rounded up
+    assert (now + 60) - now > 60  # because of floating-point rounding
     assert seconds_left == 60
 
 
@@ -155,7 +155,7 @@ def test_forked_process_counts_in_the_same_memory() -> None:
 async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings) -> None:
     async def account_keys() -> set[str]:
         return {
-            key.decode() if isinstance(key, bytes) else key  # redis-py's types allow both
+            key.decode() if isinstance(key, bytes) else key  # redis-py's type hints allow both
             for key in await redis.keys("{rate}:account:*")
         }
 
@@ -171,7 +171,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
 
 
 async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
-    """At the end of a window, Redis may report 0 ms left. A key without expiry provokes a similar value, -1."""
+    """At the end of a window, Redis may report 0 ms left. To test this, a key without expiry makes Redis report -1."""
     limiter = RateLimiter(settings, redis, MemoryCounter())
     before = set(await redis.keys("{rate}:default:*"))
     await limiter.hit("default", "ann")
@@ -245,7 +245,7 @@ async def test_hits_during_a_command_are_counted_together_by_the_next(redis: Red
 
 async def test_cancelled_hit_does_not_affect_others(limiter: RateLimiter) -> None:
     hits = [asyncio.create_task(limiter.hit("default", "ann")) for _ in range(3)]
-    await asyncio.sleep(0)  # let them start
+    await asyncio.sleep(0)  # let the tasks start
     hits[0].cancel()
 
     _, *usages = await asyncio.gather(*hits, return_exceptions=True)
@@ -268,10 +268,10 @@ async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
             await asyncio.sleep(0)
     second = asyncio.create_task(limiter.hit("default", "ann"))
     usages = [await first]
-    done, _ = await asyncio.wait({second}, timeout=0.5)  # half the timeout of another attempt
+    done, _ = await asyncio.wait({second}, timeout=0.5)  # another attempt to use Redis would take 1 s
     usages += [task.result() for task in done]
 
-    assert [usage.used for usage in usages] == [1, 2]  # counted in memory
+    assert [usage.used for usage in usages] == [1, 2]  # both were counted in memory
     assert len(proxy.sent) == 1
 
 

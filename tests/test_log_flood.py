@@ -1,4 +1,4 @@
-"""Clients can neither flood the log nor write control characters to a terminal."""
+"""Clients can neither flood the log nor write control characters to a terminal that shows it."""
 
 import asyncio
 import json

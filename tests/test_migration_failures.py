@@ -76,7 +76,7 @@ async def test_no_request_waits_behind_a_blocked_migration_longer_than_its_lock_
     newest = await holder.fetchval("SELECT version_num FROM alembic_version")
     async with serve(change(settings, database_statement_timeout=20)) as service:
         person = await sign_up(service.client)
-        # The first statement of the migration after 0002 alters the table of users.
+        # The first statement of the migration after 0002 alters the table `users`.
         await holder.execute("UPDATE alembic_version SET version_num = '0002'")
         async with holder.transaction():
             await holder.execute("LOCK TABLE users IN ACCESS SHARE MODE")
@@ -88,7 +88,7 @@ async def test_no_request_waits_behind_a_blocked_migration_longer_than_its_lock_
     await holder.close()
 
     assert set(statuses) == {200}
-    assert 0.2 < slowest < 20  # 0.6 on an idle machine, the migration's lock timeout
+    assert 0.2 < slowest < 20  # about 0.6 on an idle machine, because of the migration's lock timeout
 
 
 async def test_failed_migration_names_its_revision_and_statement(settings: Settings, database_url: str) -> None:

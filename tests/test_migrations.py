@@ -45,7 +45,7 @@ from app.users.models import Login, User
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
-# Values for the rows that migrations are tested on: VALUES by column type, ROWS for columns that need other values.
+# Migrations are tested on rows with these values: VALUES by column type, and ROWS for columns that need other values.
 VALUES: dict[type, object] = {
     bool: True,
     bytes: b"a",
@@ -67,7 +67,10 @@ TIMEOUT = 600  # seconds per command, on a machine that runs many tests in paral
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Settings]:
-    """The settings of a migrated database. It is migrated again at the end, because tests share the PostgreSQL one."""
+    """Settings with a migrated database.
+
+    After the test, the database is migrated again, because tests share one PostgreSQL database.
+    """
     database = make_settings(database_url=database_url)
     yield database
     asyncio.run(migrate(database))
@@ -127,7 +130,7 @@ async def test_addresses_get_their_normal_form_unless_another_user_has_it(
 
 
 async def test_addresses_from_before_the_migration_count_as_verified(database: Settings) -> None:
-    """Otherwise REQUIRE_VERIFIED_EMAIL would lock out all users who registered before."""
+    """If they did not, REQUIRE_VERIFIED_EMAIL would lock out all users who registered before the migration."""
     await migrate(database, "0004")
     engine = create_engine(database)
     await add_user_of_release_3(engine, "ann@example.com")
@@ -157,7 +160,7 @@ async def test_migrated_schema_matches_the_models(database: Settings) -> None:
 
 
 def fill_empty_tables(connection: Connection) -> None:
-    """Insert a row into each empty table. If a table needs certain values, add them to ROWS."""
+    """Insert a row into each empty table. If a table requires certain values, add them to ROWS."""
     reflected = MetaData()
     reflected.reflect(connection)
     for table in reflected.sorted_tables:
@@ -190,7 +193,7 @@ def revisions_newest_first() -> list[str]:
 async def run_step(
     engine: AsyncEngine, step: Callable[[Config, str], None], revision: str, look: Callable[[Connection], Seen]
 ) -> Seen:
-    """Migrate up or down to a revision, and return what `look` returns of the database."""
+    """Migrate up or down to a revision, then call `look` with the connection and return its result."""
 
     def run(connection: Connection) -> Seen:
         config = alembic_config()
@@ -203,7 +206,7 @@ async def run_step(
 
 
 async def test_migrations_run_up_and_down_on_tables_with_rows(database: Settings) -> None:
-    """Before each migration, every table created so far gets a row."""
+    """Before each migration, the test inserts a row into every table that exists."""
     await migrate(database, "base")
     revisions = revisions_newest_first()
     engine = create_migration_engine(database)
@@ -226,7 +229,10 @@ async def test_migrations_run_up_and_down_on_tables_with_rows(database: Settings
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_sqlite_never_reuses_an_id(database: Settings) -> None:
-    """Also after a downgrade. A batch creates a table again, without its AUTOINCREMENT."""
+    """Every table keeps AUTOINCREMENT, even after a downgrade.
+
+    Alembic's batch operations recreate a table, and omit AUTOINCREMENT by default.
+    """
     solution = (
         "{} loses AUTOINCREMENT. Write op.add_column and op.drop_column. For other changes, write "
         'op.batch_alter_table(…, table_kwargs={{"sqlite_autoincrement": True}}): ids go on after the highest left.'
@@ -335,10 +341,10 @@ async def test_migration_waits_for_another_longer_than_the_statement_timeout(
 ) -> None:
     engine = create_engine(change(database, database_statement_timeout=60))
     async with engine.begin() as connection:
-        await connection.run_sync(lock_migrations)  # take the lock that a migration takes
+        await connection.run_sync(lock_migrations)  # hold the lock that a migration takes
         other = asyncio.create_task(migrate(change(database, database_statement_timeout=0.1)))
         await wait_for_blocked_statement(database_url)
-        await asyncio.sleep(0.5)  # longer than the other's statement timeout
+        await asyncio.sleep(0.5)  # longer than the waiting migration's statement timeout
         is_waiting = not other.done()
     await other
     await engine.dispose()
@@ -431,4 +437,4 @@ def test_migration_can_be_generated_from_changed_models(clean_environment: dict[
         assert database.execute("SELECT id, added_text FROM users").fetchall() == [(1, None)]
         assert database.execute("SELECT family FROM refresh_tokens").fetchall() == [
             ("f",)
-        ]  # not cascaded when the old table of users was dropped
+        ]  # dropping the old users table did not delete it

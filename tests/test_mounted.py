@@ -1,4 +1,4 @@
-"""A mounted application has the same errors, limits, headers and log lines as the main application."""
+"""Mounted applications have the same errors, limits, headers and log lines as the main application."""
 
 import re
 from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ def mount_own_handlers(app: FastAPI) -> None:
 @pytest.fixture
 async def service(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Service]:
     (tmp_path / "files/users").mkdir(parents=True)
-    (tmp_path / "files/users/me").write_text("a file")  # below the mount, its path equals that of a route
+    (tmp_path / "files/users/me").write_text("a file")  # relative to the mount, its path is also the path of a route
 
     def add_all_routers(app: FastAPI) -> None:
         add_routers(app)

@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.conftest import ROOT, change, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
-# Operations without an access token. Those that check other credentials can return 401, too.
+# Operations that check credentials other than an access token, and therefore can return 401 as well.
 LOGINS = {
     "POST /auth/login",
     "POST /auth/refresh",

@@ -1,4 +1,4 @@
-"""A database outage is logged in one line with its first cause, and then in one line every half minute."""
+"""A database outage is logged in one line when it starts, with its cause, and then in one line every half minute."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     unreachable = change(settings, database_url="postgresql://u@127.0.0.1:1/x", database_migrate=False)
     async with serve(unreachable, prepared=True) as service:
         statuses = [(await register(service.client)).status_code for _ in range(5)]
-        await asyncio.sleep(5)  # enough for the second line and the end of the outage
+        await asyncio.sleep(5)  # long enough for the second line and the end of the outage
         statuses.append((await service.client.get("/health/ready")).status_code)
 
     assert statuses == [503] * 6
@@ -36,7 +36,7 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     first, *_, last_but_one, _ = [entry for entry in logs if "database" in entry["event"]]
     assert last_but_one["event"] == "no database failures"
     assert "request_id" in first
-    assert "request_id" not in last_but_one  # it is not about a single request
+    assert "request_id" not in last_but_one  # the line does not concern a single request
 
 
 async def test_reason_is_that_of_the_newest_failure(
@@ -68,7 +68,7 @@ async def test_exhausted_pool_is_described_in_plain_words(
     assert [response.status_code for response in responses] == [503] * 4
     (line,) = [entry for entry in logs if entry["event"] == "database unavailable"]
     assert line["reason"] == "TimeoutError: no connection was free for 3 s (DATABASE_POOL_SIZE=1)"
-    assert line["waiting"] == 3  # besides the request that has failed
+    assert line["waiting"] == 3  # in addition to the request that has failed
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

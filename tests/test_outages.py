@@ -1,4 +1,4 @@
-"""While the database is unreachable, full or slow, clients get a 503 quickly, in the common error format."""
+"""While the database is unreachable, overloaded or slow, clients quickly get a 503 in the common error format."""
 
 import asyncio
 import gc
@@ -31,13 +31,13 @@ UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unava
 
 @pytest.fixture
 def log_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log the reason of every failure, rather than only that of the first one in an outage."""
+    """Log the reason for every failure, rather than only for the first failure of an outage."""
     monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 0)
 
 
 @pytest.fixture
 def unreachable(settings: Settings) -> Settings:
-    """Settings with a database URL whose port nothing listens on."""
+    """Settings with a database URL on whose port no server listens."""
     return change(settings, database_url="postgresql://user:hunter2@127.0.0.1:1/none")
 
 
@@ -52,7 +52,7 @@ async def test_unreachable_database_returns_503(unreachable: Settings) -> None:
 
 @pytest.fixture(params=["53300 too many clients", "28P01 password authentication failed"])
 async def rejecting_server(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, str]]:
-    """The URL of a server that rejects every connection, and the reason that it gives."""
+    """The URL of a database server that rejects every connection, and the reason that the server gives."""
     sqlstate, reason = request.param.split(" ", 1)
 
     async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +88,7 @@ async def test_rejected_connection_returns_503_and_logs_the_reason(
 
 
 async def test_logout_during_an_outage_returns_503(unreachable: Settings) -> None:
-    """A 204 would confirm a logout that was never stored."""
+    """A 204 would tell the client that the logout was stored, although it was not."""
     async with serve(unreachable, prepared=True) as service:
         response = await service.client.post("/auth/logout", json={"refresh_token": "A" * 64})
 
@@ -121,7 +121,7 @@ async def test_exhausted_pool_returns_503(settings: Settings) -> None:
 
 
 async def test_cancelled_requests_return_their_connections(settings: Settings) -> None:
-    """Workers cancel requests at shutdown. Each round cancels them after a different number of event loop steps."""
+    """Workers cancel requests at shutdown. Each round cancels them after another number of event loop iterations."""
     async with serve(change(settings, database_pool_size=4)) as service:
         ann = await sign_up(service.client)
         for milliseconds in range(30):
@@ -132,7 +132,7 @@ async def test_cancelled_requests_return_their_connections(settings: Settings) -
             ]
             await asyncio.sleep(milliseconds / 1000)
             for task in tasks:
-                task.cancel()  # cancel once, as the server does
+                task.cancel()  # cancel only once, like the server
             await asyncio.gather(*tasks, return_exceptions=True)
 
         response = await service.client.get("/users/me", headers=ann.auth)
@@ -144,7 +144,7 @@ async def test_cancelled_requests_return_their_connections(settings: Settings) -
 
 
 async def test_statement_timeout_returns_503(settings: Settings, session: AsyncSession) -> None:
-    """PostgreSQL cancels the statement. SQLite stops waiting for the lock."""
+    """After the timeout, PostgreSQL cancels the statement, and SQLite stops waiting for the lock."""
     async with serve(change(settings, database_statement_timeout=0.5)) as service:
         ann = await sign_up(service.client)
         await session.execute(update(User).values(full_name="locked"))
@@ -177,7 +177,10 @@ async def test_invalid_statement_is_raised_and_no_outage(
 
 
 async def test_missing_table_during_an_outage_returns_503(service: Service, session: AsyncSession) -> None:
-    """While a backup is restored, a request may fail just before the tables are back."""
+    """While a backup is restored, a request may fail because a table is missing.
+
+    The table may exist again when the error is handled, so the 503 must not depend on a second check.
+    """
     connection = await session.connection()
     await connection.exec_driver_sql("ALTER TABLE users RENAME TO hidden_users")
     await session.commit()
@@ -196,7 +199,7 @@ async def test_missing_table_during_an_outage_returns_503(service: Service, sess
 async def test_database_without_tables_returns_503_until_they_are_back(
     client: httpx.AsyncClient, session: AsyncSession, logs: list[structlog.typing.EventDict]
 ) -> None:
-    """The schema was dropped, or the database created again."""
+    """This happens if the schema is dropped or the database is recreated."""
     tables = ("users", "alembic_version")
     connection = await session.connection()
     for table in tables:
@@ -273,13 +276,13 @@ async def test_silent_server_returns_503_after_one_timeout(
     reasons = [entry["reason"] for entry in logs if entry["event"] == "database unavailable"]
     assert reasons[-1] == "TimeoutError: no answer within 1 s"
     assert after.status_code == 200
-    # The timeouts are 3 and 1 s. Both requests would take longer if the driver closed its connection gracefully.
+    # The timeouts are 3 and 1 s. If the driver closed connections gracefully, both requests would take longer.
     assert seconds < 4.9
     assert ready_seconds < 2.9
 
 
 async def execute_on_two_connections(service: Service, statement: str) -> set[int]:
-    """Execute a statement on two connections, and return their server process ids."""
+    """Execute a statement on two connections, and return the process ids of their server processes."""
     pid = text("SELECT pg_backend_pid()")
     async with AsyncSession(service.state["engine"]) as one, AsyncSession(service.state["engine"]) as two:
         pids = {(await session.scalars(pid)).one() for session in (one, two)}
@@ -289,8 +292,8 @@ async def execute_on_two_connections(service: Service, statement: str) -> set[in
         return pids
 
 
-# After a failover, the host name may lead to another server. For some seconds, all engines with the same settings share
-# what one of them learns about the server. The next two tests therefore use distinct settings.
+# After a failover, the host name may resolve to another server. For some seconds, engines with the same settings share
+# what one of them has learned about the server. The next two tests therefore use different settings.
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -312,7 +315,7 @@ async def test_connections_whose_server_reports_that_it_is_read_only_are_replace
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_connection_whose_server_rejects_a_write_as_read_only_is_replaced(settings: Settings) -> None:
-    """A pooler does not report that its server is read-only. Only the rejected write shows it."""
+    """A connection pooler does not report that its server is read-only. Only a rejected write shows this."""
     async with serve(change(settings, database_pool_size=2, database_statement_timeout=4.2)) as service:
         before = await execute_on_two_connections(service, "SELECT 1")
         async with AsyncSession(service.state["engine"]) as session:
@@ -325,7 +328,7 @@ async def test_connection_whose_server_rejects_a_write_as_read_only_is_replaced(
     assert not after & before
 
 
-@pytest.mark.usefixtures("service")  # its lifespan installs the event loop's exception handler
+@pytest.mark.usefixtures("service")  # the lifespan installs the event loop's exception handler
 @pytest.mark.parametrize(("error", "lines"), [(ConnectionResetError("reset"), 0), (ValueError("a bug"), 1)])
 async def test_abandoned_connection_attempt_is_not_logged(
     caplog: pytest.LogCaptureFixture, error: Exception, lines: int

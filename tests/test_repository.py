@@ -1,4 +1,4 @@
-"""Configuration files of the repository agree with each other."""
+"""The repository's configuration files are consistent with each other."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Behind a proxy that strips a path prefix, links contain the prefix, and rules for paths match without it."""
+"""Behind a proxy that strips a path prefix, links contain the prefix, but path rules match paths without it."""
 
 import re
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The number of round trips to the database and Redis per request. Unlike response times, it is exact."""
+"""The number of round trips to the database and Redis per request. Unlike response times, it does not vary."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -24,7 +24,7 @@ async def database_proxy(postgresql_url: str) -> AsyncIterator[TCPProxy]:
 
 @pytest.fixture
 def proxied_settings(settings: Settings, database_proxy: TCPProxy, postgresql_url: str) -> Settings:
-    """Settings that connect to the database through the proxy."""
+    """Settings with the URL of the database proxy."""
     host, port = database_proxy.address.split(":")
     url = make_url(postgresql_url).set(host=host, port=int(port))
     return change(settings, database_url=url.render_as_string(hide_password=False))
@@ -32,7 +32,7 @@ def proxied_settings(settings: Settings, database_proxy: TCPProxy, postgresql_ur
 
 Request = Callable[[httpx.AsyncClient, Person], Awaitable[httpx.Response]]
 
-READ_ONE, WRITE_ONE = 1, 3  # a write is BEGIN, a statement and COMMIT
+READ_ONE, WRITE_ONE = 1, 3  # a write consists of BEGIN, a statement and COMMIT
 REQUESTS: dict[str, tuple[int, Request]] = {
     "health/live": (0, lambda client, _: client.get("/health/live")),
     "health/ready": (READ_ONE, lambda client, _: client.get("/health/ready")),
@@ -44,7 +44,7 @@ REQUESTS: dict[str, tuple[int, Request]] = {
         READ_ONE + WRITE_ONE,
         lambda client, root: client.patch("/users/me", headers=root.auth, json={"full_name": "R"}),
     ),
-    # Read the user. Then, in a transaction: lock the user, store the token, and delete expired tokens.
+    # Read the user. Then lock the user, store the token and delete expired tokens, in one transaction.
     "log in": (READ_ONE + WRITE_ONE + 2, lambda client, _: log_in(client, "root@example.com")),
     "refresh": (
         WRITE_ONE,
@@ -97,7 +97,7 @@ def count_statements(sent: bytes) -> int:
 
 
 async def with_new_tokens(client: httpx.AsyncClient, person: Person) -> Person:
-    """Log the person in again, and return them with new tokens."""
+    """Log the person in again, and return the person with new tokens."""
     tokens = (await log_in(client, person.email, PASSWORD)).json()
     return Person(person.id, person.email, tokens["access_token"], tokens["refresh_token"])
 

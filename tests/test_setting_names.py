@@ -1,4 +1,4 @@
-"""A misspelt setting in a `.env` file or among secret files is reported at startup."""
+"""Misspelt setting names in a `.env` file or among the secret files are reported at startup."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Settings are read from secret files, the environment and .env files. All problems are reported together, by name."""
+"""Settings come from secret files, environment variables and .env files. One error reports all problems, by name."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load_problems() -> dict[str, str]:
-    """Load settings, which must fail, and map each invalid variable to its problem."""
+    """Load the settings, which must fail. Return the problem of each invalid variable, by name."""
     with pytest.raises(SystemExit) as caught:
         load_settings()
     first, *lines = str(caught.value).splitlines()
@@ -108,7 +108,7 @@ def test_empty_variable_counts_as_not_set(directory: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("variable", ["SECRET_KEY", "DATABASE_URL", "REDIS_URL"])
 def test_empty_secret_file_is_an_error(directory: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
-    monkeypatch.setenv(variable, SECRET_KEY)  # overridden by the file
+    monkeypatch.setenv(variable, SECRET_KEY)  # the secret file overrides it
     (directory / "secrets" / variable).write_text("\n")
 
     assert variable in load_problems()

@@ -1,4 +1,4 @@
-"""At startup, the number of database connections is compared with the limit of the database."""
+"""At startup, the service compares the number of its database connections with the limit of the database."""
 
 import pytest
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-# Sets up logging as the server does, and defines functions that fail.
+# Configures logging as the server does, and defines functions that fail.
 SETUP = """
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Database and Redis URLs are accepted in the forms that hosting providers use, and errors never repeat them."""
+"""Database and Redis URLs are accepted in the forms that hosting providers use. Error messages never repeat a URL."""
 
 import pytest
 from pydantic import SecretStr

@@ -1,4 +1,4 @@
-"""`python -m app migrate` creates the database role of the service."""
+"""`python -m app migrate` creates the database role that the service uses."""
 
 from collections.abc import AsyncIterator
 
@@ -15,7 +15,10 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=Tr
 
 @pytest.fixture
 async def role(database_url: str) -> AsyncIterator[str]:
-    """The name of a role that does not exist. Roles are server-wide, so it is the name of this process's database."""
+    """The name of a role that does not exist yet.
+
+    It contains the name of this process's database, because test processes share the server and its roles.
+    """
     role = f"web of '{make_url(database_url).database}\""
     yield role
     owner = await asyncpg.connect(database_url)
@@ -32,7 +35,7 @@ def url_of(database_url: str, role: str, password: str) -> str:
 async def test_role_can_read_and_write_rows_but_change_no_table(
     settings: Settings, database_url: str, role: str, password: str
 ) -> None:
-    for each in ("the first password", password):  # running it again changes the password
+    for each in ("the first password", password):  # the second run changes the password
         await migrate(change(settings, web_database_url=url_of(database_url, role, each)))
 
     web = await asyncpg.connect(url_of(database_url, role, password))

@@ -1,4 +1,4 @@
-"""WebSocket routes have the same authentication, hosts, limits, errors and log lines as other routes."""
+"""Authentication, allowed hosts, limits, errors and log lines are the same for WebSocket routes as for other routes."""
 
 import json
 from collections.abc import AsyncIterator
@@ -89,7 +89,7 @@ async def test_documented_route_sends_messages_back_and_holds_no_connection(serv
         ("/users/me", {}, 404, "not_found"),
     ],
 )
-async def test_rejected_handshake_gets_an_error_of_the_api(  # noqa: PLR0913, PLR0917  the parameters' columns
+async def test_rejected_handshake_gets_an_error_of_the_api(  # noqa: PLR0913, PLR0917  one per column above
     service: Service,
     logs: list[structlog.typing.EventDict],
     path: str,

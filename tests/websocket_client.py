@@ -1,4 +1,4 @@
-"""An in-process WebSocket client, which calls the application through ASGI, as httpx does for requests."""
+"""An in-process WebSocket client, which calls the application through ASGI, like httpx's ASGI transport."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from tests.conftest import Service
 
 
 class WebSocketClient:
-    """A WebSocket connection to the application, seen from the server's side.
+    """A WebSocket connection to the application, as the server sees it.
 
     Attributes:
         sent: The ASGI messages that the application has sent.
@@ -41,7 +41,7 @@ class WebSocketClient:
 async def open_websocket(
     service: Service, path: str, headers: dict[str, str] | None = None
 ) -> AsyncIterator[WebSocketClient]:
-    """Open a WebSocket. At the end, close it with code 1001 if it is still open."""
+    """Open a WebSocket. At the end of the `with` block, close it with code 1001 if it is still open."""
     client = WebSocketClient()
     raw = [(name.lower().encode(), value.encode()) for name, value in ({"Host": "test"} | (headers or {})).items()]
     scope: Scope = {

@@ -20,8 +20,8 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long expired tokens are kept. If sending an email is retried, `write_link` reads the token's row to check
-# whether the token has been used.
+# How long the rows of expired tokens are kept. If sending an email is retried, `write_link` reads its token's row to
+# check whether the token has already been used.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
@@ -35,8 +35,8 @@ class Link(NamedTuple):
         page: The URL of the page that the link opens.
         url: The URL of the route that accepts the token.
         lifetime: How long the token is valid.
-        recipient_filter: Returns the condition that selects the recipient among the active users. At most one user
-            matches it.
+        recipient_filter: Builds the SQL condition that finds the recipient among the active users. It matches at most
+            one user.
     """
 
     purpose: Purpose
@@ -59,7 +59,7 @@ def mail_writers(settings: Settings) -> dict[str, Writer]:
             password_page,
             password_url,
             timedelta(minutes=settings.password_reset_minutes),
-            # Invited users without a password need another invitation instead, whose link is valid for days.
+            # Exclude invited users without a password. They need a new invitation, whose link is valid for days.
             lambda mail: and_(User.email == mail.recipient, User.password_hash != ""),
         ),
         "invitation": Link(
@@ -98,15 +98,15 @@ async def write_notice(_: AsyncSession, mail: Mail) -> Content:
 async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
     """Write an email with a link, and store the id of the link's token, the recipient and the user's security stamp.
 
-    Return None if the email must not be sent: if no active user matches, if a newer email for this purpose has been
-    sent, or if this email was sent before and its token has been used.
+    Return None if the email must not be sent. Either no active user matches the link's filter, or a newer email for
+    this purpose has been sent, or this email was sent before and its token has been used.
     """
     user = await session.scalar(
         select(User).where(User.is_active, link.recipient_filter(mail)).with_for_update(key_share=True)
     )
     if user is None:
         return None
-    # Lock the row, because another worker may be deleting it as expired.
+    # Lock the row: if the token has expired, another worker may be deleting it.
     newest = await session.get(AccountToken, (user.id, link.purpose), with_for_update=True)
     if newest:
         is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp

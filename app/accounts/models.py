@@ -12,16 +12,16 @@ from app.database import Base
 class AccountToken(Base):
     """A user's most recent token for a given purpose. It invalidates earlier ones.
 
-    The token itself is not stored, but derived from `token_id` (see tokens.py). It can be used only once: setting a new
-    password changes the user's security stamp, so that this row's stamp no longer matches. Verifying an address deletes
-    this row.
+    The token itself is not stored, but derived from `token_id` (see tokens.py). It can be used only once. Setting a new
+    password changes the user's security stamp, which then differs from the stamp in this row. Verifying an address
+    deletes this row.
     """
 
     __tablename__ = "account_tokens"
 
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     purpose: Mapped[str] = mapped_column(String(20), primary_key=True)
-    token_id: Mapped[UUID] = mapped_column(unique=True)  # the same as the id of the email
+    token_id: Mapped[UUID] = mapped_column(unique=True)  # also the id of the email
     email: Mapped[str] = mapped_column(String(254))  # the recipient of the email
     security_stamp: Mapped[UUID]  # the user's stamp when the token was issued
     requested_at: Mapped[datetime]

@@ -1,7 +1,7 @@
-"""The static pages that links in emails open, unless the settings name other pages.
+"""The static pages behind the links in emails. The settings can replace them with other pages.
 
-The token is in the fragment of the URL, which browsers do not send to the server. Opening a page changes nothing,
-because email scanners open links, too.
+The token is in the fragment of the URL, which browsers do not send to the server. Opening a page must not change
+anything, because email scanners also open links.
 """
 
 from pathlib import Path
@@ -12,13 +12,14 @@ from app.errors import NotFound
 
 _FOLDER = Path(__file__).with_name("static")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-# The keys are the names in the URL, without `.html`.
+# The keys are the file names as they appear in URLs, without `.html`.
 _FILES = {
     path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
     for path in _FOLDER.iterdir()
     if path.suffix in _MEDIA_TYPES
 }
-# Block inline scripts, inline styles and other origins. Because of `form-action`, only JavaScript can submit the forms.
+# Block inline scripts, inline styles and requests to other origins. With `form-action 'none'`, only JavaScript can
+# submit the forms.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"

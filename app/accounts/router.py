@@ -1,4 +1,4 @@
-"""The routes of accounts."""
+"""The routes of the accounts feature."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The request and response bodies of accounts."""
+"""The request and response bodies of the accounts feature."""
 
 from typing import Annotated, Literal
 

@@ -19,7 +19,10 @@ from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 
 class VerifiedToken(NamedTuple):
-    """The user and the address of a valid token, which proves that its bearer can read emails sent to `address`."""
+    """The user and the address that a valid token was issued for.
+
+    The token proves that its bearer can read emails sent to `address`.
+    """
 
     address: str
     user_id: int
@@ -49,15 +52,16 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokens,
     outbox: Outbox,
 ) -> None:
-    """Set a new password, end all logins, and notify the user. Mark the address as verified.
+    """Set a new password, end all logins, mark the address as verified, and notify the user.
 
     Raises:
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
     """
     token = await _check(reader, tokens, "password_reset", data.token)
-    new_hash = await passwords.hash(data.new_password)  # slow, so hash before the session connects
+    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so do it before the session connects
     outbox.add(session, "password_changed", token.email)
-    # A concurrent request with the same token waits here, and then fails, because the security stamp has changed.
+    # Of two concurrent requests with the same token, the second waits here for the row lock. It then fails, because the
+    # first request has changed the security stamp.
     is_unchanged = User.id == token.user_id, User.security_stamp == token.security_stamp, User.email == token.address
     changes = {"password_hash": new_hash, "email_verified": True, **new_security_stamp()}
     if await session.scalar(update(User).where(*is_unchanged).values(**changes).returning(User.id)) is None:
@@ -74,14 +78,14 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: Outbox,
     limiter: RateLimiter,
 ) -> None:
-    """Mark an address as verified. A new address replaces the old one, and the old address is notified.
+    """Mark an address as verified. If the address is new, it replaces the old one, which is notified.
 
     The password is required because anyone can enter the address of another person. The password proves that the owner
     of the address also owns the account.
 
     Raises:
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
-        RateLimited: Too many attempts for this account, including logins.
+        RateLimited: Too many password attempts for this account, including attempts to log in.
         IncorrectPassword: The password is wrong. The token remains valid.
         EmailTaken: Another user has taken the address.
     """

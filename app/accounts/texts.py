@@ -1,4 +1,4 @@
-"""The plain texts of all emails about accounts. HTML versions are generated from them, with `$link` as a hyperlink.
+"""The plain texts of all emails about accounts. The HTML versions are generated from them, with `$link` as a hyperlink.
 
 No text contains user input. Otherwise anyone could send arbitrary text to the address of another person.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Text(NamedTuple):
     """A subject and paragraphs with placeholders.
 
-    `$title` is the name of the service. `write_link` in mails.py fills in the others.
+    `$title` is the name of the service. `write_link` in mails.py fills in the other placeholders.
     """
 
     subject: str

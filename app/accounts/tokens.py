@@ -1,4 +1,4 @@
-"""Tokens in emails. A token consists of a random id, and an HMAC that proves that this service issued the token."""
+"""Tokens in emails. A token consists of a random id and an HMAC, which proves that this service issued the token."""
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -15,7 +15,7 @@ _ID_BYTES = 16
 
 
 class MailTokens:
-    """Derives tokens from ids. The database stores only the ids, so neither it nor its backups contain a token.
+    """Derives tokens from ids. The database stores only the ids, so no token can be read from it or its backups.
 
     Tokens signed with the previous key are also accepted, so that links in emails stay valid when the key is changed.
     """
@@ -28,7 +28,7 @@ class MailTokens:
         ]
 
     def issue(self, purpose: Purpose, token_id: UUID) -> str:
-        """Return the token for an id. With the same key and purpose, an id always gives the same token."""
+        """Return the token for an id. The same key, purpose and id always give the same token."""
         return urlsafe_b64encode(token_id.bytes + _sign(self._keys[0], purpose, token_id)).decode()
 
     def verify(self, purpose: Purpose, token: str) -> UUID:

@@ -16,7 +16,10 @@ class Client(NamedTuple):
 
 
 async def get_client(request: Request) -> Client:
-    """Return the client of the request. Remove control characters, and truncate the values to fit into the database."""
+    """Return the client of the request.
+
+    Control characters are removed, and the values are truncated to fit into the database.
+    """
     return Client(
         _clean(request.client.host if request.client else None, 45), _clean(request.headers.get("user-agent"), 256)
     )

@@ -1,4 +1,4 @@
-"""The routes of authentication."""
+"""The routes of the authentication feature."""
 
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""The request and response bodies of authentication."""
+"""The request and response bodies of the authentication feature."""
 
 from datetime import datetime
 from typing import Annotated, Literal

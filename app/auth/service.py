@@ -1,4 +1,4 @@
-"""Logins and refresh tokens. The caller opens and commits the session, but `_end_reused_login` commits it itself."""
+"""Logins and refresh tokens. The caller opens and commits the session. Only `_end_reused_login` commits it itself."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -21,7 +21,7 @@ from app.users.service import find_user_by_email
 
 _ID_BYTES = 16
 _SECRET_BYTES = 32
-MAX_SESSIONS = 100  # maximum number listed per user
+MAX_SESSIONS = 100  # maximum number of logins listed per user
 
 
 async def login(  # noqa: PLR0913  each is needed
@@ -38,14 +38,16 @@ async def login(  # noqa: PLR0913  each is needed
     """Exchange an email address and a password for tokens.
 
     Raises:
-        RateLimited: Too many attempts for this account, from any client, whether or not the account exists.
-        LoginFailed: The address is unknown, the password is wrong, or the user is inactive. Each case takes the same
-            time.
+        RateLimited: Too many attempts to log in with this email address, from any client. Addresses without an account
+            are also limited.
+        LoginFailed: The address is unknown, the password is wrong, or the user is inactive. All three cases take the
+            same time.
         EmailNotVerified: The credentials are correct, but the address must be verified first.
     """
     await limiter.enforce("account", credentials.email)
     user = await find_user_by_email(reader, credentials.email)
-    # Hashing takes 0.1 s, but holds no database connection, because the session has not connected yet.
+    # Verifying the password takes 0.1 s. The request holds no database connection during this time, because the session
+    # has not connected yet.
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)
     if user is None:
         raise LoginFailed(reason="unknown address")
@@ -63,9 +65,9 @@ async def login(  # noqa: PLR0913  each is needed
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # Check the user again, because another request may have changed the password, or deactivated or deleted the user,
-    # while the hash was computed. From here on, such requests wait for the lock on the user. To avoid deadlocks, users
-    # are locked before logins, in the same order as when a user is deleted.
+    # Check the user again: while the hash was computed, another request may have changed the password, or deactivated
+    # or deleted the user. From here on, the lock on the user makes such requests wait. Deleting a user also locks the
+    # user before the logins; using the same order here avoids deadlocks.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -79,7 +81,7 @@ async def login(  # noqa: PLR0913  each is needed
             **client._asdict(),
         )
     )
-    # Delete the user's logins that have expired, or that a change of the security stamp has ended.
+    # Delete the user's expired logins, and those that were ended by a change of the security stamp.
     is_over = or_(Login.expires_at <= now, Login.security_stamp.is_distinct_from(user.security_stamp))
     await session.execute(delete(Login).where(Login.user_id == user.id, is_over))
     return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)
@@ -88,13 +90,13 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    For a short time, a used token can be sent again, and returns the same new refresh token. Otherwise a second browser
-    tab, or a client that did not receive the response, would end the login. The new token is derived from the used one,
-    so it does not have to be stored.
+    For a short time, a token can be used again and gives the same new refresh token. Without this overlap, a second
+    browser tab, or a client that did not receive the response and tries again, would end the login. The new token is
+    derived from the used one, so it need not be stored.
 
     Raises:
-        InvalidRefreshToken: The token is unknown or expired, its login has ended, or it was used before. In the last
-            case, the login is ended.
+        InvalidRefreshToken: The token is unknown or expired, its login has ended, or the token was used before. Using a
+            token again also ends its login.
     """
     login_id, secret = _parse(token)
     now = utc_now()
@@ -102,8 +104,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable reuse. Comparing the times is not enough: `rotated_at` is later than `now` if a
-        # concurrent request began after this one, but finished before it.
+        # An overlap of 0 must disable reuse. Comparing the times does not ensure this: if a concurrent request starts
+        # after this one but finishes first, the `rotated_at` that it stores is later than `now`.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),
@@ -115,7 +117,7 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         .exists()
     )
     # Use a single statement to avoid a race condition: of two concurrent requests with the same token, the second waits
-    # for the row lock, and then finds that the token is repeated.
+    # for the row lock, and then sees that the token has been used.
     row = (
         await session.execute(
             update(Login)
@@ -142,29 +144,29 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:
-    """End the login if the token is one of its earlier tokens, and not forged.
+    """End the login if the token is one of its earlier tokens, and not a forgery.
 
-    Return why the token is rejected, for the log.
+    Return the reason for rejecting the token, for the log.
     """
-    # After a change of the secret key, the signatures of earlier tokens are invalid. The previous token is still
+    # Changing the secret key invalidates the signatures of earlier tokens, but the most recent of them can still be
     # recognized by its stored hash.
     was_issued = or_(literal(is_signed), Login.previous_secret_hash == used)
     reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used, was_issued)
     ended = await session.scalar(reused.returning(Login.login_id))
-    await session.commit()  # now, because the caller raises an error, which causes a rollback
+    await session.commit()  # commit now: the caller raises an error, which would roll back the deletion
     return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
 
 
 async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> None:
-    """End the login that a refresh token belongs to. A token that was used before is accepted, too.
+    """End the login that a refresh token belongs to. A token that was used before is also accepted.
 
     Raises:
         InvalidRefreshToken: The token is malformed.
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # After a change of the secret key, the signatures of earlier tokens are invalid. The current and the previous token
-    # are still recognized by their stored hashes.
+    # Changing the secret key invalidates the signatures of existing tokens, but the current and the previous token can
+    # still be recognized by their stored hashes.
     is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
     was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
     await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))

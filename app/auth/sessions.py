@@ -1,4 +1,4 @@
-"""The routes of logins, which the API calls sessions."""
+"""The routes that list and end logins, which the API calls sessions."""
 
 from uuid import UUID
 

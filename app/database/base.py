@@ -10,12 +10,12 @@ from sqlalchemy.types import TypeDecorator
 
 
 def utc_now() -> datetime:
-    """Return the current time in UTC, as a timezone-aware datetime."""
+    """Return the current time in UTC as a timezone-aware datetime."""
     return datetime.now(UTC)
 
 
 class _SQLiteDateTime(TypeDecorator[datetime]):
-    """Store datetimes in UTC, because SQLite stores no time zone."""
+    """Stores datetimes in UTC, because SQLite does not store time zones."""
 
     impl = DateTime
     cache_ok = True
@@ -30,7 +30,7 @@ class _SQLiteDateTime(TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     """The base class of every model."""
 
-    # Every constraint has a predictable name, so that migrations can refer to it.
+    # Give every constraint a predictable name, so that migrations can refer to it.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",

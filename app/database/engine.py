@@ -14,7 +14,7 @@ from app.urls import describe_database
 class CountingPool(AsyncAdaptedQueuePool):
     """A connection pool that counts the tasks waiting for a connection."""
 
-    __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy derives the logger's name from it
+    __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy derives the logger's name from this
     waiting = 0
 
     def connect(self) -> PoolProxiedConnection:
@@ -28,7 +28,8 @@ class CountingPool(AsyncAdaptedQueuePool):
 def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncEngine:
     """Create an engine with a bounded connection pool. Connections are opened on demand.
 
-    There are no overflow connections: under load, opening and closing them takes longer than waiting for a free one.
+    There are no overflow connections. Under load, opening and closing an extra connection takes longer than waiting for
+    a free one.
 
     Args:
         settings: Settings with the URL, the timeouts, and the default for `pool_size`.
@@ -39,7 +40,7 @@ def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncE
         "pool_size": pool_size or settings.database_pool_size,
         "max_overflow": 0,
         "pool_timeout": settings.database_pool_timeout,
-        "hide_parameters": True,  # they contain password hashes and email addresses, which must not be logged
+        "hide_parameters": True,  # parameters contain password hashes and email addresses, which must not be logged
     }
     if settings.is_sqlite:
         return create_sqlite_engine(settings, options)
@@ -59,6 +60,6 @@ def autocommit(engine: AsyncEngine) -> AsyncEngine:
     """
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="AUTOCOMMIT")
-    # Do not set the isolation level on SQLite: the driver would need a thread to change it. `_begin_immediate` reads
-    # this option instead.
+    # Do not set the isolation level: SQLite's driver would change it in a separate thread, which takes time.
+    # `_begin_immediate` reads this option instead.
     return engine.execution_options(autocommit=True)

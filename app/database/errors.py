@@ -16,7 +16,7 @@ class DatabaseUnreachable(Exception):
     """
 
 
-# The exceptions that database code raises. `is_outage` distinguishes outages from bugs.
+# All exceptions that database code raises. They are caused by outages or by bugs; `is_outage` tells them apart.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection
@@ -26,10 +26,10 @@ DATABASE_ERRORS = (
     DatabaseUnreachable,
 )
 
-# This query fails if the database is unavailable, or empty because it was dropped and created again.
+# This query fails if the database is unavailable, or if it has no tables because it was dropped and created again.
 CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
-# The SQLSTATE with which a read-only server, for example a standby, rejects a write.
+# The SQLSTATE of a write that is rejected by a read-only server, for example a standby.
 READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE_SQLSTATES = (

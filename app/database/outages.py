@@ -16,7 +16,7 @@ OUTAGE_SECONDS = 30.0
 
 
 class OutageLog:
-    """Logs the first failure of an outage, then at most one line per 30 seconds, and the end of the outage."""
+    """Logs the first failure of an outage, a summary at most every 30 seconds, and the end of the outage."""
 
     def __init__(self, settings: Settings, reader: FastReader) -> None:
         self._reader = reader
@@ -41,7 +41,7 @@ class OutageLog:
             self._report()
 
     def _report(self) -> None:
-        """Log the failures since the last report. Report again every 30 seconds until there are no new failures."""
+        """Log the failures since the last report. Repeat this every 30 seconds, until there are no new failures."""
         self._is_waiting = bool(self._reasons)
         if not self._reasons:
             log.info("no database failures", seconds=OUTAGE_SECONDS)
@@ -54,5 +54,5 @@ class OutageLog:
             waiting=self._reader.waiting,
         )
         self._reasons.clear()
-        # The later lines are about many requests, so use a context without the ids of this request.
+        # The next report covers many requests, so run it in an empty context, without this request's id.
         asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report, context=Context())

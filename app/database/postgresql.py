@@ -24,19 +24,19 @@ from app.urls import describe_database, split_hosts
 
 log = structlog.stdlib.get_logger("app.database")
 
-# Maximum age of a connection in seconds. Older connections are replaced, because a server or a pooler that is shutting
-# down may wait until its clients disconnect.
+# Maximum age of a connection in seconds. Older connections are replaced, so that a server or a pooler can shut down
+# even if it waits for its clients to disconnect.
 MAX_AGE_SECONDS = 300
-# Maximum age in seconds of a connection to a read-only server. Older connections are replaced, because the host name
-# may resolve to another server after a failover.
+# Maximum age in seconds of a connection to a read-only server. Older connections are replaced, because after a
+# failover, the host name may resolve to another server, which is writable.
 READ_ONLY_SECONDS = 5.0
-# Seconds without an answer after which a host counts as silent.
+# Number of seconds without an answer after which a host is considered silent.
 SILENT_SECONDS = 0.5
-# Seconds for which a silent host is tried last. Otherwise each new connection would wait for it first, and the
-# readiness check, which times out after a second, would never reach the next host.
+# Number of seconds for which a silent host is tried after all others. Otherwise each attempt to connect would first
+# wait for the silent host, and the readiness check, which times out after one second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
-# The errors after which the next host is tried, as in libpq.
+# After one of these errors, the next host is tried, as libpq does.
 _NEXT_HOST = (
     OSError,
     asyncpg.CannotConnectNowError,
@@ -47,7 +47,7 @@ _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create the engine. `options` are further arguments for `create_async_engine`."""
+    """Create the engine. Pass `options` on to `create_async_engine`."""
     connector = get_connector(
         settings.database_url.get_secret_value(), settings.database_connect_timeout, settings.database_statement_timeout
     )
@@ -55,7 +55,7 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
         "postgresql+asyncpg://",
         async_creator=connector.connect,
         pool_recycle=MAX_AGE_SECONDS,
-        # Reads run in autocommit. A ROLLBACK after each would cost the round trip that autocommit saves.
+        # Send no ROLLBACK after reads in autocommit mode. It would cost the round trip that autocommit saves.
         skip_autocommit_rollback=True,
         **options,
     )
@@ -67,15 +67,15 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
 
 
 class Connector:
-    """Connects to the first usable host of the URL, and remembers hosts that are silent and servers that are read-only.
+    """Connects to the first usable host of the URL, and remembers silent hosts and read-only servers.
 
-    Statement timeouts are sent as startup parameters. If a pooler rejects these, each transaction sets its own
-    timeouts, which costs a round trip. Outside of transactions, asyncpg's timeout then cancels the statement.
+    Timeouts are sent to the server as startup parameters. If a pooler rejects these parameters, each transaction sets
+    its own timeouts, which costs a round trip, and asyncpg's timeout cancels statements outside of transactions.
     """
 
     def __init__(self, url: str, connect_timeout: float, statement_timeout: float) -> None:
         self._parameters = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
-        # asyncpg applies its timeout to all hosts of a URL together, so each URL contains a single host.
+        # asyncpg applies its timeout to all hosts of a URL together, so use a separate URL for each host.
         attributes = ("standby", "any") if "target_session_attrs=prefer-standby" in url else ("",)
         self._hosts = [
             host.replace("target_session_attrs=prefer-standby", f"target_session_attrs={attribute}")
@@ -84,7 +84,7 @@ class Connector:
         ]
         self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
         self._connect_timeout = float(self._parameters.get("connect_timeout", connect_timeout))
-        # Longer than the server's statement timeout, so that it expires only if the server does not answer.
+        # asyncpg's timeout is longer than the server's, so that it expires only if the server does not answer.
         self._command_timeout = statement_timeout + 1
         self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
         self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")
@@ -151,15 +151,15 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Store the start time and the state of a new connection, for `replace_if_stale` and `limit_transaction`."""
+        """Store when a connection was opened, and its state, which `replace_if_stale` and `limit_transaction` need."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits
 
     def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
-        """Replace a connection that the server has closed, or whose server has become read-only.
+        """Replace a connection if the server has closed it, or has become read-only since it was opened.
 
-        asyncpg detects both without a round trip. `pool_pre_ping` would cost a round trip per checkout.
+        asyncpg detects both cases without a round trip. `pool_pre_ping` would cost a round trip per checkout.
         """
         connection = get_driver_connection(record)
         is_read_only = _is_read_only(connection)
@@ -190,9 +190,9 @@ class Connector:
     def handle_error(self, context: ExceptionContext) -> Exception | None:
         """Invalidate a connection that cannot be used again, so that the pool replaces it.
 
-        After a timeout or a cancelled request, the statement may still be running. A graceful close would wait for it,
-        so the connection is terminated. If only a graceful close cancels the statement, the connection is closed
-        gracefully (see `needs_cancel`).
+        After a timeout or a cancelled request, the statement may still be running. A graceful close would wait for the
+        statement, so the connection is usually terminated. It is closed gracefully only if nothing else cancels the
+        statement (see `needs_cancel`).
         """
         error = context.original_exception
         if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
@@ -208,7 +208,7 @@ class Connector:
 
 @cache
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
-    """Return the connector of this process, which all engines share.
+    """Return the connector, which all engines of this process share.
 
     gunicorn's workers inherit the connector and its state from the master, which connects before it forks them.
     """
@@ -230,7 +230,7 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return whether the server last reported that it is read-only. Poolers do not report this."""
+    """Return whether the server is read-only, according to its last report. Poolers do not report this."""
     reported = connection.get_settings()
     return "on" in (getattr(reported, "in_hot_standby", ""), getattr(reported, "default_transaction_read_only", ""))
 

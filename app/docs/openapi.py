@@ -85,7 +85,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_implied_errors(operation: dict[str, Any]) -> None:
-    """Add the errors that an operation's security, body and parameters imply."""
+    """Add the error responses that follow from an operation's security, body and parameters."""
     errors: list[type[AppError]] = []
     if "security" in operation:
         errors.append(AuthenticationFailed)
@@ -99,7 +99,7 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
 
 
 def _correct_media_types(operation: dict[str, Any]) -> None:
-    """Describe all errors as JSON, even those of routes that return another type. Remove a field of OpenAPI 3.2."""
+    """Describe all errors as JSON, even if the route returns another media type. Remove a field of OpenAPI 3.2."""
     for status, response in operation["responses"].items():
         if int(status) >= HTTPStatus.BAD_REQUEST:
             schema = {"$ref": REFERENCE.format(model=ErrorResponse.__name__)}

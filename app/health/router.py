@@ -16,8 +16,8 @@ from app.limiter import REDIS_SECONDS, RateLimiter
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# Timeout of the readiness check in seconds. A client that polls every second then sees an outage within two seconds.
-# Kubernetes' default timeout is also one second.
+# Timeout of the readiness check in seconds. With this timeout, a client that polls every second detects an outage
+# within two seconds. Kubernetes' default timeout is also one second.
 READY_SECONDS = 1
 
 

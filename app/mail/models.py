@@ -11,7 +11,7 @@ from app.database import Base, utc_now
 
 
 class Mail(Base):
-    """An email that has not been sent. The row is deleted when the email is sent or dropped.
+    """An email that has not been sent yet. The row is deleted when the email is sent or dropped.
 
     The row contains the kind of email, but neither its text nor any secret. The text is written just before the email
     is sent.
@@ -24,7 +24,7 @@ class Mail(Base):
     recipient: Mapped[str] = mapped_column(String(254))
     context: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
-    # Also the end of a lease: before a worker sends the email, it moves this time into the future, so that no other
-    # worker sends it.
+    # This column also serves as a lease: before a worker sends the email, it moves this time into the future, so that
+    # no other worker sends the same email.
     next_attempt_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     attempts: Mapped[int] = mapped_column(default=0)

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.mail.message import Content
 from app.mail.models import Mail
 
-# A function that is called in a transaction to write the text of an email. It returns None if the email is no longer
+# A function that is called inside a transaction to write an email's text. It returns None if the email is no longer
 # needed.
 Writer = Callable[[AsyncSession, Mail], Awaitable[Content | None]]
 
@@ -18,8 +18,8 @@ class Outbox:
     """Adds emails to database sessions, and wakes this worker's sender when they are committed.
 
     Args:
-        writers: The functions that write the texts, by kind of email. Emails of other kinds are ignored, so callers
-            need not check whether email is enabled.
+        writers: Maps each kind of email to the function that writes its text. Emails of other kinds are ignored, so
+            callers need not check whether email is enabled.
     """
 
     def __init__(self, writers: Mapping[str, Writer]) -> None:
@@ -37,8 +37,8 @@ class Outbox:
             session: The session of the transaction.
             kind: The kind of email, for example `password_reset`.
             recipient: The recipient's address.
-            context: Values on which the text depends, for example the id of a user. They are stored, so they must not
-                be secret.
+            context: Values that the text depends on, for example the id of a user. They are stored, so they must not be
+                secret.
         """
         if self.sends(kind):
             session.add(Mail(kind=kind, recipient=recipient, context=context))

@@ -21,12 +21,13 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.mail")
 
-# Seconds between two polls of the outbox for emails that are due for a retry or that another worker failed to send.
+# Seconds between polls of the outbox. A poll finds emails that are due for a retry, or that another worker failed to
+# send.
 POLL_SECONDS = 5.0
 # How long an email is reserved for the worker that claimed it. If the worker is killed, another one sends the email
 # after this time.
 LEASE = timedelta(minutes=5)
-# The wait before the first retry, which doubles with each failure, and the maximum wait.
+# The wait before the first retry, and the maximum wait. The wait doubles with each failure.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
 # The age at which an email is dropped instead of retried.
 MAX_AGE = timedelta(days=2)
@@ -39,7 +40,7 @@ _ADDRESS = re.compile(r"(?<!\S)\S+@\S+")
 
 
 class Sender:
-    """Sends the emails in the outbox one at a time, and deletes them. Each is sent at least once.
+    """Sends the emails in the outbox one at a time, and deletes them. Each email is sent at least once.
 
     No transaction is open while an email is transferred to the mail server.
 
@@ -47,7 +48,7 @@ class Sender:
         settings: The mail server and the sender's address.
         engine: Connects to the database.
         outbox: Signals new emails, and provides the functions that write their texts.
-        limiter: Limits the emails of one kind to one recipient. Further emails are not sent.
+        limiter: Limits how many emails of one kind a recipient gets. Emails above the limit are not sent.
         outages: Logs database outages.
     """
 
@@ -68,8 +69,8 @@ class Sender:
     def is_available(self) -> bool:
         """Return whether the mail server is available, as far as this worker knows.
 
-        A failure counts only for a limited time. If other workers send the remaining emails, this worker does not try
-        the server again, and would otherwise report the failure forever.
+        A failure counts only for a limited time. Without this limit, a worker whose remaining emails are sent by other
+        workers would report the failure forever, because it would not try the server again.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 
@@ -113,7 +114,8 @@ class Sender:
     async def _claim(self) -> Mail | None:
         """Claim the email that has been due the longest, so that no other worker sends it."""
         now = utc_now()
-        # Another release may add emails of kinds unknown to this one. Claim these only when they expire, to drop them.
+        # During a rollout, another release may add kinds of email that this release does not know. Claim such emails
+        # only when they are older than MAX_AGE, to drop them.
         is_known_or_expired = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
         due = (
             select(Mail.id)

@@ -1,4 +1,4 @@
-"""Send messages to the mail server, or print them to the log."""
+"""Send messages to the mail server, or write them to the log."""
 
 import asyncio
 from contextlib import suppress
@@ -22,7 +22,7 @@ log = structlog.stdlib.get_logger("app.mail")
 
 # Maximum time in seconds to send one email, including the time to connect.
 SEND_SECONDS = 30.0
-# Seconds that a single SMTP command may take. RFC 5321 allows more, for slow servers.
+# Seconds that a single SMTP command may take. RFC 5321 allows slow servers more time.
 COMMAND_SECONDS = 10.0
 # https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
 SERVICE_NOT_AVAILABLE, PERMANENT_FAILURE = 421, 500
@@ -41,7 +41,7 @@ class MailServerUnavailable(Exception):
 
 
 class Transport(Protocol):
-    """Sends messages. It connects when the first message is sent."""
+    """Sends messages. The connection is opened when the first message is sent."""
 
     async def send(self, message: EmailMessage) -> None:
         """Send a message.
@@ -98,8 +98,8 @@ class SMTPTransport:
         if error.code == SERVICE_NOT_AVAILABLE:
             self._disconnect()
             return MailServerUnavailable(reason)
-        # X.7 codes mean that the sender lacks a permission (RFC 3463), for example "Relay access denied". Such emails
-        # are retried until the permission is granted.
+        # Status codes 5.7.x mean that the sender lacks a permission (RFC 3463), for example "Relay access denied".
+        # Treat them as temporary failures, so that the email is sent once the permission is granted.
         is_permanent = error.code >= PERMANENT_FAILURE and not error.message.startswith("5.7.")
         return Undeliverable(reason) if is_permanent else Deferred(reason)
 
@@ -116,7 +116,7 @@ class SMTPTransport:
 
 
 class LogTransport:
-    """Prints emails to the log, including their links and tokens. For development only."""
+    """Writes emails to the log, including their links and tokens. For development only."""
 
     async def send(self, message: EmailMessage) -> None:
         (text, *_) = message.iter_parts()
@@ -128,5 +128,5 @@ class LogTransport:
 
 
 def create_transport(settings: Settings) -> Transport:
-    """Return a transport for the mail server in the settings, or one that prints to the log if there is none."""
+    """Return a transport for the mail server in the settings, or one that writes to the log if there is none."""
     return SMTPTransport(settings.smtp_url.get_secret_value()) if settings.smtp_url else LogTransport()

@@ -1,4 +1,4 @@
-"""Validation of the mail server's URL and of the sender. No error repeats any part of either."""
+"""Validation of the mail server's URL and of the sender. Error messages never repeat any part of these values."""
 
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit

@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import PayloadTooLarge, error_response
 from app.middleware.paths import find_option, list_routes_with, route_path
 
-# Seconds that the connection stays open after a rejection. A connection that is closed with unread data in its buffer
-# is reset, and the client may never see the response.
+# Seconds that the connection stays open after a rejection. If a connection is closed while its buffer contains unread
+# data, it is reset, and the client may never see the response.
 LINGER_SECONDS = 1.0
-# Estimated bytes of memory that parsed JSON takes for each of these characters: `{"":0},` becomes 192 bytes. Without
-# this estimate, 16 concurrent bodies of 1 MiB would take 400 MiB.
+# Estimated memory in bytes that each of these characters takes once the JSON is parsed. For example, `{"":0},` takes
+# 192 bytes. Without this estimate, 16 concurrent bodies of 1 MiB could take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
 # Bodies up to this size in bytes are accepted even if all bodies together exceed `max_total`. Otherwise a few large
 # uploads could block logins.
@@ -25,23 +25,23 @@ SMALL_SIZE = 16_384
 class BodyRejected(HTTPException):
     """A body exceeds a limit while a route reads it.
 
-    This is not an AppError: while FastAPI reads a body, it propagates only an HTTPException, and responds to any other
-    exception with 400.
+    This is an HTTPException instead of an AppError, because FastAPI responds with 400 to any other exception that is
+    raised while it reads a body.
     """
 
 
 class BodyLimitMiddleware:
     """Responds with 413 if a body is too large, according to its Content-Length or while a route reads it.
 
-    Only data that a route has read is in memory, so only this data is counted. If the route streams the body, one chunk
-    is counted at a time.
+    Only data that a route has read takes memory, so only this data counts towards `max_total`. If the route streams the
+    body, only the current chunk counts.
 
     Args:
         app: The next application.
-        routes: The routes. Some may have a limit of their own, FastAPI's `max_body_size`.
+        routes: The routes. A route may have its own limit, FastAPI's `max_body_size`.
         max_size: The maximum body size of all other routes, in bytes.
-        max_total: The maximum memory of all bodies that are held at a time, in bytes. Beyond it, the response is 503.
-            A single parsed body and small bodies may exceed it.
+        max_total: The maximum memory of all concurrent bodies, in bytes. If a body would exceed it, the response is
+            503. Small bodies, and a body that is the only one in memory, are always accepted.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
@@ -56,10 +56,10 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
-        # If a header is repeated, the first value counts, as in FastAPI.
+        # If a header is repeated, use its first value, as FastAPI does.
         headers = dict(reversed(scope["headers"]))
         # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3). The server has already rejected lengths
-        # that are not numbers, and passes on no more bytes than the length says.
+        # that are not numbers, and never passes on more bytes than Content-Length allows.
         if b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) > max_size:
             await _reject(scope, receive, send)
             return

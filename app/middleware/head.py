@@ -1,10 +1,10 @@
-"""Respond to HEAD requests as to GET requests, but without the body."""
+"""Answer HEAD requests like GET requests, but without the body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """Makes every GET route answer HEAD (RFC 9110, section 9.3.2), which monitors and load balancers use.
+    """Makes every GET route also answer HEAD (RFC 9110, section 9.3.2), which monitors and load balancers use.
 
     FastAPI's own solution, a route with both methods, would document every operation twice.
     """
@@ -20,7 +20,7 @@ class HeadMiddleware:
         get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            # The access log reads the route, the root path and the rate limit from the original scope.
+            # Copy the route, the root path and the rate limit to the original scope, where the access log reads them.
             scope.update(get_scope, method="HEAD")
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 

@@ -18,13 +18,13 @@ RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websock
 def route_path(scope: Scope) -> str:
     """Return the path used for route matching: the request path without the prefix ROOT_PATH."""
     path: str = scope["path"]
-    # Remove a trailing line feed, because Starlette routes `/auth/login\n` like `/auth/login`. Its patterns end with
-    # `$`, which also matches before a line feed.
+    # Remove a trailing line feed, because Starlette routes `/auth/login\n` like `/auth/login`: the patterns of its
+    # routes end with `$`, which also matches before a trailing line feed.
     return path.removeprefix(scope.get("root_path", "")).removesuffix("\n")
 
 
 def is_below(path: str, roots: tuple[str, ...]) -> bool:
-    """Return whether a path is one of the roots or below it. The roots end with a slash, such as `/health/`."""
+    """Return whether a path is one of the roots or below it. Each root ends with a slash, for example `/health/`."""
     return f"{path}/".startswith(roots)
 
 
@@ -42,7 +42,7 @@ def list_routes_with(
 ) -> list[tuple[str, Pattern[str], Option]]:
     """Return the method, the path pattern and the option of each route that has the option.
 
-    With this list, middleware that runs before the router can apply options declared on routes.
+    With this list, middleware that runs before the router can apply options that are declared on routes.
     """
     return [
         (method, compile_path(path)[0], option)
@@ -53,7 +53,7 @@ def list_routes_with(
 
 
 def find_option(options: list[tuple[str, Pattern[str], Option]], method: str, path: str, default: Option) -> Option:
-    """Return the option of the route that a request matches, or the default."""
+    """Return the option of the route that matches the request, or the default."""
     for route_method, pattern, option in options:
         if method == route_method and pattern.match(path):
             return option

@@ -15,7 +15,7 @@ _IPV6_HOST_BITS = 64
 
 
 def list_rate_limits(routes: Sequence[BaseRoute]) -> list[tuple[str, Pattern[str], str]]:
-    """Return the method, the pattern and the limit of each route that is decorated with `rate_limit`."""
+    """Return the method, the path pattern and the limit of each route that is decorated with `rate_limit`."""
     return list_routes_with(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
 
 
@@ -26,8 +26,9 @@ class RateLimitMiddleware:
 
     Args:
         app: The next application.
-        routes: The routes. Those decorated with `rate_limit` have a limit of their own, all others share `default`.
-        exempt: The roots of paths that are not counted, such as `/health/`.
+        routes: The routes. Those decorated with `rate_limit` have their own limits. All others share the limit
+            `default`.
+        exempt: The roots of paths whose requests are not counted, for example `/health/`.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: tuple[str, ...]) -> None:
@@ -50,7 +51,8 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # If the route itself responds with 429, keep its headers, which are those of the limit that it checked.
+            # If the route itself responds with 429, add no headers, because the route has already added the headers of
+            # the limit that it checked.
             if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)

@@ -21,11 +21,13 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestContextMiddleware:
-    """Assigns ids and writes the access log. It is outermost, so that the id and the timer cover all other middleware.
+    """Assigns request ids and writes the access log.
+
+    This is the outermost middleware, so that the request id and the measured time cover all other middleware.
 
     Args:
         app: The application.
-        quiet: The roots of paths whose requests are logged at DEBUG level, such as `/health/`.
+        quiet: The roots of paths whose requests are logged at DEBUG level, for example `/health/`.
     """
 
     def __init__(self, app: ASGIApp, *, quiet: tuple[str, ...]) -> None:
@@ -78,15 +80,15 @@ class RequestContextMiddleware:
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
         is_quiet = route is not None and is_below(route_path(outer), self.quiet)
-        # Clients can send any number of requests that do not pass a rate limit, so only some of these are logged.
+        # Clients can send any number of requests that exceed or bypass the rate limits, so log only some of them.
         is_accepted = "rate_limit" in scope and status != RateLimited.status
         if not (is_quiet or is_accepted or refusal_log.allow()):
             return
         if route is not None:
-            # A mounted application adds its path to `root_path`. FastAPI omits the prefix of an included router from
-            # the route's path, except for WebSockets.
+            # If the route belongs to a mounted application, prepend the mount path, which `root_path` contains. Remove
+            # PREFIX, which FastAPI omits from the paths of routes, but not from those of mounts and WebSockets.
             route = (scope.get("root_path", "").removeprefix(outer.get("root_path", "")) + route).removeprefix(PREFIX)
-        # Health checks are frequent, and their failures are visible elsewhere.
+        # Log health checks at DEBUG level, because they are frequent and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
         # Log the fields of the combined log format, except the query string, which may contain an email address.
@@ -106,7 +108,7 @@ class RequestContextMiddleware:
         )
 
 
-# For WebSockets that you may add (see docs/websockets.md).
+# Used by WebSockets that you may add (see docs/websockets.md).
 def _close_code(message: Message) -> int | None:
     is_last = message["type"] in {"websocket.close", "websocket.disconnect"}
     return message.get("code", 1000) if is_last else None  # 1000 is ASGI's default

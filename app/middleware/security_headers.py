@@ -19,7 +19,7 @@ _BASIC = [
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _NO_STORE = (b"cache-control", b"no-store")
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-# Swagger UI and ReDoc set inline styles and use data: images. ReDoc runs its search in a web worker.
+# Swagger UI and ReDoc set inline styles and use `data:` images. ReDoc runs its search in a web worker.
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self'{}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,12 +33,12 @@ def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
 
 
 class SecurityHeadersMiddleware:
-    """Adds security headers. Forbids caching, unless a response has a Cache-Control header or its path is `public`.
+    """Adds security headers, and forbids caching unless a response has a Cache-Control header or a public path.
 
     Args:
         app: The application.
         docs_pages: The paths of the documentation pages, which contain scripts.
-        public: The roots of paths that may be cached, such as `/docs/`.
+        public: The roots of paths whose responses may be cached, for example `/docs/`.
         hsts: Whether HTTPS responses have a Strict-Transport-Security header.
     """
 

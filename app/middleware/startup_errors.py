@@ -6,7 +6,7 @@ from app.errors import StartupError
 
 
 class StartupErrorMiddleware:
-    """If the startup fails with a StartupError, reports its message instead of Starlette's traceback."""
+    """If the startup fails with a StartupError, reports the error's message instead of Starlette's traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

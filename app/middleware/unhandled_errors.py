@@ -15,7 +15,7 @@ log = structlog.stdlib.get_logger("app.error")
 class UnhandledErrorMiddleware:
     """Responds with 500 to unhandled exceptions, and re-raises them, so that the server logs them and tests fail.
 
-    This class is inside the middleware that adds headers, so that its responses have the headers, too.
+    This middleware runs inside the middleware that adds headers, so that its own responses also have the headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -39,15 +39,15 @@ class UnhandledErrorMiddleware:
         try:
             await self.app(scope, receive, track_response)
         except asyncio.CancelledError:
-            # The server is stopping, and the grace period is over. The exception is not re-raised, because the task
-            # ends without it, and Uvicorn would log it with a traceback.
+            # The server is stopping, and the grace period is over. Do not re-raise the exception: the task is about to
+            # end, and Uvicorn would log a traceback.
             if is_complete:
                 log.warning("cancelled after the response", path=shorten(scope["path"]))
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug in a route; re-raised below
-            # If the response is complete, either a mounted application has responded with 500, or a background task has
-            # failed.
+            # The response may already be complete: either a mounted application has responded with 500 itself, or a
+            # background task has failed.
             if is_complete and status < HTTPStatus.INTERNAL_SERVER_ERROR:  # the server logs the error itself
                 log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response

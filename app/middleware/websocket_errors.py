@@ -7,16 +7,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import NotFound, PermissionDenied, error_response, status_phrase
 
-# Close codes of RFC 6455, section 7.4.1, and of IANA's registry.
+# Close codes from RFC 6455, section 7.4.1, and from IANA's registry.
 POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1011, 1013
 
 
 class WebSocketErrorMiddleware:
-    """Converts an error response to a message that the state of the WebSocket allows.
+    """Sends errors in a form that the state of the WebSocket allows.
 
-    Before the WebSocket is accepted, the error is the response to the handshake, with the usual error body. If a route
-    closes the WebSocket without accepting it, the response is an error, too. Once the WebSocket is accepted, the error
-    becomes a close frame: with code 1008 for a status below 500, 1013 for 503 and 1011 for all others.
+    Before the WebSocket is accepted, an error is sent as the response to the handshake, with the usual error body. A
+    route that closes the WebSocket without accepting it also causes an error response. After the WebSocket is accepted,
+    an error is sent as a close frame, with code 1008 for a status below 500, 1013 for 503, and 1011 for all others.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -33,10 +33,10 @@ from app.urls import split_credentials
 
 log = structlog.stdlib.get_logger("app.migrations")
 
-# Statement timeout of migrations. A migration may take longer than any request, and may wait for a migration by another
-# process.
+# Statement timeout of migrations in seconds. It is long, because a migration takes longer than a request, and may wait
+# for another process to finish its migration.
 MIGRATION_SECONDS = 3600.0
-# Seconds that a statement of a migration waits for a lock, and the number of attempts.
+# Seconds that a migration statement waits for a lock, and how often the migration is attempted.
 LOCK_SECONDS = 4
 LOCK_ATTEMPTS = 5
 LOCK_NOT_AVAILABLE = "55P03"
@@ -92,9 +92,9 @@ def _disable_foreign_keys(connection: DBAPIConnection, _: object) -> None:
 
 
 async def migrate(settings: Settings, revision: str = "head") -> None:
-    """Migrate the database to a revision. If several processes migrate at once, the others wait for the first.
+    """Migrate the database to a revision. If several processes migrate concurrently, all but the first wait.
 
-    The schema of a later release is not changed, so that a rollback to this release is possible.
+    If the schema belongs to a later release, it is not changed, so that a rollback to this release is possible.
 
     Raises:
         MigrationFailed: A statement failed, a lock was not available, or WEB_DATABASE_URL names a role that cannot be
@@ -145,11 +145,11 @@ async def _find_lock_holders(engine: AsyncEngine) -> str:
 
 
 def include_object(dialect: str) -> Callable[..., bool]:
-    """Return a function for Alembic's `include_object`, which selects the objects to compare with the models.
+    """Return a function for Alembic's `include_object` option, which selects the objects to compare with the models.
 
-    Indexes that use a PostgreSQL-specific access method, such as GIN, are ignored on SQLite. Columns that are missing
-    from the models are ignored, because the previous release still uses them during a rollout. A later migration drops
-    them.
+    Indexes that use a PostgreSQL-specific access method, for example GIN, are ignored on SQLite. Columns that are
+    missing from the models are ignored, because the previous release still uses them during a rollout. A later
+    migration drops them.
     """
 
     def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any object
@@ -161,7 +161,7 @@ def include_object(dialect: str) -> Callable[..., bool]:
 
 
 def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
-    """Render a datetime column in new migrations without its variant for SQLite."""
+    """Render the type of a datetime column in new migrations without its SQLite variant."""
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 
@@ -170,9 +170,9 @@ rewriter = Rewriter()
 
 @rewriter.rewrites(ModifyTableOps)
 def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
-    """In new migrations, alter a table with AUTOINCREMENT without `batch_alter_table`, if SQLite can do that.
+    """In new migrations, alter tables with AUTOINCREMENT in place if SQLite supports the operation.
 
-    `batch_alter_table` would create the table again, without AUTOINCREMENT.
+    `batch_alter_table` would recreate the table, which would then lack AUTOINCREMENT.
     """
     in_place = (AddColumnOp, DropColumnOp, CreateIndexOp, DropIndexOp)
     table = Base.metadata.tables.get(directive.table_name)  # None if the migration drops the table
@@ -183,9 +183,9 @@ def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTa
 
 
 def lock_migrations(connection: Connection) -> None:
-    """Prevent other processes from migrating until the transaction ends, and limit the wait for any other lock.
+    """Prevent other processes from migrating until the transaction ends, and set a timeout for all other locks.
 
-    Without this limit, a migration that waits for the lock of a table would block all later queries of the table.
+    Without this timeout, a migration that waits for a lock on a table would block all later queries of the table.
     """
     if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})

@@ -24,9 +24,9 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-# Most requests call these functions, and each dependency would take about 10 µs. They therefore read `request.state`
-# instead of depending on its parts, and `get_current_user` calls `get_access_token` instead of depending on it. The few
-# routes that depend on both verify the token twice.
+# Each dependency takes about 10 µs, and most requests need the functions below. To avoid further dependencies, these
+# functions read `request.state` directly, and `get_current_user` calls `get_access_token`. The few routes that depend
+# on both functions verify the token twice.
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Return the contents of the access token in the Authorization header, even if its login has ended.
 

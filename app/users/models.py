@@ -47,7 +47,8 @@ class User(Base):
             postgresql_using="gin",
             postgresql_ops={"email": "gin_trgm_ops", "full_name": "gin_trgm_ops"},
         ),
-        # Otherwise SQLite would reuse the id of a deleted user, whose tokens may still be valid, for the next user.
+        # Do not reuse the id of a deleted user, whose tokens may still be valid. SQLite would otherwise give it to the
+        # next user.
         {"sqlite_autoincrement": True},
     )
 
@@ -58,7 +59,7 @@ class User(Base):
     is_active: Mapped[bool] = mapped_column(default=True)
     is_superuser: Mapped[bool] = mapped_column(default=False)
     email_verified: Mapped[bool] = mapped_column(default=False)
-    # The address that replaces `email` once its owner confirms it.
+    # The address that will replace `email` once the user confirms it.
     pending_email: Mapped[str | None] = mapped_column(String(254))
     # Every access token contains this value. Replacing it ends all logins, for example when the password is changed or
     # the account is deactivated.
@@ -68,12 +69,13 @@ class User(Base):
 
 
 class Login(Base):
-    """A login: a family of refresh tokens. Only the newest is valid, and for a short time also the one before it.
+    """A login, which is a family of refresh tokens.
 
-    A refresh token consists of the login's id and a signed secret. Each can be used once. If an earlier token is used
-    again after a short overlap, somebody has a copy of it: the row is deleted, which ends the login.
+    A refresh token consists of the login's id and a signed secret. Only the newest token is valid, and for a short
+    overlap also the one before it. If any other earlier token is used, somebody has a copy of it, so the row is
+    deleted, which ends the login.
 
-    The table is in app/users and not in app/auth, because each request reads a user together with the login.
+    The table is defined in app/users instead of app/auth, because each request reads a user together with the login.
     """
 
     __tablename__ = "refresh_tokens"
@@ -86,6 +88,6 @@ class Login(Base):
     rotated_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     expires_at: Mapped[datetime]
-    # The client that began the login.
+    # The client that logged in.
     ip_address: Mapped[str | None] = mapped_column(String(45))
     user_agent: Mapped[str | None] = mapped_column(String(256))

@@ -1,4 +1,4 @@
-"""The routes of users: registration, the current user, administration."""
+"""The routes of the users feature: registration, the current user, administration."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,8 +79,8 @@ async def read_me(user: CurrentUser) -> UserRecord:
     response_description="The updated user",
     summary="Update the current user",
 )
-# This route has the limit of registration, because it also reveals whether an address is taken. Updates of the name
-# alone are counted, too, because requests are counted before their body is read.
+# This route shares the rate limit of registration, because it also reveals whether an address is taken. Updates of only
+# the name are also counted, because requests are counted before their body is read.
 @rate_limit("register")
 async def update_me(
     user: CurrentUser, session: WriteSession, outbox: OutboxDep, limiter: LimiterDep, data: ProfileUpdate
@@ -158,7 +158,8 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     """List users, newest first. For superusers. `next_cursor` and the `Link` header lead to the next page, if any."""
     users, next_cursor = await service.list_users(reader, limit=limit, after=cursor, search=q, is_active=is_active)
     headers = {"Link": next_page_link(request, next_cursor)} if next_cursor else {}
-    # The rows already have the types of UserResponse. Validating them would take a tenth of the request's time.
+    # Do not validate the rows, which would take a tenth of the request's time. They already have the types of
+    # UserResponse.
     body = to_json({"items": users, "next_cursor": next_cursor})
     return Response(body, media_type="application/json", headers=headers)
 

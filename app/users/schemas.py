@@ -1,4 +1,4 @@
-"""The request and response bodies of users."""
+"""The request and response bodies of the users feature."""
 
 from datetime import datetime
 from typing import Annotated

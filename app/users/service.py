@@ -37,9 +37,9 @@ _PAGE = (
     .order_by(User.id.desc())
     .limit(bindparam("limit"))
 )
-# `literal_execute` puts the pattern into the statement, so that PostgreSQL chooses the plan by the number of matches:
-# the search index for few, the primary key for many. With a parameter, PostgreSQL would soon use a generic plan for
-# all patterns, which takes seconds to find a rare name among a million users.
+# `literal_execute` inserts the pattern into the statement, so that PostgreSQL chooses the plan by the estimated number
+# of matches: the search index for few, the primary key for many. With a parameter, PostgreSQL would soon use a generic
+# plan for all patterns. Finding a rare name among a million users with this plan takes seconds.
 _PATTERN = bindparam("pattern", type_=String, literal_execute=True)
 _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full_name.ilike(_PATTERN, escape="/")))
 
@@ -51,7 +51,10 @@ async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) 
 
 
 async def find_user_by_email(reader: FastReader, email: str) -> UserRecord | None:
-    """Return the user with an email address, which must be in normal form, or None if there is no such user."""
+    """Return the user with the given email address, or None if there is no such user.
+
+    The address must be in normal form.
+    """
     row = await reader.fetch_one(_RECORD_BY_EMAIL, email=email)
     return UserRecord._make(row) if row else None
 
@@ -143,14 +146,14 @@ async def update_profile(
     """
     if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
         return await update_user(session, user.id, data)
-    # Limit the changes per user, too: the limit per recipient does not stop a user who enters a new address each time.
+    # Also limit the changes per user. The limit per recipient does not stop a user who enters a new address each time.
     await limiter.enforce("recipient", f"changes by {user.id}")
     outbox.add(session, "email_change", data.email, user_id=user.id)
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # Set no pending address if the password was reset during this request, because a reset cancels pending changes. A
-    # reset changes the security stamp, so the stamp must still be the same.
+    # Do not set a pending address if the password was reset during this request, because a reset cancels pending
+    # changes. A reset also changes the security stamp, so check that the stamp is still the same.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
@@ -196,7 +199,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     """Set a new password, end all logins, and notify the user.
 
     Raises:
-        RateLimited: Too many attempts for this account, including logins.
+        RateLimited: Too many password attempts for this account, including attempts to log in.
         WrongPassword: The current password is wrong.
         UserNotFound: The user was deleted, or all of its logins were ended, for example by a deactivation.
     """
@@ -204,7 +207,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword
-    new_hash = await passwords.hash(data.new_password)  # slow, so hash before the session connects
+    new_hash = await passwords.hash(data.new_password)  # hashing is slow, so do it before the session connects
     outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)
@@ -217,7 +220,7 @@ async def change_password(  # noqa: PLR0913  each is needed
 
 
 async def set_password(session: AsyncSession, passwords: Passwords, email: str, password: str) -> None:
-    """Set the password of the user with an email address, and end all logins.
+    """Set the password of the user with the given email address, and end all logins.
 
     Raises:
         UserNotFound: There is no such user.
@@ -226,7 +229,7 @@ async def set_password(session: AsyncSession, passwords: Passwords, email: str, 
 
 
 async def end_logins(session: AsyncSession, email: str) -> None:
-    """End all logins of the user with an email address.
+    """End all logins of the user with the given email address.
 
     Raises:
         UserNotFound: There is no such user.
@@ -245,7 +248,7 @@ def new_security_stamp() -> dict[str, object]:
 
 
 async def delete_user(session: AsyncSession, user_id: int) -> None:
-    """Delete a user and everything that belongs to it.
+    """Delete a user and everything that belongs to the user.
 
     Raises:
         UserNotFound: There is no such user.
@@ -274,7 +277,7 @@ async def _require_another_superuser(session: AsyncSession, user_id: int) -> Non
 
 @contextmanager
 def raise_email_taken() -> Iterator[None]:
-    """Convert a unique violation of `users.email` to EmailTaken. Checking first would leave a race condition."""
+    """Convert a unique violation of `users.email` to EmailTaken. Checking beforehand would leave a race condition."""
     try:
         yield
     except IntegrityError as error:

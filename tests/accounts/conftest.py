@@ -1,4 +1,4 @@
-"""Fixtures and helpers for accounts: a mail server, the tokens in its emails, and requests."""
+"""Fixtures and helpers for account tests: a mail server, the tokens in its emails, and common requests."""
 
 import asyncio
 import re
@@ -41,7 +41,7 @@ def settings(database_url: str, mails: MailServer) -> Settings:
 @pytest.fixture
 async def service(
     settings: Settings,
-    mails: MailServer,  # noqa: ARG001  must stop after the service
+    mails: MailServer,  # noqa: ARG001  started first, so that it stops last
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Service]:
     monkeypatch.setattr("app.mail.sender.POLL_SECONDS", 0.1)
@@ -50,7 +50,7 @@ async def service(
 
 
 async def token_from(mails: MailServer, subject: str, recipient: str = "ann@example.com", *, number: int = 1) -> str:
-    """Wait for `number` emails with this subject to the recipient, and return the token in the newest one."""
+    """Wait until the recipient has `number` emails with this subject. Return the token in the newest one."""
     mail = await mails.wait_for(subject, recipient, number=number)
     (token,) = re.findall(r"#token=(\S+)", text_of(mail))
     return str(token)
@@ -66,7 +66,7 @@ async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
 async def run_at_once(
     session: AsyncSession, database_url: str, *requests: Coroutine[None, None, httpx.Response]
 ) -> list[httpx.Response]:
-    """Run requests concurrently: each reads the user before any of them updates it. Return their responses."""
+    """Run requests so that all of them read the user before the first one updates it. Return their responses."""
     await session.rollback()  # start a new transaction
     await session.execute(select(User.id).with_for_update())
     tasks = [asyncio.create_task(request) for request in requests]

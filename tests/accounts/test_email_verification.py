@@ -68,7 +68,10 @@ async def test_registration_with_a_taken_address_sends_no_mail(
 
 
 async def test_wrong_password_leaves_the_token_valid(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """An attacker may have registered with the address. The owner's click must not verify the attacker's account."""
+    """An attacker may register someone else's address. If that person opens the link, the account must stay unverified.
+
+    Verification requires the account's password, which only the attacker knows.
+    """
     ann = await sign_up(client)
     token = await token_from(mails, VERIFICATION)
 
@@ -289,7 +292,7 @@ async def test_concurrent_reset_and_confirmation_do_not_both_succeed(
 async def test_email_change_during_password_reset_returns_401(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
-    """A thief who is logged in until the reset must not leave a pending address change behind."""
+    """An intruder who is logged out by a password reset must not leave a pending change of the address behind."""
     ann = await sign_up(client)
     await mails.wait_for(VERIFICATION)
     await wait_until_outbox_is_empty(session)
@@ -323,7 +326,7 @@ async def test_password_change_during_verification_makes_the_link_invalid(
 
 
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """A token verifies only the address that it was sent to, even if another address is pending by then."""
+    """A token verifies only the address to which it was sent, so a newer change makes older tokens invalid."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "first@example.com"})
     first = await token_from(mails, CHANGE, "first@example.com")

@@ -54,7 +54,7 @@ async def test_link_sets_the_password_and_ends_every_login(client: httpx.AsyncCl
     assert (await client.get("/users/me", headers=ann.auth)).status_code == 401
     assert (await client.post("/auth/refresh", json={"refresh_token": ann.refresh_token})).status_code == 401
     assert (await log_in(client)).status_code == 401
-    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # even in the same second as the reset
+    tokens = (await log_in(client, password=NEW_PASSWORD)).json()  # works even in the same second as the reset
     me = await client.get("/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
     assert (me.status_code, me.json()["email_verified"]) == (200, True)
     notice = await mails.wait_for("Your password was changed")
@@ -106,7 +106,10 @@ async def test_link_leads_to_the_configured_page(settings: Settings, mails: Mail
 async def test_response_is_the_same_if_no_mail_is_sent(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, kind: str
 ) -> None:
-    """The look-alike has a dotless i. Its upper case is `I`, so a case-insensitive comparison may take it for `i`."""
+    """The look-alike address contains a dotless i.
+
+    Both `i` and the dotless i have the upper case `I`, so a case-insensitive comparison may treat them as equal.
+    """
     await register(client, "mike@example.com")
     if kind == "inactive":
         await session.execute(update(User).values(is_active=False))
@@ -231,7 +234,7 @@ async def test_newer_link_makes_an_older_one_invalid(client: httpx.AsyncClient, 
 async def test_mail_whose_link_was_used_is_not_sent_again(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """A worker killed after sending the email, but before deleting it, leaves it in the outbox."""
+    """If a worker is killed after sending an email but before deleting it, the email stays in the outbox."""
     await register(client)
     await request_reset(client)
     await reset(client, await token_from(mails, RESET))
@@ -330,7 +333,7 @@ async def test_forged_tokens_are_invalid(client: httpx.AsyncClient, mails: MailS
 async def test_reset_cancels_a_pending_change_of_the_address(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """An intruder who was logged in before the reset may have requested a change to their own address."""
+    """Before the reset, an intruder with access to the account may have requested a change to their own address."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "thief@example.com"})
     token = await token_from(mails, CHANGE, "thief@example.com")
@@ -466,7 +469,7 @@ async def test_token_is_in_no_table_and_in_no_log(
     await wait_until_outbox_is_empty(session)
 
     stored = [row for table in Base.metadata.sorted_tables for row in await session.execute(select(table))]
-    await session.rollback()  # on SQLite, the transaction would block the reset
+    await session.rollback()  # on SQLite, an open transaction would block the reset
     assert (await reset(client, token)).status_code == 204
 
     signature = urlsafe_b64decode(token)[16:]

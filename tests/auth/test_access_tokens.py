@@ -1,4 +1,4 @@
-"""Access tokens are valid only if this service signed them for itself and they have not expired."""
+"""An access token is valid only if it was signed by this service, is meant for this service, and has not expired."""
 
 import gc
 import time
@@ -27,7 +27,7 @@ LOGIN, STAMP = uuid4(), uuid4()
 
 @pytest.fixture
 async def ann(client: httpx.AsyncClient, session: AsyncSession) -> Person:
-    """A user with a known security stamp and login id, from which tests can forge tokens."""
+    """A user whose security stamp and login id are known, so that tests can forge the user's tokens."""
     ann = await sign_up(client)
     await session.execute(update(User).values(security_stamp=STAMP))
     await session.execute(update(Login).values(login_id=LOGIN))
@@ -40,7 +40,7 @@ async def status(client: httpx.AsyncClient, token: str) -> int:
 
 
 def claims(user_id: int, **changes: object) -> dict[str, Any]:
-    """Return the claims of a valid token with the given changes. None removes a claim."""
+    """Return the claims of a valid token, with `changes` applied. The value None removes a claim."""
     now = int(time.time())
     valid = {
         "sub": str(user_id),
@@ -115,7 +115,7 @@ def test_rejected_token_leaves_no_reference_cycle() -> None:
     with suppress(InvalidAccessToken):
         tokens.verify("invalid")
 
-    assert gc.collect() == 0  # each cycle would keep the request in memory, and take time to free
+    assert gc.collect() == 0  # a cycle would keep the request in memory until it is collected, which takes time
 
 
 async def test_token_of_previous_key_is_accepted(settings: Settings) -> None:
@@ -152,7 +152,7 @@ async def test_reactivation_does_not_revive_access_tokens(client: httpx.AsyncCli
 async def test_token_of_deleted_user_is_not_valid_for_next_user_with_same_id(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
-    """Ids are assigned again after a backup is restored."""
+    """After a backup is restored, new users get ids that were assigned to other users before."""
     ann = await sign_up(client)
     await client.delete("/users/me", headers=ann.auth)
     if database_url.startswith("sqlite"):

@@ -1,4 +1,4 @@
-"""Login: correct credentials return a token pair, and all failures return the same response."""
+"""Login: correct credentials return a token pair, and all failed logins return the same response."""
 
 from datetime import timedelta
 

@@ -24,7 +24,7 @@ from tests.people import PASSWORD, log_in, register, sign_up
 async def verification_in_progress(
     request: Coroutine[Any, Any, httpx.Response],
 ) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-    """Start a request, and pause it after it verified the password, until the `with` block ends."""
+    """Start a request, and pause it after the password check until the `with` block ends."""
     is_verified, may_continue = threading.Event(), threading.Event()
     verify = PasswordHasher.verify
 
@@ -46,7 +46,7 @@ async def verification_in_progress(
 async def test_password_change_during_login_is_not_overwritten(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """The login upgrades the stored hash, and must not overwrite the new password's hash with the old one's."""
+    """A login that upgrades the old password's hash must not overwrite the hash of a password that was just changed."""
     await register(client)
     old_hash = await Passwords(make_settings(argon2_memory_kib=32)).hash(PASSWORD)
     await session.execute(update(User).values(password_hash=old_hash))
@@ -93,9 +93,9 @@ async def test_concurrent_login_and_account_deletion_do_not_deadlock(
     await session.execute(update(Login).values(expires_at=utc_now()))
     await session.commit()
 
-    await session.execute(select(User.id).with_for_update())  # as the first step of an account deletion
+    await session.execute(select(User.id).with_for_update())  # the first step of deleting an account
     login = asyncio.create_task(log_in(client))
-    await wait_for_blocked_statement(database_url)  # the login waits for that lock
+    await wait_for_blocked_statement(database_url)  # the login waits for this lock
     await session.execute(delete(User))  # cascades to the expired token, which the login also deletes
     await session.commit()
 

@@ -22,7 +22,7 @@ from tests.people import PASSWORD, log_in, register
 
 
 async def test_missing_hash_costs_as_much_as_wrong_password() -> None:
-    """A difference in the response time of a login would reveal whether the account exists."""
+    """If logins failed faster for unknown accounts, the response time would reveal which accounts exist."""
     passwords = Passwords(make_settings())
     stored = await passwords.hash(PASSWORD)
     verify = PasswordHasher.verify
@@ -127,7 +127,7 @@ async def test_hashing_does_not_block_event_loop() -> None:
 async def test_hashing_failure_returns_503(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict], error: Exception
 ) -> None:
-    """Hashing fails if the container runs out of memory or threads. The password must not be reported as wrong."""
+    """Hashing fails if the container has no memory or threads left. The password must not be reported as wrong."""
     await register(client)
 
     with mock.patch.object(PasswordHasher, "verify", side_effect=error):
@@ -140,7 +140,7 @@ async def test_hashing_failure_returns_503(
 
 
 async def test_failure_to_start_a_thread_raises_hashing_unavailable() -> None:
-    """Threads cannot be started once the container has reached its limit on processes (`pids`)."""
+    """A container that has reached its process limit (`pids`) cannot start threads."""
     no_threads = mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread"))
     with no_threads, pytest.raises(HashingUnavailable):
         await Passwords(make_settings()).verify(PASSWORD, None)
@@ -156,7 +156,7 @@ async def test_other_runtime_error_is_raised() -> None:
 async def test_hash_of_another_algorithm_matches_no_password(
     client: httpx.AsyncClient, session: AsyncSession, stored: str
 ) -> None:
-    """Imported accounts may have bcrypt hashes or none."""
+    """Accounts imported from another system may have a bcrypt hash, or no hash at all."""
     await register(client)
     await session.execute(update(User).values(password_hash=stored))
     await session.commit()
@@ -165,12 +165,12 @@ async def test_hash_of_another_algorithm_matches_no_password(
 
 
 async def test_wrong_password_costs_the_same_for_a_cheaper_stored_hash() -> None:
-    """After the parameters are increased, a faster response would reveal that an account with an old hash exists."""
+    """After a cost increase, logins to accounts with old hashes would fail faster and reveal that they exist."""
     cheap = await Passwords(make_settings(argon2_memory_kib=1024, argon2_time_cost=2)).hash(PASSWORD)
     passwords = Passwords(make_settings(argon2_memory_kib=2048, argon2_time_cost=5))
     passes: list[int] = []
 
-    def note(self: PasswordHasher, password: str) -> str:  # noqa: ARG001  same signature as `hash`
+    def note(self: PasswordHasher, password: str) -> str:  # noqa: ARG001  must have the signature of `hash`
         passes.append(self.time_cost * self.memory_cost)
         return ""
 

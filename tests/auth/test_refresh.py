@@ -1,4 +1,4 @@
-"""Refresh tokens can be used once. Reuse after a short overlap ends the login."""
+"""Each refresh token can be used once. If it is used again, the login ends, except during a short overlap."""
 
 import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -41,7 +41,7 @@ async def test_refresh_returns_new_token_pair(client: httpx.AsyncClient) -> None
 
 @pytest.fixture
 async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
-    """Return a function that ends the overlap of all refresh tokens, as if time had passed."""
+    """Return a function that backdates the rotation of all refresh tokens, so that their overlap is over."""
 
     async def let_overlap_end() -> None:
         await session.execute(update(Login).values(rotated_at=utc_now() - timedelta(seconds=11)))
@@ -51,7 +51,7 @@ async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
 
 
 async def test_token_used_again_within_overlap_returns_same_next_token(client: httpx.AsyncClient) -> None:
-    """A second browser tab does this, or a client that did not receive the first response."""
+    """A second browser tab may send the same token, and so may a client that did not receive the first response."""
     ann = await sign_up(client)
 
     responses = [await refresh(client, ann.refresh_token) for _ in range(5)]
@@ -168,7 +168,7 @@ async def test_refresh_by_inactive_user_returns_401(client: httpx.AsyncClient, s
 async def test_expired_refresh_token_returns_401_and_is_not_deleted(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """Otherwise a server clock that is briefly ahead would log users out for good."""
+    """If expired tokens were deleted, a server clock that is ahead for a short time would log users out for good."""
     ann = await sign_up(client)
     for expires_at, expected in ((-60, 401), (-2, 200)):
         await session.execute(update(Login).values(expires_at=utc_now() + timedelta(seconds=expires_at)))
@@ -209,7 +209,7 @@ async def test_logout_with_used_token_ends_login(client: httpx.AsyncClient) -> N
 
 @pytest.mark.parametrize("of_another_login", [False, True])
 async def test_forged_secret_does_not_end_login(client: httpx.AsyncClient, of_another_login: bool) -> None:
-    """The id of a login is not secret: access tokens and the log contain it."""
+    """Attackers may know the id of a login, because access tokens and the log contain it."""
     ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
     secret = urlsafe_b64decode(bob.refresh_token)[16:] if of_another_login else bytes(32)
     forged = urlsafe_b64encode(urlsafe_b64decode(ann.refresh_token)[:16] + secret).decode()

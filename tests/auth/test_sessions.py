@@ -1,4 +1,4 @@
-"""Sessions: users list and end their own logins, and superusers those of any user."""
+"""Sessions: users list and end their own logins, and superusers list and end the logins of any user."""
 
 import itertools
 from datetime import timedelta
@@ -19,7 +19,7 @@ LOGIN = {"email": "ann@example.com", "password": PASSWORD}
 
 async def log_in_with(client: httpx.AsyncClient, user_agent: str) -> Person:
     """Log in as Ann with this User-Agent header."""
-    # Must be ignored: the connection does not come from a trusted proxy.
+    # The service must ignore X-Forwarded-For here, because the connection does not come from a trusted proxy.
     headers = {"User-Agent": user_agent, "X-Forwarded-For": "203.0.113.7"}
     tokens = (await client.post("/auth/login", json=LOGIN, headers=headers)).json()
     return Person(1, "ann@example.com", tokens["access_token"], tokens["refresh_token"])
@@ -33,7 +33,7 @@ async def sessions(client: httpx.AsyncClient, person: Person, path: str = "/auth
 
 
 async def is_logged_in(client: httpx.AsyncClient, person: Person) -> bool:
-    """Return whether the login's tokens are valid. Fail if only one of the two is."""
+    """Return whether both tokens of the login are valid. Fail if only one of them is."""
     access = (await client.get("/users/me", headers=person.auth)).status_code
     refresh = (await client.post("/auth/refresh", json={"refresh_token": person.refresh_token})).status_code
     assert access == refresh

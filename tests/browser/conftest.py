@@ -1,4 +1,4 @@
-"""Fixtures: a headless Chromium that can reach only this machine, and a server for it to visit."""
+"""Fixtures: a headless Chromium that can connect only to this machine, and a server for it to visit."""
 
 import shutil
 import subprocess
@@ -16,11 +16,11 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:
-    """The Chromium installed on this machine."""
+    """The Chromium that is installed on this machine."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if not program:
         cannot_run("pages in a browser: Chromium is not installed")
-    # Chromium resolves no host name, and connects to no address except 127.0.0.1.
+    # Make Chromium resolve no host names and connect only to 127.0.0.1.
     offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=[offline], timeout=TIMEOUT * 1000)
@@ -29,7 +29,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Visit:
-    """A browser page, the URLs that it requested, and the errors and messages in its console."""
+    """A browser page, the URLs that it has requested, and the errors and messages in its console."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -57,7 +57,7 @@ StartServer = Callable[..., str]
 
 @pytest.fixture
 def start_server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[StartServer]:
-    """Return a function that starts the service on a new database with arguments and settings, and returns its URL."""
+    """Return a function that starts the service with arguments and settings on a new database, and returns its URL."""
     processes = []
 
     def start(*arguments: str, port: int | None = None, **settings: str) -> str:

@@ -1,4 +1,4 @@
-"""The pages that links in emails open, in a browser that can reach only this machine."""
+"""The pages that links in emails open, tested in a browser that can connect only to this machine."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ async def assert_fits_and_leaks_nothing(visit: Visit, url: str, token: str) -> N
     assert await visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert token not in visit.page.url
     assert visit.external_requests(url) == []
-    for request in visit.requests[1:]:  # the first shows the link's fragment, which is not sent
+    for request in visit.requests[1:]:  # the first URL contains the token in its fragment, which is never sent
         assert token not in request
 
 
@@ -134,15 +134,15 @@ def address_of(container: Container, port: int) -> str:
 
 
 async def click_link_in_mail(visit: Visit, maildev: Container, subject: str) -> Page:
-    """Open an email on maildev's page, click its link, and return the page that opens."""
+    """Open an email on maildev's web page, click its link, and return the page that opens."""
     url = f"http://{address_of(maildev, 1080)}"
-    # Wait before loading the page, which may miss an email that arrives while it loads.
+    # Wait before loading the page, because the page may miss an email that arrives while it loads.
     await asyncio.to_thread(until, lambda: subject in httpx.get(f"{url}/email").text, f"maildev has the mail {subject}")
     await visit.page.goto("about:blank")
     await visit.page.goto(f"{url}/")
     await visit.page.get_by_text(subject).first.click()
     mail = visit.page.frame_locator("iframe").first
-    await mail.locator("base[target=_blank]").wait_for(state="attached")  # added once the email is loaded
+    await mail.locator("base[target=_blank]").wait_for(state="attached")  # added when the email has loaded
     async with visit.page.context.expect_page() as opened:
         await mail.get_by_role("link").click()
     return await opened.value

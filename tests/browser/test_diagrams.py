@@ -1,4 +1,4 @@
-"""Mermaid, which GitHub uses to render diagrams, accepts those of all pages."""
+"""All diagrams in the documentation are valid Mermaid, which GitHub uses to render them."""
 
 import shutil
 import subprocess

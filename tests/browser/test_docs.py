@@ -1,4 +1,4 @@
-"""The API's documentation pages, in a browser that can reach only the service."""
+"""The API's documentation pages, tested in a browser that can connect only to the service."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from tests.browser.conftest import StartServer, Visit
 
 expect.set_options(timeout=TIMEOUT * 1000)
 
-NEW_PASSWORD = "Tr0ub4dor&3 is shorter"  # from the OpenAPI example of the operation that changes the password
+NEW_PASSWORD = "Tr0ub4dor&3 is shorter"  # from the OpenAPI example for changing the password
 SUPERUSER = {"email": "root@example.com", "password": "a good password"}
 
 
 async def list_operations(url: str) -> list[tuple[str, str]]:
-    """Return the tag and the id of every operation."""
+    """Return the tag and the id of every operation in the OpenAPI document."""
     async with httpx.AsyncClient() as client:
         document: dict[str, Any] = (await client.get(f"{url}/openapi.json")).json()
     return [
@@ -86,7 +86,7 @@ async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]
 
 
 async def authorize(page: Page, token: str) -> None:
-    """Enter an access token for the following requests, replacing any earlier one."""
+    """Enter an access token in Swagger UI, which sends it with all later requests. Replace any earlier token."""
     await page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
     dialog = page.locator(".dialog-ux")
     if await dialog.get_by_role("button", name="Remove authorization").is_visible():
@@ -97,7 +97,7 @@ async def authorize(page: Page, token: str) -> None:
 
 
 async def use_account(page: Page) -> None:
-    """Execute each operation on one's own account with its example, from registration to deletion."""
+    """Register with the example request, execute every operation on the user's own account, and delete the account."""
     status, user = await execute(page, "users-create_user")
     assert (status, user["email"]) == (201, "user@example.com")
     taken = {"error": "Email already registered", "type": "validation_error"}
@@ -159,7 +159,7 @@ async def test_operations_can_be_executed_in_swagger_ui(
     create_superuser()
     await list_users_as_superuser(visit.page)
 
-    # Chromium logs error responses. Nothing else may be in the console.
+    # Chromium logs each error response to the console. There must be no other messages.
     assert visit.console == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
     assert visit.external_requests(url) == []
 
@@ -185,7 +185,7 @@ async def test_docs_pages_work_below_a_path_prefix(start_server: StartServer, vi
 async def test_screenshot_for_the_readme_can_be_taken(
     start_server: StartServer, chromium: Browser, tmp_path: Path
 ) -> None:
-    """To update the README's image after the page has changed, run this with `DOCS_SCREENSHOT=.github/docs.png`."""
+    """To update the README's image after a page change, run this test with `DOCS_SCREENSHOT=.github/docs.png`."""
     file = Path(os.environ.get("DOCS_SCREENSHOT", tmp_path / "docs.png"))
     page = await chromium.new_page(viewport={"width": 960, "height": 1145}, device_scale_factor=1.5)
     await page.goto(f"{start_server()}/docs")

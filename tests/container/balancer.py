@@ -10,11 +10,11 @@ import httpx
 from processes import until
 
 PORT = 8000
-PROBE_INTERVAL = 0.2  # seconds between two readiness checks of each backend
+PROBE_INTERVAL = 0.2  # seconds between the readiness checks of a backend
 
 
 class Balancer:
-    """Connect clients to the ready backends in turn. Tests may change `backends` at any time."""
+    """Connect each client to the next ready backend. Tests may change `backends` at any time."""
 
     def __init__(self) -> None:
         self.backends: list[str] = []
@@ -26,7 +26,7 @@ class Balancer:
         until(lambda: backend in self._ready, f"{backend} is ready")
 
     async def run(self, started: threading.Event, stop: threading.Event) -> None:
-        """Set `started` when listening, and serve until `stop` is set."""
+        """Set `started` once the balancer accepts connections, and serve until `stop` is set."""
         async with await asyncio.start_server(self._connect, "127.0.0.1", 0) as server:
             self.port = server.sockets[0].getsockname()[1]
             started.set()
@@ -37,11 +37,11 @@ class Balancer:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for backend in list(self._ready):
-            self._ready.append(self._ready.pop(0))  # round robin
+            self._ready.append(self._ready.pop(0))  # round robin: the next connection goes to the next backend
             try:
                 from_backend, to_backend = await asyncio.open_connection(backend, PORT)
             except OSError:
-                continue  # no data was sent yet, so the next backend can take over
+                continue  # no data has been sent, so try the next backend
             await asyncio.gather(_forward(reader, to_backend), _forward(from_backend, writer))
             return
         writer.close()
@@ -65,7 +65,7 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @contextlib.contextmanager
 def run_balancer() -> Iterator[Balancer]:
-    """Run a load balancer in a thread."""
+    """Run a load balancer in a thread until the `with` block ends."""
     balancer, started, stop = Balancer(), threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(asyncio.run, balancer.run(started, stop))

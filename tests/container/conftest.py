@@ -14,7 +14,7 @@ MAILDEV = "maildev/maildev:2.2.1"
 POSTGRESQL = "postgres:18-alpine"
 POSTGRESQL_OPTIONS = [
     "--env=POSTGRES_PASSWORD=password",
-    # Check over TCP: on the Unix socket, the server already accepts connections during initialization.
+    # Check over TCP, because during initialization the server already accepts connections on its Unix socket.
     "--health-cmd=pg_isready --host=127.0.0.1",
     "--health-start-period=1m",
     "--health-start-interval=200ms",
@@ -28,8 +28,8 @@ def image(docker: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def network(docker: str) -> Iterator[str]:  # noqa: ARG001  skips the tests if Docker cannot be used
-    """A network where containers reach each other by name, because their addresses change on a restart."""
+def network(docker: str) -> Iterator[str]:  # noqa: ARG001  skips the tests if there is no Docker engine
+    """A network in which containers reach each other by name. Their addresses may change when they are restarted."""
     name = f"test-{uuid4().hex}"
     run_docker("network", "create", name)
     yield name
@@ -50,7 +50,7 @@ class Database:
         self.server = server
         self.name = f"test_{uuid4().hex}"
         self.url = f"postgresql://postgres:password@{server.ip}/{self.name}"
-        # The name still resolves if the server gets another address, but only in the server's own network.
+        # The name remains valid if the server gets another address, but it is known only in the server's network.
         self.url_by_name = f"postgresql://postgres:password@{server.name}/{self.name}"
         server.execute("psql", "--username=postgres", f"--command=CREATE DATABASE {self.name}")
 
@@ -73,7 +73,7 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
-    """A certificate and key that the container's user can read."""
+    """A certificate and a key that the container's user can read."""
     folder = tmp_path_factory.mktemp("tls")
     folder.chmod(0o755)
     return make_certificate(folder)
@@ -81,6 +81,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def readable_path(tmp_path: Path) -> Path:
-    """An empty directory that the container's user can read. Only pytest's own user can read `tmp_path`."""
+    """An empty directory that the container's user can read, unlike `tmp_path`, which only pytest's user can read."""
     tmp_path.chmod(0o755)
     return tmp_path

@@ -15,12 +15,12 @@ from processes import TIMEOUT
 
 from app import PREFIX
 
-COMMAND_TIMEOUT = 1800  # seconds per command; running the test suite in a container takes many minutes
-LOG_TAIL = 20_000  # characters printed from the end of each log
+COMMAND_TIMEOUT = 1800  # seconds per command, because one command runs the test suite in a container for many minutes
+LOG_TAIL = 20_000  # number of characters to print from the end of a log
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
-    """Run a docker command and return its standard output. On an error, fail the test with all of its output."""
+    """Run a docker command, and return its standard output. If the command fails, fail the test and show all output."""
     result = subprocess.run(
         ["docker", *arguments],
         capture_output=True,
@@ -36,7 +36,7 @@ def run_docker(*arguments: str | Path, **environment: str) -> str:
 
 @contextlib.contextmanager
 def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
-    """Run a docker command like `logs --follow`, and yield an iterator over its lines for at most TIMEOUT seconds."""
+    """Run a docker command such as `logs --follow`. Yield an iterator over its lines, which ends at the TIMEOUT."""
     command = ["docker", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
@@ -50,7 +50,7 @@ def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
 
 
 class Container:
-    """A container that was started. It may have exited since."""
+    """A container that was started, and may have exited."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -65,23 +65,23 @@ class Container:
 
     @property
     def url(self) -> str:
-        """The URL of the API at the host port published for port 8000."""
+        """The URL of the API, at the host's port that is published for the container's port 8000."""
         return f"http://{run_docker('port', self.name, '8000/tcp').splitlines()[0]}{PREFIX}"
 
     @property
     def ip(self) -> str:
-        """The container's IP address. At a published port, Docker accepts connections that the container refuses."""
+        """The container's IP address. A published port would accept connections that the container refuses."""
         return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 
     @property
     def log(self) -> str:
-        """The container's output so far: standard output and standard error combined."""
+        """The container's output so far, which combines standard output and standard error."""
         command = ["docker", "logs", self.name]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
 
     @property
     def log_lines(self) -> list[dict[str, Any]]:
-        """The parsed lines of the log, each of which must be a JSON object."""
+        """The lines of the log, parsed. Each line must be a JSON object."""
         return json_lines(self.log)
 
     @property
@@ -94,7 +94,7 @@ class Container:
 
     @property
     def processes(self) -> list[str]:
-        """The processes as seen from the host, as lines of process id, user id and command."""
+        """One line for each process, with the process id on the host, the user id and the command."""
         return run_docker("top", self.name, "-eo", "pid,uid,args").splitlines()[1:]
 
     def wait_for_log(self, text: str, times: int = 1) -> None:
@@ -110,7 +110,7 @@ class Container:
     def wait_until_healthy(self) -> "Container":
         """Wait until the container's health check succeeds."""
         filters = [f"--filter={condition}" for condition in (f"container={self.name}", "event=health_status")]
-        started_at = self.inspect("{{.State.StartedAt}}")  # ignore events from before the last start
+        started_at = self.inspect("{{.State.StartedAt}}")  # ignore earlier runs of the container
         with follow_docker(
             "events", f"--since={started_at}", *filters, "--filter=event=die", "--format={{.Action}}"
         ) as events:
@@ -126,7 +126,7 @@ class Container:
         run_docker("kill", "--signal", name, self.name)
 
     def stop(self, seconds: int = 10) -> None:
-        """Send SIGTERM, then SIGKILL if the container still runs after `seconds`. The default is that of Docker."""
+        """Send SIGTERM, and SIGKILL if the container still runs after `seconds`. Docker has the same default."""
         run_docker("stop", "--time", str(seconds), self.name)
 
     def start(self) -> "Container":
@@ -146,7 +146,7 @@ class Container:
 
 @contextlib.contextmanager
 def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Run a container in the background. Afterwards, print the end of its log, which pytest shows on failure."""
+    """Run a container in the background. Finally, print the end of its log, which pytest shows if the test fails."""
     container = Container(f"test-{uuid4().hex}")
     run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:
@@ -157,7 +157,7 @@ def run_container(image: str, *options: str | Path, command: Sequence[str] = ())
 
 
 class Compose:
-    """A Compose project with a unique name, and with variables that choose its ports."""
+    """A Compose project with a unique name. Its variables set the published ports, among other things."""
 
     def __init__(self, file: Path, variables: dict[str, str]) -> None:
         self.file = file
@@ -165,7 +165,7 @@ class Compose:
         self.name = f"test-{uuid4().hex}"
 
     def __call__(self, *arguments: str) -> str:
-        """Run a docker compose command on the project, and return its output."""
+        """Run a docker compose command for this project, and return its output."""
         return run_docker("compose", "--project-name", self.name, "--file", self.file, *arguments, **self.variables)
 
     def run(self, script: str, **variables: str) -> str:
@@ -196,7 +196,7 @@ class Compose:
 
 @contextlib.contextmanager
 def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
-    """Yield a project for the caller to start. At the end, print the end of its logs, and remove all it created."""
+    """Yield a project for the caller to start. Finally, print the end of its logs, and remove all that it created."""
     compose = Compose(file, variables)
     try:
         yield compose

@@ -1,4 +1,4 @@
-"""The service with an additional route that triggers bugs, for tests of how each is logged. Mounted into containers."""
+"""The service with an additional route that triggers bugs. Tests mount this file into a container to check the log."""
 
 import asyncio
 import ctypes

@@ -1,10 +1,10 @@
-"""Constant load over plain sockets. The clients never retry, and count every failure.
+"""Put a server under constant load. The clients use plain sockets, never retry, and count every failure.
 
 On an established connection, anything except a complete 2xx response is a failure: a reset, a truncated response, an
-error status or a timeout. A failed connection attempt carried no request, and is counted separately. It fails every
-test in which a server should be listening.
+error status or a timeout. A failed connection attempt loses no request, and is counted separately. It also makes a test
+fail, unless the server is expected to refuse connections.
 
-Like other HTTP clients, these do not send a request on a connection that the server has closed.
+Like other HTTP clients, these clients do not reuse a connection that the server has closed.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 from processes import until
 
-# Few enough not to saturate two slow CPUs, and enough that no connection is idle for long.
+# Few enough for two slow CPUs, but enough to use every connection frequently.
 CLIENTS = 8
 REQUESTS_PER_SECOND = 80
-CONNECT_TIMEOUT = 5  # seconds; enough to retransmit a lost packet twice
+CONNECT_TIMEOUT = 5  # seconds; long enough to retransmit a lost packet twice
 RESPONSE_TIMEOUT = 30
 
 
 class Target(NamedTuple):
-    """A request to repeat. Half of the clients keep their connection open, the others open one for each request."""
+    """A request that clients repeat. Half of them keep their connection open, the others open one for each request."""
 
     host: str
     port: int
@@ -39,7 +39,7 @@ class Target(NamedTuple):
     tls: SSLContext | None = None
 
     def encode(self, *, keep_alive: bool) -> bytes:
-        """Return the bytes of the HTTP/1.1 request."""
+        """Return the request as bytes in HTTP/1.1."""
         headers = {"Host": self.host, "Connection": "keep-alive" if keep_alive else "close", **self.headers}
         if self.json:
             headers |= {"Content-Type": "application/json", "Content-Length": str(len(self.json))}
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
 
 class ErrorResponse(NamedTuple):
-    """A complete response with a status other than 2xx, and the time at which its request was sent."""
+    """A complete response with a status other than 2xx, and the time when its request was sent."""
 
     sent_at: float
     status: int
@@ -61,22 +61,22 @@ class Report:
     """The results of the load so far."""
 
     responses: int = 0  # 2xx
-    kept_alive: int = 0  # 2xx responses whose connection stays open
+    kept_alive: int = 0  # 2xx responses without `Connection: close`
     refused: int = 0  # failed connection attempts
     failures: list[str] = field(default_factory=list)
-    error_responses: list[ErrorResponse] = field(default_factory=list)  # failures with a complete response
+    error_responses: list[ErrorResponse] = field(default_factory=list)  # those failures that have a complete response
     slowest: float = 0.0  # seconds
 
 
 def continue_load(report: Report, seconds: float = 1) -> None:
-    """Let the load continue for some seconds, and then wait for another response."""
+    """Let the load continue for `seconds`, and then wait for another response."""
     responses = report.responses
     time.sleep(seconds)
     until(lambda: report.responses > responses, "responses continue")
 
 
 def assert_no_request_lost(report: Report, *, may_refuse: bool = False) -> None:
-    """Assert that no request failed, and that both kept-alive and new connections were used."""
+    """Assert that no request failed, and that requests were sent on both kept-alive and new connections."""
     assert report.failures == []
     assert may_refuse or report.refused == 0
     assert report.responses > report.kept_alive > 0
@@ -119,7 +119,7 @@ async def _run_client(target: Target, request: bytes, report: Report, stop: thre
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     connection = await asyncio.open_connection(target.host, target.port, ssl=target.tls)
-            except OSError:  # includes TimeoutError
+            except OSError:  # TimeoutError is a subclass of it
                 report.refused += 1
                 continue
         reader, writer = connection

@@ -8,7 +8,8 @@ from processes import until
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container
 
-# Copies the primary, and runs as its standby. PGDATA is not the image's default, which is a volume.
+# A script that copies the primary and runs as its standby. It does not use the image's data directory, which is a
+# volume.
 STANDBY = """
 until pg_basebackup --pgdata=/tmp/standby --write-recovery-conf --checkpoint=fast \
     --dbname="host=$PRIMARY user=postgres password=password application_name=standby"
@@ -33,7 +34,7 @@ def configure(server: Container, **settings: str) -> None:
 
 
 def authenticate(server: Container, rule: str) -> None:
-    """Insert a rule at the top of pg_hba.conf. It takes effect with the next `configure`."""
+    """Insert a rule at the top of pg_hba.conf. It takes effect with the next call of `configure`."""
     server.execute("sed", "-i", f"1i {rule}", psql(server, "SHOW hba_file"))
 
 
@@ -49,7 +50,7 @@ def run_primary(network: str, *options: str) -> Iterator[Container]:
 
 @contextmanager
 def run_standby(primary: Container, network: str, *settings: str) -> Iterator[Container]:
-    """Run a standby of the primary. It may still be starting."""
+    """Run a standby of the primary. Do not wait until it has started."""
     options = (f"--network={network}", f"--env=PRIMARY={primary.name}", "--user=postgres", "--entrypoint=sh")
     command = ["-c", STANDBY, "sh", *(option for setting in settings for option in ("-c", setting))]
     with run_container(POSTGRESQL, *options, *POSTGRESQL_OPTIONS, command=command) as server:
@@ -57,5 +58,5 @@ def run_standby(primary: Container, network: str, *settings: str) -> Iterator[Co
 
 
 def promote(standby: Container) -> None:
-    """Promote a standby to primary, and wait until it is."""
+    """Promote a standby, and wait until it is a primary."""
     psql(standby, "SELECT pg_promote()")

@@ -19,11 +19,11 @@ FILE = "docker-compose.production.yml"
 
 @contextmanager
 def production_project(folder: Path, image: str) -> Iterator[Compose]:
-    """Create a project, without starting it, in a directory that holds only the Compose file and new secrets."""
+    """Create a project in a directory with only the Compose file and new secrets. Do not start it."""
     shutil.copy(ROOT / FILE, folder)
-    network = f"10.{randrange(128, 254)}.{randrange(256)}"  # noqa: S311  unlikely to be used by another test run
+    network = f"10.{randrange(128, 254)}.{randrange(256)}"  # noqa: S311  random, so that other test runs use another network
     with compose_project(folder / FILE, WEB_PORT="0", WEB_NETWORK=network, IMAGE=image) as compose:
-        # With the strictest umask: the containers' users must still be able to read the secrets.
+        # Even with the strictest umask, the containers' users must be able to read the secrets.
         run(compose, "umask 077\n" + command("make-secrets"))
         yield compose
 

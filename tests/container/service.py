@@ -21,19 +21,19 @@ SETTINGS = {
     **dict.fromkeys(map(str.upper, RATE_LIMITS), NO_LIMIT),
     "LOG_LEVEL": "info",
 }
-# Makes the first migration fail, because it creates a table with this name.
+# A statement that makes the first migration fail, because the migration creates a table with the same name.
 CONFLICTING_TABLE = "CREATE TABLE users (id int)"
-# Mounts slow_app.py into a container that runs `slow_command()`.
+# An option that mounts slow_app.py into a container, which then runs `slow_command()`.
 SLOW_APP = f"--volume={Path(__file__).with_name('slow_app.py')}:/app/slow_app.py:ro"
 
 
 def options(**settings: str) -> list[str]:
-    """Return the common and the given settings as `docker run` options."""
+    """Return the common settings and the given ones as `docker run` options."""
     return [f"--env={name}={value}" for name, value in {**SETTINGS, **settings}.items()]
 
 
 def slow_command(*arguments: str) -> tuple[str, ...]:
-    """Return the command that serves the application with its slow routes."""
+    """Return the command that serves slow_app.py with gunicorn."""
     return ("gunicorn", "slow_app:app", "-c", "gunicorn.conf.py", *arguments)
 
 
@@ -46,7 +46,7 @@ def run_service(image: str, *docker_options: str, command: Sequence[str] = (), *
 
 
 def wait_for_workers(container: Container, number: int) -> None:
-    """Wait until this many workers have started in total, including those that have exited since."""
+    """Wait until `number` workers have started. Workers that have exited since then count as well."""
     container.wait_for_log("Application startup complete.", times=number)
 
 
@@ -64,23 +64,23 @@ def get(container: Container, path: str, headers: dict[str, str] | None = None) 
 
 
 def get_in_background(executor: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
-    """Send a request to a slow route in a thread, and return its future once the application has received it."""
+    """Request a slow route in a thread, and return the future once the application has received the request."""
     response = executor.submit(get, container, path)
     container.wait_for_log("slow request")
     return response
 
 
 def log_in(url: str) -> dict[str, str]:
-    """Log in, and return the Authorization header."""
+    """Log in, and return the Authorization header as a dictionary."""
     response = httpx.post(f"{url}/auth/login", json=CREDENTIALS, timeout=TIMEOUT)
     return {"Authorization": f"Bearer {response.json()['access_token']}"}
 
 
 def make_targets(container: Container, host: str = "", port: int = 8000) -> list[Target]:
-    """Return two requests for the load: one that does not use the database, and one that does.
+    """Register a user. Return two requests for the load: one without database access, and one that reads the user.
 
     Args:
-        container: The service, where the user of the second request is registered.
+        container: The service.
         host: The host to send requests to; by default the container's IP address.
         port: The port to send requests to.
     """

@@ -1,4 +1,4 @@
-"""The service with additional slow routes, for tests of shutdown and timeouts. Mounted into containers."""
+"""The service with additional slow routes. Tests of shutdown and timeouts mount this file into a container."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ async def slow(seconds: float) -> int:
 
 @app.get(PREFIX + "/stuck/{seconds}")
 async def stuck(seconds: float) -> int:
-    """Block the event loop, as a buggy route may."""
+    """Block the event loop, as a route with a bug may do."""
     log.info("slow request")
     time.sleep(seconds)  # noqa: ASYNC251  blocks on purpose
     return os.getpid()

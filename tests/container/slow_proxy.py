@@ -1,6 +1,6 @@
 """A TCP proxy that delays data in both directions. SIGUSR1 switches the delay on and off.
 
-Usage: `python slow_proxy.py HOST PORT SECONDS`. It listens on the port that it forwards to.
+Usage: `python slow_proxy.py HOST PORT SECONDS`. The proxy listens on the same port number that it forwards to.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Forward data between a client and the server."""
+    """Forward data between a client and the server in both directions."""
     try:
         server_reader, server_writer = await asyncio.open_connection(HOST, PORT)
     except OSError:

@@ -1,4 +1,4 @@
-"""`docker compose up --build` for development: PostgreSQL, Redis, email, and reload on code changes."""
+"""`docker compose up --build` starts the development environment: PostgreSQL, Redis, email, and reload on changes."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ async def news() -> str:
 
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:  # noqa: ARG001  its build fills the cache
-    """The running project, in a copy of the repository that tests may change."""
+    """The running project. Its directory is a copy of the repository, which tests may change."""
     folder = tmp_path_factory.mktemp("compose") / "repository"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"))
     shutil.copy(ROOT / ".dockerignore", folder)
@@ -33,7 +33,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Co
 
 
 def stored_emails(compose: Compose) -> list[str]:
-    """Return the email addresses of all users in PostgreSQL."""
+    """Return the email addresses of all users that PostgreSQL has stored."""
     psql = ["psql", "--username=user", "--dbname=fastapi_db", "--tuples-only", "--no-align"]
     return compose("exec", "-T", "db", *psql, "--command=SELECT email FROM users").splitlines()
 

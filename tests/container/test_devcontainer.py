@@ -1,4 +1,4 @@
-"""The development container runs the tests, with PostgreSQL and Redis, and they pass."""
+"""The tests pass in the development container, with PostgreSQL and Redis."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ DEFINITION = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Iterator[list[str]]:
-    """The first words of a docker compose command that acts on this test's own project."""
+    """The beginning of all docker compose commands for this test's project."""
     folder = copy_repository(tmp_path / "copy") / ".devcontainer"
     files = [f"--file={folder / file}" for file in DEFINITION["dockerComposeFile"]]
     compose = ["compose", f"--project-name={NAME}-{uuid4().hex}", *files]
@@ -28,8 +28,9 @@ def compose(tmp_path: Path) -> Iterator[list[str]]:
 def test_tests_pass_in_the_development_container(compose: list[str]) -> None:
     run_docker(*compose, "up", "--build", "--detach", "--wait", *DEFINITION["runServices"])
 
-    # The container has no Docker engine. The other tests run on SQLite, and those of users on PostgreSQL too. Unlike a
-    # developer, this test does not own the workspace, so Python cannot store bytecode there.
+    # Omit container tests, because the development container has no Docker engine. Run all other tests on SQLite, and
+    # only the tests of users on PostgreSQL as well. The container's user does not own the workspace in this test, so
+    # Python cannot store bytecode there.
     pytest_command = "uv run pytest -p no:cacheprovider --ignore tests/container -k 'not postgresql or users'"
     groups = " or ".join(group for group in GROUPS if group != "server")
     script = (

@@ -1,4 +1,4 @@
-"""PostgreSQL's disk is full: writes return 503, reads succeed, the log stays short, and the service recovers."""
+"""While PostgreSQL's disk is full, writes return 503, reads succeed, and few lines are logged. Then writes succeed."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ from tests.container.load import assert_no_request_lost, continue_load, load
 from tests.container.service import PERSON, SETTINGS, count_started_workers, get, make_targets, run_service
 
 WORKERS = int(SETTINGS["WEB_CONCURRENCY"])
-# Seconds between log lines about the outage, per worker.
+# During an outage, each worker logs it at most once in this number of seconds.
 OUTAGE_SECONDS = 30
 FILLER = "/var/lib/postgresql/filler"
 
@@ -56,7 +56,7 @@ def test_full_disk_fails_only_writes_and_logs_few_lines(image: str, network: str
             after = [register() for _ in range(10)]
 
         assert_no_request_lost(reads)
-        assert statuses.count(503) > 10  # some writes may succeed, on pages with free space
+        assert statuses.count(503) > 10  # a few writes may succeed, because some pages have free space
         assert set(statuses) <= {201, 503}
         assert after == [201] * 10
         assert "DiskFullError" in str(lines[0]["reason"])

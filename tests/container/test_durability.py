@@ -18,18 +18,18 @@ from tests.container.service import api, run_service
 from tests.people import PASSWORD
 
 CLIENTS = 8
-# Seconds that each client sleeps before a request, so that the machine is busy but not saturated.
+# Seconds that a client sleeps before each request, so that the machine is busy, but not overloaded.
 PAUSE = 0.03
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
-    # Disable the overlap: each refresh token is accepted at most once, so that the test can check every use.
+    # Without an overlap, a refresh token is accepted at most once, so the test can check that used tokens are rejected.
     "REFRESH_OVERLAP_SECONDS": "0",
-    # Cheap password hashes, because the clients log in often
+    # Make password hashes cheap, because the clients log in often
     "ARGON2_MEMORY_KIB": "64",
     "ARGON2_TIME_COST": "1",
     "ARGON2_PARALLELISM": "1",
 }
-# Runs in the container, and kills the children of process 1, which are the workers.
+# A script that runs in the container. It kills the children of process 1, which are the workers.
 KILL_WORKERS = """
 import contextlib, os, pathlib
 for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
@@ -41,7 +41,7 @@ for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
 
 @pytest.fixture
 def database(network: str) -> Iterator[Database]:
-    """A database on disk. PostgreSQL has its default settings, which sync every commit."""
+    """A database on disk. With PostgreSQL's default settings, every commit is synced to the disk."""
     with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS) as container:
         yield Database(container.wait_until_healthy())
 
@@ -54,7 +54,7 @@ def service(image: str, network: str, database: Database) -> Iterator[Container]
 
 @dataclass
 class Account:
-    """A user, and the writes that the service acknowledged. Unacknowledged writes may or may not be stored."""
+    """A user, with the writes that the service has acknowledged. Other writes may or may not have been stored."""
 
     email: str
     name: str = "first name"
@@ -69,7 +69,7 @@ class UnexpectedResponse(Exception):
 
 
 class Clients:
-    """Register users, change their names and refresh their tokens until stopped. Record the acknowledged writes."""
+    """Clients that register users, change their names, refresh their tokens, and record the acknowledged writes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -84,7 +84,7 @@ class Clients:
             await asyncio.gather(*(self.run_client(number, stop) for number in range(CLIENTS)))
 
     async def run_client(self, number: int, stop: threading.Event) -> None:
-        """Create accounts and use them, one after another."""
+        """Create one account after another, and use each of them."""
         for generation in itertools.count():
             if stop.is_set():
                 return
@@ -102,7 +102,7 @@ class Clients:
     async def request(
         self, method: str, path: str, account: Account, expected: set[int], **fields: str
     ) -> httpx.Response:
-        """Send a request. If the connection fails, return a 503, because the outcome is just as unknown.
+        """Send a request. If the connection fails, return a 503, because in both cases the outcome is unknown.
 
         Raises:
             UnexpectedResponse: The status is neither in `expected` nor 503.
@@ -123,13 +123,13 @@ class Clients:
     async def post(
         self, path: str, account: Account, status: int, *, repeated: int | None = None, **fields: str
     ) -> httpx.Response:
-        """Send a POST, and retry it while the response is 503.
+        """Send a POST request, and repeat it while the response is 503.
 
         Args:
             path: The path.
             account: The account that sends the request.
             status: The expected status.
-            repeated: The status to accept as well if an earlier attempt succeeded without being acknowledged.
+            repeated: A second accepted status, for a retry after an attempt that succeeded without being acknowledged.
             fields: The request's body.
         """
         expected = {status}
@@ -159,17 +159,17 @@ class Clients:
             account.unacknowledged_names.append(name)
 
     async def refresh(self, account: Account) -> None:
-        """Exchange the refresh token. If an unacknowledged attempt used it, its retry revokes the login."""
+        """Exchange the refresh token. If an unacknowledged attempt has already used it, the retry revokes the login."""
         response = await self.post("/auth/refresh", account, 200, repeated=401, refresh_token=account.refresh_token)
         if response.is_success:
             account.used_tokens.append(account.refresh_token)
             account.refresh_token = response.json()["refresh_token"]
         else:
             await self.log_in(account)
-            account.used_tokens.clear()  # they belong to the revoked login
+            account.used_tokens.clear()  # the used tokens belong to the revoked login
 
     async def refresh_twice_at_once(self, account: Account) -> None:
-        """Exchange one refresh token in two concurrent requests, as its owner and a thief might do."""
+        """Exchange the same refresh token in two concurrent requests, as its owner and a thief might do."""
         token = account.refresh_token
         responses = await asyncio.gather(
             *(self.request("POST", "/auth/refresh", account, {200, 401}, refresh_token=token) for _ in range(2))
@@ -230,10 +230,10 @@ def test_ten_kills_lose_no_acknowledged_write(service: Container, database: Data
 
 
 async def refresh_all_tokens(clients: Clients) -> None:
-    """Check for each account that its current refresh token is accepted, and that a used one is then rejected."""
+    """Check that the current refresh token of each account is accepted, and that a used token is rejected."""
 
     async def refresh_tokens(account: Account) -> None:
-        with suppress(UnexpectedResponse):  # recorded in clients.unexpected
+        with suppress(UnexpectedResponse):  # `clients.unexpected` records these
             if token := account.refresh_token:
                 await clients.post("/auth/refresh", account, 200, repeated=401, refresh_token=token)
             for token in account.used_tokens[-1:]:

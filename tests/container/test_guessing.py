@@ -18,21 +18,21 @@ from tests.container.service import CREDENTIALS, PERSON, run_service
 CONNECTIONS = 1000
 GUESSING_CLIENTS = 8
 SECONDS = 20.0
-QUOTA, WORKERS = 2, 3  # a quota so small that uncounted guesses exceed it even on a slow machine
+QUOTA, WORKERS = 2, 3  # a small quota, so that uncounted guesses would exceed it even on a slow machine
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextlib.contextmanager
 def busy(host: str) -> Iterator[None]:
-    """Keep the service busy: send requests on many connections, each as soon as the last one is answered."""
+    """Keep the service busy with many clients. Each sends its next request as soon as it has received a response."""
     raise_file_limit()
     responses, stop = 0, Event()
 
     async def run_client() -> None:
         nonlocal responses
         while not stop.is_set():
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the worker was replaced
-                await asyncio.sleep(0)  # let other clients run even if connecting fails at once
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # if the worker has been replaced
+                await asyncio.sleep(0)  # let other clients run, even if connecting fails immediately
                 reader, writer = await asyncio.open_connection(host, 8000)
                 with contextlib.closing(writer):
                     while not stop.is_set():
@@ -76,7 +76,7 @@ def test_guesses_stay_within_the_quota_while_a_thousand_connections_are_busy(ima
             "REDIS_URL": f"redis://{redis.name}",
             "RATE_LIMIT_LOGIN": f"{QUOTA}/minute",
             "WEB_CONCURRENCY": str(WORKERS),
-            # Long timeouts, so that guesses are rejected only by the rate limit
+            # Use long timeouts, so that only the rate limit rejects guesses
             "DATABASE_POOL_TIMEOUT": "60",
             "DATABASE_STATEMENT_TIMEOUT": "60",
         }

@@ -1,4 +1,4 @@
-"""The image runs with the strictest `docker run` options, and contains no unneeded and no writable files."""
+"""The image runs with the strictest `docker run` options, and contains neither unnecessary nor writable files."""
 
 import contextlib
 import os
@@ -67,7 +67,7 @@ def describe_files(image: str) -> dict[str, tuple[object, ...]]:
 
 
 def is_program(name: str) -> bool:
-    """Return whether a file belongs to the service rather than to the base image."""
+    """Return whether a file belongs to the service and not to the base image."""
     return name.startswith(tuple(f"{folder}/" for folder in PROGRAM))
 
 
@@ -84,7 +84,7 @@ def base_files() -> Files:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the build context that tests may change."""
+    """A copy of the build context, which tests may change."""
     for name in ("pyproject.toml", "uv.lock", "gunicorn.conf.py", "Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("app", "packages"):
@@ -140,7 +140,7 @@ def test_image_adds_no_setuid_or_setgid_file(files: Files, base_files: Files) ->
 
 @pytest.fixture
 def build(copy: Path) -> Iterator[Build]:
-    """Return a function that builds the copy, and returns the image's name and the output of the build."""
+    """Return a function that builds an image from the copy, and returns the image's name and the build's output."""
     tags = []
 
     def build(*options: str) -> tuple[str, str]:
@@ -157,19 +157,20 @@ def build(copy: Path) -> Iterator[Build]:
 def test_two_builds_contain_the_same_files(copy: Path, build: Build) -> None:
     image, _ = build()
     for path in copy.rglob("*"):
-        os.utime(path, (0, 0))  # file times differ between checkouts
+        os.utime(path, (0, 0))  # simulate a checkout with other file times
     other_image, _ = build("--no-cache")
 
     first, second = describe_files(image), describe_files(other_image)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
-    # The third field is the date of the last password change. Two builds on the same day would not reveal a difference.
+    # The third field is the date of the last password change. Check it separately, because two builds on the same day
+    # have the same date.
     user = run_docker("run", "--rm", "--user=0", image, "grep", "^appuser:", "/etc/shadow")
     assert user.split(":")[2] == ""
 
 
 def executed_instructions(output: str) -> list[str]:
-    """Return the builder stage's instructions that ran rather than came from the cache."""
+    """Return the instructions of the builder stage that were executed, not taken from the cache."""
     steps = re.findall(r"^(#\d+) \[builder +\d+/\d+\] (?!FROM)(.*)", output, re.MULTILINE)
     return [instruction for step, instruction in steps if f"{step} CACHED" not in output]
 
@@ -177,7 +178,7 @@ def executed_instructions(output: str) -> list[str]:
 COMPILE = "RUN python -m compileall"
 
 
-@pytest.mark.usefixtures("image")  # its build fills the cache
+@pytest.mark.usefixtures("image")  # the image's build fills the cache
 @pytest.mark.parametrize(
     ("changed", "executed"),
     [
@@ -193,13 +194,13 @@ def test_changed_code_does_not_reinstall_dependencies(
     copy: Path, build: Build, changed: str, executed: list[str]
 ) -> None:
     with (copy / changed).open("a") as module:
-        module.write(f"# {uuid4().hex}\n")  # unique, so that no earlier run has cached it
+        module.write(f"# {uuid4().hex}\n")  # unique, so that no build with the same change is cached
 
     _, output = build()
 
     instructions = executed_instructions(output)
     assert [instruction[: len(start)] for instruction, start in zip(instructions, executed, strict=True)] == executed
-    assert "--no-install-workspace" in output  # the cached instruction that installs the dependencies
+    assert "--no-install-workspace" in output  # this instruction installs the dependencies, and was cached
 
 
 def test_no_layer_contains_a_secret_from_the_working_tree(
@@ -225,10 +226,10 @@ def files_containing(secret: bytes, archive: tarfile.TarFile, layer: tarfile.Tar
     content = archive.extractfile(layer)
     if content is None:
         return
-    if secret in content.read():  # it is in the image's configuration, or in an uncompressed layer
+    if secret in content.read():  # in the image's configuration or an uncompressed layer
         yield layer.name
     content.seek(0)
-    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=content) as files:  # some members are no layers
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=content) as files:  # not all members are layers
         for file in files:
             inner = files.extractfile(file) if file.isreg() else None
             if inner and secret in inner.read():

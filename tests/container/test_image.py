@@ -1,4 +1,4 @@
-"""The image with default settings: `docker run -p 8000:8000` serves, and a failed startup logs the reason."""
+"""With default settings, `docker run -p 8000:8000` serves the API. If the startup fails, the reason is logged."""
 
 import re
 import socket
@@ -65,7 +65,7 @@ def test_no_process_runs_as_root(service: Container) -> None:
     users = {line.split()[1] for line in service.processes}
 
     assert users == {"10001"}
-    assert service.inspect("{{.Config.User}}") == "10001:10001"  # runAsNonRoot cannot check a name
+    assert service.inspect("{{.Config.User}}") == "10001:10001"  # numeric, because runAsNonRoot cannot check a name
 
 
 def test_healthcheck_reports_healthy(service: Container) -> None:

@@ -1,4 +1,4 @@
-"""Every line in a container's log is a JSON object without secrets, whatever fails."""
+"""Whatever fails, every line in a container's log is a JSON object, and contains no secrets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_import_error_is_logged_in_one_line(image: str) -> None:
 
 def test_malformed_request_is_logged_in_one_line(faulty: Container) -> None:
     with httpx.Client(timeout=TIMEOUT) as client, pytest.raises(httpx.HTTPError):
-        client.get(f"https://{faulty.ip}:8000/")  # TLS, although the server has no certificate
+        client.get(f"https://{faulty.ip}:8000/")  # a TLS handshake with a server that has no certificate
 
     faulty.wait_for_log("request rejected")
     (line,) = [line for line in faulty.log_lines if line["event"] == "request rejected"]

@@ -1,4 +1,4 @@
-"""Mail servers in containers: no email is lost, and none is sent over an unencrypted connection."""
+"""With a real mail server, no email is lost, and none is sent over an unencrypted connection."""
 
 import asyncio
 import re
@@ -16,7 +16,8 @@ from tests.container.engine import Container, run_container, run_docker
 from tests.container.service import PERSON, run_service, wait_for_workers
 
 CLIENTS = 16
-# Seconds for all emails to arrive. If a worker is killed while sending, its email is retried after a five-minute lease.
+# Seconds within which all emails must arrive. If a worker is killed while it sends an email, the email is not retried
+# before its lease expires after five minutes.
 DELIVERY_SECONDS = 900
 CREATE_ACCOUNTS = """
 INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, security_stamp, created_at, updated_at)
@@ -42,7 +43,7 @@ def service(image: str, network: str, database: Database, maildev: Container) ->
     with run_service(
         image,
         f"--network={network}",
-        f"--publish=127.0.0.1:{free_port()}:8000",  # unlike the container's IP address, it survives a restart
+        f"--publish=127.0.0.1:{free_port()}:8000",  # a fixed port, because the IP address may change at a restart
         DATABASE_URL=database.url_by_name,
         DATABASE_MIGRATE="true",
         SMTP_URL=f"smtp://{maildev.name}:1025",
@@ -55,7 +56,7 @@ def service(image: str, network: str, database: Database, maildev: Container) ->
 
 
 async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list[int]:
-    """Send a request for each body, a few concurrently, and return the statuses. Retry requests without a response."""
+    """Send a request for each body, and return the statuses. Retry requests without a response or with a 503."""
     queue = iter(enumerate(bodies))
     statuses = [0] * len(bodies)
 
@@ -73,7 +74,7 @@ async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list
 
 
 def links_by_account(maildev: Container) -> dict[str, set[str]]:
-    """Map each address to the tokens in the emails that it received."""
+    """Map each email address to the tokens in the emails that it has received."""
     links = defaultdict(set)
     for mail in httpx.get(f"http://{maildev.ip}:1080/email", timeout=TIMEOUT).json():
         (token,) = re.findall(r"#token=(\S+)", mail["text"])
@@ -82,7 +83,7 @@ def links_by_account(maildev: Container) -> dict[str, set[str]]:
 
 
 async def stored(database: Database, column: str) -> int:
-    """Select an aggregate such as `count(*)` from the outbox."""
+    """Return an aggregate over the emails in the outbox, for example `count(*)`."""
     return int(await asyncio.to_thread(database.query, f"SELECT {column} FROM mails"))
 
 
@@ -101,7 +102,7 @@ async def test_kills_during_a_mail_server_outage_lose_no_mail(
             run_clients(url, "/auth/password-reset", bodies[kill * part : (kill + 1) * part])
         )
         async with asyncio.timeout(TIMEOUT):
-            while await stored(database, "count(*)") <= kill * part:  # kill it while it accepts requests
+            while await stored(database, "count(*)") <= kill * part:  # the service is killed while it accepts requests
                 pass
         await asyncio.to_thread(service.send_signal, "KILL")
         await asyncio.to_thread(service.wait_for_exit)
@@ -110,7 +111,7 @@ async def test_kills_during_a_mail_server_outage_lose_no_mail(
         assert set(await requests) == {202}
 
     recipients = await stored(database, "count(DISTINCT recipient)")
-    if kills == 1:  # expire the leases of emails that were being sent, instead of waiting for it
+    if kills == 1:  # do not wait until the leases of emails that were being sent expire
         database.query("UPDATE mails SET next_attempt_at = now()")
     maildev.start()
     until(lambda: get_or_none(f"http://{maildev.ip}:1080/healthz"), "maildev responds")
@@ -135,7 +136,7 @@ async def test_kills_during_a_mail_server_outage_lose_no_mail(
 
 @pytest.fixture
 def certificates(readable_path: Path) -> Path:
-    """A directory with a mail server's certificate and key, and the certificate of their authority."""
+    """A directory with a certificate and key for a mail server, and with the authority's certificate."""
     authority = trustme.CA()
     certificate = authority.issue_cert("mail.test")
     authority.cert_pem.write_to_path(readable_path / "authority.pem")
@@ -146,7 +147,7 @@ def certificates(readable_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
 def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path, scheme: str) -> None:
-    """Maildev does not offer STARTTLS. An attacker on the network can cause the same by removing the offer."""
+    """Maildev does not offer STARTTLS. An attacker on the network could remove the offer of any server."""
     docker_options = f"--network={network}", f"--volume={certificates}:/tls:ro"
     tls = ["--incoming-secure", "--incoming-cert=/tls/cert.pem", "--incoming-key=/tls/key.pem"]
     command = [*(tls if scheme == "smtps" else []), "--incoming-user=ann", "--incoming-pass=p/w"]

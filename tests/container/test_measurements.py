@@ -1,14 +1,14 @@
-"""Measure the container's size, memory and times again, and compare them with the documented figures."""
+"""The documented figures for the container's size, memory and startup time agree with new measurements."""
 
 from benchmarks.container import measure
 from tests.pages import table
 
-# Factors by which a measurement may differ from the documented figure, because machines differ.
+# Maximum factors by which a measurement may differ from the documented figure, because machines differ.
 SIZE_TOLERANCE, MEMORY_TOLERANCE, RATIO_TOLERANCE = 1.1, 1.5, 3
 
 
 def tolerance(name: str) -> float | None:
-    """Return the factor by which a figure may differ, or None for times, which vary too much between machines."""
+    """Return the factor by which a figure may differ, or None if it is a time, because times vary too much."""
     if "Image" in name:
         return SIZE_TOLERANCE
     if "Memory" in name:

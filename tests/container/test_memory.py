@@ -1,4 +1,4 @@
-"""Many logins in a small container: no process runs out of memory, and no request is lost."""
+"""During many logins in a small container, no process runs out of memory and no request is lost."""
 
 import asyncio
 import time

@@ -102,4 +102,4 @@ def test_rolling_update_of_two_containers_loses_no_request(image: str, database:
         for old in first_two:
             assert old.exit_code == 0
             assert old.log_levels <= {"info", "warning"}
-            assert set(old.messages("warning")) <= {"database unavailable"}  # its check may time out
+            assert set(old.messages("warning")) <= {"database unavailable"}  # a readiness check may time out

@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md, run against the production Compose project."""
+"""The commands in docs/operations.md work on the production Compose project."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.container.service import CREDENTIALS, PERSON
 from tests.container.service import log_in as get_auth
 from tests.pages import blocks, command
 
-# The example values in the documentation.
+# Example values in the documentation.
 EMAIL, USER_ID, PID, BACKUP = "user@example.com", "42", "12345", "backup-2026-11-29"
 
 DISCONNECT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'app'"
@@ -142,7 +142,8 @@ def test_web_starts_again_after_other_containers_ran_while_it_was_restarting(pro
         process.stdin.flush()
         assert process.stdout.readline() == "10001\n"
         restarts = int(web.inspect("{{.RestartCount}}"))
-        # The count rises when `web` exits. After the second exit, `web` has also started once while the shell ran.
+        # The count rises each time `web` exits. After the second exit, `web` has started at least once while the shell
+        # ran.
         until(lambda: int(web.inspect("{{.RestartCount}}")) >= restarts + 2, "it restarts while the shell runs")
     assert "schema is not up to date" in web.log
 
@@ -157,7 +158,7 @@ def test_health_checks_are_shown_and_the_service_is_restarted(production: Compos
 
     output = run(production, command("health"))
 
-    assert re.match("[01] ", output)  # begins with the exit code of the check
+    assert re.match("[01] ", output)  # the output begins with the exit code of a health check
     assert web.inspect("{{.State.StartedAt}}") > started_at
     web.wait_until_healthy()
 
@@ -211,7 +212,7 @@ def test_restore_replaces_everything_with_the_backup(production: Compose) -> Non
     backup = f"backup-{datetime.now().astimezone():%F}"
     assert oct(production.file.with_name(backup).stat().st_mode).endswith("600")
     query(production, "DELETE FROM users")
-    # A later release may add a table with a foreign key to the users.
+    # A later release may have added a table with a foreign key to the table of users.
     query(production, "CREATE TABLE later (user_id bigint REFERENCES users)")
 
     run(production, command("restore").replace(BACKUP, backup))
@@ -248,7 +249,7 @@ def test_incidents_under_load_return_only_503_and_log_only_json(production: Comp
     auth = get_auth(production.url)
     run(production, command("backup"))
     web = production.container("web")
-    earlier = len(web.log_lines)  # those of the tests above
+    earlier = len(web.log_lines)  # ignore lines from the tests above
     with load(Target(url.hostname, url.port, f"{url.path}/users/me", auth)) as report:
         run(production, command("restore").replace(BACKUP, f"backup-{datetime.now().astimezone():%F}"))
         continue_load(report)
@@ -270,12 +271,12 @@ def test_incidents_under_load_return_only_503_and_log_only_json(production: Comp
         continue_load(report, seconds=3)
 
     assert {response.status for response in report.error_responses} == {503}
-    assert len(report.failures) == len(report.error_responses)  # no connection was reset, and nothing timed out
-    assert {line["level"] for line in web.log_lines[earlier:]} == {"info", "warning"}  # each was parsed as JSON
+    assert len(report.failures) == len(report.error_responses)  # no connection was reset, and no request timed out
+    assert {line["level"] for line in web.log_lines[earlier:]} == {"info", "warning"}  # all lines are JSON
 
 
 def administer(compose: Compose, *statements: str) -> None:
-    """Run SQL statements as the superuser, in another database than that of the service."""
+    """Run SQL statements as PostgreSQL's superuser, connected to a database that the service does not use."""
     commands = [f"--command={statement}" for statement in statements]
     compose("exec", "-T", "db", "psql", "-U", "app", "postgres", "--set=ON_ERROR_STOP=1", *commands)
 

@@ -1,6 +1,7 @@
-"""Database outages (stopped, paused, unreachable, slow, full, read-only): 503 within seconds, automatic recovery.
+"""During a database outage, requests return 503 within seconds. Afterwards, the service recovers by itself.
 
-One container goes through all of these outages under a load of reads and writes, and is never restarted.
+The database is stopped, paused, disconnected, out of connections, locked or read-only. One container of the service
+goes through all these outages under a load of reads and writes, and is never restarted.
 """
 
 import asyncio
@@ -22,16 +23,17 @@ from tests.container.load import Report, Target, continue_load, load
 from tests.container.service import count_started_workers, make_targets, run_service
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
-# Seconds within which readiness must reflect that the database has become unavailable or available again.
+# Seconds within which readiness checks must fail after an outage has begun, and succeed after it has ended.
 READINESS_DELAY = 4
 # Maximum response time: 2 seconds to get a connection, 6 for the database's response, and a margin for a busy machine.
 MAX_RESPONSE_SECONDS = 10
-# Maximum number of the service's connections: each of the two workers opens two for requests and one for readiness.
+# Maximum number of connections that the service opens. Each of its two workers opens two for requests and one for
+# readiness checks.
 CONNECTIONS = 6
 # The database's connection limit, for all clients together.
 MAX_CONNECTIONS = 20
-# A name server that never responds. Docker forwards queries for unknown names to it. The name of a container becomes
-# unknown when the container is disconnected or stopped.
+# A name server that never responds. When a container is disconnected or stopped, Docker no longer knows its name, and
+# forwards queries for the name to this server.
 SILENT_NAME_SERVER = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 53)); time.sleep(900)"
 TIME_LOOKUP = """
 import contextlib, socket, time
@@ -40,7 +42,7 @@ with contextlib.suppress(OSError):
     socket.gethostbyname("nobody.invalid")
 print(time.monotonic() - started_at)
 """
-# Seconds of outage after which the timeouts of statements, new connections and the pool have all expired.
+# An outage of this number of seconds is longer than the timeouts of statements, new connections and the pool.
 LONG_OUTAGE = 10
 
 
@@ -59,7 +61,7 @@ def database(server: Container) -> Database:
 
 @pytest.fixture(scope="module")
 def service(image: str, network: str, database: Database) -> Iterator[Container]:
-    """The service, with fewer database connections than the load has clients, and an unresponsive name server."""
+    """The service, with an unresponsive name server and fewer database connections than the load has clients."""
     settings = {
         "DATABASE_URL": database.url_by_name,
         "DATABASE_MIGRATE": "true",
@@ -107,7 +109,7 @@ class Outage:
         assert time.monotonic() - started_at < READINESS_DELAY
 
     def assert_recovery(self) -> None:
-        """Wait until the database has recovered, and assert that readiness follows. Later requests must not fail.
+        """Wait until the database has recovered, and assert that readiness follows. No later request may fail.
 
         The database has recovered when other clients can use as many connections as the service may open.
         """
@@ -159,7 +161,7 @@ def outage(service: Container, database: Database) -> Iterator[Outage]:
     assert [(error.sent_at - outage.recovered_at, error.body) for error in late] == []
     assert {(error.status, error.headers.get("retry-after")) for error in errors} <= {(503, "1")}
     assert [error for error in errors if json.loads(error.body) != UNAVAILABLE] == []
-    # Every failure is a complete response: no connection was reset or refused, and none was left without a response.
+    # Every failed request got a complete response. No connection was reset or refused, and no response is missing.
     assert (len(report.failures), report.refused) == (len(errors), 0)
     assert report.slowest < MAX_RESPONSE_SECONDS
     assert {line["level"] for line in json_lines(service.log[log_before:])} <= {"info", "warning"}
@@ -186,7 +188,7 @@ def test_restarted_database_is_used_again_at_once(service: Container, database: 
 
 
 def test_paused_database_returns_503_until_it_is_resumed(service: Container, database: Database) -> None:
-    """The hardest case: the kernel accepts connections and data, but PostgreSQL never responds."""
+    """This case is the hardest: the kernel still accepts connections and data, but PostgreSQL never responds."""
     with outage(service, database) as it:
         run_docker("pause", database.server.name)
         try:
@@ -216,7 +218,7 @@ def test_disconnected_database_returns_503_until_it_is_connected_even_at_another
 
 @contextmanager
 def take_all_connections(database: Database) -> Iterator[None]:
-    """Take all connections that the server allows, including those of the service, until the `with` block ends."""
+    """Use all connections that the server allows, and terminate the service's, until the `with` block ends."""
     connections: list[asyncpg.Connection[asyncpg.Record]] = []
 
     async def take() -> None:
@@ -256,7 +258,7 @@ def test_database_without_free_connections_returns_503_until_there_are_some(
 def test_statement_timeouts_return_503_while_readiness_succeeds(
     service: Container, database: Database, background: ThreadPoolExecutor
 ) -> None:
-    """Every request waits for a lock, until the connection pool is exhausted."""
+    """Every request waits for a lock, so the connection pool becomes exhausted."""
     with outage(service, database) as it:
         lock = background.submit(database.query, f"BEGIN; LOCK users; SELECT pg_sleep({LONG_OUTAGE})")
         until(lambda: it.report.error_responses, "statements time out")

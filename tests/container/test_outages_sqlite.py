@@ -1,4 +1,4 @@
-"""SQLite outages (full disk, locked file): writes return 503 until the outage ends, and reads succeed."""
+"""If SQLite's disk is full or its file is locked, writes return 503 until the problem is solved, and reads succeed."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def service(image: str) -> Iterator[Container]:
 
 @contextmanager
 def outage(service: Container) -> Iterator[Report]:
-    """Put the service under load from before the outage until writes succeed again, then check all responses."""
+    """Put the service under load, wait after the `with` block until writes succeed again, and check all responses."""
     _, read = make_targets(service)
     write = read._replace(method="PATCH", json='{"full_name": "Ann"}')
 
@@ -52,7 +52,7 @@ def outage(service: Container) -> Iterator[Report]:
     assert len(report.error_responses) == errors > 0
     assert {(error.status, error.headers.get("retry-after")) for error in report.error_responses} == {(503, "1")}
     assert [error for error in report.error_responses if json.loads(error.body) != UNAVAILABLE] == []
-    # Only writes fail, and every failure is a complete response.
+    # Only writes failed, and every failed request got a complete response.
     assert {failure.split()[1] for failure in report.failures} == {"PATCH"}
     assert (len(report.failures), report.refused) == (errors, 0)
     assert report.slowest < MAX_RESPONSE_SECONDS

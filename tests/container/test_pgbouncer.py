@@ -28,10 +28,10 @@ from tests.container.writers import SETTINGS, run_writers
 from tests.people import Person, sign_up, sign_up_superuser
 
 FOLDER = Path(__file__).with_name("pgbouncer")
-# The value in pgbouncer.ini
+# PgBouncer's limit on connections to the server, as set in pgbouncer.ini
 SERVER_CONNECTIONS = 5
 CLIENTS = 200
-# Long timeouts for tests of other behaviour, because the machine may be busy
+# Long timeouts, so that tests of other behaviour pass on a busy machine
 PATIENT = {
     "database_connect_timeout": 60,
     "database_pool_timeout": 60,
@@ -53,7 +53,7 @@ def pgbouncer_image(docker: str) -> str:  # noqa: ARG001  skips the tests if the
 
 
 @pytest.fixture(scope="module")
-def pooler(pgbouncer_image: str, network: str, server: Container) -> Iterator[Container]:  # noqa: ARG001  must be running
+def pooler(pgbouncer_image: str, network: str, server: Container) -> Iterator[Container]:  # noqa: ARG001  must run first
     with run_container(pgbouncer_image, f"--network={network}") as container:
         container.wait_for_log("process up")
         yield container
@@ -69,7 +69,7 @@ def database(server: Container) -> str:
 
 @pytest.fixture
 def url(pooler: Container, database: str) -> str:
-    """The URL of the database through PgBouncer. Startup can migrate it there, because that takes one transaction."""
+    """The database's URL through PgBouncer. Migrations at startup work with it, because they run in one transaction."""
     return f"postgresql://postgres:password@{pooler.ip}:6432/{database}"
 
 
@@ -105,7 +105,7 @@ async def test_rejected_startup_parameters_are_logged_once_and_timeouts_apply(
 
     assert statuses == [200, 200, 200]
     assert limits == ["5s", "5s"]
-    assert set(outside) == {"0"}  # transactions leave no timeout on a shared connection
+    assert set(outside) == {"0"}  # a transaction's timeout does not remain on a shared connection
     assert sum("a pooler rejects startup parameters" in entry["event"] for entry in logs) == 1
     assert psql(server, "SELECT full_name FROM users", database) == "A"
 
@@ -124,7 +124,7 @@ async def lock(server: Container, database: str, statement: str) -> AsyncIterato
 
 
 def running_statements(server: Container, database: str) -> str:
-    """Return the statements that are waiting for the lock or sleeping."""
+    """Return the running statements that wait for a lock or sleep."""
     waits = "datname = '{}' AND state = 'active' AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')"
     return psql(server, f"SELECT query FROM pg_stat_activity WHERE {waits.format(database)}")
 
@@ -181,22 +181,22 @@ async def test_unresponsive_pooler_returns_503(url: str, pooler: Container) -> N
 
 
 class Load:
-    """Concurrent requests of many clients: reads, searches that each need a different statement, and writes."""
+    """Many clients that concurrently read, write, and search. Each search needs a different SQL statement."""
 
     def __init__(self, service: Service, person: Person) -> None:
         self.client = service.client
-        self.client.event_hooks = {}  # checking a response against the document takes longer than the request
+        self.client.event_hooks = {}  # do not check responses against the OpenAPI document, which would be slow
         self.auth = person.auth
         self.is_stopped = False
         self.statuses: Counter[int] = Counter()
 
     async def run_client(self, number: int) -> None:
-        """Send requests, one after another, until stopped."""
+        """Send one request after another until `is_stopped` is set."""
         for count in itertools.count(number):
             if self.is_stopped:
                 return
             match count % 4:
-                case 0 if number < SERVER_CONNECTIONS:  # more clients would mostly wait for the row lock
+                case 0 if number < SERVER_CONNECTIONS:  # more clients would only wait for the lock on the row
                     response = await self.client.patch("/users/me", headers=self.auth, json={"full_name": str(count)})
                 case 0:
                     response = await self.client.post("/auth/logout", json={"refresh_token": uuid4().hex * 2})
@@ -209,7 +209,7 @@ class Load:
             self.statuses[response.status_code] += 1
 
     async def wait(self, seconds: float) -> Counter[int]:
-        """Wait for `seconds` and for two responses per client on average. Return the statuses since the last call."""
+        """Wait for `seconds` and two responses per client on average. Return the statuses since the last call."""
         await asyncio.sleep(seconds)
         async with asyncio.timeout(300):
             while self.statuses.total() < 2 * CLIENTS:  # noqa: ASYNC110  there is no event to wait for
@@ -235,7 +235,7 @@ async def test_prepared_statements_of_many_clients_work_on_few_connections(
             after_added_column = await load.wait(seconds)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")
             after_reconnect = await load.wait(seconds)
-            # This changes the result type of prepared statements, which PgBouncer keeps until it reconnects.
+            # Change the result type of prepared statements. PgBouncer keeps these statements until it reconnects.
             change_type = "ALTER TABLE users ALTER COLUMN full_name TYPE varchar(300)"
             await asyncio.to_thread(psql, server, change_type, database)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")
@@ -246,7 +246,7 @@ async def test_prepared_statements_of_many_clients_work_on_few_connections(
             await asyncio.wait(clients)
     print(f"-- {calm}, {after_added_column}, {after_reconnect}, {meanwhile}, {after_changed_type}")  # noqa: T201  shown by `pytest -rP`
 
-    assert int(connections) <= SERVER_CONNECTIONS + 1  # plus psql's own
+    assert int(connections) <= SERVER_CONNECTIONS + 1  # and psql's own connection
     assert set(calm) == set(after_added_column) == set(after_reconnect) == set(after_changed_type) == {200, 204}
     assert set(meanwhile) <= {200, 204, 503}
 
@@ -263,7 +263,8 @@ def test_restarted_pooler_loses_no_acknowledged_write(
         with run_writers(f"http://{service.ip}:8000") as writers:
             for _ in range(2):
                 writers.wait_for_writes()
-                # PgBouncer would wait for its clients to disconnect, so Docker kills it after a second.
+                # Let Docker kill PgBouncer after a second. Otherwise, PgBouncer would wait until its clients
+                # disconnect.
                 run_docker("restart", "--time=1", pooler.name)
             writers.wait_for_writes()
         statuses = dict(writers.statuses)
@@ -279,7 +280,7 @@ def test_restarted_pooler_loses_no_acknowledged_write(
 
 
 def test_api_tests_pass_through_pgbouncer(pooler: Container) -> None:
-    """One test is excluded: it runs PREPARE, which does not work in transaction pooling."""
+    """One test file is excluded, because it runs PREPARE, which does not work with transaction pooling."""
     folders = ["tests/accounts", "tests/auth", "tests/health", "tests/users"]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *folders, "-k", "postgresql"]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Failover and switchover under load: the service follows to the new primary, and loses no acknowledged write."""
+"""After a failover or switchover under load, the service uses the new primary and has lost no acknowledged write."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.container.service import api, count_started_workers, make_targets, ru
 from tests.container.writers import SETTINGS, Writers, run_writers
 
 WORKERS = 2
-# Seconds within which all workers must use the new primary, although the old one is still running.
+# Seconds within which all workers must use the new primary, even though the old one is still running.
 SWITCHOVER_SECONDS = 10
 
 
@@ -28,7 +28,7 @@ def primary(network: str) -> Iterator[Container]:
 
 @pytest.fixture
 def standby(primary: Container, network: str) -> Iterator[Container]:
-    """A synchronous standby: every acknowledged write is stored on it."""
+    """A synchronous standby, which stores every write before the primary acknowledges it."""
     with run_standby(primary, network) as server:
         server.wait_until_healthy()
         configure(primary, synchronous_standby_names="*")
@@ -41,8 +41,9 @@ def standby(primary: Container, network: str) -> Iterator[Container]:
 def service_under_load(
     image: str, network: str, url: str, *options: str
 ) -> Iterator[tuple[Container, Report, Writers]]:
-    """Run the service under a load of reads, readiness checks and writes. Requests may fail only with a 503."""
-    # Keep the pool small: all its connections are replaced within the single second that the readiness check allows.
+    """Run the service under a load of reads, readiness checks and writes. A 503 is the only failure allowed."""
+    # Keep the pool small: a readiness check times out after one second, and all of the pool's connections must be
+    # replaced within this time.
     settings = {
         **SETTINGS,
         "DATABASE_URL": url,
@@ -98,7 +99,8 @@ def test_failover_loses_no_acknowledged_write(image: str, network: str, primary:
 
 def change_address(service: Container, server: Container) -> None:
     """Point the host name `database` to another server."""
-    # Rewrite the file in place, because it is a mount and cannot be replaced. It must never be empty, not even briefly.
+    # Rewrite the file in place: Docker has mounted it, so it cannot be replaced. Do not truncate it, because the
+    # service may read it at any time.
     script = (
         "import re, sys; file = open('/etc/hosts', 'r+'); text = file.read(); file.seek(0); "
         r"file.write(re.sub(r'.*\bdatabase\n', f'{sys.argv[1]} database\n', text).ljust(len(text), '\n'))"
@@ -107,7 +109,7 @@ def change_address(service: Container, server: Container) -> None:
 
 
 def switch_over(primary: Container, standby: Container) -> None:
-    """Make the primary read-only and promote the standby, as orchestrators do. The old primary keeps running."""
+    """Make the primary read-only and promote the standby, as an orchestrator does. The old primary keeps running."""
     configure(primary, default_transaction_read_only="on")
     caught_up = f"SELECT pg_last_wal_replay_lsn() >= '{psql(primary, 'SELECT pg_current_wal_lsn()')}'"
     until(lambda: psql(standby, caught_up) == "t", "the standby has caught up")
@@ -115,7 +117,7 @@ def switch_over(primary: Container, standby: Container) -> None:
 
 
 def wait_until_replaced(primary: Container, standby: Container) -> float:
-    """Wait until all connections of the service are to the new primary, and return how many seconds that took."""
+    """Wait until all of the service's connections lead to the new primary. Return the number of seconds this took."""
     started_at = time.monotonic()
     count = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{NAME}'"
     until(lambda: psql(primary, count) == "0", "no connection leads to the old primary")
@@ -136,17 +138,17 @@ def test_switchover_behind_a_name_replaces_all_connections(
     with service_under_load(image, network, url, f"--add-host=database:{primary.ip}") as (service, report, writers):
         switch_over(primary, standby)
         until(lambda: writers.latest == 503, "writes fail")
-        continue_load(report, 6)  # long enough for the service to close its read-only connections
+        continue_load(report, 6)  # in this time, the service closes its read-only connections
         change_address(service, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
-        writers.wait_for_writes()  # writes that began on a replaced connection have now failed
+        writers.wait_for_writes()  # after this, all writes on replaced connections have failed
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before
         assert read_only_warnings(service) == WORKERS
 
     assert_stored(standby, writers)
-    assert report.failures == []  # reads and readiness checks
+    assert report.failures == []  # no read or readiness check failed
 
 
 def test_switchover_to_the_second_host_replaces_all_connections(
@@ -157,7 +159,7 @@ def test_switchover_to_the_second_host_replaces_all_connections(
     with service_under_load(image, network, url) as (service, _, writers):
         switch_over(primary, standby)
         assert wait_until_replaced(primary, standby) < SWITCHOVER_SECONDS
-        writers.wait_for_writes()  # writes that began on a replaced connection have now failed
+        writers.wait_for_writes()  # after this, all writes on replaced connections have failed
         before = writers.statuses[503]
         writers.wait_for_writes()
         assert writers.statuses[503] == before

@@ -1,4 +1,4 @@
-"""The first usable host in a database URL is found quickly, however the hosts before it fail."""
+"""The first usable host in a database URL is found quickly, no matter how the hosts before it fail."""
 
 import socket
 import time
@@ -16,7 +16,8 @@ from tests.conftest import make_settings, serve
 from tests.container.engine import Container, run_docker
 from tests.container.postgresql import run_primary, run_standby
 
-# Seconds within which the second host is connected. The first one may use 1.5 of them (DATABASE_CONNECT_TIMEOUT).
+# Seconds within which the service must connect to the second host. The attempt to connect to the first host may take
+# 1.5 of these seconds (DATABASE_CONNECT_TIMEOUT).
 SECONDS = 3
 
 
@@ -42,7 +43,7 @@ def starting_server(primary: Container, network: str) -> Iterator[Container]:
 
 
 def make_url(*hosts: Container | str, **parameters: str) -> str:
-    """Return a URL that no other test uses, because the service remembers the state of hosts per URL."""
+    """Return a unique URL, because the service remembers for each URL which hosts were usable."""
     names = ",".join(host if isinstance(host, str) else host.ip for host in hosts)
     query = "&".join(f"{name}={value}" for name, value in {"application_name": uuid4().hex, **parameters}.items())
     return f"postgresql://postgres:password@{names}/postgres?{query}"
@@ -76,7 +77,7 @@ async def test_primary_is_used_if_the_preferred_standby_is_missing(primary: Cont
 
 @contextmanager
 def dropping_host() -> Iterator[str]:
-    """The address of a listener whose backlog is full, so that the kernel drops the packets of new connections."""
+    """The address of a listener with a full backlog: the kernel drops the packets of new connections."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         clients = [socket.socket() for _ in range(4)]
@@ -90,7 +91,7 @@ def dropping_host() -> Iterator[str]:
 
 @contextmanager
 def paused_host(standby: Container) -> Iterator[str]:
-    """A paused server: its kernel accepts connections, but the process does not respond."""
+    """A paused server. The kernel accepts connections for it, but the process does not respond."""
     run_docker("pause", standby.name)
     yield standby.ip
     run_docker("unpause", standby.name)
@@ -113,7 +114,7 @@ async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
 ) -> None:
     took = []
     with host(request) as first:
-        # Take the best of three, because the machine may be busy.
+        # Try up to three times, because the machine may be busy.
         for _ in range(3):
             started_at = time.monotonic()
             assert not await is_standby(make_url(first, primary, target_session_attrs="read-write"))
@@ -127,7 +128,7 @@ async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
 
 @pytest.mark.parametrize("host", [HOSTS["packets dropped"], HOSTS["paused"]], ids=["packets dropped", "paused"])
 async def test_unresponsive_first_host_is_ready(request: pytest.FixtureRequest, primary: Container, host: Host) -> None:
-    """The readiness check times out after a second, before the connection attempt to the first host would."""
+    """The readiness check times out after one second, before the connection attempt to the first host does."""
     await migrate(make_settings(database_url=make_url(primary)))
     with host(request) as first:
         url = make_url(first, primary, target_session_attrs="read-write")

@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL with libpq's parameters: which certificates are trusted, and the errors at startup."""
+"""With libpq's TLS parameters, the service trusts the right certificates, and reports errors at startup in one line."""
 
 import gc
 import os
@@ -23,7 +23,8 @@ from tests.container.engine import Container, run_container, run_docker
 from tests.container.postgresql import authenticate, configure, psql
 
 # If the server rejects a connection, asyncpg does not wait until its transport is closed, and the garbage collector
-# warns about it. Each test collects its garbage. Otherwise a test in another file may fail with it.
+# warns about the transport. The tests in this file ignore the warning. Each of them also collects its garbage, because
+# the warning could otherwise fail a test in another file.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 PUBLISH = "--publish=127.0.0.1::5432"  # 127.0.0.1 is the address in the certificate
@@ -37,7 +38,7 @@ def collect_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the certificates of a server at 127.0.0.1, of a client, and of two unrelated authorities."""
+    """A directory with certificates of a server at 127.0.0.1, of clients, and of two unrelated authorities."""
     folder = tmp_path_factory.mktemp("postgresql-tls")
     authority, other = trustme.CA(), trustme.CA()
     yesterday = datetime.now(UTC) - timedelta(days=1)
@@ -58,11 +59,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(docker: str, folder: Path) -> Iterator[Container]:  # noqa: ARG001  skips the tests if there is no Docker
-    """A server that requires TLS of all users, and a client certificate of the user `client`."""
+def server(docker: str, folder: Path) -> Iterator[Container]:  # noqa: ARG001  skips the tests if there is no Docker engine
+    """A server that requires TLS from all users, and a client certificate from the user `client`."""
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, PUBLISH, f"--volume={folder}:/tls:ro") as container:
         container.wait_until_healthy()
-        # PostgreSQL requires that its own user owns these files.
+        # PostgreSQL requires these files to be owned by its own user.
         files = [f"/tls/{name}" for name in ("ca.pem", "server.pem", "server.key", "expired.pem", "expired.key")]
         container.execute("install", "-o", "postgres", "-m", "600", *files, "/var/lib")
         psql(container, "CREATE ROLE client LOGIN SUPERUSER")
@@ -79,7 +80,7 @@ def use_certificate(server: Container, name: str) -> None:
 
 
 class Urls:
-    """Build URLs of the server. Certificate files are given by name, relative to the folder."""
+    """A function that builds URLs of the server. Certificates are given as file names in the folder."""
 
     def __init__(self, server: Container, folder: Path) -> None:
         self.port = run_docker("port", server.name, "5432/tcp").rpartition(":")[2]
@@ -110,7 +111,7 @@ async def describe_connection(settings: Settings) -> tuple[str, str]:
 
 
 async def connect(url: str) -> str:
-    """Connect with the startup code of the service, and return the subject of the client certificate."""
+    """Connect with the service's startup code, and return the subject of the client certificate."""
     settings = make_settings(database_url=url, database_migrate=True)
     await prepare_database(settings)
     version, subject = await describe_connection(settings)
@@ -119,7 +120,7 @@ async def connect(url: str) -> str:
 
 
 async def refuse(url: str) -> str:
-    """Run the startup code of the service, which must fail, and return its error."""
+    """Run the service's startup code, which must fail, and return the error message."""
     with pytest.raises(StartupError) as caught:
         await prepare_database(make_settings(database_url=url))
     message = str(caught.value)
@@ -148,7 +149,7 @@ async def test_client_certificate_authenticates_the_user(url: Urls) -> None:
 async def test_system_certificate_authorities_are_trusted(
     url: Urls, folder: Path, monkeypatch: pytest.MonkeyPatch, negotiation: str
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))  # OpenSSL's override of the system's authorities
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))  # replaces the system's authorities in OpenSSL
     tls = {"sslmode": "verify-full", "sslrootcert": "system", "sslnegotiation": negotiation}
 
     assert await connect(url(**tls, application_name=negotiation)) == ""
@@ -177,7 +178,7 @@ async def test_authority_unknown_to_the_system_is_refused(url: Urls) -> None:
         ),
         (
             {"user": "client", "sslrootcert": "ca.pem", "sslcert": "stranger.pem", "sslkey": "stranger.key"},
-            "cannot connect to the database",  # the reason arrives after the handshake, and asyncpg drops it
+            "cannot connect to the database",  # asyncpg drops the reason, because it arrives after the handshake
         ),
         ({"user": "client", "sslrootcert": "ca.pem", "sslcert": "missing.pem"}, "sslcert cannot be read: "),
     ],
@@ -196,7 +197,7 @@ async def test_authority_unknown_to_the_system_is_refused(url: Urls) -> None:
 async def test_untrusted_connection_is_refused_in_one_line(
     url: Urls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parameters: dict[str, str], reason: str
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))  # libpq's default certificates are in this directory
+    monkeypatch.setenv("HOME", str(tmp_path))  # libpq looks for its default certificates here
 
     assert reason in await refuse(url(sslmode="verify-full", **parameters))
 

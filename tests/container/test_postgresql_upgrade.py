@@ -1,4 +1,4 @@
-"""PostgreSQL is upgraded to the next major version with the commands in docs/operations.md."""
+"""The commands in docs/operations.md upgrade PostgreSQL to the next major version."""
 
 from datetime import datetime
 from pathlib import Path
@@ -14,13 +14,13 @@ from tests.container.service import PERSON
 from tests.container.service import log_in as get_auth
 from tests.pages import command
 
-# The example value in the documentation.
+# The example name in the documentation.
 BACKUP = "backup-2026-11-29"
 
 
 @pytest.fixture(scope="module")
 def postgresql_17(docker: None) -> str:  # noqa: ARG001  skips the test if there is no Docker engine
-    """The name of an image of PostgreSQL 17."""
+    """The name of an image with PostgreSQL 17."""
     return run_docker("build", "--quiet", Path(__file__).with_name("postgresql17"))
 
 

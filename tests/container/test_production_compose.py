@@ -1,4 +1,4 @@
-"""docker-compose.production.yml: published ports, secrets, limits, startup, shutdown, release and rollback."""
+"""Tests of docker-compose.production.yml: published ports, secrets, limits, startup, shutdown, release and rollback."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from tests.container.service import CONFLICTING_TABLE, PERSON
 from tests.container.service import log_in as get_auth
 from tests.pages import blocks, command
 
-# The example image in the documentation.
+# The example image name in the documentation.
 RELEASE = "fastapi-app:1.2.3"
 
 
@@ -58,7 +58,7 @@ def test_database_is_migrated_before_the_service_starts(production: Compose) -> 
 def test_number_of_workers_follows_from_the_cpu_limit(production: Compose) -> None:
     web = production.container("web")
 
-    message = [message for message in web.messages("info") if "workers" in message][-1]  # of the last start
+    message = [message for message in web.messages("info") if "workers" in message][-1]  # logged at the last start
     assert message.startswith("3 workers (2 x 1 CPUs + 1, by the cgroup's CPU quota), at most ")
     assert message.endswith(" of 1024 MiB of memory, and 24 database connections")
     assert web.log_levels == {"info"}
@@ -96,7 +96,7 @@ def test_database_and_redis_have_no_connection_to_the_outside(production: Compos
 
 
 def test_fixed_address_is_given_to_no_other_container(production: Compose) -> None:
-    """If a container that starts while `web` restarts took the address, Docker could not start `web` again."""
+    """If another container took the address of `web` while `web` restarts, Docker could not start `web` again."""
     network = f"{production.name}_outside"
     attached = json.loads(production.container("web").inspect("{{json .NetworkSettings.Networks}}"))
     (ipam,) = json.loads(run_docker("network", "inspect", "--format", "{{json .IPAM.Config}}", network))
@@ -115,7 +115,7 @@ def test_docker_commands_show_no_secret(production: Compose) -> None:
     secrets = read_secrets(production)
     assert secrets.keys() == {"SECRET_KEY", "DATABASE_URL", "DATABASE_OWNER_URL", "POSTGRES_PASSWORD"}
     assert [name for name, value in secrets.items() if any(value in output for output in outputs)] == []
-    # The containers do have the secrets, so the commands above could have shown them.
+    # The containers do have the secrets, so the commands above could have printed them.
     assert production("exec", "-T", "web", "cat", "/run/secrets/SECRET_KEY") == secrets["SECRET_KEY"]
 
 
@@ -131,7 +131,7 @@ def test_each_container_has_resource_limits_and_no_capabilities(production: Comp
     assert config["Memory"] > 0
     assert 0 < config["PidsLimit"] <= 1024
     assert container.inspect("{{.Config.User}}") not in {"", "root", "0"}
-    # PostgreSQL also writes outside of its data directory.
+    # PostgreSQL also writes to files outside its data directory.
     assert config["ReadonlyRootfs"] is (service != "db")
     mounts = json.loads(container.inspect("{{json .Mounts}}"))
     assert {mount["Destination"].rpartition("/")[0] for mount in mounts if mount["Type"] == "bind"} <= {"/run/secrets"}
@@ -139,7 +139,7 @@ def test_each_container_has_resource_limits_and_no_capabilities(production: Comp
 
 
 def get_logged_client(compose: Compose, url: str, forwarded_for: str) -> str:
-    """Send a request that is rejected with 401, and return its client in the access log."""
+    """Send a request that is rejected with 401, and return the client's address from the access log."""
     user_agent = uuid4().hex
     headers = {"X-Forwarded-For": forwarded_for, "User-Agent": user_agent}
     assert httpx.get(f"{url}/users/me", headers=headers, timeout=TIMEOUT).status_code == 401
@@ -154,7 +154,7 @@ def test_forwarded_address_from_the_proxy_on_this_host_is_trusted(production: Co
 
 @contextmanager
 def run_proxy(folder: Path, compose: Compose) -> Iterator[str]:
-    """Run the documented proxy without HTTPS, and yield its URL."""
+    """Run the proxy from the documentation, but without HTTPS, and yield its URL."""
     (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
     url = f"http://localhost:{free_port()}"
     text = caddyfile.text.replace("api.example.com", url)
@@ -225,7 +225,7 @@ def test_release_with_an_empty_secret_leaves_the_old_version_running(production:
 def test_release_behind_the_documented_proxy_loses_no_request(
     tmp_path_factory: pytest.TempPathFactory, readable_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy holds the requests that arrive while `web` is replaced."""
+    """While `web` is replaced, the proxy holds new requests until they can be served."""
     monkeypatch.setattr("tests.container.load.RESPONSE_TIMEOUT", TIMEOUT)
     later = f"{image}-later"
     run_docker("tag", image, later)
@@ -252,7 +252,7 @@ def test_release_behind_the_documented_proxy_loses_no_request(
 
 def test_failed_migration_during_a_release_leaves_the_old_version_running(production: Compose, image: str) -> None:
     started_at = production.container("web").inspect("{{.State.StartedAt}}")
-    query(production, "UPDATE alembic_version SET version_num = '0001'")  # so that the next migration fails
+    query(production, "UPDATE alembic_version SET version_num = '0001'")  # makes the next migration fail
 
     with pytest.raises(AssertionError, match="Nothing was changed"):
         run(production, command("release").replace(RELEASE, image))

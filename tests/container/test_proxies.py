@@ -1,4 +1,4 @@
-"""The service behind proxies: only trusted proxies may forward addresses, and idle timeouts lose no request."""
+"""Behind proxies, only trusted ones may forward client addresses, and idle timeouts lose no request."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from tests.container.service import get, run_service
 
 LIMIT = 3
 CLIENTS = 50
-CONNECTIONS = 20  # per client; httpx's overhead grows with the square of this number
+CONNECTIONS = 20  # per client; a small number, because httpx's overhead grows with its square
 
 
 @contextmanager
@@ -27,12 +27,12 @@ def run_limited_service(image: str, **settings: str) -> Iterator[Container]:
 
 
 def get_status(container: Container, forwarded_for: str) -> int:
-    """Send a request, and return the status. The container sees its network's gateway as the client."""
+    """Send a request, and return the status. The container sees the gateway of its network as the client."""
     return get(container, "/users/me", {"X-Forwarded-For": forwarded_for}).status_code
 
 
 def logged_clients(container: Container, number: int) -> list[str]:
-    """Wait until this many requests are in the access log, and return the client address of each."""
+    """Wait until the access log contains `number` requests, and return their client addresses."""
     container.wait_for_log('"event": "request"', times=number)
     return [line["client"] for line in container.log_lines if line["event"] == "request"]
 
@@ -60,11 +60,11 @@ def test_clients_behind_a_trusted_proxy_are_identified_by_the_address_that_it_ad
 
 
 async def post_after_five_idle_seconds(url: str) -> Counter[object]:
-    """Open many connections, send a POST on each after it was idle for about five seconds, and count the results."""
+    """Open many connections, let each one idle for about five seconds, and then send a POST. Count the results."""
 
     async def post(client: httpx.AsyncClient) -> object:
         await client.get(f"{PREFIX}/health/live")
-        await asyncio.sleep(random.uniform(4.9, 5.1))  # noqa: S311  around the default idle timeout, 5 seconds
+        await asyncio.sleep(random.uniform(4.9, 5.1))  # noqa: S311  close to the default idle timeout, 5 seconds
         try:
             return (await client.post(f"{PREFIX}/auth/refresh", json={"refresh_token": "x"})).status_code
         except httpx.TransportError as error:
@@ -82,7 +82,7 @@ async def post_after_five_idle_seconds(url: str) -> Counter[object]:
 async def test_longer_keepalive_than_nginx_loses_no_request(image: str, network: str) -> None:
     nginx = run_docker("build", "--quiet", Path(__file__).with_name("nginx"))
     options = (f"--network={network}", "--network-alias=service")
-    # MAX_REQUESTS is 0, because a replaced worker closes its idle connections, which this test is not about.
+    # MAX_REQUESTS is 0, so that no worker is replaced. A replaced worker would close its idle connections.
     with (
         run_service(image, *options, KEEPALIVE_SECONDS="65", MAX_REQUESTS="0") as service,
         run_container(nginx, f"--network={network}") as proxy,

@@ -1,4 +1,4 @@
-"""Signals to the container: running requests finish, connections are closed, and the exit code is 0."""
+"""After a stop signal, running requests finish, connections are closed, and the container's exit code is 0."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,13 +17,13 @@ COUNT_CONNECTIONS = (
 
 @pytest.fixture
 def database(database: Database) -> Database:
-    """A database that logs every connection that ends without a termination message, including idle ones."""
+    """A database that logs every connection that ends without a termination message, even if it was idle."""
     database.query(f"ALTER DATABASE {database.name} SET log_min_messages = debug1")
     return database
 
 
 def assert_connections_closed_properly(database: Database, log_before: str) -> None:
-    """Assert that the service closed every connection with a termination message, not just by exiting."""
+    """Assert that the service sent a termination message on each connection, and did not just exit."""
     log = database.server.log.removeprefix(log_before)
     assert database.query(COUNT_CONNECTIONS) == "0"
     assert "unexpected EOF" not in log

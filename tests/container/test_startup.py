@@ -1,4 +1,4 @@
-"""Migrations at container startup: failed, pending and concurrent ones."""
+"""Pending, concurrent and failing migrations are handled correctly when containers start."""
 
 from contextlib import ExitStack
 

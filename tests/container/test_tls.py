@@ -20,7 +20,7 @@ PUBLISH = "--publish=127.0.0.1::8000"  # 127.0.0.1 is the address in the certifi
 
 
 def mount(folder: Path) -> str:
-    """Return the option that mounts the folder at the path where SETTINGS expect the certificate and key."""
+    """Return the option that mounts the folder at the path that SETTINGS name for the certificate and key."""
     return f"--volume={folder}:/tls:ro"
 
 
@@ -31,7 +31,7 @@ def get(container: Container, path: str, tls: TLS) -> httpx.Response:
 def test_docker_stop_finishes_a_running_https_request(image: str, tls: TLS, background: ThreadPoolExecutor) -> None:
     docker_options = (SLOW_APP, mount(tls.certfile.parent), PUBLISH)
     with run_service(image, *docker_options, command=slow_command(), **SETTINGS) as container:
-        container.wait_until_healthy()  # the health check also uses HTTPS
+        container.wait_until_healthy()  # the container's health check uses HTTPS as well
         assert get(container, "/health", tls).status_code == 200
         response = background.submit(get, container, "/slow/5", tls)
         container.wait_for_log("slow request")

@@ -1,4 +1,4 @@
-"""Killed, stuck and draining workers, and the number of workers."""
+"""Killed and stuck workers are replaced, draining ones are not killed, and the number of workers fits the CPUs."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from tests.container.service import (
     wait_for_workers,
 )
 
-# Runs in the container: kills the only worker, and prints the seconds until its replacement responds.
+# A script that runs in the container. It kills the only worker, and prints the seconds until a replacement responds.
 KILL_WORKER = """
 import http.client, os, sys, time
 killed_at = time.monotonic()
@@ -30,7 +30,7 @@ connection.request("GET", sys.argv[2])
 assert connection.getresponse().status == 200
 print(time.monotonic() - killed_at)
 """
-KILLS = 5  # several, because one replacement may take longer on a busy machine
+KILLS = 5  # several, because a single replacement may take longer on a busy machine
 
 
 def test_killed_worker_fails_only_its_open_requests_and_is_replaced_within_2_seconds(image: str) -> None:
@@ -45,7 +45,7 @@ def test_killed_worker_fails_only_its_open_requests_and_is_replaced_within_2_sec
 
         assert container.log.count("was sent SIGKILL") == KILLS
         assert median(seconds) < 2, seconds
-        # At most one failure per accepted connection. Connections in the backlog wait for the replacement.
+        # At most one request fails on each accepted connection. Connections in the backlog wait for the replacement.
         assert len(report.failures) <= KILLS * CLIENTS
         assert report.refused == 0
 
@@ -61,7 +61,7 @@ def test_stuck_worker_is_killed_after_the_timeout_and_replaced(image: str, backg
         assert isinstance(response.exception(), httpx.RemoteProtocolError)
         (stuck,) = [message for message in container.messages("error") if message.startswith("A stuck worker")]
         assert "time.sleep(seconds)" in stuck
-        # At most one failure per connection that the stuck worker had accepted.
+        # At most one request fails on each connection that the stuck worker has accepted.
         assert len(report.failures) <= CLIENTS
         assert report.responses > 0
 

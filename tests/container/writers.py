@@ -1,4 +1,4 @@
-"""Clients that continuously register users, so that tests can check that acknowledged writes were stored."""
+"""Clients that continuously register users. Tests use them to check that acknowledged writes have been stored."""
 
 import asyncio
 import itertools
@@ -15,9 +15,9 @@ from app import PREFIX
 from tests.people import PASSWORD
 
 CLIENTS = 4
-# Seconds that each client sleeps before a request, so that the machine is busy but not saturated.
+# Seconds that a client sleeps before each request, so that the machine is busy, but not overloaded.
 PAUSE = 0.05
-# Cheap password hashes and no rate limits
+# Settings that make password hashes cheap and rate limits unreachable
 SETTINGS = {
     "ARGON2_MEMORY_KIB": "64",
     "ARGON2_TIME_COST": "1",
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class Writers:
-    """The clients, and the responses that they have received so far."""
+    """Several clients, and the responses that they have received so far."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -42,7 +42,7 @@ class Writers:
             await asyncio.gather(*(self.run_client(http, number, stop) for number in range(CLIENTS)))
 
     async def run_client(self, http: httpx.AsyncClient, number: int, stop: threading.Event) -> None:
-        """Register users, one after another, without retries."""
+        """Register one user after another, without retries."""
         for count in itertools.count():
             if stop.is_set():
                 return

@@ -1,3 +1,3 @@
-"""Exclude `projects/` from collection: its files work only in a copy of the repository."""
+"""Exclude `projects/` from test collection, because its files work only in a copy of the repository."""
 
 collect_ignore = ["projects"]

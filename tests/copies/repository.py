@@ -22,13 +22,13 @@ CHECKS = command("lint").strip() + " && pytest"
 def copy_repository(folder: Path) -> Path:
     """Copy the files that a clone would contain."""
     shutil.copytree(ROOT, folder, ignore=_UNVERSIONED)
-    if (cache := ROOT / ".mypy_cache").exists():  # saves mypy half a minute
+    if (cache := ROOT / ".mypy_cache").exists():  # makes mypy half a minute faster
         shutil.copytree(cache, folder / cache.name)
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Map the path of each file that a commit of the copy would contain to its contents."""
+    """Return the files that a commit in the folder would contain, as a map from path to contents."""
     copied = shutil.copytree(folder, folder.with_name(f"{folder.name}-committed"), ignore=_UNVERSIONED)
     found = {str(path.relative_to(copied)): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     shutil.rmtree(copied)
@@ -38,14 +38,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database_url: str = "") -> str:
     """Run a documented command in a copy, with this environment's packages, and return its output.
 
-    Docker is hidden from the tests in the copy.
+    Tests in the copy cannot use Docker.
 
     Args:
         folder: The copy.
-        script: The command. `uv run` is removed from it.
+        script: The command, from which `uv run` is removed.
         stdin: The standard input.
-        tests: An expression for `pytest -k`, which selects the tests unless REQUIRE_ALL_TESTS is set.
-        database_url: A PostgreSQL server for the tests. By default they run on SQLite only.
+        tests: An expression for `pytest -k` that selects the tests to run. If REQUIRE_ALL_TESTS is set, all tests run.
+        database_url: The URL of a PostgreSQL server for the tests. By default they run only on SQLite.
     """
     options = ["-k", tests] if tests and not os.environ.get(REQUIRE_ALL) else []
     inherited = {
@@ -55,7 +55,7 @@ def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database
     }
     environment = inherited | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        # Import the copy's packages, rather than those of this repository, which are installed in the environment.
+        # Import the copy's packages. Without this, Python would import this repository's packages, which are installed.
         "PYTHONPATH": os.pathsep.join(map(str, [folder, *folder.glob("packages/*/src")])),
         "PYTEST_ADDOPTS": shlex.join(options),
         "DOCKER_HOST": f"unix://{folder}/no-docker",

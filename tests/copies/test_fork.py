@@ -1,4 +1,4 @@
-"""The tutorial's feature (docs/add-a-feature.md) is added to and removed from a copy of the repository."""
+"""The feature of the tutorial (docs/add-a-feature.md) is added to a copy of the repository, and removed from it."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from tests.pages import command, tutorial
 
 
 def apply(diff: str, file: Path, *, backwards: bool = False) -> None:
-    """Apply a diff, or revert it if `backwards`. Its hunks are separated by `@@`."""
+    """Apply a diff whose hunks are separated by `@@`, or revert it if `backwards` is true."""
     for hunk in diff.split("@@\n"):
         lines = hunk.splitlines(keepends=True)
         before, after = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in (" -", " +"))
@@ -83,5 +83,5 @@ def test_feature_is_removed(without_routes: Path, tmp_path: Path) -> None:
     migrations = sorted(Path(path).name.partition("_")[2] for path in left.keys() - before.keys())
     assert migrations == ["add_notes.py", "drop_notes.py"]
     assert {path for path in before if left.get(path) != before[path]} == set()
-    # The files are nearly those of this repository, so a few tests suffice
+    # The files hardly differ from this repository, so a few tests suffice.
     run(copy, f"{CHECKS} -k 'access or architecture or openapi or migrations'")

@@ -37,7 +37,7 @@ TESTS = ["test_access.py", "test_architecture.py", "test_documentation.py", "tes
 
 
 class Addition(NamedTuple):
-    """Lines to insert into a file after the only line that begins with `after`."""
+    """Lines to insert into a file, after the only line that begins with `after`."""
 
     file: str
     after: str
@@ -170,7 +170,7 @@ def test_feature_changes_one_line_and_only_adds_others(copy: tuple[Path, dict[st
             added, changed = added + marks.count("+ "), changed + marks.count("- ")
     print(f"lines added to {len(ADDITIONS)} places of existing files: {added - changed}, changed: {changed}")  # noqa: T201  shown by `pytest -rP`
 
-    assert changed == 1  # the line that sets PREFIX
+    assert changed == 1  # only the line that sets PREFIX
 
 
 @pytest.mark.parametrize("check", ["ruff check .", "ruff format --check .", "mypy"])
@@ -180,7 +180,7 @@ def test_feature_passes_static_checks(with_projects: Path, check: str) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_feature_passes_tests(with_projects: Path, database: str, request: pytest.FixtureRequest) -> None:
-    """The tests are the feature's own and those that check every feature."""
+    """Run the feature's own tests, and those that check every feature."""
     paths = " ".join(f"tests/{name}" for name in ("projects", *TESTS))
     server = request.getfixturevalue("postgresql_server") if database == "postgresql" else ""
     selected = f"({database} or not (sqlite or postgresql)) and not generated"
@@ -191,7 +191,7 @@ def test_feature_passes_tests(with_projects: Path, database: str, request: pytes
 
 
 def test_default_tests_pass_with_the_feature(with_projects: Path) -> None:
-    """Their routes, tables and settings have other names than those of a feature. Not twice: those above."""
+    """Run the other default tests, which must not break when a feature adds routes, tables and settings."""
     others = " ".join(f"--ignore=tests/{name}" for name in ("projects", *TESTS))
 
     output = run(with_projects, f"pytest -n 2 {others} -k 'not postgresql and not generated'")
@@ -224,19 +224,19 @@ SETTINGS = {
 
 @dataclass
 class Acknowledged:
-    """The operations that the service has acknowledged, and all failed responses and exceptions."""
+    """The operations that the service has acknowledged, and all error responses and exceptions."""
 
     projects: set[str] = field(default_factory=set)
     invitations: int = 0
     documents: dict[int, str] = field(default_factory=dict)
     events: int = 0
     messages: int = 0
-    restarts: int = 0  # closed WebSockets, with code 1012
+    restarts: int = 0  # WebSockets that were closed with code 1012
     failures: list[str] = field(default_factory=list)
 
 
 class Client:
-    """A client that uses every route of the feature, one after another, without retries."""
+    """A client that uses all routes of the feature, one after another, and never retries a request."""
 
     def __init__(self, http: httpx.AsyncClient, number: int, acknowledged: Acknowledged) -> None:
         self.http = http
@@ -303,7 +303,7 @@ class Client:
         return number
 
     async def chat(self, project: int, stop: threading.Event) -> None:
-        """Send messages until `stop` is set. If a worker closes the WebSocket with code 1012, reconnect to another."""
+        """Send messages until `stop` is set. If a worker closes the WebSocket with code 1012, open a new one."""
         done, url = self.acknowledged, f"{str(self.http.base_url).replace('http', 'ws', 1)}projects/{project}/chat"
         while not stop.is_set():
             try:
@@ -321,7 +321,8 @@ class Client:
 
 
 async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Event) -> None:
-    # By default, httpx keeps idle connections for as long as the server, so that one could use a closing connection.
+    # Close idle connections early. By default, httpx keeps them for as long as the server does, so a request could be
+    # sent on a connection that the server is about to close.
     limits = httpx.Limits(keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=f"{url}/v1", timeout=TIMEOUT, limits=limits) as http:
         clients = [Client(http, number, acknowledged) for number in range(CLIENTS)]
@@ -332,7 +333,7 @@ async def run_clients(url: str, acknowledged: Acknowledged, stop: threading.Even
 
 @pytest.mark.usefixtures("docker")
 def test_feature_loses_nothing_while_workers_are_recycled(with_projects: Path) -> None:
-    """The service runs in the image with five workers, on PostgreSQL."""
+    """The service runs in a container with five workers, and uses PostgreSQL."""
     image, done, stop = f"{NAME}-projects:{uuid4().hex}", Acknowledged(), threading.Event()
     run_docker("build", "--quiet", "--tag", image, with_projects)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The commands of the README and other pages work in a fresh copy of the repository, in a newcomer's environment."""
+"""The commands in the README and other pages work for a new developer with a fresh copy of the repository."""
 
 import os
 import re
@@ -18,9 +18,9 @@ from tests.conftest import ROOT
 from tests.copies.repository import copy_repository
 from tests.pages import command
 
-# Commands run after this one in the same shell, because it puts uv on PATH.
+# Puts uv on PATH, so it runs before every other command, in the same shell.
 WITH_UV = command("install-uv")
-# A timeout far longer than needed, so that no test depends on speed.
+# The timeout is far longer than needed, so that no test depends on speed.
 MINUTES = 10
 
 
@@ -32,13 +32,13 @@ def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment variables that a newcomer would also have, without the virtual environment."""
+    """Environment variables like those of a new developer, without the virtual environment of these tests."""
     path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if ".venv" not in part)
     kept = {
         name: value for name, value in os.environ.items() if name in {"HOME", "LANG"} or "PIP" in name or "SSL" in name
     }
     environment = kept | {"PATH": path}
-    # The commands install packages, so skip the tests if no package index can be reached.
+    # Skip the tests if no package index can be reached, because the commands install packages.
     download = ["python3", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", "uv"]
     folder = tmp_path_factory.mktemp("index")
     if subprocess.run(download, cwd=folder, env=environment, capture_output=True, check=False, timeout=120).returncode:
@@ -71,7 +71,7 @@ def server(fresh_copy: Path, environment: dict[str, str]) -> Iterator[str]:
 
 
 def wait_for(condition: Callable[[], bool], log: Path) -> None:
-    """Wait until the condition is true. The command may have to install packages first."""
+    """Wait until the condition is true. This can take minutes, because the command may install packages first."""
     deadline = time.monotonic() + MINUTES * 60
     while time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""The accounts feature is removed from a copy of the repository as docs/accounts.md says, and all checks pass."""
+"""The accounts feature is removed from a copy of the repository as docs/accounts.md describes, and all checks pass."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 from tests.copies.repository import CHECKS, copy_repository, run
 from tests.pages import command
 
-# Names of the feature: those that the page's command searches for, and the test variables that only it uses.
+# Names that belong to the feature: those that the documented command searches for, and those of its tests.
 NAMES = re.compile(
     command("find-accounts").split('"')[1]
     + r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
@@ -17,7 +17,7 @@ NAMES = re.compile(
 
 
 def delete_references(file: Path) -> None:
-    """For each line that matches NAMES, delete the smallest list or set element, statement or whole test around it."""
+    """For each line that matches NAMES, delete the smallest list element, set element, statement or test around it."""
     lines = file.read_text().splitlines(keepends=True)
     nodes = list(ast.walk(ast.parse("".join(lines))))
     tests = [

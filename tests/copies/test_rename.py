@@ -1,4 +1,4 @@
-"""After scripts/rename.py ran in a copy of the repository, the old name is gone and all checks pass."""
+"""After scripts/rename.py has run in a copy of the repository, the old name is gone and all checks pass."""
 
 import re
 from pathlib import Path
@@ -44,14 +44,14 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
         "app/__init__.py": b'NAME = "acme-billing-and-invoicing-2"',
     }.items():
         assert text in after[path], path
-    # Files of the packages do not change, because they keep their names and licences.
+    # The script changes no file in packages/, because the packages keep their names and licences.
     assert {path for path in before if path.startswith("packages/") and after[path] != before[path]} == set()
     tests = "access or architecture or openapi or documentation or database or gunicorn_conf"
     run(copy, f"{CHECKS} && pytest tests/server/test_gunicorn_conf.py", tests=tests)
 
 
 def rewrite(page: str) -> str:
-    """Replace all sentences and unnamed tables with dummy text. Keep code, headings and named tables."""
+    """Replace all sentences and unnamed tables of a page with dummy text. Keep code, headings and named tables."""
     lines: list[str] = []
     is_kept = False
     for line in page.splitlines():
@@ -80,7 +80,10 @@ def test_pages_can_be_rewritten(copy: Path) -> None:
 
 
 def test_second_rename_changes_nothing(copy: Path) -> None:
-    """The script deletes itself, so it is restored first. The new name contains the old one."""
+    """The new name contains the old one, which must not be replaced again.
+
+    The script deletes itself after the first run, so the test restores it.
+    """
     title = "FastAPI Application Server"
     script = (copy / "scripts/rename.py").read_text()
     rename(copy, title)

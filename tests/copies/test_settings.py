@@ -1,4 +1,4 @@
-"""A settings class added by a fork: its tests ignore the developer's environment variables and `.env` file."""
+"""If a fork adds a settings class, its tests ignore the developer's environment variables and `.env` file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Database connections have the configured timeouts, and their errors do not contain statement parameters."""
+"""Database connections have the configured timeouts, and error messages do not contain statement parameters."""
 
 import asyncio
 from pathlib import Path
@@ -22,7 +22,10 @@ from tests.tcp_proxy import tcp_proxy
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_prepared_statements_of_searches_are_bounded(settings: Settings) -> None:
-    """The driver prepares each distinct search as a statement, and connections are long-lived."""
+    """The driver prepares a statement for each distinct search.
+
+    Without a bound, a long-lived connection would accumulate prepared statements.
+    """
     one_connection = change(settings, database_pool_size=1)
     engine = create_engine(one_connection)
     reader = FastReader(engine, one_connection)
@@ -54,7 +57,7 @@ async def test_postgresql_connection_has_a_name_and_timeouts(session: AsyncSessi
 
 
 async def read_limit(database_url: str, **settings: object) -> object:
-    """Connect with the parameters of a hosting provider's URL, and return the connection's statement timeout."""
+    """Connect to a URL with a hosting provider's parameters, and return the connection's statement timeout."""
     engine = create_engine(make_settings(database_url=database_url, **settings))
     try:
         async with engine.connect() as connection:

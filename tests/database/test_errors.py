@@ -68,7 +68,7 @@ async def test_sqlite_error_is_classified_by_name(
     os.mkfifo("fifo")  # a FIFO can be opened, but is not a database file
 
     with pytest.raises(DBAPIError) as caught:
-        # The list keeps each result open, and so its table locked, while the next statement runs.
+        # The list keeps each result open, so that its table stays locked while the next statement runs.
         [await session.stream(text(statement)) for statement in statements]
 
     name = getattr(caught.value.orig, "sqlite_errorname", None)
@@ -90,7 +90,7 @@ def add_user(email: str, **values: object) -> Insert:
         (add_user("ann@example.com"), "users.email"),
         (add_user("bob@example.com", id=99), "users.id"),
         (LOGIN, "refresh_tokens.family"),
-        (add_user("Bob@example.com"), None),  # a check constraint of the same column
+        (add_user("Bob@example.com"), None),  # violates a check constraint of the same column
     ],
 )
 async def test_unique_violation_is_that_of_its_columns(
@@ -108,7 +108,7 @@ async def test_unique_violation_is_that_of_its_columns(
 
 @pytest.fixture
 async def seats(session: AsyncSession) -> AsyncIterator[Table]:
-    """A table with constraints of two columns, until the session is rolled back."""
+    """A table with constraints on two columns. It exists until the session is rolled back."""
     columns = [Column(name, Integer, primary_key=name != "guest") for name in ("room", "seat", "guest")]
     table = Table("seats_in_a_test", Base.metadata, *columns, UniqueConstraint("room", "guest"))
     await (await session.connection()).run_sync(table.create)

@@ -48,7 +48,7 @@ def reader(engine: AsyncEngine, settings: Settings) -> FastReader:
 
 
 async def fetch_values(reader: FastReader, query: Query, **parameters: object) -> tuple[object, ...]:
-    """Return the values of the first row."""
+    """Return the values of the first row of a query's result."""
     row = await reader.fetch_one(query, **parameters)
     assert row is not None
     return tuple(row)
@@ -101,7 +101,7 @@ async def test_no_row_returns_none(reader: FastReader) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_connection_without_a_response_is_replaced(reader: FastReader, engine: AsyncEngine) -> None:
-    # Disable the server's statement timeout, so that the driver's own timeout applies.
+    # Disable the server's statement timeout, so that the driver's timeout expires instead.
     disable_timeout: Query = select(
         literal_column("set_config('statement_timeout', '0', false)"), literal_column("pg_backend_pid()")
     )
@@ -142,7 +142,7 @@ async def test_waiting_requests_are_served_in_order_of_arrival(reader: FastReade
 
 
 async def test_cancelled_request_passes_its_turn_to_the_next(reader: FastReader, engine: AsyncEngine) -> None:
-    """Each round cancels the second request a little later: at first while it is queued, in the end after its turn."""
+    """Each round cancels the second request a little later: at first while it is queued, finally after its turn."""
     loop = asyncio.get_running_loop()
     cancel_second: list[Callable[[], None]] = []
 

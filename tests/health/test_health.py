@@ -1,4 +1,4 @@
-"""Health checks: liveness has no dependencies, readiness fails without a database and during shutdown."""
+"""Health checks: liveness has no dependencies. Readiness fails without a database and during shutdown."""
 
 import socket
 from asyncio import timeout
@@ -75,7 +75,7 @@ async def test_recovered_redis_is_reported(settings: Settings, redis_url: str) -
         proxy.set_state("closed")
         async with serve(change(settings, redis_url=f"redis://{proxy.address}")) as service, timeout(30):
             during = await service.client.get("/health/ready")
-            await service.client.get("/users/me")  # a request that Redis cannot count
+            await service.client.get("/users/me")  # a request that cannot be counted in Redis
             proxy.set_state("open")
             while (await service.client.get("/health/ready")).json()["redis"] != "connected":
                 pass
@@ -106,7 +106,7 @@ async def test_database_not_answering_is_not_ready(settings: Settings, silent_se
 async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, silent_server: str) -> None:
     silent = change(settings, redis_url=f"redis://{silent_server}")
 
-    async with serve(silent) as service, timeout(4):  # redis-py would try 10 times, 5 seconds each, by default
+    async with serve(silent) as service, timeout(4):  # by default, redis-py would make 10 attempts of 5 seconds each
         response = await service.client.get("/health/ready")
 
     assert response.json()["redis"] == "unavailable"
@@ -114,8 +114,8 @@ async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, 
 
 @pytest.fixture
 def draining() -> Iterator[None]:
-    """Set the flag that gunicorn's master sets on SIGTERM."""
-    drain._draining[0] = 1  # noqa: SLF001  SIGTERM would end the tests
+    """Set the flag that gunicorn's master process sets on SIGTERM."""
+    drain._draining[0] = 1  # noqa: SLF001  a real SIGTERM would end the tests
     yield
     drain._draining[0] = 0  # noqa: SLF001  as above
 

@@ -1,4 +1,4 @@
-"""Recipients can parse messages back into exactly the text that was written."""
+"""A recipient who parses a message gets exactly the text that was written."""
 
 from datetime import UTC, datetime
 from email import message_from_bytes
@@ -16,7 +16,7 @@ ID = UUID("6f1c2d3e-4b5a-4978-8695-a4b3c2d1e0f9")
 
 
 def build(recipient: str = "ann@example.com", *, subject: str = "Hello", text: str = "Hello.") -> EmailMessage:
-    """Build a message, serialize it, and parse it as its recipient would."""
+    """Build a message, serialize it, and parse it like a recipient's email client."""
     mail = Mail(id=ID, kind="test", recipient=recipient, context={}, created_at=datetime(2026, 1, 2, tzinfo=UTC))
     message = build_message(mail, Content(subject, text), "Éva <no-reply@example.org>")
     return message_from_bytes(bytes(message), _class=EmailMessage, policy=default)
@@ -32,7 +32,7 @@ def test_message_that_is_built_twice_has_the_same_id_and_date() -> None:
     "subject", ["Erősítse meg az új email-címét a szolgáltatásban: FastAPI Application", "é" * 200]
 )
 def test_long_subject_with_accents_is_parsed_unchanged(subject: str) -> None:
-    """Before Python 3.13, a bug in the `email` package may drop a space where such a subject is folded."""
+    """Before Python 3.13, the `email` package has a bug: it may drop a space when it folds such a subject."""
     message = build(subject=subject)
 
     assert message["Subject"] == subject

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the sender's intervals to tenths of a second, and relax its timeouts, because the machine may be busy."""
+    """Shorten the sender's intervals to tenths of a second, but raise its timeouts, because the machine may be busy."""
     monkeypatch.setattr(transport_module, "COMMAND_SECONDS", TIMEOUT)
     monkeypatch.setattr(transport_module, "SEND_SECONDS", TIMEOUT)
     monkeypatch.setattr(sender_module, "POLL_SECONDS", 0.05)
@@ -60,7 +60,7 @@ async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
 
 
 async def write_number(_: AsyncSession, mail: Mail) -> Content | None:
-    """Write the content of a numbered email. Number 0 has none, so it is not sent."""
+    """Write the content of a numbered email. Number 0 has no content, so it is not sent."""
     number = mail.context["number"]
     return Content(f"Mail {number}", f"This is mail {number}.") if number else None
 
@@ -77,7 +77,7 @@ async def test_documented_writer_writes_to_existing_users(client: httpx.AsyncCli
 
 
 class Worker:
-    """An outbox and a sender, as every worker process has them."""
+    """An outbox and a sender, like those of each worker process."""
 
     def __init__(self, settings: Settings, engine: AsyncEngine, write: Writer = write_number) -> None:
         self.outbox = Outbox({"test": write})
@@ -103,7 +103,7 @@ async def stored_mails(engine: AsyncEngine) -> list[Mail]:
 
 
 async def wait_for_mails(engine: AsyncEngine, condition: Callable[[list[Mail]], bool]) -> list[Mail]:
-    """Wait until the emails in the outbox meet the condition, and return them."""
+    """Wait until the emails in the outbox meet the condition, and return these emails."""
     while not condition(found := await stored_mails(engine)):  # noqa: ASYNC110  there is no event to wait for
         await asyncio.sleep(0.01)
     return found
@@ -168,7 +168,7 @@ async def test_mail_without_content_is_deleted(worker: Worker, engine: AsyncEngi
 async def test_mail_of_an_unknown_kind_stays_in_the_outbox(
     worker: Worker, engine: AsyncEngine, mails: MailServer
 ) -> None:
-    """During a rollout, a newer release may add emails of a kind that this one does not know."""
+    """During a rollout, a newer release may add emails of a kind that the older release does not know."""
     async with AsyncSession(engine) as session:
         session.add(Mail(kind="later", recipient="ann@example.com", context={}))
         worker.outbox.add(session, "unknown", "ann@example.com", number=1)
@@ -183,7 +183,7 @@ async def test_mail_of_an_unknown_kind_stays_in_the_outbox(
 async def test_mail_of_an_unknown_kind_is_given_up_after_two_days(
     worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
 ) -> None:
-    """By then, the release that added it is unlikely to run again."""
+    """After two days, the release that added the email is unlikely to run again."""
     old = utc_now() - MAX_AGE - timedelta(seconds=1)
     async with AsyncSession(engine) as session, session.begin():
         session.add(Mail(kind="later", recipient="ann@example.com", context={}, created_at=old, next_attempt_at=old))
@@ -197,7 +197,7 @@ async def test_mail_of_an_unknown_kind_is_given_up_after_two_days(
 async def test_mail_of_a_killed_process_is_sent_by_the_next(
     worker: Worker, engine: AsyncEngine, mails: MailServer
 ) -> None:
-    await add(engine, worker.outbox, 1)  # as if the process was killed before its sender ran
+    await add(engine, worker.outbox, 1)  # as if the process had been killed before its sender ran
 
     async with worker.sender.run():
         await mails.wait_for("Mail 1")
@@ -225,7 +225,7 @@ async def test_mail_that_was_being_sent_by_a_killed_process_is_sent_after_its_le
 async def test_mail_that_is_sent_twice_has_the_same_id_and_date(
     engine: AsyncEngine, worker: Worker, mails: MailServer
 ) -> None:
-    """The email is sent twice if the process is killed after the server accepted it and before it is deleted."""
+    """If a process is killed after sending an email but before deleting it, the email is sent again."""
     await add(engine, worker.outbox, 1)
     (row,) = await stored_mails(engine)
     again = Mail(id=row.id, kind=row.kind, recipient=row.recipient, context=row.context, created_at=row.created_at)
@@ -256,7 +256,7 @@ async def test_workers_send_each_mail_once(settings: Settings, engine: AsyncEngi
 async def test_mail_that_another_worker_is_taking_is_skipped(
     worker: Worker, engine: AsyncEngine, mails: MailServer
 ) -> None:
-    """PostgreSQL only: SQLite has no row locks to skip, so one transaction waits for the other."""
+    """This runs only on PostgreSQL. On SQLite, which has no row locks to skip, one transaction waits for the other."""
     await add(engine, worker.outbox, 1)
     async with AsyncSession(engine) as session, session.begin():
         await session.execute(select(Mail.id).with_for_update())
@@ -288,7 +288,7 @@ async def test_no_transaction_is_open_while_the_mail_server_is_slow(
 async def test_worker_that_finishes_after_its_lease_does_not_affect_the_next(
     settings: Settings, engine: AsyncEngine, mails: MailServer, reply: str, copies: int
 ) -> None:
-    """This happens if the first worker's machine is suspended while sending."""
+    """A worker exceeds its lease if, for example, its machine is suspended while it sends an email."""
     mails.replies["*"] = reply
     mails.may_reply.clear()
     async with mail_server() as other_server, AsyncExitStack() as stack:
@@ -307,7 +307,8 @@ async def test_worker_that_finishes_after_its_lease_does_not_affect_the_next(
         other_server.may_reply.set()
         await wait_until_empty(engine)
 
-    # If the first attempt succeeded, the email is deleted. If it was deferred, the second worker's lease stays.
+    # If the first worker's server accepted the email, it is deleted. If the server deferred it, the email stays, and so
+    # does the second worker's lease.
     assert leases == ([] if reply == "250 OK" else [(2, True)])
     assert len(mails.mails + other_server.mails) == copies
     assert len({mail["Message-ID"] for mail in mails.mails + other_server.mails}) == 1
@@ -396,7 +397,7 @@ async def test_mail_server_that_another_worker_has_reached_is_not_reported_as_un
 
 async def test_mail_is_sent_after_an_outage_of_two_days(settings: Settings, engine: AsyncEngine, logs: Logs) -> None:
     worker = Worker(change(settings, smtp_url=f"smtp://127.0.0.1:{free_port()}"), engine)
-    worker.sender._failures = 2000  # noqa: SLF001  as many as in two days
+    worker.sender._failures = 2000  # noqa: SLF001  as many as there would be in two days
     async with worker.sender.run():
         await add(engine, worker.outbox, 1)
         await wait_for_mails(engine, lambda mails: mails[0].attempts >= 2)

@@ -1,4 +1,4 @@
-"""Sending to SMTP servers: with and without TLS, and with servers that reject an email or do not respond."""
+"""Sending to SMTP servers, with and without TLS, including servers that reject an email or do not respond."""
 
 import asyncio
 import ssl
@@ -42,7 +42,7 @@ async def send(url: str, *messages: EmailMessage) -> None:
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """A certificate authority that this process trusts like those of the operating system."""
+    """A certificate authority that this process trusts, like the authorities of the operating system."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
@@ -65,7 +65,7 @@ async def test_mails_are_sent_over_one_connection() -> None:
 
 
 async def test_mail_is_sent_over_tls_with_a_password(authority: trustme.CA) -> None:
-    # aiosmtpd recognizes only STARTTLS as TLS, and would not offer AUTH here.
+    # Do not require TLS for AUTH, because aiosmtpd recognizes only STARTTLS as TLS and would not offer AUTH here.
     async with mail_server(tls=server_context(authority), auth_require_tls=False) as server:
         await send(f"smtps://ann%40x:p%2Fw@127.0.0.1:{server.port}", message())
 
@@ -93,7 +93,7 @@ async def test_certificate_of_an_unknown_authority_is_rejected(scheme: str) -> N
 
 
 async def test_server_without_starttls_gets_neither_password_nor_mail() -> None:
-    """An attacker on the network can remove STARTTLS from the extensions that the server advertises."""
+    """An attacker on the network could have removed STARTTLS from the extensions that the server advertises."""
     async with mail_server(auth_require_tls=False) as server:
         with pytest.raises(MailServerUnavailable, match="STARTTLS"):
             await send(f"smtp+starttls://ann:password@127.0.0.1:{server.port}", message())
@@ -140,7 +140,10 @@ async def test_refused_content_does_not_block_others() -> None:
 
 
 async def test_server_that_refuses_the_sender_is_unavailable() -> None:
-    """Such a server would refuse all emails, so none may be dropped. Here it reports a message size over its limit."""
+    """A server that refuses the sender would refuse every email, so no email may be dropped.
+
+    Here, the server refuses the MAIL command because of the message size.
+    """
     async with mail_server(data_size_limit=100) as server:
         with pytest.raises(MailServerUnavailable, match="552"):
             await send(f"smtp://127.0.0.1:{server.port}", message())

@@ -1,4 +1,4 @@
-"""Fixtures: an SQLite database for all middleware tests, and a Uvicorn server for those that need a TCP connection."""
+"""Fixtures: an SQLite database for all middleware tests, and a Uvicorn server for tests that need a TCP connection."""
 
 import asyncio
 import shutil

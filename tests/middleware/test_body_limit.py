@@ -137,7 +137,7 @@ async def test_bodies_beyond_total_return_503_until_others_are_finished(settings
 
 
 async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings) -> None:
-    """Streamed bodies are not held in memory, so they must not cause JSON bodies to be rejected."""
+    """Streamed bodies are not held in memory, so they must not cause requests with JSON bodies to be rejected."""
     async with serve(change(settings, max_total_body_size=50_000)) as service:
         reads = asyncio.Semaphore(0)
         may_finish = asyncio.Event()
@@ -193,7 +193,7 @@ async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings
     ids=["lower case", "upper case", "repeated"],
 )
 async def test_parsed_json_counts_towards_the_total(settings: Settings, headers: list[tuple[str, str]]) -> None:
-    """Parsed JSON takes far more memory than its text: a worker could hold hundreds of MiB."""
+    """Parsed JSON takes far more memory than its text. If it did not count, a worker could hold hundreds of MiB."""
     async with serve(change(settings, max_body_size=100_000, max_total_body_size=200_000)) as service:
         may_finish = asyncio.Event()
         is_parsed = asyncio.Event()
@@ -225,7 +225,7 @@ def create_limited_echo() -> FastAPI:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond with the request's body. The middleware must not pass on a body over the limit."""
+    """Respond with the request's body, and fail if the middleware has passed on a body over the limit."""
     assert scope["type"] == "http"
     body, more = b"", True
     while more:

@@ -23,7 +23,7 @@ async def test_cors_is_disabled_by_default(settings: Settings) -> None:
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The running application, with `https://app.example` as an allowed origin."""
+    """The running application, which allows the origin `https://app.example`."""
     async with serve(change(settings, **CORS)) as service:
         yield service
 

@@ -1,4 +1,4 @@
-"""HEAD requests get the response of GET without its body."""
+"""A HEAD request gets the same response as a GET request, without the body."""
 
 import httpx
 import pytest

@@ -1,4 +1,4 @@
-"""Rate limits per client IP address and per account, and their headers."""
+"""Rate limits per client IP address and per account, and the headers that report them."""
 
 import re
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
 
 
 def client_behind_proxy(host: str, service: Service) -> httpx.AsyncClient:
-    """Return a client that connects from this IP address. The server trusts X-Forwarded-For only from PROXY."""
+    """Return a client that connects from this IP address to a server that trusts X-Forwarded-For only from PROXY."""
     app: Any = ProxyHeadersMiddleware(with_state(service), trusted_hosts=[PROXY])  # type: ignore[arg-type]  # Uvicorn has its own types for ASGI
     return client_at(host, app)
 
@@ -174,7 +174,10 @@ async def test_clients_without_address_share_a_limit(service: Service) -> None:
 
 @pytest.mark.parametrize("host", [PROXY, "192.0.2.66"])
 async def test_forged_x_forwarded_for_does_not_evade_limit(service: Service, host: str) -> None:
-    """Uvicorn uses the header only if a trusted proxy sent it, and takes its last address that is no trusted proxy."""
+    """Uvicorn uses the header only if a trusted proxy sent it.
+
+    The client is then the last address in the header that does not belong to a trusted proxy.
+    """
     async with client_behind_proxy(host, service) as client:
         for forged in ("198.51.100.1", "198.51.100.2"):
             response = await client.get("/users/me", headers={"X-Forwarded-For": f"{forged}, 203.0.113.7"})
@@ -225,7 +228,7 @@ async def test_preflights_are_exempt_and_429_has_cors_headers(settings: Settings
 
 
 async def test_email_changes_share_the_limit_of_registrations(settings: Settings) -> None:
-    """Both reveal whether an email address is taken."""
+    """Registrations and email changes both reveal whether an email address is taken."""
     async with serve(change(settings, rate_limit_register="3/minute")) as service:
         ann = await sign_up(service.client)
         changes = [
@@ -238,7 +241,7 @@ async def test_email_changes_share_the_limit_of_registrations(settings: Settings
 
 
 async def test_password_changes_share_the_limit_of_logins_to_the_account(settings: Settings) -> None:
-    """A thief with an access token must not be able to guess the current password through password changes."""
+    """A thief with an access token must not be able to guess the current password by trying to change it many times."""
     async with serve(change(settings, rate_limit_login="3/minute")) as service:
         ann = await sign_up(service.client)
         body = {"current_password": "wrong", "new_password": "another password"}

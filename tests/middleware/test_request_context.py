@@ -116,7 +116,7 @@ async def test_failed_background_task_is_logged_and_raised_after_the_response(
     async def respond(tasks: BackgroundTasks) -> None:
         tasks.add_task(background)
 
-    with pytest.raises(RuntimeError) as error:  # Starlette raises it, because it is too late for an error response
+    with pytest.raises(RuntimeError) as error:  # Starlette raises this error, because the response has already started
         await service.client.get("/test", headers={"X-Request-ID": "my-request"})
 
     assert isinstance(error.value.__cause__, Conflict)

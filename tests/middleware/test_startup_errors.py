@@ -8,7 +8,7 @@ from app.middleware.startup_errors import StartupErrorMiddleware
 
 
 class FailingLifespan:
-    """An ASGI application whose lifespan fails in the same way as Starlette's."""
+    """An ASGI application whose lifespan reports a failed startup in the same way as Starlette."""
 
     def __init__(self, error: Exception, *, reports: bool) -> None:
         self.error = error

@@ -9,7 +9,10 @@ from app.main import app
 
 @app.post(PREFIX + "/crash")
 async def crash(credentials: Credentials) -> None:
-    """Fail with a secret in a local variable. If its repr shows the secret, the exception's message contains it too."""
+    """Fail while a local variable holds a secret.
+
+    The exception's message contains the variable's repr, which must not show the secret.
+    """
     raise RuntimeError(f"cannot handle {credentials}")
 
 

@@ -15,7 +15,7 @@ router = APIRouter()
 @router.websocket("/chat-in-a-test/{room}")
 @rate_limit("login")
 async def chat(websocket: WebSocket, room: int, user: CurrentUser) -> None:
-    """Send each message back with the user's id in front, or fail in the way that the message names."""
+    """Send each message back, prefixed with the user's id. Some messages, such as `crash`, make the route fail."""
     await websocket.accept()
     while True:
         text = await websocket.receive_text()

@@ -1,4 +1,4 @@
-"""Fixtures that run the service on gunicorn, as a subprocess."""
+"""Fixtures that run the service on gunicorn, in a subprocess."""
 
 import runpy
 import signal
@@ -25,7 +25,10 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Return a function that starts gunicorn on a free port with arguments and variables, in an empty directory."""
+    """Return a function that starts gunicorn on a free port, with arguments and environment variables.
+
+    The process runs in an empty directory.
+    """
     servers = []
 
     def start(*arguments: str, port: int | None = None, **variables: str) -> Gunicorn:
@@ -40,7 +43,7 @@ def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Star
 
 @pytest.fixture
 def start_service(gunicorn: Start) -> Iterator[Start]:
-    """Return a function that starts the service with one worker, by default on SQLite, until the test ends."""
+    """Return a function that starts the service with one worker, by default on SQLite. It runs until the test ends."""
     servers = []
 
     def start(app: str = "app.main:app", **variables: str) -> Gunicorn:
@@ -67,7 +70,7 @@ def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadConf:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         for module, hook in (sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"):
-            monkeypatch.setattr(module, hook, getattr(module, hook))  # so that monkeypatch restores it
+            monkeypatch.setattr(module, hook, getattr(module, hook))  # so that monkeypatch restores the hook
         return runpy.run_path(str(GUNICORN_CONF))
 
     return load

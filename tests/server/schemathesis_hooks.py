@@ -22,7 +22,7 @@ from app.users.service import create_user
 from tests.people import PASSWORD
 
 CALLER = os.environ["CALLER"]
-# The service's settings as JSON, because importing `tests` removes settings from the environment.
+# The service's settings are passed as JSON, because importing `tests` removes settings from the environment.
 SETTINGS = json.loads(os.environ["SERVICE"])
 
 
@@ -37,7 +37,7 @@ async def _create_user(email: str) -> None:
 
 
 class Login:
-    """Log in as a new user every second, because a generated request may have deleted or deactivated the last one."""
+    """Log in as a new user every second, because generated requests may delete or deactivate the previous user."""
 
     def get(self, case: schemathesis.Case[Any], _: schemathesis.AuthContext) -> str:
         """Return an access token."""
@@ -64,7 +64,7 @@ schemathesis.openapi.format("email", strategies.integers(min_value=0).map("{}@ex
 
 @schemathesis.hook
 def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
-    """Send `3.0` as `3`. JSON Schema treats both as integers, but the service accepts only the second as one."""
+    """Send `3.0` as `3`, because JSON Schema treats both as integers, but the service accepts only `3`."""
     case.body = _write_integers(case.body)
 
 

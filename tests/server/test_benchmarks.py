@@ -1,4 +1,4 @@
-"""The benchmarks run. The baseline application returns the same responses as the service, so both are comparable."""
+"""The benchmarks run, and compare the service with a baseline application that returns the same responses."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_limit_returns_the_same_responses_as_the_service(database_url: str) -> N
     "module", [command("benchmark").split()[-1], "benchmarks.container", "benchmarks.compare_servers"]
 )
 def test_documented_command_starts(module: str, clean_environment: dict[str, str]) -> None:
-    """Only the start is tested, because a full run takes minutes and the whole machine."""
+    """This tests only the start, because a full run takes minutes and uses the whole machine."""
     subprocess.run([sys.executable, "-m", module, "--help"], env=clean_environment, cwd=ROOT, check=True, timeout=600)
 
 
@@ -52,7 +52,7 @@ def test_hashes_per_second_are_counted() -> None:
 
 
 def test_login_timing_compares_failed_logins_and_requests_for_a_reset(clean_environment: dict[str, str]) -> None:
-    """Two samples of each kind are too few for a result. This tests only that the program runs."""
+    """This tests only that the program runs, because two samples of each kind are too few to compare times."""
     command = [sys.executable, "-m", "benchmarks.login_timing", "--samples=2"]
 
     lines = subprocess.check_output(command, env=clean_environment, cwd=ROOT, text=True, timeout=600).splitlines()

@@ -3,14 +3,14 @@
 import ast
 import re
 
-from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # it has no types
+from gunicorn.config import KNOWN_SETTINGS  # type: ignore[import-untyped]  # gunicorn has no type hints
 
 from benchmarks import compare_servers
 from tests.conftest import ROOT
 from tests.pages import table
 from tests.server.conftest import GUNICORN_CONF, LoadConf
 
-# Cells of settings whose values depend on the machine, or cannot be written in a table.
+# Expected table cells for settings whose value depends on the machine or cannot be written in a table.
 DESCRIBED = {
     "workers": "`2 x CPUs + 1`",
     "worker_tmp_dir": "`/dev/shm`",
@@ -26,7 +26,7 @@ DESCRIBED = {
 
 
 def names_in_conf() -> list[str]:
-    """Return the names of the gunicorn settings in gunicorn.conf.py, in order."""
+    """Return the names of the gunicorn settings in gunicorn.conf.py, in the order of the file."""
     known = {setting.name for setting in KNOWN_SETTINGS}
     names = []
     for node in ast.parse(GUNICORN_CONF.read_text()).body:
@@ -61,7 +61,7 @@ def test_table_explains_every_instruction_of_the_dockerfile() -> None:
     instructions = [" ".join(line.split()) for line in text.replace("\\\n", " ").splitlines() if line]
 
     rows = table("dockerfile")
-    # The table escapes |, which would end the cell.
+    # The table escapes |, which would otherwise end the cell.
     assert [row[0].replace("\\|", "|") for row in rows] == [f"`{instruction}`" for instruction in instructions]
     assert [row[0] for row in rows if not row[1]] == []
 

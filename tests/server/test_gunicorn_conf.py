@@ -58,8 +58,8 @@ def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
         "certfile": None,
     }
     assert {name: settings[name] for name in expected} == expected
-    # None if another server on this machine uses the file.
-    assert settings["pidfile"] in {"/tmp/gunicorn.pid", None}  # noqa: S108  the name in the standard
+    # The value is None if another server on this machine uses the file.
+    assert settings["pidfile"] in {"/tmp/gunicorn.pid", None}  # noqa: S108  the documented path
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_every_log_line_from_start_to_stop_is_one_json_object(start: Start) -> N
     assert server.wait() == 0
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"gunicorn.error", "uvicorn.error", "app.access"} <= {line["logger"] for line in lines}
-    # If another server on this machine uses the pidfile, that is logged as a warning.
+    # Ignore the warning that is logged if another server on this machine uses the pidfile.
     assert {line["level"] for line in lines if "runs without a pidfile" not in line["event"]} == {"info"}
     assert lines[-1]["event"] == "Shutting down: Master"
 
@@ -220,7 +220,7 @@ def test_links_in_mails_work_without_a_secret_key(start: Start) -> None:
     assert httpx.post(url, json={"token": token, "password": person["password"]}, timeout=TIMEOUT).status_code == 204
 
 
-# gunicorn, in a process that can start no thread, as in a container whose `pids` limit is 1
+# Runs gunicorn in a process that cannot start threads, like a container with a `pids` limit of 1.
 WITHOUT_THREADS = """
 import threading
 from gunicorn.app.wsgiapp import run

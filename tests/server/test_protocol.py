@@ -1,4 +1,4 @@
-"""Requests rejected by the server, slow clients, and client addresses behind proxies.
+"""Requests that the server rejects, slow clients, and client addresses behind proxies.
 
 The tests of hitless cover all kinds of malformed, oversized and slow requests.
 """
@@ -113,7 +113,7 @@ def test_rejected_request_gets_the_headers_of_an_application_error(
     server = start_service(DATABASE_URL=database_url, **production, **files)
 
     def send(request: bytes) -> dict[str, str]:
-        """Send a request, and return the response's headers. Values that differ in every response are emptied."""
+        """Send a request, and return the response's headers, without the values that differ in every response."""
         with ExitStack() as stack:
             client = stack.enter_context(connect(server))
             if files:
@@ -149,7 +149,7 @@ def open_files(server: Gunicorn) -> int:
 
 
 def count_refusals(log: str) -> int:
-    """Count the responses with status 408: those in the log, and those omitted by its limit on lines per second."""
+    """Count the 408 responses: those in the log, plus those omitted because of the limit on log lines per second."""
     not_logged = map(
         int,
         re.findall(r'"some requests outside of rate limits were not logged", "number": (\d+)', log),
@@ -166,7 +166,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
         client.post("/users/", json=ann | {"full_name": "Ann"})
         auth = f"Bearer {client.post('/auth/login', json=ann).json()['access_token']}"
         before = open_files(server)
-        # Clients that never read their responses, which are too large for the socket buffers.
+        # For clients that never read their responses, which are too large for the socket buffers.
         me = f"GET {PREFIX}/users/me HTTP/1.1\r\nHost: test\r\nAuthorization: {auth}\r\n\r\n".encode()
         large = f"GET {PREFIX}/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n".encode() * 16
 
@@ -177,7 +177,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
 
         assert [response.status_code for response in responses] == [200] * 50
         until(lambda: open_files(server) <= before, "all slow clients are disconnected")
-        # The requests of the documentation, which have no rate limit either, are counted too.
+        # The count may be higher: it includes requests for the documentation, which are not rate limited either.
         until(lambda: count_refusals(server.log) >= 3 * NUMBER_OF_CLIENTS, "the last second's refusals are counted")
         assert server.log.count(f'"path": "{PREFIX}/users/me", "status": 200') == NUMBER_OF_CLIENTS + 50
         assert client.get("/health/ready").status_code == 200
@@ -185,7 +185,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
 
 # Addresses behind proxies --------------------------------------------------------------------------------------------
 
-# The connecting address, its X-Forwarded-For headers, and the client address: the last one that is no trusted proxy.
+# The peer's address, its X-Forwarded-For headers, and the client: the last address that is not a trusted proxy.
 FORWARDED = [
     ("127.0.0.1", [], "127.0.0.1"),
     ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),

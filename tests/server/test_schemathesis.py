@@ -1,4 +1,4 @@
-"""Thousands of generated requests get documented responses, and none a 5xx."""
+"""Thousands of generated requests get only documented responses, and never a 5xx."""
 
 import contextlib
 import json
@@ -25,12 +25,12 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 MINUTES = 30
 QUIET_SECONDS = 300
 ALL = ".*"
-# Routes without authentication. All other routes return only 401 to anonymous callers.
+# Routes that do not require authentication. All other routes always return 401 to anonymous callers.
 PUBLIC = f"GET {PREFIX}/health.*|POST {PREFIX}/auth/.*|POST {PREFIX}/users/"
 
 
 class Run(NamedTuple):
-    """A schemathesis run: caller, pattern of routes, examples to generate, and minimum number of test cases."""
+    """A schemathesis run: caller, route pattern, number of examples to generate, and minimum number of test cases."""
 
     caller: str
     routes: str = ALL
@@ -49,8 +49,8 @@ RUNS = {
 def run_schemathesis(server: Gunicorn, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run schemathesis, and return its exit code and its output.
 
-    If it sends no request for five minutes, it is stuck. SIGABRT then makes it print a traceback. This happened in one
-    of about 70 runs on Python 3.11, where a garbage collection never finished deleting from one of its dicts.
+    If schemathesis sends no request for five minutes, it is stuck. SIGABRT then makes it print a traceback and exit.
+    This happened in one of about 70 runs on Python 3.11, because the garbage collector hung while it cleared a dict.
     """
     output = server.folder / "schemathesis.log"
     with (
@@ -66,7 +66,7 @@ def run_schemathesis(server: Gunicorn, command: list[str], environment: dict[str
             if monotonic() > deadline:
                 process.kill()  # too slow, but not stuck
         finally:
-            process.send_signal(signal.SIGABRT)  # no effect if it has exited
+            process.send_signal(signal.SIGABRT)  # no effect if the process has exited
     return process.returncode, output.read_text()
 
 
@@ -107,7 +107,7 @@ def test_generated_requests_are_answered_as_documented(
     }
     exit_code, output = run_schemathesis(server, command, environment)
     if exit_code == -signal.SIGABRT:
-        assert server.get(PREFIX + "/health/ready").status_code == 200  # only schemathesis was stuck
+        assert server.get(PREFIX + "/health/ready").status_code == 200  # schemathesis was stuck, not the service
         print(output)  # noqa: T201  shown by `pytest -rP`
         exit_code, output = run_schemathesis(server, command, environment)
     assert exit_code == 0, f"{output}\nThe end of the server's log: {server.log[-2000:]}"
@@ -130,7 +130,7 @@ def test_generated_requests_are_answered_as_documented(
         ]
         assert successful > {("POST", PREFIX + path) for path in paths}
     if caller == "superuser":  # other callers get few responses with links
-        # Schemathesis must have followed links in responses, for example from a created user to a request for it.
+        # Schemathesis must have followed links in responses, for example from a created user to that user's URL.
         assert int(re.findall(r"API Links: +(\d+) covered", output)[0]) > 0
     assert '"level": "error"' not in server.log
     assert "Traceback" not in server.log

@@ -1,4 +1,4 @@
-"""`uvicorn app.main:app` serves, exits cleanly, and reports startup failures in one line."""
+"""`uvicorn app.main:app` serves the application, exits cleanly, and reports startup failures in one line."""
 
 import signal
 import socket

@@ -22,7 +22,7 @@ from tests.people import PASSWORD
 
 @pytest.fixture
 def server(start_service: Start) -> Gunicorn:
-    path = f"{ROOT}:{Path(__file__).parent}"  # not `tests`, whose import removes settings from the environment
+    path = f"{ROOT}:{Path(__file__).parent}"  # without `tests`, because importing it removes settings
     return start_service("app_with_websocket:app", PYTHONPATH=path, ALLOWED_HOSTS="127.0.0.1")
 
 
@@ -37,7 +37,7 @@ def token(server: Gunicorn) -> str:
 
 @pytest.fixture
 def chat(server: Gunicorn, token: str) -> Iterator[ClientConnection]:
-    """An open WebSocket of the user."""
+    """A WebSocket that the user has opened."""
     url = f"{server.url.replace('http', 'ws')}{PREFIX}/chat-in-a-test/1"
     with connect(url, additional_headers={"Authorization": f"Bearer {token}", "X-Request-ID": "my-chat"}) as client:
         yield client
@@ -59,7 +59,7 @@ def wait_for_close(client: ClientConnection) -> int | None:
 
 
 def wait_for_lines(server: Gunicorn) -> list[dict[str, Any]]:
-    """Wait for the WebSocket's access log line, and return all lines with the same request id."""
+    """Wait for the WebSocket's line in the access log, and return all log lines with its request id."""
 
     def lines() -> list[dict[str, Any]]:
         return [json.loads(line) for line in server.log.splitlines() if "my-chat" in line]

@@ -1,4 +1,4 @@
-"""Administration of users by superusers."""
+"""User administration by superusers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ async def test_superuser_gets_any_user_others_only_themselves(client: httpx.Asyn
     assert await status(root, ann.id) == 200
     assert await status(ann, ann.id) == 200
     assert await status(ann, bob.id) == 403
-    assert await status(ann, 999) == 403  # the same as for an existing id
+    assert await status(ann, 999) == 403  # the same status as for an existing id
     assert await status(root, 999) == 404
 
 
@@ -157,7 +157,7 @@ async def test_superusers_removing_each_other_leave_one(
         remaining = [person for person in pair if (await client.get("/users/", headers=person.auth)).status_code == 200]
         assert len(remaining) == 1, statuses
         assert sorted(statuses) in ([200, 409], [204, 409], [200, 401], [204, 401], [200, 403], [204, 403])
-        # With a second superuser, the remaining one can be deleted.
+        # Add a second superuser, so that the remaining one can be deleted.
         spare = {
             "email": f"spare{attempt}@example.com",
             "full_name": "Spare",
@@ -175,7 +175,10 @@ async def test_superusers_removing_each_other_leave_one(
 async def test_superusers_are_locked_in_id_order(
     client: httpx.AsyncClient, session: AsyncSession, state: State, database_url: str
 ) -> None:
-    """Without an order, removals could deadlock: PostgreSQL locks rows in physical order, which updates change."""
+    """If concurrent removals locked the superusers in different orders, they could deadlock.
+
+    Without ORDER BY, PostgreSQL locks rows in their physical order, which changes with every update.
+    """
     first, second, third = [await sign_up_superuser(client, session, f"{name}@example.com") for name in "abc"]
     await session.execute(update(User).where(User.id == first.id).values(full_name="Physically last"))
     await session.commit()

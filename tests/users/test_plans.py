@@ -1,4 +1,4 @@
-"""PostgreSQL uses an index for every page and search, as the query plans of the executed statements show."""
+"""The query plans show that PostgreSQL uses an index for every page and every search."""
 
 import re
 
@@ -24,7 +24,7 @@ PRIMARY_KEY, SEARCH_INDEX = "Index Scan Backward using pk_users", "Bitmap Index 
 
 
 async def generic_plan(connection: asyncpg.Connection, query: str) -> str:
-    """Return the generic plan, to which PostgreSQL may switch after five executions of a prepared statement."""
+    """Return a query's generic plan. PostgreSQL may switch to it after five executions of a prepared statement."""
     nulls = ", ".join("NULL" for _ in set(re.findall(r"\$[0-9]+", query)))
     await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE page AS {query}")
     plan = await connection.fetch(f"EXPLAIN EXECUTE page({nulls})")
@@ -50,8 +50,8 @@ async def test_every_page_and_search_uses_an_index(service: Service, database_ur
     used = {query: [index for index in (PRIMARY_KEY, SEARCH_INDEX) if index in plan] for query, plan in plans.items()}
     assert used == {
         "": [PRIMARY_KEY],
-        "cursor=MTAwMDA": [PRIMARY_KEY],  # a page in the middle
-        "q=example": [PRIMARY_KEY],  # matches all users, so the first rows fill a page
+        "cursor=MTAwMDA": [PRIMARY_KEY],  # a page in the middle of the list
+        "q=example": [PRIMARY_KEY],  # matches every user, so the first rows fill a page
         "q=c4ca4238a0b9": [SEARCH_INDEX],  # matches one user
         "q=C4CA42&is_active=true&cursor=MTAwMDA": [SEARCH_INDEX],
     }, plans

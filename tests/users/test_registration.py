@@ -1,4 +1,4 @@
-"""Registration: anyone can register, once per email address."""
+"""Registration: anyone can register, but only once per email address."""
 
 import anyio
 import httpx
@@ -101,7 +101,7 @@ async def test_validation_error_does_not_echo_input(client: httpx.AsyncClient) -
 
     assert response.status_code == 422
     details = response.json()["details"]
-    # The error echoes the name of an unknown field only if it is an identifier.
+    # The error contains the name of an unknown field only if the name is an identifier.
     assert [detail["field"] for detail in details] == ["email", "password", "body", secret]
     assert not any(secret in detail["message"] for detail in details)
 

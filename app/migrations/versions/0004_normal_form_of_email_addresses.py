@@ -24,7 +24,8 @@ def upgrade() -> None:
         if normal == email:
             continue
         if other_id := connection.scalar(sa.select(users.c.id).where(users.c.email == normal)):
-            # Keep both rows. The user with the old form cannot log in until a superuser changes their address.
+            # Keep both rows. The user whose address is not in normal form cannot log in until a superuser changes the
+            # address.
             getLogger("alembic").warning("users %d and %d have the same email address", user_id, other_id)
         else:
             connection.execute(users.update().where(users.c.id == user_id).values(email=normal))

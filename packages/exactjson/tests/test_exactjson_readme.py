@@ -1,4 +1,4 @@
-"""README.md of exactjson: its example works, its tables are complete, and its versions are tested."""
+"""exactjson's README.md: the example works, the tables are complete, and the listed Pydantic versions are tested."""
 
 import re
 import subprocess

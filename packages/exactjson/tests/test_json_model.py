@@ -65,7 +65,7 @@ class Everything(Body):
     mixed: list[Member | int] | None = None
 
 
-ADAPTER = TypeAdapter(Everything)  # FastAPI builds the same adapter for an annotation
+ADAPTER = TypeAdapter(Everything)  # FastAPI validates a request body with such an adapter
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,8 @@ def test_invalid_body_of_a_mebibyte_costs_little_cpu_time(body: dict[str, Any]) 
             ADAPTER.validate_python(body)
         assert len(caught.value.errors()) <= Body.json_max_errors
 
-    # The ratio is at most 2 on an idle machine. With a list of 90,000 errors, one per unknown field, it was 30.
+    # On an idle machine, validation takes at most twice as long as parsing. When each of 90,000 unknown fields was
+    # listed as an error, it took 30 times as long.
     assert min(cpu_seconds(validate) for _ in range(3)) < 10 * parsing
 
 

@@ -1,4 +1,4 @@
-"""The worker on asyncio's own event loop, which is used if uvloop is not installed."""
+"""hitless's worker on asyncio's own event loop, which is also used if uvloop is not installed."""
 
 from typing import Any, ClassVar
 

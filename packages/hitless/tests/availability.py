@@ -1,4 +1,4 @@
-"""Check whether tests can run on this machine, and skip or fail those that cannot."""
+"""Find out if tests can run on this machine. Skip or fail the tests that cannot."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def cannot_run(reason: str) -> NoReturn:
 
 @cache
 def docker_problem() -> str:
-    """Return the reason why Docker cannot be used, or an empty string."""
+    """Return the reason why Docker cannot be used, or an empty string if it can."""
     if not shutil.which("docker"):
         return "Docker is not installed"
     try:
@@ -33,7 +33,7 @@ def docker_problem() -> str:
 
 @cache
 def package_index_problem() -> str:
-    """Return the reason why packages cannot be installed, or an empty string."""
+    """Return the reason why packages cannot be installed, or an empty string if they can."""
     try:
         httpx.head("https://pypi.org/simple/uvicorn/", timeout=20).raise_for_status()
     except httpx.HTTPError as error:

@@ -8,7 +8,7 @@ import trustme
 
 
 class TLS(NamedTuple):
-    """A certificate, its private key, and an SSL context for clients that trust the certificate."""
+    """A certificate, its private key, and an SSL context for clients, which trusts the certificate."""
 
     certfile: Path
     keyfile: Path
@@ -16,7 +16,7 @@ class TLS(NamedTuple):
 
 
 def make_certificate(folder: Path) -> TLS:
-    """Create a certificate for localhost, and write it and its private key to the directory."""
+    """Create a certificate for localhost with a private key, and write both to the directory."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1", "localhost")
     certificate.private_key_pem.write_to_path(folder / "key.pem")

@@ -20,9 +20,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @contextmanager
 def start_in(folder: Path) -> Iterator[Start]:
-    """Yield a function that starts gunicorn in a directory. At the end, stop every server.
+    """Yield a function that starts gunicorn in a directory. Stop all servers when the `with` block ends.
 
-    The function takes gunicorn's arguments and environment variables. Each server listens on a free port.
+    The function accepts gunicorn's arguments and environment variables. Each server listens on a free port.
     """
     servers = []
 

@@ -1,4 +1,4 @@
-"""An ASGI application for tests. Requests make it wait, block the event loop, send much data or fail."""
+"""An ASGI application for tests. The request path can make it wait, block the event loop, send much data or fail."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ FAILING = Path(os.environ.get("STARTUP_FAILS_WITH", "nothing"))
 
 
 class Noisy:
-    """An object that writes a line when it is freed. Python frees every object at a normal exit."""
+    """An object that writes a line when Python frees it. At a normal exit, Python frees all objects."""
 
     def __del__(self) -> None:
         os.write(2, b"freed\n")
@@ -69,7 +69,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
 
 
 async def websocket(path: str, receive: Receive, send: Send) -> None:
-    """Echo each message, prefixed with the worker's process id, or run the action in the path or the message."""
+    """Answer each message with the worker's process id and the message. Some paths and messages trigger an action."""
     await receive()
     if path == "/handshake":
         log.info("a handshake is waiting")
@@ -92,7 +92,7 @@ async def websocket(path: str, receive: Receive, send: Send) -> None:
             log.info("a message is being handled")
             await asyncio.sleep(float(data.removeprefix("sleep ")))
         if handled := os.environ.get("HANDLED_FILE"):
-            await asyncio.sleep(0.2)  # so that many messages are in progress when a worker stops
+            await asyncio.sleep(0.2)  # makes it likely that messages are in progress when a worker stops
             with open(handled, "a") as file:  # noqa: ASYNC230, PTH123  one small write
                 file.write(f"{data}\n")
         await send({"type": "websocket.send", "text": f"{os.getpid()} {data}"})
@@ -112,7 +112,7 @@ async def count_body(receive: Receive) -> int:
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    """Hang or fail at startup or shutdown if an environment variable says so. Log a normal shutdown."""
+    """Hang at startup or shutdown, or fail at startup, if an environment variable is set. Log a normal shutdown."""
     await receive()
     if os.environ.get("STARTUP_HANGS"):
         await asyncio.Event().wait()

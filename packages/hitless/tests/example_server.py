@@ -1,9 +1,9 @@
-"""gunicorn's arguments and environment for the example application."""
+"""The arguments and the environment with which gunicorn runs the example application."""
 
 import os
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# gunicorn's arguments, and an environment that lets gunicorn import the modules named in them.
+# The environment lets gunicorn import the modules that the arguments name.
 EXAMPLE = ("example_app:app", f"--config={HERE / 'example_conf.py'}")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE)}

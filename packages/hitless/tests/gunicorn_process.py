@@ -14,7 +14,7 @@ from processes import TIMEOUT, until
 
 
 class Gunicorn:
-    """A gunicorn process with its log file."""
+    """A running gunicorn process and its log file."""
 
     def __init__(self, folder: Path, environment: dict[str, str], port: int, arguments: list[str]) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Gunicorn:
         return self._log.read_text()
 
     def wait_for_log(self, text: str, times: int = 1) -> None:
-        """Wait until the log contains a text at least `times` times."""
+        """Wait until the log contains `text` at least `times` times."""
         until(lambda: self.log.count(text) >= times or self.process.poll() is not None, f"{text!r} in the log")
         assert self.log.count(text) >= times, self.log
 
@@ -51,7 +51,7 @@ class Gunicorn:
 
     def stop(self) -> None:
         """Stop the master and its workers immediately. Unlike SIGKILL, SIGQUIT lets them save their coverage data."""
-        with contextlib.suppress(ProcessLookupError):  # most servers have exited already
+        with contextlib.suppress(ProcessLookupError):  # most servers have already exited
             os.killpg(self.process.pid, signal.SIGQUIT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=5)
@@ -62,7 +62,7 @@ class Gunicorn:
         return httpx.get(self.url + path, timeout=TIMEOUT)
 
     def get_in_background(self, executor: ThreadPoolExecutor, path: str) -> Future[httpx.Response]:
-        """Send a request, and return as soon as the application has received it."""
+        """Send a request in a thread, and return its future as soon as the application has received the request."""
         response = executor.submit(self.get, path)
         self.wait_for_log("a request is waiting")
         return response

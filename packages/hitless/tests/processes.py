@@ -13,7 +13,7 @@ import pytest
 
 T = TypeVar("T")
 
-# Seconds to wait for an event. Much longer than needed, so that no test depends on speed.
+# Seconds to wait for an event. This is much longer than necessary, so that no test depends on speed.
 TIMEOUT = 120
 
 
@@ -36,13 +36,13 @@ def get_or_none(url: str) -> httpx.Response | None:
 
 
 def memory(pid: int) -> int:
-    """Return the private memory of a process in bytes, without the memory that it shares with others."""
+    """Return the memory of a process in bytes, excluding memory that it shares with other processes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) * 1024
 
 
 def free_port() -> int:
-    """Return a free port outside of the range that the system uses for outgoing connections."""
+    """Return a free port outside the range that the system uses for outgoing connections."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

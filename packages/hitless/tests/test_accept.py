@@ -1,4 +1,4 @@
-"""Connections that are opened at once and kept open are distributed evenly among the workers."""
+"""Connections that are opened at the same time and kept open are distributed evenly among the workers."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def read_pid(client: socket.socket) -> bytes:
 
 
 def connection_counts(url: str, verify: ssl.SSLContext | bool = True) -> list[int]:
-    """Return the number of connections of each worker that accepts connections."""
+    """Return the number of open connections of each worker that accepts new ones."""
     counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=TIMEOUT).json()
     return counts
 
@@ -100,7 +100,7 @@ def test_unfinished_tls_handshake_is_closed(worker_class: str, start: Start, tls
     with connect(server, 1) as (client,):
         assert client.recv(1000) == b""
 
-    assert time.monotonic() - started_at < 30  # the default timeout of both event loops is 60 s
+    assert time.monotonic() - started_at < 30  # shorter than the default timeout of both event loops, 60 s
 
 
 @pytest.mark.parametrize(("cipher", "is_offered"), [("AES128-GCM-SHA256", True), ("AES128-SHA256", False)])
@@ -131,7 +131,7 @@ def test_plain_http_on_tls_port_is_dropped_without_error(worker_class: str, star
 
 
 def test_closed_connections_are_not_counted(two_workers: Gunicorn) -> None:
-    with httpx.Client(timeout=TIMEOUT) as observer:  # reuses one connection, because every connection is counted
+    with httpx.Client(timeout=TIMEOUT) as observer:  # opens only one connection, because it is counted as well
 
         def total() -> int:
             return sum(observer.get(f"{two_workers.url}/connections").json())
@@ -158,7 +158,7 @@ def test_worker_out_of_file_descriptors_accepts_again_later(worker_class: str, s
         server.wait_for_log("Not accepting connections for 1 s: [Errno 24] Too many open files")
 
     assert server.get("/pid").status_code == 200
-    assert server.log.count("Not accepting connections") < 5  # it pauses between attempts
+    assert server.log.count("Not accepting connections") < 5  # the worker pauses between attempts
     server.send(signal.SIGTERM)
     assert server.wait() == 0
 
@@ -194,7 +194,7 @@ def test_new_tls_handshakes_are_kept_when_file_descriptors_run_out_again(
     with connect(server, MAX_FILES) as clients:
         server.wait_for_log("Not accepting connections")
         server.send(signal.SIGTERM)
-        server.wait_for_log("Not accepting connections", times=2)  # the second time while it accepts the backlog
+        server.wait_for_log("Not accepting connections", times=2)  # logged again while the worker accepts the backlog
 
         with tls.client.wrap_socket(clients[0], server_hostname="localhost") as secure:
             send(secure, "/pid")
@@ -245,7 +245,7 @@ def test_sigterm_serves_every_connection_in_the_backlog(worker_class: str, start
         server.wait_for_log("the worker is blocked")
         clients = stack.enter_context(connect(server, 200))
         for client in clients:
-            send(client, "/block/0.01")  # in total, longer than a worker keeps accepting connections
+            send(client, "/block/0.01")  # together, these take longer than a stopping worker accepts connections
 
         server.send(signal.SIGTERM)
 
@@ -259,7 +259,7 @@ def test_sigterm_waits_for_tls_handshakes(worker_class: str, start: Start, tls: 
     with connect(server, 1) as (client,):
         until(lambda: sum(connection_counts(url, tls.client)) == 2, "the connection is accepted")
         server.send(signal.SIGTERM)
-        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than a stopping worker serves open connections
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than a stopping worker keeps idle connections open
 
         with tls.client.wrap_socket(client, server_hostname="localhost") as secure:
             send(secure, "/pid")

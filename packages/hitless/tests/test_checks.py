@@ -1,4 +1,4 @@
-"""Startup problems are detected before the first worker starts and reported in one line."""
+"""Startup problems are detected before the first worker starts, and each is reported in one line."""
 
 import os
 import socket
@@ -140,8 +140,7 @@ def test_startup_problem_without_a_pidfile_is_logged_in_one_line(tmp_path: Path,
     assert "are not a certificate and its unencrypted key" in server.stderr
 
 
-# First import the standard library modules that behave differently on Windows, because they must not see the fake
-# platform.
+# Before faking the platform, import the standard library modules that behave differently on Windows.
 IMPORT_ON_WINDOWS = """
 import asyncio, logging, mmap, os, pathlib, signal, socket, ssl, sys, tempfile, threading, uuid
 sys.platform = "win32"

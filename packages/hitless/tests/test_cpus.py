@@ -1,4 +1,4 @@
-"""The number of CPUs is read correctly from directories like those that the kernel provides in a container."""
+"""The number of CPUs is read correctly from copies of the files that the kernel provides in a container."""
 
 import os
 from pathlib import Path

@@ -91,7 +91,7 @@ def test_second_signal_while_sighup_waits_for_old_workers_stops_at_once(
     server.wait_for_log("Application startup complete.", times=2)
 
     server.send(signal.SIGTERM)
-    server.wait_for_log("has shut down its lifespan")  # of the new worker, which is idle
+    server.wait_for_log("has shut down its lifespan")  # logged by the new worker, which is idle
     server.send(second)
 
     assert server.wait() == 0
@@ -120,7 +120,7 @@ def test_sigterm_after_sigusr2_leaves_the_new_master_serving(start: Start) -> No
     assert not server_is_draining(server)
 
 
-# systemd passes sockets as file descriptors from 3 on, and their number in LISTEN_FDS.
+# systemd passes sockets as the file descriptors 3, 4 and so on, and their number in LISTEN_FDS.
 SOCKET_ACTIVATION = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -148,7 +148,7 @@ def test_sigterm_leaves_systemd_socket_open(tmp_path: Path) -> None:
             server.terminate()
 
             assert server.wait(TIMEOUT) == 0
-            socket.create_connection((host, port)).close()  # systemd would start the service again for this connection
+            socket.create_connection((host, port)).close()  # not refused, so systemd could start the service again
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)

@@ -20,7 +20,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 class Connection(NamedTuple):
-    """An idle connection after one request: the client's socket and the server's protocol."""
+    """The client's socket and the server's protocol of a connection that is idle after one request."""
 
     client: socket.socket
     protocol: LimitedProtocol

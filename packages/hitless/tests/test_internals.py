@@ -27,12 +27,12 @@ MODULES = [
     "uvicorn.server",
     "uvicorn_worker._workers",
 ]
-# Names that hitless defines for itself or takes from Python or asyncio. The modules above define the same names.
+# Names that the modules above define as well, but that hitless defines for itself or takes from Python or asyncio.
 OWN = {"__init__", "__str__", "_transport", "Worker", "bind", "body", "close", "reason", "start", "stop"}
 
 
 class Row(NamedTuple):
-    """A row of the tables in INTERNALS.md: names, the hitless files that use them, and a test."""
+    """A row of a table in INTERNALS.md: some names, the files of hitless that use them, and a test."""
 
     names: list[str]
     files: list[str]
@@ -45,7 +45,7 @@ def rows() -> list[Row]:
 
 
 def names_defined(source: str) -> Iterator[str]:
-    """Yield the names of the classes, functions, attributes and class attributes that a module defines."""
+    """Yield the names of all classes, functions, instance attributes and class attributes in a module."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.ClassDef(name=name, body=body):
@@ -65,7 +65,7 @@ def assigned(statement: ast.stmt) -> list[ast.Name]:
 
 
 def names_used(source: str) -> set[str]:
-    """Return the names that a module imports, reads as attributes, or defines and so may override."""
+    """Return the names that a module imports, accesses as attributes, or defines (and so possibly overrides)."""
     nodes = list(ast.walk(ast.parse(source)))
     imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     return imported | {node.attr for node in nodes if isinstance(node, ast.Attribute)} | set(names_defined(source))

@@ -16,13 +16,13 @@ EXAMPLE_CONF = Path(__file__).with_name("example_conf.py").read_text()
 
 
 def delays(server: Gunicorn) -> list[int]:
-    """Return the delays before the next attempt, in seconds, that were logged after failed starts."""
+    """Return the logged delays between a failed start and the next attempt, in seconds."""
     return [int(delay) for delay in re.findall(r"The next attempt is in (\d+) s\.", server.log)]
 
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Path:
-    """The path of a file. While the file exists, the application fails to start."""
+    """The path of a file that makes the application fail to start while the file exists."""
     return tmp_path / "failing"
 
 
@@ -75,7 +75,7 @@ def test_sighup_keeps_as_many_old_workers_as_new_ones_are_missing(start: Start) 
     )
     assert len(forks) == len(starts) == 3
     assert all(starts[number] < exits[number] for number in range(3))
-    # Workers are replaced one after another, so that there is never more than one extra worker.
+    # The workers were replaced one after another, so there was never more than one extra worker.
     assert starts[0] < forks[1] < starts[1] < forks[2]
 
 

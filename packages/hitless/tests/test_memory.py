@@ -1,4 +1,4 @@
-"""The memory limit is found in all layouts of cgroups."""
+"""The memory limit is found in every layout of the cgroup directories."""
 
 from pathlib import Path
 

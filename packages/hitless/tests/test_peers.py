@@ -1,7 +1,7 @@
 """Run the test suites of the packages that hitless replaces, with hitless in their place.
 
 The suites are downloaded from PyPI as source distributions of the locked versions. They run in their own virtual
-environment. `peers/differences.toml` lists the tests that fail, with the reason for each.
+environment. `peers/differences.toml` lists the tests that fail, and the reason for each failure.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ PEERS = Path(__file__).parent / "peers"
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]
 DIFFERENCES = tomllib.loads((PEERS / "differences.toml").read_text())
-# Parts of FastAPI's tutorial that need large packages but test nothing more about a server than the other parts do.
+# Parts of FastAPI's tutorial that need large packages, but test no more of a server than the other parts.
 OMITTED = ["graphql", "opentelemetry", "sql_databases", "wsgi"]
 
 
@@ -38,17 +38,18 @@ def require_package_index() -> None:
 
 
 def outside_of_the_project() -> dict[str, str]:
-    """Return the environment variables without those of the virtual environment that runs this test."""
+    """Return the environment variables, except those of the virtual environment in which this test runs."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "UV_PROJECT"))}
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the Python interpreter of an environment with the locked versions of the group `peers`."""
+    """Create a virtual environment with the locked versions of the group `peers`, and return its Python interpreter."""
     require_package_index()
     folder = tmp_path_factory.mktemp("environment")
     environment = os.environ | {"UV_PROJECT_ENVIRONMENT": str(folder)}
-    # Compile the bytecode now. Otherwise, the first gunicorn of a suite starts seconds later than the suite expects.
+    # Compile the bytecode now. Otherwise, the first gunicorn process of a suite starts seconds later than the suite
+    # expects.
     options = ["--quiet", "--frozen", "--package=hitless", "--no-default-groups", "--group=peers", "--compile-bytecode"]
     subprocess.run(["uv", "sync", *options], cwd=ROOT, env=environment, check=True)
     return folder / "bin/python"
@@ -92,9 +93,9 @@ def download(name: str, folder: Path) -> Path:
 
 
 def run_suite(python: Path, folder: Path, plugin: str, *arguments: str, **variables: str) -> dict[str, str]:
-    """Run tests with a plugin. Return the outcome of each: `passed`, `skipped`, `failure` or `error`."""
+    """Run a suite with a plugin. Return each test's outcome: `passed`, `skipped`, `failure` or `error`."""
     (folder / "empty.ini").write_text("[pytest]\n")
-    # pytest finds the plugin by PYTHONPATH. The suite finds gunicorn by PATH.
+    # pytest finds the plugin through PYTHONPATH, and the suite finds gunicorn through PATH.
     environment = os.environ | {"PYTHONPATH": str(PEERS), "PATH": f"{python.parent}:{os.environ['PATH']}"} | variables
     options = ["-cempty.ini", f"-p{plugin}", "-pno:cacheprovider", "-q", "--tb=short", "--junitxml=report"]
     with (folder / "log").open("w+") as log:
@@ -107,7 +108,7 @@ def run_suite(python: Path, folder: Path, plugin: str, *arguments: str, **variab
             start_new_session=True,
         )
         suite.wait()
-        with contextlib.suppress(ProcessLookupError):  # uvicorn-worker's suite leaves a master running
+        with contextlib.suppress(ProcessLookupError):  # uvicorn-worker's suite leaves a gunicorn running
             os.killpg(suite.pid, signal.SIGKILL)
         log.seek(0)
         print(log.read())  # noqa: T201  pytest shows it if the test fails
@@ -145,7 +146,7 @@ def test_suite_of_uvicorns_http_protocol_fails_only_where_listed(python: Path, t
 def test_fastapis_tutorial_passes_as_on_uvicorn(python: Path, tmp_path: Path, background: ThreadPoolExecutor) -> None:
     runs = {}
     for server in ("hitless", "uvicorn"):
-        suite = download("fastapi", tmp_path / server)  # one copy each, because some tests write to their directory
+        suite = download("fastapi", tmp_path / server)  # a copy for each run, because tests write to it
         for name in OMITTED:  # pytest would load their conftest.py even with `--ignore`
             shutil.rmtree(suite / f"tests/test_tutorial/test_{name}")
         runs[server] = background.submit(run_suite, python, suite, "wire", "tests/test_tutorial", WIRE_SERVER=server)

@@ -20,7 +20,7 @@ GET = b"GET /pid HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /read HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 SMUGGLED = b"0\r\n\r\nDELETE /pid HTTP/1.1\r\nHost: test\r\n\r\n"
-SLEEP = b"GET /sleep/4 HTTP/1.1\r\nHost: test\r\n\r\n"  # twice the time limit for a request to arrive
+SLEEP = b"GET /sleep/4 HTTP/1.1\r\nHost: test\r\n\r\n"  # sleeps for twice the time in which a request must arrive
 
 SHORT_LIMITS = {"REQUEST_SECONDS": "2", "UNREAD_SECONDS": "2"}
 HEAD_SIZE = Limits().head_size
@@ -183,7 +183,7 @@ def test_size_of_a_body_does_not_count_for_the_next_head(server: Gunicorn) -> No
 
 
 def test_pipelined_requests_beyond_the_limit_are_not_answered(server: Gunicorn) -> None:
-    """Each queued request uses a hundred times its size in memory."""
+    """Without a limit, the queue would fill the memory: a queued request uses a hundred times its size."""
     with connect(server, (GET + b"\r\n") * 5000) as client:
         responses = read_all(client)
 
@@ -227,7 +227,7 @@ def test_malformed_request_in_the_pipeline_leaves_earlier_responses_alone(server
 def test_disconnect_with_pipelined_requests_logs_no_error(server: Gunicorn) -> None:
     with connect(server, SLEEP + SLEEP):
         pass
-    with connect(server, SLEEP + GET + b"Connection: close\r\n\r\n") as client:  # ends after the other connection
+    with connect(server, SLEEP + GET + b"Connection: close\r\n\r\n") as client:  # ends after the connection above
         responses = read_all(client)
 
     assert statuses(responses) == [200, 200]
@@ -270,7 +270,7 @@ SLOW_REQUESTS = {
 
 
 def trickle(server: Gunicorn, data: bytes, rest: bytes) -> list[int]:
-    """Send `data` at once, then `rest` byte by byte until the server closes the connection. Return the statuses."""
+    """Send `data`, then `rest` byte by byte until the server closes the connection. Return the responses' statuses."""
     responses, deadline = b"", time.monotonic() + TIMEOUT
     with connect(server, data) as client:
         client.settimeout(0.2)
@@ -315,7 +315,7 @@ def test_request_timeout_disconnects_the_application_that_reads_the_body(server:
 
 
 def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
-    """The client sends at twice the minimum rate, for longer than `request_seconds`."""
+    """The client sends at twice the minimum rate, and takes longer than `request_seconds`."""
     body = b"x" * 2400
     with connect(server, POST + b"Connection: close\r\nContent-Length: 2400\r\n\r\n") as client:
         for start in range(0, len(body), 400):
@@ -327,7 +327,7 @@ def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
 
 
 def test_body_without_progress_is_timed_out_however_much_has_arrived(server: Gunicorn) -> None:
-    """If only the minimum rate applied, this client could keep 2 MB buffered for an hour."""
+    """With a minimum rate as the only limit, the server would keep 2 MB of this client in memory for an hour."""
     body = b"x" * 2_000_000
     with connect(server, POST + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body) as client:
         response = read_all(client)
@@ -368,7 +368,7 @@ NUMBER_OF_SLOW_CLIENTS = 100
 
 def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> None:
     server = start("--access-logfile=-", **SHORT_LIMITS)
-    large = b"GET /large/10000000 HTTP/1.1\r\nHost: test\r\n\r\n"  # larger than all buffers, and no client reads it
+    large = b"GET /large/10000000 HTTP/1.1\r\nHost: test\r\n\r\n"  # larger than all buffers, and never read
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client, ExitStack() as stack:
         client.get("/pid")
         before = open_files(server)
@@ -390,7 +390,7 @@ def test_slow_clients_are_disconnected_while_others_are_served(start: Start) -> 
 
 def test_connection_is_idle_after_a_body_that_arrives_later_than_the_response(server: Gunicorn) -> None:
     with connect(server, b"POST /pid HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n") as client:
-        response = client.recv(65536)  # or only its head: the body may arrive later
+        response = client.recv(65536)  # possibly only the head, if the response's body arrives later
         client.sendall(b"x")
         response += read_all(client)  # the keep-alive timeout is shorter than the socket's timeout
 
@@ -407,7 +407,7 @@ def test_pipelined_body_is_bounded_while_an_earlier_request_polls(server: Gunico
 def test_upload_that_runs_at_a_shutdown_is_the_last_request_of_its_connection(start: Start) -> None:
     server = start("--keep-alive=3600", "--graceful-timeout=3600", "--timeout=3600")
     with connect(server, POST + b"Content-Length: 2\r\n\r\nx") as client:
-        server.get("/pid")  # when this is answered, the upload has begun
+        server.get("/pid")  # once this is answered, the worker has read the start of the upload
         server.send(signal.SIGTERM)
         time.sleep(3)  # by now, the worker has closed idle connections
         client.sendall(b"x")
@@ -426,4 +426,4 @@ def test_body_that_the_application_does_not_read_is_not_kept(start: Start) -> No
             client.sendall(b"Content-Length: 100000\r\n\r\n" + body)
             assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
-        assert memory(pid) - before < 5_000_000  # half of the sent data
+        assert memory(pid) - before < 5_000_000  # half of the data that was sent

@@ -22,7 +22,7 @@ README = (PACKAGE / "README.md").read_text()
 
 
 def table(head: str) -> dict[str, list[str]]:
-    """Return a README table as a dictionary. Each name in a row's first cell is a key for the row's other cells."""
+    """Return a table of the README as a dictionary. The names in a row's first cell are keys for its other cells."""
     (text,) = re.findall(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return {name: cells for names, *cells in rows for name in re.findall(r"`(\w+)`", names)}

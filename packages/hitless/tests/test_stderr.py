@@ -16,7 +16,7 @@ LINE = "x" * 99  # 100 bytes with the line feed
 
 
 class Pipe(NamedTuple):
-    """A pipe that replaces standard error, and a stream that writes to it."""
+    """A pipe in the place of standard error, and a log stream that writes to the pipe."""
 
     reader: int
     stream: LogStream
@@ -63,7 +63,7 @@ def test_lines_are_written_to_the_pipe(pipe: Pipe) -> None:
 
 
 def test_lines_that_do_not_fit_are_counted_and_their_number_is_logged(pipe: Pipe) -> None:
-    pipe.write(LINE, times=5000)  # half a megabyte: a blocking write would never return
+    pipe.write(LINE, times=5000)  # half a megabyte, so a blocking write would never return
 
     lines = pipe.read()
     pipe.write("after")
@@ -87,7 +87,7 @@ def test_rest_of_a_long_line_is_written_before_the_next_one(pipe: Pipe) -> None:
 
 def test_number_is_kept_until_it_fits(pipe: Pipe) -> None:
     pipe.write(LINE, times=5000)
-    before = os.read(pipe.reader, 4096).decode()  # makes room for one page
+    before = os.read(pipe.reader, 4096).decode()  # makes room for a page in the pipe
     pipe.write(LINE, times=1000)
     pipe.write("y" * 60_000)
 

@@ -72,13 +72,13 @@ def open_raw(server: Gunicorn, head: bytes = HANDSHAKE) -> Iterator[socket.socke
 
 
 def frame(first_byte: int, payload: bytes = b"") -> bytes:
-    """Return a client frame with up to 65,535 bytes of payload. Its mask is 0, which leaves the payload unchanged."""
+    """Return a client's frame with up to 65,535 bytes of payload. A mask of 0 leaves the payload unchanged."""
     length = bytes([len(payload)]) if len(payload) < 126 else b"\x7e" + struct.pack("!H", len(payload))
     return bytes([first_byte, length[0] | MASKED]) + length[1:] + bytes(4) + payload
 
 
 def request_pid(client: socket.socket) -> None:
-    """Send a request on a connection without closing it, and read the response."""
+    """Send an HTTP request, read the response, and keep the connection open."""
     client.sendall(b"GET /pid HTTP/1.1\r\nHost: test\r\n\r\n")
     response = b""
     while not response.endswith(b"0\r\n\r\n"):
@@ -101,7 +101,7 @@ def unread_bytes(client: socket.socket) -> int:
 
 
 def flood(client: socket.socket, data: bytes, size: int) -> None:
-    """Send data repeatedly, without reading, until `size` bytes are sent or the server reads no more."""
+    """Send data repeatedly, without reading, until `size` bytes are sent or the server stops reading."""
     client.settimeout(1)
     try:
         for _ in range(size // len(data)):
@@ -247,7 +247,7 @@ def test_short_messages_beyond_the_queue_stay_in_the_network_buffers(server: Gun
     pid = int(server.get("/pid").text)
     before = memory(pid)
     with open_raw(server, HANDSHAKE.replace(b"/echo", b"/busy")) as client:
-        flood(client, frame(FINAL | TEXT) * 1000, 20 * 2**20)  # in the queue, each byte would use 30 bytes of memory
+        flood(client, frame(FINAL | TEXT) * 1000, 20 * 2**20)  # if queued, these would use 30 times as much memory
 
         assert memory(pid) - before < 4 * 2**20
 
@@ -280,13 +280,13 @@ def test_client_that_answers_no_ping_is_disconnected(server: Gunicorn) -> None:
 
 def test_idle_client_that_answers_pings_stays_connected(server: Gunicorn) -> None:
     with open_websocket(server) as client:
-        time.sleep(2 * 2)  # twice the time after which a silent client is disconnected
+        time.sleep(2 * 2)  # twice the time after which a client without pongs is disconnected
 
         assert ask(client, "hello") == "hello"
 
 
 def test_client_of_a_slow_application_is_not_disconnected(server: Gunicorn) -> None:
-    """While the application's queue is full, the server does not read pongs, so it must not expect any."""
+    """While the application's queue is full, the server reads no pongs, so it must not treat them as missing."""
     with open_websocket(server, "/busy") as client:
         client.send("one")
         client.send("two")

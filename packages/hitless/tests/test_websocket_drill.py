@@ -35,7 +35,7 @@ class Clients:
         self.pids: list[set[str]] = [set() for _ in range(CONNECTIONS)]
 
     async def run(self, server: Gunicorn, disturb: Callable[[], Awaitable[None]]) -> None:
-        """Run all clients, call `disturb` when each has received an answer, then stop the server."""
+        """Run all clients. When each of them has received an answer, call `disturb`, and then stop the server."""
         clients = asyncio.gather(*(self._talk(client) for client in range(CONNECTIONS)))
         async with asyncio.timeout(2 * TIMEOUT):
             await self.until(lambda: all(self.pids))
@@ -83,7 +83,7 @@ def check(server: Gunicorn, clients: Clients) -> None:
     """Check that every connection was closed with 1012, that no message was lost, and that no worker was killed."""
     assert server.wait() == 0
     assert set(clients.codes) == {1012}
-    # Each answered message was handled exactly once, and each handled message was answered.
+    # Every answered message was handled exactly once, and every handled message was answered.
     assert Counter((server.folder / "handled").read_text().split()) == Counter(clients.acknowledged)
     assert "exceed the grace" not in server.log
     assert "WORKER TIMEOUT" not in server.log
@@ -111,7 +111,7 @@ async def test_sighup_loses_no_message(server: Gunicorn, clients: Clients) -> No
     await clients.run(server, replace_workers)
 
     check(server, clients)
-    # Workers are replaced one after another, so a client may reconnect to a worker that is replaced later.
+    # Workers are replaced one after another, so a client may reconnect to a worker that has yet to be replaced.
     assert 2 * CONNECTIONS <= clients.codes.total() <= 3 * CONNECTIONS
 
 

@@ -29,7 +29,7 @@ def ask(client: socket.socket) -> bytes:
 
 
 def worker_of(response: bytes) -> str:
-    """Return the process id in a response. It is the only chunk of the body."""
+    """Return the process id in a response. The body is a single chunk, which contains only this id."""
     return response.splitlines()[-3].decode()
 
 
@@ -37,7 +37,7 @@ def test_sigterm_finishes_requests_and_shuts_down_in_order(start: Start, backgro
     server = start()
     running = server.get_in_background(background, "/sleep/2")
 
-    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as idle:  # stays connected and sends no more requests
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as idle:  # keeps its connection and sends no more requests
         idle.get("/pid")
         server.send(signal.SIGTERM)
 
@@ -90,7 +90,7 @@ def test_sigterm_serves_a_request_that_has_begun_to_arrive(start: Start) -> None
         client.sendall(GET[:10])
         until(lambda: json.loads(server.get("/connections").text) == [2], "the connection is accepted")
         server.send(signal.SIGTERM)
-        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than an idle connection is kept open
+        time.sleep(3 * LAST_REQUESTS_SECONDS)  # longer than idle connections stay open
 
         client.sendall(GET[10:])
 
@@ -138,7 +138,7 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
 
 
 def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begun(start: Start) -> None:
-    """The headers of such a response do not tell the client that the connection will be closed."""
+    """The response began before the reload, so it does not contain `Connection: close`."""
     server = start(*NO_TIMEOUT)
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
         with client.stream("GET", "/stream/3") as response:
@@ -176,7 +176,7 @@ def test_sigterm_does_not_wait_for_idle_connections_of_a_replaced_worker(start: 
 def test_workers_at_max_requests_are_replaced_one_after_another(start: Start) -> None:
     server = start(*NO_TIMEOUT, "--workers=2", "--max-requests=1", WARN_SECONDS="2")
     asked = set()
-    with ExitStack() as idle:  # at least one connection to each worker, so that no worker exits
+    with ExitStack() as idle:  # keeps connections to both workers open, so that no worker exits
 
         def reached_both_workers() -> bool:
             asked.add(worker_of(ask(idle.enter_context(socket.create_connection(server.address)))))
@@ -283,7 +283,7 @@ def test_sigterm_stops_a_worker_that_was_just_forked(launch: Start) -> None:
     server.send(signal.SIGTERM)
 
     assert server.wait() == 0
-    assert "Handling signal: term" not in server.log  # otherwise the graceful timeout would start again
+    assert "Handling signal: term" not in server.log  # would start the graceful timeout again
 
 
 def test_startup_that_hangs_delays_sigterm_no_longer_than_the_graceful_timeout(launch: Start) -> None:
@@ -293,7 +293,7 @@ def test_startup_that_hangs_delays_sigterm_no_longer_than_the_graceful_timeout(l
     server.send(signal.SIGTERM)
 
     assert server.wait() == 0
-    assert "Handling signal: term" not in server.log  # otherwise the graceful timeout would start again
+    assert "Handling signal: term" not in server.log  # would start the graceful timeout again
 
 
 def test_startup_failure_stops_the_server(launch: Start) -> None:
@@ -324,7 +324,7 @@ def test_worker_without_the_hooks_logs_a_warning_and_serves(gunicorn: Start) -> 
 
 
 def test_worker_that_cannot_use_the_certificate_logs_one_line(gunicorn: Start, tls: TLS) -> None:
-    """With the hooks, the master reports the problem first, unless the worker runs as a different user."""
+    """With the hooks, the master reports this problem first. Without them, as in this test, the worker reports it."""
     files = (f"--certfile={tls.certfile}", f"--keyfile={tls.certfile}")
     server = gunicorn("example_app:app", "--worker-class=hitless.Worker", *files)
 

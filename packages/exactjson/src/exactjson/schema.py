@@ -1,4 +1,4 @@
-"""Make Pydantic's core schemas stricter. Pydantic builds its validators from them.
+"""Make Pydantic's core schemas stricter. From a core schema, Pydantic builds the validator of a type.
 
 See https://docs.pydantic.dev/latest/internals/architecture/.
 """
@@ -8,18 +8,19 @@ from typing import Any, LiteralString, cast
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-# Metadata key that marks core schemas that already check JSON types.
+# A core schema with this metadata key has already been modified to check JSON types.
 CHECKED = "checks_json_types"
-# Entries of a schema that contain no other schema.
+# Entries of a core schema whose values contain no other schemas.
 NO_SCHEMAS = {"default", "metadata"}
-# Entries that validate the keys of a JSON object, which are always strings.
+# Entries of a core schema that describe the keys of a JSON object. These keys are always strings.
 KEYS = {"extras_keys_schema", "keys_schema"}
 
 
 class Restriction:
     """Make a core schema reject wrong JSON types instead of coercing them, and reject a list at its first invalid item.
 
-    `ConfigDict(strict=True)` would also reject dates, enums and sets, which parsed JSON contains as strings and lists.
+    `ConfigDict(strict=True)` would be too strict. It rejects strings for dates and enums, and lists for sets, but JSON
+    cannot represent these types in any other way.
     """
 
     def __init__(self, string_pattern: str | None, handler: GetCoreSchemaHandler) -> None:
@@ -29,7 +30,7 @@ class Restriction:
         self._seen: set[tuple[str, bool]] = set()  # references already followed, each with `is_key`
 
     def apply(self, schema: Any, *, is_key: bool = False) -> None:  # noqa: ANN401  any part
-        """Modify a schema or a part of one in place. This is idempotent, because schemas may share parts."""
+        """Modify a schema, or a part of one, in place. Schemas may share parts, so this is idempotent."""
         if isinstance(schema, list | tuple):
             for part in schema:
                 self.apply(part, is_key=is_key)
@@ -50,7 +51,7 @@ class Restriction:
         self._seen.add(seen)
         try:
             definition = self._handler.resolve_ref_schema(cast("CoreSchema", reference))
-        except LookupError:  # the schema of an enclosing model, which is modified once it is complete
+        except LookupError:  # an enclosing model, whose schema is modified once it is complete
             return
         self.apply(definition, is_key=is_key)
 
@@ -59,7 +60,7 @@ class Restriction:
             schema["strict"] = True
             if self._string_pattern is not None:
                 schema.setdefault("pattern", self._string_pattern)
-        elif is_key:  # keys of other types are parsed from strings
+        elif is_key:  # JSON keys are strings, so keys of any other type must be parsed
             return
         elif kind in {"bool", "float", "int"}:
             schema["strict"] = True
@@ -67,9 +68,9 @@ class Restriction:
                 schema.setdefault("allow_inf_nan", False)
         elif kind in {"frozenset", "list", "set", "tuple"}:
             schema["fail_fast"] = True
-        elif kind in {"date", "datetime", "time", "timedelta"}:  # Pydantic would read a number as seconds since 1970
+        elif kind in {"date", "datetime", "time", "timedelta"}:  # Pydantic would parse a number as seconds since 1970
             _reject_types(schema, {bool, float, int}, "Input should be a string in ISO 8601 format")
-        elif kind == "enum":  # Pydantic would read `"1"`, `true` and `1.0` as 1
+        elif kind == "enum":  # Pydantic would accept `"1"`, `true` and `1.0` for the member 1
             others = {bool, float, str} - {type(member.value) for member in schema["members"]}
             _reject_types(schema, others, "Input should have the JSON type of an allowed value")
 

@@ -33,7 +33,7 @@ __all__ = [
     "usable_pidfile",
 ]
 
-# gunicorn cannot be imported on Windows. Omit the modules that need it there, so that an application can still import
+# On Windows, gunicorn cannot be imported. Omit the modules that need gunicorn, so that an application can still import
 # hitless.
 if sys.platform != "win32":
     from hitless.hooks import Hooks, hooks

@@ -1,9 +1,9 @@
 """Accept connections and distribute them evenly among the workers.
 
 All workers accept from the same listening sockets. If a proxy opens all its connections at once, the first worker to
-wake up accepts every one of them and serves all traffic while they stay open. With two workers, this costs 40 % of the
-requests per second. Each worker therefore publishes its number of connections. A worker that has far more connections
-than another stops accepting for a millisecond.
+wake up accepts every one of them and serves all traffic while they stay open. With two workers, this reduces the number
+of requests per second by 40 %. Each worker therefore publishes its number of connections. A worker that has far more
+connections than another stops accepting for a millisecond.
 """
 
 import asyncio
@@ -21,26 +21,26 @@ from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
-# A worker pauses when it has at least twice as many connections as another worker, plus this number. A smaller number
-# would also make workers pause under short-lived connections, which need no balancing.
+# A worker pauses when its number of connections is at least twice that of another worker, plus this tolerance. With a
+# smaller tolerance, workers would also pause under short-lived connections, which need no balancing.
 TOLERANCE = 8
 # Maximum number of connections accepted in one iteration of the event loop. A larger batch would leave fewer
 # connections to the other workers. With a batch of one, a new connection on a busy worker would wait one iteration for
 # each connection ahead of it in the backlog.
 BATCH_SIZE = 8
-# Seconds for which a worker with too many connections stops accepting. If the other workers have few connections only
-# because they are stuck, this worker still accepts one connection per pause.
+# Seconds that a worker with too many connections stops accepting new ones. If the other workers have few connections
+# only because they are stuck, this worker still accepts one connection after each pause.
 PAUSE_SECONDS = 0.001
-# Seconds for which a worker stops accepting when the system has no file descriptor or no memory for another connection.
-# The worker then closes connections on which the client has sent nothing, and cancels TLS handshakes that have taken
-# longer than this.
+# Seconds that a worker stops accepting connections when file descriptors or memory run out. Before this pause, the
+# worker closes connections on which the client has sent nothing, and cancels TLS handshakes that have taken longer than
+# this number of seconds.
 EXHAUSTED_SECONDS = 1.0
 # Timeout of a TLS handshake, in seconds.
 HANDSHAKE_SECONDS = 20.0
 
 # One slot for each worker, in memory that all workers share. A slot contains the worker's number of connections plus
-# one, or 0 if the worker does not accept connections. Worker n uses slot n modulo the number of slots. Two workers that
-# use the same slot are balanced less evenly.
+# one, or 0 if the worker does not accept connections. Worker n uses slot n modulo the number of slots. If two workers
+# use the same slot, connections are balanced less evenly.
 SLOTS = memoryview(mmap(-1, 4 * 256)).cast("I")
 
 
@@ -50,7 +50,7 @@ def clear_slot(worker: int) -> None:
 
 
 def raise_file_limit() -> None:
-    """Raise the soft limit on open files to the hard limit. Each connection takes a file descriptor."""
+    """Raise the soft limit on open files to the hard limit, because each connection needs a file descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # macOS may reject its own hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -81,7 +81,7 @@ class Acceptor:
         self._tls = tls
         self._worker = worker
         self._connections = connections
-        self._handshakes = dict[asyncio.Task[None], float]()  # in progress, each with its start time
+        self._handshakes = dict[asyncio.Task[None], float]()  # handshakes in progress, with their start times
 
     def start(self) -> None:
         """Start accepting connections."""
@@ -89,7 +89,7 @@ class Acceptor:
             asyncio.get_running_loop().add_reader(listener, self._accept_batch, listener)
 
     def stop(self) -> None:
-        """Stop accepting connections. The other workers accept those in the backlog and all later ones."""
+        """Stop accepting connections. The other workers accept the connections in the backlog and all later ones."""
         clear_slot(self._worker)
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
@@ -109,7 +109,7 @@ class Acceptor:
                 pass
 
     async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  the timeout cancels nothing
-        """Wait at most `timeout` seconds until all accepted connections are set up, including TLS handshakes."""
+        """Wait until all accepted connections are set up, including TLS handshakes, but at most `timeout` seconds."""
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=timeout)
 
@@ -117,7 +117,7 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots may be 0: this worker may share its slot with an earlier worker, which cleared the slot on exit.
+            # All slots may be 0, for example after another worker that used the same slot has exited and cleared it.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

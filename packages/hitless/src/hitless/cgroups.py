@@ -10,10 +10,11 @@ Limit = TypeVar("Limit", int, float)
 def read_limits(
     root: Path, controller: str, *, v1: Callable[[Path], Limit | None], v2: Callable[[Path], Limit | None]
 ) -> Iterator[Limit]:
-    """Yield the limits of this process's control group and of all its ancestors. Each of them applies.
+    """Yield the limits of this process's control group and of all its ancestors. All these limits apply.
 
-    In a container, /proc/self/cgroup may contain the group's path on the host. This path does not exist in the
-    container, where the group itself is mounted as the root. Walking up the path finds the limits even then.
+    In a container, /proc/self/cgroup may contain the group's path on the host. That path does not exist in the
+    container, because the group is mounted there as the root. The search therefore continues in each parent directory
+    up to the root, and finds the limits in both cases.
 
     Args:
         root: The directory that contains `proc` and `sys`.

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 Arbiter = Any  # gunicorn has no type hints
 Config = Any
 
-# Problems found while gunicorn reads its configuration. It cannot log at that time, so the `when_ready` hook logs them.
+# Problems found while gunicorn reads its configuration. gunicorn cannot log at that time, so the `when_ready` hook logs
+# them.
 pidfile_problems = set[str]()
 
 
@@ -28,16 +29,16 @@ def check_startup(arbiter: Arbiter) -> None:
     if arbiter.cfg.reuse_port:
         raise StartupError("reuse_port must be off: connections that wait for a worker would be lost with it")
     check_tls(arbiter.cfg)
-    # Skip the check if the master was started by SIGUSR2 or by systemd: it inherits bound sockets, and their addresses
-    # cannot be bound again.
+    # Skip this check if the master was started by SIGUSR2 or by systemd. It has then inherited sockets that are already
+    # bound, so a second attempt to bind their addresses would fail.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
         for address in arbiter.address:
-            if isinstance(address, tuple):  # otherwise a Unix socket
+            if isinstance(address, tuple):  # a Unix socket has a path instead
                 check_address(*address)
 
 
 def check_address(host: str, port: int) -> None:
-    """Check that the address can be bound. If not, gunicorn itself would try five times and log a dozen lines.
+    """Check that the address can be bound. Without this check, gunicorn would try five times and log a dozen lines.
 
     Raises:
         StartupError: The address cannot be bound.
@@ -74,8 +75,8 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
         except OSError as error:
             raise StartupError(f"{file} cannot be read: {error.strerror}") from error
     try:
-        # An empty password makes OpenSSL reject an encrypted key. By default, it would prompt for a password on the
-        # terminal.
+        # With an empty password, OpenSSL rejects an encrypted key. Without a password argument, it would prompt for one
+        # on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
     except ssl.SSLError as error:
         raise StartupError(f"{certfile} and {keyfile} are not a certificate and its unencrypted key") from error
@@ -84,11 +85,11 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
 def usable_pidfile(path: str) -> str | None:
     """Return the path for gunicorn's `pidfile`, or None if the file cannot be written or belongs to another server.
 
-    gunicorn would not start with an unusable path. With None, the server runs without a pidfile, and the `when_ready`
-    hook logs the problem in one line.
+    With an unusable path, gunicorn would not start. With None, it runs without a pidfile, and the `when_ready` hook
+    logs the problem in one line.
     """
     other = _read_pid(path)
-    # After a USR2 signal, the parent process is the server that this one replaces.
+    # After SIGUSR2, the parent process is the server that this one replaces.
     if other and other not in {os.getpid(), os.getppid()} and _is_running(other):
         pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
         return None
@@ -104,7 +105,7 @@ def usable_pidfile(path: str) -> str | None:
 def _read_pid(path: str) -> int | None:
     try:
         return int(Path(path).read_text())
-    except (OSError, ValueError):  # gunicorn overwrites a file without a number
+    except (OSError, ValueError):  # if the file contains no number, gunicorn overwrites it
         return None
 
 
@@ -112,12 +113,12 @@ def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # PermissionError: another user's process is running
+        return not isinstance(error, ProcessLookupError)  # on a PermissionError, it runs as another user
     return True
 
 
 def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
-    """Load the application in an `on_starting` hook. With `preload_app`, all workers use this instance."""
+    """Load the application. Call this in an `on_starting` hook. With `preload_app`, all workers use this instance."""
     return arbiter.app.wsgi()
 
 

@@ -16,7 +16,7 @@ class CPUs(NamedTuple):
 
 
 def available_cpus(root: Path = Path("/")) -> CPUs:
-    """Return the lowest of the cgroup's CPU quota (rounded up), the CPU affinity and the machine's CPUs.
+    """Return the lowest limit: the cgroup's CPU quota (rounded up), the CPU affinity or the machine's CPUs.
 
     Python itself respects the affinity (`docker run --cpuset-cpus`), but not the quota (`docker run --cpus`, or a CPU
     limit in Kubernetes).

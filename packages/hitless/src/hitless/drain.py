@@ -2,8 +2,8 @@
 
 For `drain_seconds`, all requests are served but readiness checks fail, so that load balancers stop sending traffic.
 Then the master refuses new connections and stops the workers. If no worker is accepting connections at that point,
-because the last one is being replaced, the master first waits for a worker to accept the connections in the backlog. A
-second SIGTERM stops everything immediately, and so do SIGINT and SIGQUIT.
+because the last one is being replaced, the master first waits for a new worker, which accepts the connections in the
+backlog. SIGINT, SIGQUIT or a second SIGTERM stops everything immediately.
 """
 
 import atexit
@@ -22,7 +22,7 @@ DRAINING, STOPPING = 1, 2
 # Shared by the master and its workers, because this module is imported before the fork.
 _draining = mmap.mmap(-1, 1)
 
-# Seconds between checks for a worker that accepts connections.
+# How often to check whether any worker accepts connections, in seconds.
 POLL_INTERVAL = 0.1
 
 # Defined in asm-generic/socket.h, and in Python's `socket` module since 3.14.
@@ -38,12 +38,12 @@ def is_draining() -> bool:
 
 
 def is_stopping() -> bool:
-    """Return whether the workers have been told to stop. No worker may be started after that."""
+    """Return whether the workers have been told to stop. From then on, no worker may be started."""
     return _draining[0] == STOPPING
 
 
 def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
-    """Replace gunicorn's SIGTERM handler with the shutdown that the module's docstring describes.
+    """Replace gunicorn's signal handlers, so that SIGTERM shuts the server down as the module's docstring describes.
 
     Call this once, in the master.
     """
@@ -58,11 +58,11 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds or POLL_INTERVAL, POLL_INTERVAL)
 
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
-        # Do not refuse connections if another process still uses the same sockets: another master after SIGUSR2, or
-        # systemd.
+        # Refuse connections only if no other process uses the same sockets. After SIGUSR2, another master uses them.
+        # With socket activation, systemd uses them.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
             if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
-                if time.monotonic() > deadline:  # no new worker has started, and the old ones had time to stop
+                if time.monotonic() > deadline:  # no new worker has started, and the old workers have had time to stop
                     stop_now(number, frame)
                 return  # the next alarm checks again
             for listener in arbiter.LISTENERS:
@@ -74,7 +74,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
     def stop_now(number: int, frame: FrameType | None) -> None:
         _draining[0] = STOPPING
-        # Send the signal repeatedly: more workers may be started until the master's main loop handles its own signal.
+        # Send the signal repeatedly, because the master may start more workers until its main loop handles the signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)
         arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs the signal
@@ -87,9 +87,9 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
 
 def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to each worker. `workers` contains their process ids.
+    """Send a signal to all workers. `workers` contains their process ids.
 
-    gunicorn does this too, but not while it waits for old workers to exit after a SIGHUP.
+    gunicorn does the same, but not while it waits for old workers to exit after SIGHUP.
     """
     for pid in list(workers):
         with contextlib.suppress(ProcessLookupError):
@@ -100,8 +100,8 @@ def refuse_connections(listener: socket.socket) -> None:
     """Refuse new connections, but keep those in the backlog, so that workers can accept them.
 
     Closing a listening socket would reset the connections in its backlog, even if their requests have already been
-    sent. Instead, bind the socket to a network interface that does not exist. This needs no privileges since Linux 5.7,
-    and applies to every process that shares the socket. TCP handshakes in progress still complete.
+    sent. Instead, this function binds the socket to a network interface that does not exist. This needs no privileges
+    since Linux 5.7, and applies to every process that shares the socket. TCP handshakes in progress still complete.
     """
-    with contextlib.suppress(OSError):  # on other systems, connections that arrive now may be reset
+    with contextlib.suppress(OSError):  # without this option, new connections may be reset
         listener.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NO_INTERFACE)

@@ -14,7 +14,7 @@ def add_mapped_addresses(trusted: str | Iterable[str]) -> list[str] | str:
         trusted: The value of gunicorn's `forwarded_allow_ips`.
 
     Returns:
-        The value of Uvicorn's setting with the same name.
+        The value for Uvicorn's setting of the same name.
     """
     names = [name.strip() for name in trusted.split(",")] if isinstance(trusted, str) else list(trusted)
     return "*" if names == ["*"] else [*names, *filter(None, map(_map, names))]
@@ -23,7 +23,7 @@ def add_mapped_addresses(trusted: str | Iterable[str]) -> list[str] | str:
 def _map(name: str) -> str | None:
     try:
         network = ip_network(name)
-    except ValueError:  # not an address, or an invalid network, which Uvicorn ignores
+    except ValueError:  # a host name, or an invalid network, which Uvicorn ignores
         return None
     if not isinstance(network, IPv4Network):
         return None

@@ -34,7 +34,7 @@ def hooks(
     Args:
         drain_seconds: Seconds to keep serving after SIGTERM while `is_draining()` returns True, so that load balancers
             stop sending traffic.
-        limits: The limits of each connection.
+        limits: The limits that apply to each connection.
         render_refusal: Renders the headers and the body of the response to a request that the server rejects.
     """
 

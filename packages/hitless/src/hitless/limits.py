@@ -20,18 +20,19 @@ class Limits:
 
     Attributes:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
-        pipelined_requests: Maximum number of pipelined requests, which wait for the response to an earlier request.
-            Browsers do not pipeline.
+        pipelined_requests: Maximum number of requests on a connection that wait while an earlier one is answered.
+            Browsers do not pipeline requests.
         request_seconds: Initial time limit for receiving a request, in seconds. Each `bytes_per_second` bytes received
-            add one second. The remaining time never exceeds `request_seconds`, so that a stalled upload is rejected.
+            add one second. The remaining time never exceeds `request_seconds`, so a stalled upload is rejected after at
+            most this time.
         bytes_per_second: Minimum upload rate after the first `request_seconds`.
         unread_seconds: Seconds after which a connection is closed if its client stops reading the response (Linux
             only).
         websocket_message_size: Maximum size of a WebSocket message, in bytes. A larger message closes the connection.
-        websocket_queue: Number of messages queued for the application at which reading pauses. The queue may become
-            slightly longer, because data is parsed 1 KiB at a time.
-        websocket_idle_seconds: Seconds after which a WebSocket connection is closed if its client answers no ping. A
-            ping is sent after half of this time.
+        websocket_queue: Number of messages that may wait for the application before the server stops reading. A few
+            more may be queued, because data is parsed 1 KiB at a time.
+        websocket_idle_seconds: Seconds after which a WebSocket connection is closed if its client does not answer a
+            ping. The ping is sent after half of this time.
     """
 
     head_size: int = 16 * 1024
@@ -63,8 +64,8 @@ class Deadline:
 
     def start(self, on_timeout: Callable[[], None]) -> None:
         """Start the timer. It calls `on_timeout` once if the request does not arrive in time."""
-        # Only the timer references the function. If `self` did too, a closed connection would be part of a reference
-        # cycle, and only the garbage collector could free it.
+        # Pass the function to the timer instead of storing it in `self`. A stored function would make each closed
+        # connection part of a reference cycle, which only the garbage collector can free.
         self._at = self._loop.time() + self._limits.request_seconds
         self._timer = self._loop.call_later(self._limits.request_seconds, self._check, on_timeout)
 

@@ -1,8 +1,8 @@
-"""Replace workers in gunicorn's master process without an outage. `drain.py` handles the shutdown.
+"""Replace workers without an outage. This code runs in gunicorn's master process. `drain.py` handles the shutdown.
 
-gunicorn stops a worker before it starts the worker's replacement, called its successor here. If no successor can start,
-no worker is left. An incorrectly renewed certificate, a process limit or a broken release then causes an outage.
-With hitless, a worker serves until its successor accepts connections, however long the start takes.
+On its own, gunicorn stops a worker before it starts the replacement, which is called the successor here. If no
+successor can start, for example because of an incorrectly renewed certificate, a process limit or a broken release, no
+worker is left. With hitless, a worker serves until its successor accepts connections, however long that takes.
 """
 
 import os
@@ -19,7 +19,8 @@ from hitless.shared import Phase, master_heartbeat, starts
 
 # Signals that the master sends to stop a worker.
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-# Maximum delay between attempts to start a worker, in seconds. The delay starts at one second and doubles each time.
+# Maximum delay between attempts to start a worker, in seconds. The delay starts at one second and doubles after each
+# failure.
 MAX_DELAY = 30.0
 
 Arbiter = Any  # gunicorn has no type hints
@@ -29,9 +30,9 @@ Worker = Any
 def block_signals_during_fork() -> None:
     """Make workers react to stop signals from the moment they are forked. Call this once, in the master.
 
-    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. If
-    stop signals were not blocked, a worker would ignore those that arrive before it has set its own handlers, and the
-    master would wait for the worker forever.
+    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. If stop
+    signals were not blocked during the fork, a worker would ignore a stop signal that arrives before the worker has set
+    its own handlers, and the master would wait for the worker forever.
     """
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_reset_signals)
 
@@ -62,7 +63,8 @@ class Supervisor:
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        # gunicorn's `reload` would start all workers at once. Make its calls no-ops: `manage_workers` starts workers.
+        # gunicorn's `reload` calls this method to start all workers at once. Make it a no-op, because `manage_workers`
+        # starts them.
         arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
@@ -77,8 +79,9 @@ class Supervisor:
             number = self._arbiter.num_workers
             active = list(self._active_workers())
             successors = number - sum(not self._is_outdated(worker) for worker in active)
-            # A stopping worker still uses memory and may hold database connections. To have at most one extra worker,
-            # replace outdated workers one after another. Each of them serves until it is replaced.
+            # Replace outdated workers one after another, so that there is never more than one extra worker: even a
+            # stopping worker uses memory and may hold database connections. An outdated worker serves until it is
+            # replaced.
             room = number + 1 - len(self._arbiter.WORKERS)
             for _ in range(max(number - len(active), min(successors, room))):
                 self.spawn_worker()
@@ -89,9 +92,9 @@ class Supervisor:
         if time.monotonic() < self._next_start:
             return
         try:
-            check_tls(self._arbiter.cfg)  # in the master, so that one line is logged for all workers
+            check_tls(self._arbiter.cfg)  # check in the master, so that not every worker logs the problem
             self._spawn_worker()
-        except (StartupError, OSError, RuntimeError) as error:  # for example a process limit, or no `worker_tmp_dir`
+        except (StartupError, OSError, RuntimeError) as error:  # such as a process limit or a missing `worker_tmp_dir`
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:
@@ -103,15 +106,15 @@ class Supervisor:
         except HaltServer:
             if not starts[0]:
                 raise
-            os.kill(os.getpid(), signal.SIGCHLD)  # other exited workers may not be reaped yet
+            os.kill(os.getpid(), signal.SIGCHLD)  # triggers another call, which reaps other exited workers
         gone = [worker for pid, worker in before.items() if pid not in self._arbiter.WORKERS]
         for worker in gone:
             worker.tmp.close()  # gunicorn leaves it open if the worker failed to start
         if not is_stopping() and any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
-        if self._is_reloading:  # gunicorn calls no other method until the old workers have exited
-            # Call this at most once per second: the first call makes a stuck worker log its stack, the second kills the
-            # worker.
+        if self._is_reloading:  # until the old workers have exited, gunicorn calls only this method
+            # Call `murder_workers` at most once per second: the first call makes a stuck worker log its stack, and the
+            # second call kills the worker.
             if time.monotonic() >= self._next_kill:
                 self._next_kill = time.monotonic() + 1
                 self._arbiter.murder_workers()
@@ -127,7 +130,7 @@ class Supervisor:
         try:
             self._reload()
         except SystemExit:  # gunicorn exits if the configuration is invalid
-            if os.getpid() != master:  # this is a worker forked during the reload: let it exit
+            if os.getpid() != master:  # this process is a worker that was forked during the reload
                 raise
             app.cfg, self._outdated_age = configuration, outdated_age
             self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  no traceback
@@ -155,7 +158,7 @@ class Supervisor:
                 self._arbiter.kill_worker(worker.pid, signal.SIGTERM)
 
     def _delay_next_start(self, problem: str) -> None:
-        if time.monotonic() < self._next_start:  # another worker from this attempt has failed already
+        if time.monotonic() < self._next_start:  # another worker has already failed in this attempt
             return
         delay = min(2.0**self._failures, MAX_DELAY)
         self._failures += 1

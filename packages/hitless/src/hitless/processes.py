@@ -6,7 +6,7 @@ from hitless.cgroups import read_limits
 
 
 def available_processes(root: Path = Path("/")) -> int | None:
-    """Return the lowest cgroup limit on processes and threads together, or None if there is no limit.
+    """Return the lowest cgroup limit on the total number of processes and threads, or None if there is no limit.
 
     Args:
         root: The directory that contains `proc` and `sys`.

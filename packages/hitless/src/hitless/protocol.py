@@ -4,7 +4,7 @@ On its own, Uvicorn buffers request heads of any size and any number of pipeline
 request to arrive, and treats trailers as headers.
 
 The callbacks of the HTTP parser, httptools, are the only code in hitless that depends on the parser. INTERNALS.md
-describes the changes to hitless that zttp, Uvicorn's newest protocol, would need.
+describes the changes that would be necessary to support zttp, Uvicorn's newest protocol.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ else:
     HAS_WEBSOCKETS = True
 
 log = logging.getLogger("hitless")
-# Drop Uvicorn's log line about a malformed request. The logger `hitless` reports it with the client's address and the
-# request id.
+# Drop Uvicorn's log line about a malformed request. The logger `hitless` reports the request instead, with the client's
+# address and the request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
 # Seconds that a connection stays open after a request is rejected. Closing a connection with unread data in the receive
@@ -39,8 +39,8 @@ logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Inval
 LINGER_SECONDS = 1.0
 # Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
-# Maximum number of bytes to buffer of a pipelined request's body. Uvicorn has no such limit: it reads more of the body
-# each time the application receives a message of an earlier request.
+# Maximum number of bytes of a pipelined request's body to buffer. Uvicorn does not limit this number: each time the
+# application receives a message of an earlier request, Uvicorn resumes reading from the connection.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
@@ -75,9 +75,10 @@ def log_late_exceptions(app: Application) -> Application:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Handle one connection.
+    """Handle one HTTP connection.
 
-    A request that exceeds a limit is the last one on its connection. It is rejected, unless its response has begun.
+    A request that exceeds a limit is rejected, unless its response has already begun. Either way, it is the last
+    request on its connection.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if HAS_WEBSOCKETS:
             self.ws_protocol_class = partial(LimitedWebSocketProtocol, limits=limits)  # type: ignore[assignment]  # Uvicorn only calls it
         self.is_handshake = False
-        self.in_head = self.is_incomplete = True  # a request is expected, but nothing has arrived
+        self.in_head = self.is_incomplete = True  # the first request has not arrived yet
         self.is_refused = False
         self.running: RequestResponseCycle | None = None
         self.reason = MALFORMED
@@ -112,7 +113,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.deadline.cancel()
-        if self.running:  # Uvicorn only notifies the latest request, which may be a pipelined one
+        if self.running:  # Uvicorn notifies only the latest request, which may be pipelined and not running yet
             self.running.disconnected = True
             self.running.message_event.set()
         super().connection_lost(exc)
@@ -137,8 +138,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        # Free the part of the body that the application has not read. Otherwise, it would be kept until the next
-        # request.
+        # Free the part of the request body that the application has not read. Otherwise, this part would stay in memory
+        # until the next request.
         self.running.body.clear()  # type: ignore[union-attr]  # a request has been running until now
         super().on_response_complete()
 
@@ -150,7 +151,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_refused:
             return
         is_new = not self.is_incomplete
-        if is_new:  # any data after a complete request starts the next one, even a blank line
+        if is_new:  # any data after a complete request, even a blank line, starts the next request
             self.in_head = self.is_incomplete = True
             self.deadline.received = self.unparsed = 0
         self.deadline.extend(len(data))
@@ -159,7 +160,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._check_limits(is_new=is_new)
 
     def _check_limits(self, *, is_new: bool) -> None:
-        """Run the timer while a request is incomplete, and reject a head that exceeds the limit."""
+        """Run the timer while a request is incomplete, and reject a head that exceeds the size limit."""
         if self.is_refused:
             return
         if not self.is_incomplete:
@@ -171,7 +172,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.start(self._refuse_slow_request)
 
     def _keep_alive_after_late_body(self) -> None:
-        """Restart the keep-alive timeout, which is cancelled if the end of a body arrives after the response."""
+        """Restart the keep-alive timeout, which Uvicorn cancels if the end of a body arrives after the response."""
         is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
         if is_idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -183,10 +184,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.in_head = self.is_incomplete = True
-        self.unparsed = 0  # the parser does not report how much of the current data belongs to this request
+        self.unparsed = 0  # start at 0, because the parser does not report where the request starts in the data
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # drop trailers: proxies check headers, but not trailers
+        if self.in_head:  # drop trailers, because proxies check only headers
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -216,7 +217,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return HAS_WEBSOCKETS and is_valid_handshake(self.parser.get_method(), self.url, self.headers)
 
     def _should_upgrade(self) -> bool:
-        """Return whether the request opens a WebSocket. Any other upgrade is ignored, as RFC 9110 (7.8) allows."""
+        """Return whether the request opens a WebSocket. Ignore other upgrades, as RFC 9110 (section 7.8) allows."""
         return self.is_handshake
 
     def on_body(self, body: bytes) -> None:
@@ -230,11 +231,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_incomplete = False
 
     def _head_size(self) -> int:
-        # Each header has four more bytes: a colon, a space and the line ending.
+        # Each header contains four more bytes: a colon, a space and the two bytes of the line ending.
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Suppress Uvicorn's warning that recommends a package: clients could trigger it often and fill the log."""
+        """Suppress Uvicorn's warning that recommends a package, because clients could use it to flood the log."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text is not used
         self._refuse(self.reason)
@@ -256,7 +257,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._can_respond():
             self._respond(refusal)
-        if not self.in_head:  # the application must not wait for the rest of the body
+        if not self.in_head:  # do not let the application wait for the rest of the body
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
@@ -277,5 +278,5 @@ class LimitedProtocol(HttpToolsProtocol):
         log.info("request rejected", extra=extra)
         headers = [*self.server_state.default_headers, (b"x-request-id", request_id.encode())]
         self.transport.write(serialize(refusal.status, headers, self.render_refusal(refusal)))
-        if self.transport.can_write_eof():  # TLS connections cannot
+        if self.transport.can_write_eof():  # not possible with TLS
             self.transport.write_eof()

@@ -11,7 +11,7 @@ class Refusal(NamedTuple):
     Attributes:
         status: The HTTP status code of the response.
         type: A stable identifier, for example `malformed_request`.
-        message: A sentence for people, without a final period.
+        message: A human-readable sentence without a final period.
     """
 
     status: HTTPStatus
@@ -48,8 +48,8 @@ def serialize(status: HTTPStatus, headers: Iterable[tuple[bytes, bytes]], respon
 
     Args:
         status: The HTTP status code.
-        headers: The server's default headers, for example `Date`. A header in the response overrides one with the same
-            name.
+        headers: The server's default headers, for example `Date`. A header in `response` overrides a default header
+            with the same name.
         response: The rendered refusal.
     """
     framing = {b"content-length": b"%d" % len(response.body), b"connection": b"close"}

@@ -21,15 +21,16 @@ from hitless.shared import Phase, heartbeat_loss_logged, master_heartbeat, start
 
 log = logging.getLogger("uvicorn.error")
 
-# Seconds for which idle connections stay open when the whole server stops. A client that sends requests steadily sends
-# its next one within this time. The response has `Connection: close`, so the client then opens a new connection.
+# Seconds that idle connections stay open when the whole server stops. A client that sends requests steadily sends its
+# next request within this time. The response contains `Connection: close`, so the client does not send another request
+# on this connection.
 LAST_REQUESTS_SECONDS = 0.5
-# Seconds for which a stopping worker waits for TLS handshakes in progress.
+# Seconds that a stopping worker waits for TLS handshakes in progress.
 HANDSHAKE_SECONDS = 5
 # Seconds of gunicorn's `graceful_timeout` that are reserved for the lifespan's shutdown.
 LIFESPAN_SECONDS = 5
-# Seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started. After the
-# same number of seconds without a heartbeat from the master, one of the workers logs an error.
+# A worker that has reached `max_requests` logs a warning if no replacement starts within this number of seconds. If the
+# master sends no heartbeat for as many seconds, one of the workers logs an error.
 WARN_SECONDS = 15.0
 
 
@@ -41,7 +42,7 @@ class GracefulServer(Server):
         worker: The worker's number among all workers.
         phase: One byte of shared memory, from which the master reads the worker's phase.
         notify: Sends a heartbeat to the master.
-        grace_seconds: The grace period, in which running requests can finish.
+        grace_seconds: The grace period for running requests, in seconds.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class GracefulServer(Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  Uvicorn's signature
         """Start the shutdown.
 
-        Uvicorn's own handler would also raise the signal again later, which would skip `worker_exit` and `atexit`.
+        Uvicorn's own handler would also raise the signal again after the shutdown. The signal would then end the
+        process before `worker_exit` and the `atexit` functions are called.
         """
         self.should_exit = True
 
@@ -99,7 +101,7 @@ class GracefulServer(Server):
         self._phase[0] = Phase.AT_MAX_REQUESTS
         self._warn_at = time.monotonic() + WARN_SECONDS
         with contextlib.suppress(OSError):  # the master has died
-            os.kill(os.getppid(), signal.SIGCHLD)  # the master then checks its workers immediately
+            os.kill(os.getppid(), signal.SIGCHLD)  # makes the master check its workers immediately
 
     def _warn_without_successor(self) -> None:
         """Log a warning once if this worker needs a replacement, but no worker has started for WARN_SECONDS."""
@@ -126,7 +128,8 @@ class GracefulServer(Server):
         self._phase[0] = Phase.STOPPING
         self._close_after_responses()
         if is_draining():
-            # This may be the last worker that can accept the backlog, so accept all of it, however busy this worker is.
+            # No other worker may be left to accept the connections in the backlog, so accept all of them, however busy
+            # this worker is.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
             self._acceptor.accept_backlog()
         # Unless the whole server stops, the other workers keep accepting from the same sockets.
@@ -143,8 +146,8 @@ class GracefulServer(Server):
     def _close_after_responses(self) -> None:
         """Add `Connection: close` to every response from now on.
 
-        If the headers of a response have been sent already, its client may send another request on the connection. So
-        the connection stays open for that request, like an idle one.
+        If the headers of a response have already been sent, the client does not know that the server will close the
+        connection, and may send another request. The connection therefore stays open for a while, like an idle one.
         """
         self.server_state.default_headers.append((b"connection", b"close"))
 
@@ -158,18 +161,18 @@ class GracefulServer(Server):
         return any(isinstance(connection, LimitedProtocol) for connection in self.server_state.connections)
 
     def _idle_seconds(self) -> float:
-        """Return the number of seconds for which connections may be idle during the shutdown."""
-        # If the whole server stops, load balancers have had `drain_seconds` to stop sending requests, and no other
-        # worker accepts new connections.
+        """Return how many seconds a connection may stay idle during the shutdown."""
+        # If the whole server stops, wait only briefly. Load balancers have had `drain_seconds` to stop sending
+        # requests, and no worker accepts new connections.
         if is_stopping():
             return LAST_REQUESTS_SECONDS
-        # The other half of the grace period is for the last requests.
+        # Use at most half of the grace period. The other half is for the last requests.
         return max(LAST_REQUESTS_SECONDS, min(self.config.timeout_keep_alive, self._grace_seconds / 2))
 
     async def _finish_requests(self, deadline: float) -> None:
         """Wait for running requests, and cancel those that exceed the deadline, so that the application can send a 503.
 
-        Uvicorn would cancel them too, but it would shut down the lifespan before they can respond.
+        Uvicorn would also cancel them, but it would shut down the lifespan before they could respond.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -186,7 +189,7 @@ class GracefulServer(Server):
             await asyncio.wait(tasks, timeout=LAST_REQUESTS_SECONDS)
 
     async def _send_heartbeat(self) -> None:
-        """Send heartbeats for as long as a shutdown may take. A worker that takes longer is killed by the master."""
+        """Send heartbeats for as long as a shutdown may take. If the worker takes longer, the master kills it."""
         for _ in range(round(self._grace_seconds + LIFESPAN_SECONDS)):
             self._notify()
             await asyncio.sleep(1)

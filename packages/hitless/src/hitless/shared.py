@@ -1,13 +1,14 @@
-"""Memory shared by the master and its workers, because it is allocated before the fork."""
+"""Memory that is allocated before the fork, so that the master and all workers share it."""
 
 from enum import IntEnum
 from mmap import mmap
 
 # Total number of workers that have started to accept connections.
 starts = memoryview(mmap(-1, 4)).cast("I")
-# Time of the last iteration of the master's main loop, in seconds of the monotonic clock. 0.0 without hitless's hooks.
+# Time of the last iteration of the master's main loop, in seconds of the monotonic clock. Always 0.0 if hitless's hooks
+# are not used.
 master_heartbeat = memoryview(mmap(-1, 8)).cast("d")
-# 1 if a worker has logged that the master does not respond.
+# 1 if a worker has already logged that the master does not respond, otherwise 0.
 heartbeat_loss_logged = mmap(-1, 1)
 
 

@@ -14,9 +14,9 @@ log = logging.getLogger("hitless.stderr")
 class LogStream:
     """Write log lines to standard error. If it is a pipe, drop the lines that do not fit.
 
-    If the reader of a pipe stalls, for example a log driver, the pipe is full after 64 KiB. A worker that blocked on it
-    could serve no requests. Instead, lines that do not fit are dropped, and their number is logged before the next line
-    that fits.
+    If the reader of the pipe, for example a log driver, stalls, the pipe is full after 64 KiB. A worker that waited for
+    space could not serve requests. Lines that do not fit are therefore dropped, and their number is logged before the
+    next line that fits.
 
     Args:
         stream: The stream to use instead of standard error.
@@ -42,7 +42,7 @@ class LogStream:
                 self._dropped += 1
 
     def flush(self) -> None:
-        """Flush the stream. `logging` calls this after each line. Writes to a pipe are not buffered."""
+        """Flush the stream. `logging` calls this after each line. Writes to a pipe are unbuffered and need no flush."""
         if self._pipe < 0:
             (self._given or sys.stderr).flush()
 
@@ -54,8 +54,8 @@ class LogStream:
         if self._pipe >= 0:
             os.close(self._pipe)
         self._stream, self._pipe, self._rest = stream, -1, b""
-        # Use the stream itself if it is not a file, if the pipe belongs to another user, or if there is no /proc (only
-        # Linux has it).
+        # On an error, the stream itself is used. This happens if it is not a file, if the pipe belongs to another user,
+        # or if the system is not Linux and has no /proc.
         with contextlib.suppress(OSError, ValueError):
             number = stream.fileno()
             if stat.S_ISFIFO(os.fstat(number).st_mode):
@@ -70,7 +70,7 @@ class LogStream:
         if self._dropped:
             number, self._dropped = self._dropped, 0
             log.warning("%d log lines were dropped because standard error was not read", number)
-            if self._dropped:  # this message was dropped too
+            if self._dropped:  # this message did not fit and was dropped as well
                 self._dropped = number
                 return False
         return True

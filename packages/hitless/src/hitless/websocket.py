@@ -24,7 +24,8 @@ from hitless.limits import Limits
 # Seconds to wait for the client's close frame after sending one. Closing a connection with unread data in the receive
 # buffer would reset it, and the client might never see the close code.
 LINGER_SECONDS = 1.0
-# Maximum number of bytes to parse at a time. The shortest message has six bytes, so a piece has at most 170 messages.
+# Maximum number of bytes to parse at a time. The shortest message has six bytes, so a piece contains at most 170
+# messages.
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
@@ -67,11 +68,11 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         # No compression: it uses 40 KB of memory per connection, and a message of 100 bytes can expand to 100 KB.
         self.conn = ServerProtocol(max_size=limits.websocket_message_size, logger=log)
         self.ping_interval = self.ping_timeout = limits.websocket_idle_seconds / 2
-        # On shutdown, the server adds `Connection: close`. A handshake must be answered with `Connection: Upgrade`
-        # instead.
+        # During a shutdown, the default headers include `Connection: close`. The response to a handshake must contain
+        # `Connection: Upgrade` instead.
         self.default_headers = [header for header in self.default_headers if header[0] != b"connection"]
         self.unparsed = deque[bytes]()
-        self.is_handling = False  # the application has received a message and not yet asked for the next one
+        self.is_handling = False  # the application has received a message and has not asked for the next one yet
         self.is_draining = False
         self.is_closed_by_server = False
 
@@ -90,12 +91,12 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     def _takes_messages(self) -> bool:
-        if self.close_sent:  # messages are discarded, but the client's close frame must be read
+        if self.close_sent:  # messages will be discarded, but the client's close frame must be read
             return True
         return not self.is_draining and self.queue.qsize() < self.limits.websocket_queue
 
     def handle_cont(self, event: Frame) -> None:
-        if event.data or event.fin:  # skip empty frames: a message may have any number of them
+        if event.data or event.fin:  # skip empty frames, because a message may consist of any number of them
             super().handle_cont(event)
 
     def handle_ping(self) -> None:
@@ -123,13 +124,15 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.is_closed_by_server:
             raise ClientDisconnected
         await super().send(message)
-        if self.initial_response and self.close_sent:  # rejected with a response, which Uvicorn would log as missing
+        # If the application has rejected the handshake, Uvicorn would log that the response is missing. Prevent this.
+        if self.initial_response and self.close_sent:
             self.handshake_complete = True
         self._close_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Count the connection when it ends, as requests are counted. If it were counted at its start, the clients of a
-        # recycled worker, which reconnect immediately, would push the next worker to `max_requests`.
+        # Count the connection when it ends, just as a request is counted when it ends. The clients of a recycled worker
+        # reconnect immediately. If their connections were counted at once, the next worker would soon reach
+        # `max_requests`.
         self.server_state.total_requests += 1
         super().connection_lost(exc)
 

@@ -58,7 +58,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         self.config.root_path = self.cfg.root_path
         self.config.forwarded_allow_ips = add_mapped_addresses(self.cfg.forwarded_allow_ips)
         self.config.ssl_ciphers = self.config.ssl_ciphers or CIPHERS
-        self.config.get_loop_factory()  # import the event loop once, not in each worker
+        self.config.get_loop_factory()  # import the event loop once, before the fork
         self._phase = mmap(-1, 1)
 
     @property
@@ -91,8 +91,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit immediately."""
-        # The master repeats the signal. Ignore it, so that it cannot interrupt code that runs before `os._exit`. For
-        # example, coverage wraps this function to save its data.
+        # The master sends the signal repeatedly. Ignore it from now on, so that it cannot interrupt a tool that wraps
+        # `os._exit`. For example, coverage saves its data there.
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         os._exit(0)
 
@@ -104,8 +104,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         self.config.http = partial(LimitedProtocol, limits=self.limits, render_refusal=self.render_refusal)
-        # Use the plain sockets. gunicorn's wrappers are closed twice. By the second time, another file may have the
-        # same descriptor.
+        # Use the plain sockets, because gunicorn's wrappers of them are closed twice. By the second time, another file
+        # may have the same descriptor.
         sockets = [listener.sock for listener in self.sockets]
         enable_send_timeout(sockets, self.limits.unread_seconds)
         server = GracefulServer(
@@ -121,7 +121,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 def _exit_without_freeing() -> None:
     """Run the other exit handlers, then end the process without freeing its objects.
 
-    To free objects, Python writes to the memory that the worker shares with the master, and the kernel copies it. That
+    Freeing objects writes to memory that the worker shares with the master, so the kernel must copy that memory. This
     takes 50 ms of CPU time, more than the start of a worker.
     """
     atexit.unregister(_exit_without_freeing)

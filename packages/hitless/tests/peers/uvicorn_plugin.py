@@ -5,9 +5,9 @@ import uvicorn.protocols.http.httptools_impl
 from hitless.protocol import LimitedProtocol
 
 
-# Uvicorn's tests recognize the protocol for httptools by this name.
+# Uvicorn's tests recognize its httptools protocol by this class name.
 class HttpToolsProtocol(LimitedProtocol):
-    """The protocol of hitless, under the name of Uvicorn's protocol."""
+    """hitless's protocol under the name of Uvicorn's protocol."""
 
 
 def pytest_configure() -> None:
@@ -15,9 +15,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The mock transport in Uvicorn's tests has no file descriptor.
+    # hitless reads from a transport's file descriptor. The mock transport in Uvicorn's tests has none.
     for module in ("limits", "protocol"):
         pytest.MonkeyPatch().setattr(f"hitless.{module}.has_unread_bytes", lambda _: False)
-    # asyncio's transports have this method, but the mock does not.
+    # All transports of asyncio have this method, but the mock transport does not.
     for item in items:
         item.getparent(pytest.Module).obj.MockTransport.can_write_eof = lambda _: False  # type: ignore[union-attr]

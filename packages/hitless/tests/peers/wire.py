@@ -32,14 +32,14 @@ from websockets.sync.client import ClientConnection, connect
 # httpx2, or httpx if httpx2 is not installed.
 httpx: Any = starlette.testclient.httpx  # type: ignore[attr-defined]
 
-TIMEOUT = 30  # seconds; longer than any step of these tests takes
-# Headers set by both `TestClient` and `websockets`.
+TIMEOUT = 30  # seconds; no step of these tests takes longer
+# `TestClient` has set these headers already, and `websockets` sets them again.
 HANDSHAKE_HEADERS = {"host", "connection", "sec-websocket-key", "sec-websocket-version"}
 worker_numbers = itertools.count()
 
 
 class Call:
-    """A call of the application, and the exception that it raised."""
+    """A call to the application, and the exception that the application raised."""
 
     def __init__(self) -> None:
         self.has_returned = threading.Event()
@@ -52,8 +52,8 @@ class ServerThread(threading.Thread):
     Attributes:
         app: The application. Tests may replace it between requests.
         root_path: The path prefix in the application's scope.
-        calls: Calls of the application that no client has waited for yet.
-        connections: A connection pool for all clients. It has no TLS context, whose creation would take 20 ms.
+        calls: Calls to the application that no client has waited for yet.
+        connections: A connection pool for all clients. It does not create a TLS context, which would take 20 ms.
     """
 
     def __init__(self, app: ASGIApp | None = None, root_path: str = "") -> None:
@@ -68,7 +68,7 @@ class ServerThread(threading.Thread):
         self.config = Config(
             self.call_app,
             lifespan="on" if app else "off",
-            ws="none",  # as in `hitless.Worker`: its HTTP protocol opens WebSockets itself
+            ws="none",  # as in `hitless.Worker`, whose HTTP protocol opens WebSockets itself
             interface="asgi3",
             log_config=None,
             timeout_keep_alive=2 * TIMEOUT,
@@ -94,14 +94,14 @@ class ServerThread(threading.Thread):
     def run(self) -> None:
         async def serve() -> None:
             serving = asyncio.create_task(self.server.serve([self.listener]))
-            while not (self.server.started or serving.done()):  # noqa: ASYNC110  Uvicorn has no event for it
+            while not (self.server.started or serving.done()):  # noqa: ASYNC110  Uvicorn has no event for this
                 await asyncio.sleep(0.001)
             self.is_started.set()
             await serving
 
         with suppress(SystemExit), asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
             runner.run(serve())
-        self.is_started.set()  # also if the lifespan failed to start
+        self.is_started.set()  # set this even if the lifespan has failed to start
 
     def stop(self) -> None:
         self.connections.close()
@@ -130,7 +130,7 @@ class ServerThread(threading.Thread):
         for call in calls:
             assert call.has_returned.wait(TIMEOUT)
             if call.error:
-                # After an exception, Uvicorn closes the connection without announcing it. Do not use the connection
+                # After an exception, Uvicorn closes the connection without sending `Connection: close`. Do not use it
                 # again.
                 self.connections.close()
                 self.connections = httpx.HTTPTransport(verify=False)
@@ -139,7 +139,7 @@ class ServerThread(threading.Thread):
 
 
 class Stream(httpx.SyncByteStream):  # type: ignore[misc]
-    """A response body. Closing it waits until the application has returned."""
+    """A response body. When it is closed, it waits until the application has returned."""
 
     def __init__(self, stream: Any, server: ServerThread, *, raise_errors: bool) -> None:
         self.stream = stream
@@ -176,19 +176,19 @@ class WireSession(WebSocketTestSession):
                 str(self.request.url),
                 address=("127.0.0.1", self.server.port),
                 additional_headers=headers,
-                user_agent_header=None,  # it is already in the headers
+                user_agent_header=None,  # the headers contain it already
                 proxy=None,
                 open_timeout=TIMEOUT,
                 close_timeout=TIMEOUT,
             ).__enter__()
         except InvalidStatus as refusal:
             self.server.wait_for_calls(raise_errors=True)
-            # If the application closes the connection before accepting it, ASGI servers respond 403. The close code is
-            # not sent.
+            # If the application closes the connection before accepting it, ASGI servers respond with 403 and do not
+            # send the close code.
             if refusal.response.status_code == HTTPStatus.FORBIDDEN:
                 raise WebSocketDisconnect(CloseCode.ABNORMAL_CLOSURE) from refusal
             raise
-        self.call = self.server.calls.pop()  # other requests do not wait for this call
+        self.call = self.server.calls.pop()  # other requests must not wait for this call
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -196,7 +196,7 @@ class WireSession(WebSocketTestSession):
         self.server.calls.append(self.call)
         try:
             # FastAPI's tests expect WebSocketDisconnect from the application, because they close the connection first.
-            # `TestClient` also raises it after a failed assertion, which makes the test pass. Do not raise it in this
+            # `TestClient` also raises it after a failed assertion, so that the test passes. Do not raise it in that
             # case.
             self.server.wait_for_calls(raise_errors=isinstance(error, WebSocketDisconnect | None))
         except WebSocketDisconnect as disconnect:
@@ -253,9 +253,9 @@ class WireTransport(httpx.BaseTransport):  # type: ignore[misc]
     def handle_request(self, request: Any) -> Any:
         server = self.own_server or self.shared_server()
         if request.url.scheme == "ws":
-            raise starlette.testclient._Upgrade(WireSession(server, request))  # returned by `websocket_connect`
+            raise starlette.testclient._Upgrade(WireSession(server, request))  # `websocket_connect` returns the session
         headers = request.headers.copy()
-        if request.url.scheme == "https":  # as from a proxy that terminates TLS
+        if request.url.scheme == "https":  # send the header of a proxy that terminates TLS
             headers["x-forwarded-proto"] = "https"
         url = request.url.copy_with(scheme="http", host="127.0.0.1", port=server.port)
         sent = httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
@@ -274,7 +274,7 @@ def leave(client: Any, *_: object) -> None:
 
 
 def pytest_configure() -> None:
-    # The clients in these tests stop before their server, so it need not wait for them.
+    # In these tests, clients stop before their server, so the server need not wait for them.
     hitless.server.LAST_REQUESTS_SECONDS = 0.0
     starlette.testclient._TestClientTransport = WireTransport  # type: ignore[misc, assignment]
     TestClient.__enter__ = enter  # type: ignore[method-assign]

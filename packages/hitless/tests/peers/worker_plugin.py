@@ -10,13 +10,13 @@ import hitless
 import pytest
 import uvicorn_worker  # type: ignore[import-untyped]  # it has no type hints
 
-# Seconds for gunicorn to start or to exit. The suite itself waits for less time. It might then send a signal that
-# stops gunicorn before it has started.
+# Maximum number of seconds that gunicorn may take to start or to exit. The suite's own timeouts are shorter: on a busy
+# machine, it could send a signal before gunicorn has started.
 TIMEOUT = 60
 
 
 class PatientProcess(subprocess.Popen[bytes]):
-    """Replace the suite's `Process`. `poll` waits until the application has started."""
+    """A replacement for the suite's `Process`. Its method `poll` waits until the application has started."""
 
     output: IO[bytes]
 
@@ -26,7 +26,7 @@ class PatientProcess(subprocess.Popen[bytes]):
 
     def poll(self) -> int | None:
         deadline = time.monotonic() + TIMEOUT
-        # Use `pread`, because it does not move the file offset, which gunicorn uses too.
+        # Use `pread`, because it does not move the file offset, which is shared with gunicorn.
         while super().poll() is None and b"startup complete" not in os.pread(self.log.fileno(), 100_000, 0):
             assert time.monotonic() < deadline
             time.sleep(0.1)

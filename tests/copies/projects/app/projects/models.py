@@ -50,7 +50,7 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(100))
     status: Mapped[Status] = mapped_column(Enum(Status, native_enum=False, length=20))
     starts_on: Mapped[date]
-    # An integer number of cents, because SQLite has no decimal type.
+    # Stored as an integer number of cents, because SQLite has no decimal type.
     budget_cents: Mapped[int] = mapped_column(BigInteger)
     tags: Mapped[list[str]] = mapped_column(JSON)
     document_size: Mapped[int | None] = mapped_column(BigInteger)

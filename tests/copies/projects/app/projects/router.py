@@ -139,7 +139,7 @@ async def upload_document(project: OwnProject, session: WriteSession, body: Body
 async def follow_project(project: ReadableProject, request: AppRequest) -> AsyncIterator[ServerSentEvent]:
     """Send an event for each member, and end. Browsers connect again after five seconds."""
     for user_id in [member.user_id for member in project.members]:
-        # The request's session is closed by now. One for each event holds no connection while the client reads.
+        # The request's session is already closed. A new session per event holds no connection between the events.
         async with AsyncSession(request.state["read_engine"]) as session:
             member = await session.get(Member, (project.id, user_id))
         if member:
@@ -152,10 +152,10 @@ async def chat(
     websocket: WebSocket, request: AppRequest, project: ReadableProject, user: CurrentUser, session: ReadSession
 ) -> None:
     """Send each message back with the user who wrote it. For members of the project and for staff."""
-    await session.close()  # return the connection to the pool: a WebSocket may stay open for hours
+    await session.close()  # return the connection to the pool, because a WebSocket may stay open for hours
     await websocket.accept()
     while True:
         text = await websocket.receive_text()
         async with AsyncSession(request.state["read_engine"]) as message_session:
-            await get_readable_project(project.id, user, message_session)  # raises if the user is no member any more
+            await get_readable_project(project.id, user, message_session)  # raises if the user is no longer a member
         await websocket.send_json({"project": project.id, "user": user.id, "text": text})

@@ -13,9 +13,9 @@ from app.schemas import MAX_ID, SINGLE_LINE, Input
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=30, pattern=SINGLE_LINE)]
-# In query strings, Pydantic would also accept a number of seconds since 1970 as a date.
+# Pydantic alone would also accept a number of seconds since 1970 as a date in a query string.
 QueryDate = Annotated[date, BeforeValidator(date.fromisoformat)]
-# Pydantic's own schema states no limits, so clients that generate requests from it would exceed them.
+# State the limits, which Pydantic's generated schema omits: clients that generate requests from the schema need them.
 _MONEY: JsonDict = {
     "anyOf": [
         {"type": "number", "minimum": 0, "maximum": 9_999_999_999.99, "multipleOf": 0.01},

@@ -20,7 +20,7 @@ from app.users.errors import UserNotFound
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions on the projects to list. None disables a condition."""
+    """Conditions that listed projects must meet. None disables a condition."""
 
     member_id: int | None
     status: Status | None
