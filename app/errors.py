@@ -58,6 +58,8 @@ _FASTAPI_HANDLERS = FastAPI().exception_handlers
 _UNREADABLE = "There was an error parsing the body"
 # Errors include only field names that match this pattern. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
+# Messages for the types of errors whose own message quotes the input.
+_UNQUOTED = {"uuid_parsing": "Not a valid UUID", "union_tag_invalid": "Not one of the expected tags"}
 # MAX_DETAILS, MAX_FIELD_LENGTH and MAX_MESSAGE_LENGTH keep the body of a 422 under 8 KiB, for any request.
 MAX_DETAILS = 20
 MAX_FIELD_LENGTH = 128
@@ -325,7 +327,7 @@ def _describe(problem: dict[str, Any]) -> FieldError:
         return FieldError(field="body", message="Not valid JSON")
     names = takewhile(_IDENTIFIER.fullmatch, map(str, location))
     field = ".".join(names)[:MAX_FIELD_LENGTH] or str(source)
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _UNQUOTED.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
     if message.startswith("value is not a valid email address"):
         message = "Not a valid email address"  # the original message quotes the address
     return FieldError(field=field, message=message[:MAX_MESSAGE_LENGTH])

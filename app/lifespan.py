@@ -104,6 +104,10 @@ def create_redis(settings: Settings) -> Redis | None:
 
 
 def ignore_abandoned_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Ignore connection attempts that a driver abandoned after a timeout; report every other unhandled exception."""
-    if not isinstance(context.get("exception"), OSError):
+    """Ignore connection attempts that a driver abandoned after a timeout; report every other unhandled exception.
+
+    An abandoned attempt is a future of the driver that has failed. A failed task may be the application's own.
+    """
+    is_task = isinstance(context.get("future"), asyncio.Task)
+    if "future" not in context or is_task or not isinstance(context["exception"], OSError):
         loop.default_exception_handler(context)

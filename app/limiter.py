@@ -7,6 +7,7 @@ clients on each request (10 µs with one client, 820 µs with 10,000). `throttle
 import asyncio
 import math
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from hashlib import blake2b
 from itertools import repeat
 from mmap import mmap
@@ -149,7 +150,8 @@ class RedisCounter:
         future: asyncio.Future[Count | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, window, future))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._send_batches())
+            # The task counts many requests, so use a context without the ids of this request.
+            self._task = asyncio.create_task(self._send_batches(), context=Context())
         try:
             async with asyncio.timeout(REDIS_SECONDS):
                 return await future

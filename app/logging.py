@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn
@@ -103,7 +104,8 @@ class RefusalLog(logging.Filter):
             self._passed += 1
             return True
         if not self._dropped:
-            asyncio.get_running_loop().call_later(1, self._report)
+            # The later line is about many requests, so use a context without the ids of this request.
+            asyncio.get_running_loop().call_later(1, self._report, context=Context())
         self._dropped += 1
         return False
 

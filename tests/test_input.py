@@ -1,12 +1,12 @@
 """`Input`, the base class of request bodies: the values that it rejects, and the errors in responses."""
 
 import uuid
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
 from fastapi import HTTPException
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from app import PREFIX
 from app.errors import MAX_DETAILS
@@ -45,6 +45,29 @@ async def test_value_that_is_not_storable_or_of_another_type_returns_422(
 
     assert response.status_code == 422
     assert [detail["field"] for detail in response.json()["details"]] == [field]
+
+
+class ByPost(Input):
+    kind: Literal["post"]
+
+
+class ByPhone(Input):
+    kind: Literal["phone"]
+
+
+class Contact(Input):
+    way: Annotated[ByPost | ByPhone, Field(discriminator="kind")]
+
+
+async def test_unknown_tag_of_a_union_is_not_echoed(service: Service) -> None:
+    @service.app.post(PREFIX + "/contacts")
+    async def save(contact: Contact) -> Contact:
+        return contact
+
+    response = await service.client.post("/contacts", json={"way": {"kind": "hunter2"}})
+
+    assert response.status_code == 422
+    assert response.json()["details"] == [{"field": "way", "message": "Not one of the expected tags"}]
 
 
 @pytest.mark.parametrize("path", ["/auth/logout", "/auth/login", "/users/"])

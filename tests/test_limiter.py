@@ -276,6 +276,19 @@ async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
 
 
 @pytest.mark.usefixtures("short_timeouts")
+async def test_outage_is_logged_without_the_id_of_a_request(
+    proxy: TCPProxy, proxied_redis: Redis, logs: list[structlog.typing.EventDict]
+) -> None:
+    limiter = RateLimiter(limited_settings(None), proxied_redis, MemoryCounter())
+    proxy.set_state("closed")
+
+    with structlog.contextvars.bound_contextvars(request_id="abc"):
+        await limiter.hit("default", "ann")
+
+    assert [entry.get("request_id") for entry in logs] == [None]
+
+
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("outage", ["closed", "silent", "slow"])
 async def test_requests_are_counted_in_memory_while_redis_is_unavailable(
     proxy: TCPProxy, proxied_redis: Redis, logs: list[structlog.typing.EventDict], outage: ProxyState

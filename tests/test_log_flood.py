@@ -87,6 +87,7 @@ async def test_only_ten_refusals_per_second_are_logged_and_the_others_are_counte
     assert len(refused) == 10
     assert len(later) == 15
     assert [entry["number"] for entry in counted] == [20]
+    assert "request_id" not in counted[0]
 
 
 async def test_malformed_request_is_logged_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -337,3 +337,16 @@ async def test_abandoned_connection_attempt_is_not_logged(
     gc.collect()
 
     assert len(caplog.records) == lines
+
+
+@pytest.mark.usefixtures("service")
+async def test_failed_task_is_logged_even_if_its_error_is_that_of_a_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        raise ConnectionResetError("reset")
+
+    await asyncio.wait({asyncio.create_task(fail())})
+    gc.collect()
+
+    assert [record.message.splitlines()[0] for record in caplog.records] == ["Task exception was never retrieved"]

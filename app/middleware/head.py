@@ -20,8 +20,8 @@ class HeadMiddleware:
         get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            # Copy the route and the root path to the original scope, where the access log reads them.
-            scope.update(route=get_scope.get("route"), root_path=get_scope.get("root_path", ""))
+            # Copy the route, the root path and the rate limit to the original scope, where the access log reads them.
+            scope.update(get_scope, method="HEAD")
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self.app(get_scope, receive, send_without_body)

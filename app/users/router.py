@@ -111,7 +111,8 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     data: PasswordChange,
 ) -> None:
     """Set a new password, and end all logins: every access token and refresh token stops working at once."""
-    await service.change_password(user, data, session=session, passwords=passwords, limiter=limiter, outbox=outbox)
+    with respond_401_if_user_is_gone():
+        await service.change_password(user, data, session=session, passwords=passwords, limiter=limiter, outbox=outbox)
 
 
 @router.delete(
@@ -129,7 +130,7 @@ async def delete_me(user: CurrentUser, session: WriteSession) -> None:
 
 @contextmanager
 def respond_401_if_user_is_gone() -> Iterator[None]:
-    """Respond with 401 if the account was deleted after the token was verified."""
+    """Respond with 401 if the account was deleted, or its logins were ended, after the token was verified."""
     try:
         yield
     except UserNotFound as error:

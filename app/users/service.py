@@ -200,7 +200,8 @@ async def change_password(  # noqa: PLR0913  each is needed
 
     Raises:
         RateLimited: Too many password attempts for this account, including attempts to log in.
-        WrongPassword: The current password is wrong, or a concurrent request has changed it.
+        WrongPassword: The current password is wrong.
+        UserNotFound: The user was deleted, or all of its logins were ended, for example by a deactivation.
     """
     await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
@@ -210,12 +211,12 @@ async def change_password(  # noqa: PLR0913  each is needed
     outbox.add(session, "password_changed", user.email)
     changed_id = await session.scalar(
         update(User)
-        .where(User.id == user.id, User.password_hash == user.password_hash)
+        .where(User.id == user.id, User.security_stamp == user.security_stamp)
         .values(password_hash=new_hash, **new_security_stamp())
         .returning(User.id)
     )
     if changed_id is None:
-        raise WrongPassword
+        raise UserNotFound
 
 
 async def set_password(session: AsyncSession, passwords: Passwords, email: str, password: str) -> None:

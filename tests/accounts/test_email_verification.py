@@ -309,6 +309,22 @@ async def test_email_change_during_password_reset_returns_401(
     assert len(mails.mails) == 1
 
 
+async def test_password_change_during_verification_makes_the_link_invalid(
+    client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
+) -> None:
+    await register(client)
+    token = await token_from(mails, VERIFICATION)
+    await wait_until_outbox_is_empty(session)
+
+    await session.execute(update(User).values(new_security_stamp()))
+    verifying = asyncio.create_task(verify(client, token, PASSWORD))
+    await wait_for_blocked_statement(database_url)
+    await session.commit()
+
+    assert (await verifying).status_code == 400
+    assert await session.scalar(select(User.email_verified)) is False
+
+
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
     """A token verifies only the address to which it was sent, so a newer change makes older tokens invalid."""
     ann = await sign_up(client)

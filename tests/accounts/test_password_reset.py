@@ -248,6 +248,23 @@ async def test_mail_whose_link_was_used_is_not_sent_again(
     assert [mail["Subject"] for mail in mails.mails].count(RESET) == 1
 
 
+async def test_delayed_mail_is_not_sent_after_a_newer_one(
+    client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
+) -> None:
+    """A mail server may defer the older mail. Sending it later would make the newer link invalid."""
+    await register(client)
+    await request_reset(client)
+    newer = await token_from(mails, RESET)
+    earlier = utc_now() - timedelta(minutes=1)
+    session.add(Mail(kind="password_reset", recipient="ann@example.com", context={}, created_at=earlier))
+    await session.commit()
+
+    await wait_until_outbox_is_empty(session)
+
+    assert [mail["Subject"] for mail in mails.mails].count(RESET) == 1
+    assert (await reset(client, newer)).status_code == 204
+
+
 @pytest.mark.parametrize("end", ["password change", "deactivation", "deletion", "change of the address", "expiry"])
 async def test_change_of_the_account_invalidates_the_link(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, end: str

@@ -1,9 +1,10 @@
-"""Race conditions between a login and changes of the same account."""
+"""Race conditions between a request that verifies a password, and changes of the same account."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 from unittest import mock
 from uuid import uuid4
 
@@ -20,8 +21,10 @@ from tests.people import PASSWORD, log_in, register, sign_up
 
 
 @asynccontextmanager
-async def login_in_progress(client: httpx.AsyncClient) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-    """Start a login, and pause it after the password check until the `with` block ends."""
+async def verification_in_progress(
+    request: Coroutine[Any, Any, httpx.Response],
+) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+    """Start a request, and pause it after the password check until the `with` block ends."""
     is_verified, may_continue = threading.Event(), threading.Event()
     verify = PasswordHasher.verify
 
@@ -32,10 +35,10 @@ async def login_in_progress(client: httpx.AsyncClient) -> AsyncIterator[asyncio.
         return result
 
     with mock.patch.object(PasswordHasher, "verify", verify_and_wait):
-        login = asyncio.create_task(log_in(client))
+        task = asyncio.create_task(request)
         assert await asyncio.to_thread(is_verified.wait, 60)
     try:
-        yield login
+        yield task
     finally:
         may_continue.set()
 
@@ -49,7 +52,7 @@ async def test_password_change_during_login_is_not_overwritten(
     await session.execute(update(User).values(password_hash=old_hash))
     await session.commit()
 
-    async with login_in_progress(client) as login:
+    async with verification_in_progress(log_in(client)) as login:
         await session.execute(update(User).values(password_hash="changed", security_stamp=uuid4()))
         await session.commit()
     await login
@@ -60,7 +63,7 @@ async def test_password_change_during_login_is_not_overwritten(
 async def test_account_deletion_during_login_returns_401(client: httpx.AsyncClient, session: AsyncSession) -> None:
     await register(client)
 
-    async with login_in_progress(client) as login:
+    async with verification_in_progress(log_in(client)) as login:
         await session.execute(delete(User))
         await session.commit()
     response = await login
@@ -73,7 +76,7 @@ async def test_password_change_during_login_returns_401(client: httpx.AsyncClien
     ann = await sign_up(client)
     body = {"current_password": PASSWORD, "new_password": "another password"}
 
-    async with login_in_progress(client) as login:
+    async with verification_in_progress(log_in(client)) as login:
         assert (await client.put("/users/me/password", headers=ann.auth, json=body)).status_code == 204
         newer_login = await log_in(client, password="another password")
     response = await login
@@ -97,3 +100,35 @@ async def test_concurrent_login_and_account_deletion_do_not_deadlock(
     await session.commit()
 
     assert (await login).status_code == 401
+
+
+async def test_deactivation_during_password_change_returns_401(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
+    ann = await sign_up(client)
+    body = {"current_password": PASSWORD, "new_password": "another password"}
+    before = await session.scalar(select(User.password_hash))
+
+    async with verification_in_progress(client.put("/users/me/password", headers=ann.auth, json=body)) as change:
+        await session.execute(update(User).values(is_active=False, security_stamp=uuid4()))
+        await session.commit()
+    response = await change
+
+    assert response.status_code == 401
+    assert await session.scalar(select(User.password_hash)) == before
+
+
+async def test_upgrade_of_the_hash_during_password_change_does_not_affect_it(
+    client: httpx.AsyncClient, session: AsyncSession
+) -> None:
+    """A concurrent login upgrades the hash if its parameters have changed."""
+    ann = await sign_up(client)
+    body = {"current_password": PASSWORD, "new_password": "another password"}
+
+    async with verification_in_progress(client.put("/users/me/password", headers=ann.auth, json=body)) as change:
+        await session.execute(update(User).values(password_hash="upgraded"))
+        await session.commit()
+    response = await change
+
+    assert response.status_code == 204
+    assert (await log_in(client, password="another password")).status_code == 200

@@ -134,6 +134,7 @@ async def test_malformed_id_returns_422(client: httpx.AsyncClient, session_id: s
     response = await client.delete(f"/auth/sessions/{session_id}", headers=ann.auth)
 
     assert response.status_code == 422
+    assert response.json()["details"] == [{"field": "session_id", "message": "Not a valid UUID"}]
 
 
 async def test_expired_and_ended_logins_are_not_listed(client: httpx.AsyncClient, session: AsyncSession) -> None:

@@ -317,7 +317,10 @@ async def test_worker_that_finishes_after_its_lease_does_not_affect_the_next(
 async def test_refused_mails_do_not_block_others(
     worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
 ) -> None:
-    mails.replies |= {"gone@example.com": "550 no such user", "busy@example.com": "450 mailbox busy"}
+    mails.replies |= {
+        "gone@example.com": "550 5.1.1 <gone@example.com>: User unknown",
+        "busy@example.com": "450 mailbox busy",
+    }
     async with AsyncSession(engine) as session, session.begin():
         for number in range(1, 5):
             worker.outbox.add(session, "test", "gone@example.com", number=number)
@@ -330,7 +333,7 @@ async def test_refused_mails_do_not_block_others(
     assert {mail.recipient for mail in waiting} == {"busy@example.com"}
     given_up = [entry for entry in logs if entry["event"] == "mail dropped"]
     assert [entry["log_level"] for entry in given_up] == ["warning"] * 4
-    assert {entry["reason"] for entry in given_up} == {"550 no such user"}
+    assert {entry["reason"] for entry in given_up} == {"550 5.1.1 *** User unknown"}
     assert "@example.com" not in repr(given_up)
 
 

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from structlog.typing import EventDict
 
 from tests.people import sign_up
 
@@ -24,6 +25,14 @@ async def test_head_requires_authentication_like_get(client: httpx.AsyncClient) 
 
     assert (anonymous.status_code, anonymous.content) == (401, b"")
     assert (authenticated.status_code, authenticated.content) == (200, b"")
+
+
+async def test_head_requests_are_logged_like_get(client: httpx.AsyncClient, logs: list[EventDict]) -> None:
+    """Only requests that pass no rate limit are logged in part; see `RefusalLog`."""
+    for _ in range(20):
+        await client.head("/users/me")
+
+    assert [entry["method"] for entry in logs if entry["event"] == "request"] == ["HEAD"] * 20
 
 
 @pytest.mark.parametrize(("path", "allow"), [("/auth/login", "POST"), ("/users/me", "DELETE, GET, HEAD, PATCH")])
