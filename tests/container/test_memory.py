@@ -27,15 +27,17 @@ def test_many_logins_in_small_container_lose_no_request(
     memory = [f"--memory={mebibytes}m", f"--memory-swap={mebibytes}m", "--cpus=2"]
     rates = [f"--env=RATE_LIMIT{name}=1000000/minute" for name in ("", "_LOGIN", "_REGISTER")]
     settings = [f"--env=DATABASE_URL={database.url}", "--env=DATABASE_MIGRATE=true", "--env=MAX_REQUESTS=0"]
+    # If something else takes the CPUs, connecting to the database may take longer than the default timeouts.
+    settings += ["--env=DATABASE_CONNECT_TIMEOUT=60", "--env=DATABASE_POOL_TIMEOUT=60"]
     with run_container(image, *memory, *rates, *settings) as container:
         container.wait_until_healthy()
         logins, reads, failures = asyncio.run(log_in_and_read(container, seconds))
         peak = int(container.execute("sh", "-c", f"cat {PEAK_V2} 2>/dev/null || cat {PEAK_V1}")) >> 20
         log = container.log
 
+    assert failures == []
     p99 = sorted(reads)[len(reads) * 99 // 100]
     print(f"{mebibytes} MiB, peak {peak} MiB, {dict(logins)} logins, p99 of {len(reads)} reads {p99:.2f} s")  # noqa: T201  shown by `pytest -rP`
-    assert failures == []
     assert set(logins) <= {200, 503}
     assert logins[200] > 0
     assert "SIGKILL" not in log
