@@ -150,7 +150,8 @@ class RedisCounter:
         future: asyncio.Future[Count | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, window, future))
         if self._task is None or self._task.done():
-            # The task counts many requests, so use a context without the ids of this request.
+            # The task counts the requests of many clients. Start it in an empty context, so that its log lines do not
+            # contain this request's id.
             self._task = asyncio.create_task(self._send_batches(), context=Context())
         try:
             async with asyncio.timeout(REDIS_SECONDS):

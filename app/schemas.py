@@ -13,7 +13,8 @@ MAX_ID = 2**63 - 1  # the maximum of PostgreSQL's bigint
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
 # The default pattern of strings in request bodies. It rejects NUL characters, which PostgreSQL cannot store.
 NO_NUL = r"^[^\x00]*$"
-# A pattern that accepts any character, for example in passwords, which the database never stores.
+# A pattern that accepts any text, even with control characters. Use it only for values that are never stored in the
+# database, such as passwords.
 ANY_TEXT = r"^"
 # A pattern for a single line of text without control characters, for example a name.
 SINGLE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"

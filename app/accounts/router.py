@@ -115,9 +115,9 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: OutboxDep,
     limiter: LimiterDep,
 ) -> None:
-    """Verify an email address with the token of a mail and the password of the account.
+    """Verify an email address with the token from the email and the account's password.
 
-    A new address replaces the present one. If the password is wrong, the token remains valid.
+    A new address replaces the current one. If the password is wrong, the token remains valid.
     """
     await service.verify_email(
         data,

@@ -59,8 +59,9 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    Each refresh token can be used once. For a short time (by default ten seconds), using it again returns the same new
-    refresh token, because a response may get lost. Later, using it again ends the login, because somebody has a copy.
+    Each refresh token can be used once. For a short time afterwards (ten seconds by default), using it again returns
+    the same new refresh token, in case the first response was lost. After that, using it again ends the login, because
+    the token may have been stolen.
     """
     return await service.refresh(data.refresh_token, session=session, tokens=tokens)
 

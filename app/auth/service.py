@@ -104,8 +104,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable reuse. Comparing the times does not ensure this: if a concurrent request starts
-        # after this one but finishes first, the `rotated_at` that it stores is later than `now`.
+        # An overlap of 0 must disable reuse, and the comparison of times below does not ensure this: if a concurrent
+        # request starts after this one but finishes first, it stores a `rotated_at` that is later than our `now`.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),

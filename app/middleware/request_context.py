@@ -108,7 +108,7 @@ class RequestContextMiddleware:
         )
 
 
-# Used by WebSockets that you may add (see docs/websockets.md).
+# Used only for WebSocket routes, which you can add (see docs/websockets.md).
 def _close_code(message: Message) -> int | None:
     is_last = message["type"] in {"websocket.close", "websocket.disconnect"}
     return message.get("code", 1000) if is_last else None  # 1000 is ASGI's default

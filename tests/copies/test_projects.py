@@ -236,7 +236,7 @@ class Acknowledged:
 
 
 class Client:
-    """A client that uses all routes of the feature, one after another, and never retries a request."""
+    """A client that calls each of the feature's endpoints in turn, and never retries a request."""
 
     def __init__(self, http: httpx.AsyncClient, number: int, acknowledged: Acknowledged) -> None:
         self.http = http

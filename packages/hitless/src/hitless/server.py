@@ -27,10 +27,10 @@ log = logging.getLogger("uvicorn.error")
 LAST_REQUESTS_SECONDS = 0.5
 # Seconds that a stopping worker waits for TLS handshakes in progress.
 HANDSHAKE_SECONDS = 5
-# Seconds of gunicorn's `graceful_timeout` that are reserved for the lifespan's shutdown.
+# Number of seconds of gunicorn's `graceful_timeout` to reserve for the shutdown of the lifespan.
 LIFESPAN_SECONDS = 5
-# A worker that has reached `max_requests` logs a warning if no replacement starts within this number of seconds. If the
-# master sends no heartbeat for as many seconds, one of the workers logs an error.
+# Number of seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started. One
+# of the workers also logs an error if the master has sent no heartbeat for this long.
 WARN_SECONDS = 15.0
 
 
