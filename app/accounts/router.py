@@ -71,7 +71,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokensDep,
     outbox: OutboxDep,
 ) -> None:
-    """Set a new password with the token of a mail, and end all logins.
+    """Set a new password with the token from an email, and end all logins.
 
     It also accepts an invitation, and cancels a change of the email address that is not confirmed yet.
     """

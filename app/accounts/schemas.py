@@ -23,7 +23,7 @@ class MailRequest(Input):
 
 
 class PasswordReset(Input):
-    """The token of a mail, and a new password."""
+    """The token from an email, and a new password."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"token": _TOKEN, "new_password": "Tr0ub4dor&3 is shorter"}]}
@@ -34,7 +34,7 @@ class PasswordReset(Input):
 
 
 class EmailVerification(Input):
-    """The token of a mail, and the password of the account."""
+    """The token from an email, and the account's password."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN, "password": EXAMPLE_PASSWORD}]})
 

@@ -29,8 +29,8 @@ LAST_REQUESTS_SECONDS = 0.5
 HANDSHAKE_SECONDS = 5
 # Number of seconds of gunicorn's `graceful_timeout` to reserve for the shutdown of the lifespan.
 LIFESPAN_SECONDS = 5
-# Number of seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started. One
-# of the workers also logs an error if the master has sent no heartbeat for this long.
+# Number of seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started.
+# One of the workers also logs an error if the master has sent no heartbeat for this long.
 WARN_SECONDS = 15.0
 
 
