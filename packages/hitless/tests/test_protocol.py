@@ -318,6 +318,17 @@ def test_response_before_the_end_of_the_body_is_not_reset(start: Start) -> None:
     assert statuses(response) == [200]
 
 
+@pytest.mark.parametrize("worker_class", ["hitless.Worker", "asyncio_worker.AsyncioWorker"])
+def test_client_that_disconnects_while_it_sends_the_body_causes_no_error(start: Start, worker_class: str) -> None:
+    server = start(f"--worker-class={worker_class}")
+    head = b"HEAD /block/1 HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 100\r\n\r\n"
+    with connect(server, head):
+        server.wait_for_log("the worker is blocked")
+
+    assert server.get("/pid").status_code == 200
+    assert "Exception in ASGI application" not in server.log
+
+
 def test_connection_without_a_request_is_closed_at_once(start: Start) -> None:
     """If it stayed open for a while like after a rejected request, a request sent then would be lost."""
     server = start(REQUEST_SECONDS="1", LINGER_SECONDS="3600")

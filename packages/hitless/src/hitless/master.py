@@ -7,7 +7,6 @@ worker is left. With hitless, a worker serves until its successor accepts connec
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -137,21 +136,26 @@ class Supervisor:
                 raise
             app.cfg, self._outdated_age = configuration, outdated_age
             self._arbiter.log.error("The configuration cannot be loaded, so nothing was reloaded")  # noqa: TRY400  no traceback
+        except StartupError as error:
+            app.cfg, self._outdated_age = configuration, outdated_age
+            self._arbiter.log.error("Nothing was reloaded: %s", error)  # noqa: TRY400  no traceback
         except Exception:  # for example, the pidfile cannot be written. gunicorn would stop at once
             self._arbiter.log.exception("The reload is incomplete, but the workers are replaced")
         finally:
             self._is_reloading = False
 
     def setup(self, app: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-        """Apply a reloaded configuration, unless the server cannot listen on a new address.
+        """Apply a reloaded configuration, unless its addresses have changed and cannot be bound.
 
-        gunicorn closes its sockets before it binds others. If that failed, no worker could be started any more.
+        gunicorn closes all its sockets before it binds the addresses. If this failed, no more workers could be started.
+        It also fails if an address stays the same, because the old workers still listen on it.
+
+        Raises:
+            StartupError: An address cannot be bound, or the certificate cannot be used.
         """
-        try:
-            check_addresses(set(app.cfg.address) - set(self._arbiter.address))
-        except StartupError as error:
-            self._arbiter.log.error(str(error))  # noqa: TRY400  no traceback
-            sys.exit(1)
+        if app.cfg.address != self._arbiter.address:
+            check_tls(app.cfg)
+            check_addresses(app.cfg.address)
         self._setup(app)
 
     def _active_workers(self) -> Iterator[Worker]:

@@ -10,6 +10,7 @@ describes the changes that would be necessary to support zttp, Uvicorn's newest 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -76,17 +77,18 @@ def log_late_exceptions(app: Application) -> Application:
 
 
 class ResponseTransport:
-    """The part of a transport that a response uses. It is closed by the protocol.
+    """The part of a transport that a response uses. Closing it lets the protocol decide how to close the connection.
 
     The reference to the protocol is weak, so that a closed connection is not part of a reference cycle.
     """
 
     def __init__(self, transport: asyncio.Transport, close: WeakMethod[Callable[[], None]]) -> None:
         self.write, self.is_closing = transport.write, transport.is_closing
-        self._transport, self._close = transport, close
+        self._close = close
 
     def close(self) -> None:
-        (self._close() or self._transport.close)()
+        if close := self._close():  # otherwise the connection is closed already
+            close()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -155,7 +157,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        If the client may send another request after a response that has begun, only a second call does so.
+        If the client may send another request after a response that has begun, the first call leaves the connection
+        open. Then its idle timeout or a second call closes it.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False
@@ -178,7 +181,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _end(self) -> None:
         """Close the connection after a response, and first receive the rest of the body if the client is sending it."""
-        if self.is_incomplete and not self.in_head and self.cycle.response_complete:
+        has_rest = self.is_incomplete and not self.in_head and self.cycle.response_complete
+        if has_rest or self.is_discarding:
             self._linger()
         else:
             self.transport.close()
@@ -188,7 +192,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_discarding = True
         self.deadline.cancel()
         if self.transport.can_write_eof():  # not possible with TLS
-            self.transport.write_eof()
+            with suppress(OSError):  # the client has closed the connection
+                self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Awaitable[None]]) -> None:

@@ -183,7 +183,7 @@ class GracefulServer(Server):
                 while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  no event
                     await asyncio.sleep(0.1)
         for connection in list(self.server_state.connections):
-            connection.shutdown()  # a second call also closes connections that may still be used
+            connection.shutdown()  # a second call also closes connections that wait for a last request, and WebSockets
         if tasks := list(self.server_state.tasks):
             log.warning(
                 "%d requests exceed the grace period of %d s and are cancelled", len(tasks), self._grace_seconds
