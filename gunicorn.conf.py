@@ -11,8 +11,9 @@ import signal
 import sys
 from typing import Any
 
-# The kernel ignores SIGTERM for the first process of a container until it is handled. gunicorn handles it only after
-# `on_starting`, so without this, a stop during the imports or a migration would be missed, and end with SIGKILL later.
+# The first process of a container does not receive SIGTERM until it has a handler for it. gunicorn installs its handler
+# after `on_starting`. Without this one, a stop during the imports would have no effect, and the container would be
+# killed later. At SIGHUP, which runs this file again, gunicorn's handler stays.
 if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
@@ -32,6 +33,8 @@ log_uncaught_exceptions()
 try:
     settings = load_settings()  # again at SIGHUP, which reloads this file
 except SystemExit as error:
+    if error.code is None:  # SIGTERM
+        raise
     exit_with_error(str(error))
 capacity = plan_capacity(settings, hitless.available_cpus(), hitless.available_memory())
 

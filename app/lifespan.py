@@ -108,6 +108,6 @@ def ignore_abandoned_connections(loop: asyncio.AbstractEventLoop, context: dict[
 
     An abandoned attempt is a future of the driver that has failed. A failed task may be the application's own.
     """
-    is_task = isinstance(context.get("future"), asyncio.Task)
-    if "future" not in context or is_task or not isinstance(context["exception"], OSError):
+    future, error = context.get("future"), context.get("exception")
+    if future is None or isinstance(future, asyncio.Task) or not isinstance(error, OSError):
         loop.default_exception_handler(context)

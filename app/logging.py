@@ -121,7 +121,7 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 def shorten(text: str) -> str:
     """Truncate text from a client so that it takes at most 512 characters in a log line."""
-    # Encode only long texts: in JSON, a character takes at most twelve characters (two escapes such as `\u0001`).
+    # Encode only long texts: in JSON, a character takes at most twelve characters, namely two escapes like `\ud83d`.
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text

@@ -234,7 +234,7 @@ class Settings(SettingsFiles):
     def _require_for_mail_in_production(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  of three fields
         sends_mail = info.data.get("environment") == "production" and info.data.get("mail", True)
         if sends_mail and value == cls.model_fields[str(info.field_name)].default:
-            raise ValueError("must be set in production to another value than the default, unless MAIL=off")
+            raise ValueError("must be set in production to a value other than the default, unless MAIL=off")
         return value
 
     @field_validator("require_verified_email")

@@ -256,7 +256,7 @@ def test_mail_in_production_needs_its_settings(directory: Path, monkeypatch: pyt
     (directory / "secrets" / "SECRET_KEY").write_text(SECRET_KEY)
     monkeypatch.delenv(variable)
 
-    assert load_problems() == {variable: "must be set in production to another value than the default, unless MAIL=off"}
+    assert load_problems() == {variable: "must be set in production to a value other than the default, unless MAIL=off"}
     monkeypatch.setenv("MAIL", "off")
     assert load_settings().in_production
 

@@ -95,8 +95,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     derived from the used one, so it need not be stored.
 
     Raises:
-        InvalidRefreshToken: The token is unknown or expired, its login has ended, or the token was used before. Using a
-            token again also ends its login.
+        InvalidRefreshToken: The token is unknown or expired, its login has ended, or the token was used before and
+            cannot be used again. In the last case, the login is ended.
     """
     login_id, secret = _parse(token)
     now = utc_now()

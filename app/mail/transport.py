@@ -1,6 +1,7 @@
 """Send messages to the mail server, or write them to the log."""
 
 import asyncio
+import re
 from contextlib import suppress
 from email.message import EmailMessage
 from typing import Protocol
@@ -26,6 +27,8 @@ SEND_SECONDS = 30.0
 COMMAND_SECONDS = 10.0
 # https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
 SERVICE_NOT_AVAILABLE, PERMANENT_FAILURE = 421, 500
+# A word that contains an address. The lookbehind keeps the time proportional to the length of the text.
+_ADDRESS = re.compile(r"(?<!\S)\S+@\S+")
 
 
 class Undeliverable(Exception):
@@ -94,7 +97,8 @@ class SMTPTransport:
         return self._client
 
     def _explain(self, error: SMTPResponseException) -> Exception:
-        reason = f"{error.code} {error.message}"
+        # The replies of many mail servers contain the recipient's address, which must not be logged.
+        reason = _ADDRESS.sub("***", f"{error.code} {error.message}")
         if error.code == SERVICE_NOT_AVAILABLE:
             self._disconnect()
             return MailServerUnavailable(reason)

@@ -20,7 +20,7 @@ class HeadMiddleware:
         get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            # Copy the route, the root path and the rate limit to the original scope, where the access log reads them.
+            # Copy what the router and the rate limiter have added to the original scope, where the access log reads it.
             scope.update(get_scope, method="HEAD")
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 

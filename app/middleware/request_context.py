@@ -23,7 +23,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 class RequestContextMiddleware:
     """Assigns request ids and writes the access log.
 
-    This is the outermost middleware, so that the request id and the measured time cover all other middleware.
+    For requests, this is the outermost middleware, so that the id and the measured time cover all other middleware.
 
     Args:
         app: The application.

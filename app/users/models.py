@@ -72,7 +72,7 @@ class Login(Base):
     """A login, which is a family of refresh tokens.
 
     A refresh token consists of the login's id and a signed secret. Only the newest token is valid, and for a short
-    overlap also the one before it. If any other earlier token is used, somebody has a copy of it, so the row is
+    overlap also the one before it. If an earlier token is used after that, somebody has a copy of it, so the row is
     deleted, which ends the login.
 
     The table is defined in app/users instead of app/auth, because each request reads a user together with the login.

@@ -14,10 +14,10 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 CHECKED = "checks_json_types"
 # Entries of a core schema whose values contain no other schemas.
 NO_SCHEMAS = {"default", "metadata"}
-# Strings that Pydantic reads as seconds since 1970, even `20261129`, which is a date in the basic format of ISO 8601.
-NUMBER = re.compile(r"[+-]?[0-9.]+")
 # Entries of a core schema that describe the keys of a JSON object. These keys are always strings.
 KEYS = {"extras_keys_schema", "keys_schema"}
+# Strings that Pydantic would parse as seconds since 1970 if they are for a `datetime`. This includes `20261129`.
+NUMBER = re.compile(r"[+-]?[0-9.]+")
 
 
 class Restriction:
@@ -73,7 +73,7 @@ class Restriction:
         elif kind in {"frozenset", "list", "set", "tuple"}:
             schema["fail_fast"] = True
         elif kind in {"date", "datetime", "time", "timedelta"}:  # Pydantic would parse a number as seconds since 1970
-            _reject(schema, _is_number, "Input should be a string in ISO 8601 format")
+            _reject(schema, _is_number, "Input should be a string in ISO 8601 format, not a number")
         elif kind == "enum":  # Pydantic would accept `"1"`, `true` and `1.0` for the member 1
             others = {bool, float, str} - {type(member.value) for member in schema["members"]}
             _reject(schema, lambda value: type(value) in others, "Input should have the JSON type of an allowed value")
