@@ -104,7 +104,7 @@ class RefusalLog(logging.Filter):
             self._passed += 1
             return True
         if not self._dropped:
-            # The later line is about many requests, so use a context without the ids of this request.
+            # Run the report in an empty context. It is about many requests, so it must not contain this request's id.
             asyncio.get_running_loop().call_later(1, self._report, context=Context())
         self._dropped += 1
         return False
@@ -121,7 +121,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 def shorten(text: str) -> str:
     """Truncate text from a client so that it takes at most 512 characters in a log line."""
-    # Encode only long texts: in JSON, a character takes at most twelve characters, namely two escapes like `\ud83d`.
+    # To save time, do not encode short texts. In JSON, one character takes at most twelve: two escapes such as
+    # `\ud83d`.
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text

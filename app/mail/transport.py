@@ -132,5 +132,5 @@ class LogTransport:
 
 
 def create_transport(settings: Settings) -> Transport:
-    """Return a transport for the mail server in the settings, or one that writes to the log if there is none."""
+    """Return a transport for the configured mail server, or one that writes to the log if none is configured."""
     return SMTPTransport(settings.smtp_url.get_secret_value()) if settings.smtp_url else LogTransport()
