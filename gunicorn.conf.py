@@ -87,7 +87,7 @@ pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn cr
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None
 tmp_upload_dir = None
-# By default, gunicorn creates a control socket in the home directory, which a container does not have.
+# By default, gunicorn creates a control socket in the home directory. The user of the container has none.
 control_socket_disable = True
 
 # Proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted

@@ -60,7 +60,7 @@ class Passwords:
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Verify a password. If the hash is None, use a dummy hash, so that the call takes the same time.
+        """Verify a password. If the hash is None, verify a dummy hash instead, so that the call takes just as long.
 
         Returns:
             Whether the password matches, and a new hash to store, or None. There is a new hash if the password matches

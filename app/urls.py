@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# The accepted parameters and their allowed values. None means that any value is allowed. See
+# The accepted parameters of a PostgreSQL URL, and their allowed values. None means that any value is allowed. See
 # https://www.postgresql.org/docs/current/libpq-connect.html.
 KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "application_name": None,
@@ -38,8 +38,8 @@ KNOWN_PARAMETERS: dict[str, set[str] | None] = {
 # timeout. Channel binding is ignored.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
-# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject a URL with several hosts if an IPv6 address
-# is not the first of them.
+# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject some URLs with several hosts, for example
+# `postgresql://a,[::1]/app`.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 _HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)

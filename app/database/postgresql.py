@@ -47,7 +47,7 @@ _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create the engine. Pass `options` on to `create_async_engine`."""
+    """Create a PostgreSQL engine. Pass `options` on to `create_async_engine`."""
     connector = get_connector(
         settings.database_url.get_secret_value(), settings.database_connect_timeout, settings.database_statement_timeout
     )
@@ -67,7 +67,7 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
 
 
 class Connector:
-    """Connects to the first usable host of the URL, and remembers silent hosts and read-only servers.
+    """Connects to the first usable host of the URL. Remembers hosts that do not answer and servers that are read-only.
 
     Timeouts are sent to the server as startup parameters. If a pooler rejects these parameters, each transaction sets
     its own timeouts, which costs a round trip. Outside of transactions, asyncpg's timeout then cancels statements.
@@ -151,7 +151,7 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Record when a connection was opened, whether its server is read-only, and whether the server has timeouts."""
+        """Record when a connection was opened, whether its server is read-only, and whether it applies the timeouts."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits

@@ -15,7 +15,7 @@ from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
 access_log = structlog.stdlib.get_logger("app.access")
 
-# Background tasks that take longer than this number of seconds are logged in a separate line.
+# Background tasks that take longer than this number of seconds are logged on a separate line.
 SLOW_BACKGROUND = 1.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
