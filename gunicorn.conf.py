@@ -75,6 +75,7 @@ logconfig_dict = log_config(settings)  # one format for the lines of gunicorn, U
 # Process naming; requires the setproctitle package
 proc_name = NAME
 
+# Server mechanics
 # Load the application before the fork. This saves memory, and reports errors only once. It also means that SIGHUP
 # starts new workers without loading new code. The application must open its connections in the lifespan, never at
 # import: otherwise the workers would share them.
