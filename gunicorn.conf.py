@@ -1,8 +1,8 @@
 """The production server: gunicorn with Uvicorn workers.
 
-Names, values and environment variables follow common practice. A comment gives the reason for each exception. Settings
-that repeat a default or have no effect on Uvicorn workers are included, because operators look for them. docs/server.md
-explains each setting.
+Names, values and environment variables follow common practice. A comment gives the reason for each exception. Some
+settings repeat a default or have no effect on Uvicorn workers. They are included, because operators look for them.
+docs/server.md explains each setting.
 """
 
 import gc
@@ -12,8 +12,8 @@ import sys
 from typing import Any
 
 # The first process of a container does not receive SIGTERM until it has a handler for it. gunicorn installs its handler
-# after `on_starting`. Without this one, a stop during the imports would have no effect, and the container would be
-# killed later. At SIGHUP, which runs this file again, gunicorn's handler stays.
+# after `on_starting`. Without the handler below, a stop during the imports would have no effect, and the container
+# would be killed later. SIGHUP runs this file again, and gunicorn's handler stays in place.
 if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
@@ -52,11 +52,11 @@ workers = capacity.workers  # WEB_CONCURRENCY; 2 x CPUs + 1 by default
 worker_connections = 1000  # has no effect on Uvicorn workers
 max_requests = settings.max_requests  # MAX_REQUESTS; 1000 by default
 max_requests_jitter = settings.max_requests_jitter  # MAX_REQUESTS_JITTER; 100 by default
-# The directory of the heartbeat files, which is in memory: a slow disk would block the workers, and a read-only root
-# file system has no other writable directory.
+# The directory of the heartbeat files. It is in memory, because a slow disk would block the workers. With a read-only
+# root file system, it may also be the only writable directory.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  gunicorn creates unguessable names
 
-# Each of these timeouts includes the one before it, so it must be longer: DATABASE_STATEMENT_TIMEOUT (5), the last
+# Each of these timeouts includes the previous one, so it must be longer: DATABASE_STATEMENT_TIMEOUT (5), the last
 # requests of a worker (25, see packages/hitless), graceful_timeout (30), stop_grace_period in
 # docker-compose.production.yml (40).
 timeout = 30
@@ -76,18 +76,19 @@ logconfig_dict = log_config(settings)  # one format for the lines of gunicorn, U
 proc_name = NAME
 
 # Server mechanics
-# Load the application before the fork, which saves memory and reports errors once. SIGHUP therefore starts new workers
-# without loading new code, and the application must open its connections in the lifespan, never at import.
+# Load the application before the fork. This saves memory, and reports errors only once. It also means that SIGHUP
+# starts new workers without loading new code. The application must open its connections in the lifespan, never at
+# import: otherwise the workers would share them.
 preload_app = True
 daemon = False
 # Nothing in a container reads the pidfile, so omit it if /tmp is full or not writable.
 pidfile = hitless.usable_pidfile("/tmp/gunicorn.pid")  # noqa: S108  gunicorn creates it by renaming another file
-# If gunicorn is started as root, which the image does not do, its workers run as USER. Without root, ignore USER: it
-# may just be the login name, and gunicorn would fail to change the user.
+# If gunicorn is started as root, its workers run as USER. The image does not start it as root. Without root, ignore
+# USER: it may just be the login name, and gunicorn would fail to change the user.
 user = os.getenv("USER") if os.geteuid() == 0 else None
 group = os.getenv("GROUP") if os.geteuid() == 0 else None
 tmp_upload_dir = None
-# By default, gunicorn creates a control socket in the home directory, which a container does not have.
+# By default, gunicorn creates a control socket in the home directory. The user of the container has none.
 control_socket_disable = True
 
 # Proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted
@@ -132,12 +133,12 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hint
 def when_ready(server: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
     """Install hitless and log the capacity before the first worker is forked."""
     hooks.when_ready(server)
-    # The replacement of a worker starts before the worker stops, so there may be one extra worker.
+    # A worker's replacement starts before the worker stops, so there may be one extra worker.
     connections = (server.num_workers + 1) * connections_per_worker(settings)
     server.log.info("%s, and %d database connections", capacity.description, connections)
     for warning in (capacity.warning, check_process_limit(server.num_workers, hitless.available_processes())):
         if warning:
             server.log.warning(warning)
-    # Exclude the objects loaded so far from garbage collection. They are never freed, and a collection in a worker
-    # would write to their memory pages, which the kernel would then copy for this worker.
+    # Exclude all objects loaded so far from garbage collection. They are never freed, but each collection in a worker
+    # would write to their memory pages. The kernel would then copy these pages for the worker.
     gc.freeze()

@@ -97,7 +97,8 @@ def create_redis(settings: Settings) -> Redis | None:
         socket_connect_timeout=REDIS_SECONDS,
         socket_timeout=REDIS_SECONDS,
         retry=Retry(NoBackoff(), 0),
-        # With these notifications enabled, redis-py does not notice that a connection in its pool has been closed.
+        # Disable maintenance notifications. With them, redis-py does not notice that a connection in its pool has been
+        # closed.
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     return Redis.from_pool(pool)
@@ -106,7 +107,8 @@ def create_redis(settings: Settings) -> Redis | None:
 def ignore_abandoned_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Ignore connection attempts that a driver abandoned after a timeout; report every other unhandled exception.
 
-    An abandoned attempt is a future of the driver that has failed. A failed task may be the application's own.
+    An abandoned attempt is a future that failed with an OSError. A failed task is reported, because it may be the
+    application's own.
     """
     future, error = context.get("future"), context.get("exception")
     if future is None or isinstance(future, asyncio.Task) or not isinstance(error, OSError):

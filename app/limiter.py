@@ -150,7 +150,7 @@ class RedisCounter:
         future: asyncio.Future[Count | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, window, future))
         if self._task is None or self._task.done():
-            # The task counts the requests of many clients. Start it in an empty context, so that its log lines do not
+            # Start the task in an empty context. It counts the requests of many clients, so its log lines must not
             # contain this request's id.
             self._task = asyncio.create_task(self._send_batches(), context=Context())
         try:
@@ -203,7 +203,7 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether the latest requests were counted in Redis. If Redis is full or read-only, it cannot count."""
+        """Return whether the latest requests were counted in Redis. A full or read-only Redis cannot count."""
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
@@ -241,6 +241,6 @@ def read_limits(settings: Settings) -> dict[str, tuple[int, int]]:
 
 
 def _parse(rate: str) -> tuple[int, int]:
-    """Parse a rate such as `600/minute`, which the settings have validated, into quota and window in seconds."""
+    """Parse a validated rate, for example `600/minute`, into the quota and the window in seconds."""
     quota, _, unit = rate.partition("/")
     return int(quota), _UNITS[unit]

@@ -22,14 +22,14 @@ from app.settings import Settings
 
 
 def _mask_password(url: re.Match[str]) -> str:
-    """Mask the password in a URL. A password may contain an `@`, so it ends at the last one."""
+    """Mask the password in a URL. A password may contain an `@`, so only the last `@` ends it."""
     credentials, at, host = url[0].rpartition("@")
     user = re.search(r"://[^:/@]*:", credentials)
     return f"{credentials[: user.end()]}***@{host}" if at and user else url[0]
 
 
 # Each entry consists of a word, a pattern that matches secrets near the word, and their replacement. To save time, the
-# pattern is only applied to lines that contain the word. Patterns must match in linear time.
+# pattern is applied only to lines that contain the word. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
     # PostgreSQL's DETAIL line contains all values of a row that violates a constraint. The first alternative matches
@@ -92,7 +92,7 @@ class RefusalLog(logging.Filter):
         self._passed = self._dropped = 0
 
     def filter(self, _: logging.LogRecord) -> bool:
-        """Call `allow`, with the signature of a `logging` filter."""
+        """Apply the limit to a record. `logging` calls this method."""
         return self.allow()
 
     def allow(self) -> bool:
@@ -104,7 +104,7 @@ class RefusalLog(logging.Filter):
             self._passed += 1
             return True
         if not self._dropped:
-            # The later line is about many requests, so use a context without the ids of this request.
+            # Run the report in an empty context. It is about many requests, so it must not contain this request's id.
             asyncio.get_running_loop().call_later(1, self._report, context=Context())
         self._dropped += 1
         return False
@@ -121,7 +121,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 def shorten(text: str) -> str:
     """Truncate text from a client so that it takes at most 512 characters in a log line."""
-    # Encode only long texts: in JSON, a character takes at most twelve characters, namely two escapes like `\ud83d`.
+    # To save time, do not encode short texts. In JSON, one character takes at most twelve: two escapes such as
+    # `\ud83d`.
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
@@ -157,12 +158,13 @@ def log_config(settings: Settings) -> dict[str, Any]:
         },
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
-            # uvicorn-worker copies the handlers of gunicorn's logger to Uvicorn's, so gunicorn's needs a handler.
+            # uvicorn-worker copies the handlers of gunicorn's logger to Uvicorn's loggers, so gunicorn's logger needs a
+            # handler.
             "gunicorn.error": to_stderr,
             "uvicorn": to_stderr,
             "uvicorn.error": to_stderr,
             "hitless": {**to_stderr, "filters": ["refusals"]},
-            # Disable these: the application's middleware writes the access log, to the logger `app.access`.
+            # Disable these loggers: the application's middleware writes the access log, to the logger `app.access`.
             "gunicorn.access": {"handlers": [], "propagate": False},
             "uvicorn.access": {"handlers": [], "propagate": False},
             # app/migrations/env.py already logs each migration. At INFO level, Alembic would add a few lines at every

@@ -60,11 +60,11 @@ class Passwords:
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Verify a password. If the hash is None, use a dummy hash, so that the call takes the same time.
+        """Verify a password. If the hash is None, verify a dummy hash instead, so that the call takes just as long.
 
         Returns:
-            Whether the password matches, and a hash to store in place of the old one, or None. The old hash must be
-            replaced if the password matches, but the hash was computed with outdated parameters.
+            Whether the password matches, and a new hash to store, or None. There is a new hash if the password matches
+            and the old hash has outdated parameters.
 
         Raises:
             HashingUnavailable: The queue is full, or the system is out of memory or threads.
@@ -191,7 +191,7 @@ class Tokens:
         return _sign(self._refresh_keys[0], login_id, secrets.token_bytes(16))
 
     def derive_next_secrets(self, login_id: UUID, secret: bytes) -> list[bytes]:
-        """Derive the secret of the next refresh token with the current key and, if set, also with the previous one."""
+        """Derive the secret of the next refresh token from each key: the current one and, if set, the previous one."""
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
     def is_signed(self, login_id: UUID, secret: bytes) -> bool:

@@ -63,7 +63,7 @@ async def prepare_database(settings: Settings) -> None:
 
 
 def create_sqlite_file(settings: Settings) -> None:
-    """Create the directory and the file of the database, so that a failure has a clearer error than the driver's.
+    """Create the directory and the file of the database. If this fails, the error is clearer than the driver's.
 
     Raises:
         StartupError: The directory or the file cannot be created.
@@ -84,8 +84,8 @@ def connections_per_worker(settings: Settings) -> int:
 async def check_connection_limit(settings: Settings, workers: int) -> str | None:
     """Return a warning if the workers may open more connections than the database allows.
 
-    One extra worker is counted, because the replacement of a worker starts before the worker stops. Other clients of
-    the database are not counted, so there may be too many connections even without a warning.
+    One extra worker is counted, because a worker's replacement starts before the worker stops. Other clients of the
+    database are not counted, so there may be too many connections even without a warning.
 
     Raises:
         StartupError: The database is unreachable.

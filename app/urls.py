@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-# The accepted parameters and their allowed values. None means that any value is allowed. See
+# The accepted parameters of a PostgreSQL URL, and their allowed values. None means that any value is allowed. See
 # https://www.postgresql.org/docs/current/libpq-connect.html.
 KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "application_name": None,
@@ -34,12 +34,12 @@ KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# Parameters to remove from a URL before it is passed to asyncpg, which would send them to the server. `Connector`
-# applies the connect timeout, and channel binding is ignored.
+# asyncpg would send these parameters to the server, so they are removed from its URL. `Connector` applies the connect
+# timeout. Channel binding is ignored.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
-# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject a URL with several hosts if an IPv6 address
-# is not the first of them.
+# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject some URLs with several hosts, for example
+# `postgresql://a,[::1]/app`.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
 _HOST = re.compile(r"(?P<name>[\w.-]+|%2F[\w.%-]+|\[[0-9A-Fa-f:.]+\])?(?::(?P<port>[0-9]+))?", re.IGNORECASE)
@@ -74,8 +74,8 @@ def _parse_postgresql_url(url: str) -> str:
         parameters = _join_hosts(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError(_ESCAPE) from None
-    # If a password contains an unescaped `?` or `#`, everything after it, including the `@`, ends up in the query or
-    # the fragment.
+    # If a password contains an unescaped `/`, `?` or `#`, everything after it, including the `@`, ends up in the path,
+    # the query or the fragment.
     if parts.fragment or "@" in parts.query or re.search(r"[@:/]", parts.path[1:]):
         raise ValueError(_ESCAPE)
     if unsupported := parameters.keys() - KNOWN_PARAMETERS:

@@ -55,11 +55,11 @@ def database_location(settings: Settings) -> str:
 def autocommit(engine: AsyncEngine) -> AsyncEngine:
     """Return an engine in autocommit mode that shares the connection pool of the given engine.
 
-    In autocommit mode, no BEGIN is sent. On SQLite, reads therefore do not acquire the write lock (see
+    In autocommit mode, SQLAlchemy sends no BEGIN. On SQLite, reads therefore do not acquire the write lock (see
     `_begin_immediate`).
     """
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="AUTOCOMMIT")
-    # Do not set the isolation level: SQLite's driver would change it in a separate thread, which takes time.
-    # `_begin_immediate` reads this option instead.
+    # On SQLite, set an option that `_begin_immediate` reads. Setting the isolation level would take longer, because the
+    # driver does it in a separate thread.
     return engine.execution_options(autocommit=True)

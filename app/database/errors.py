@@ -1,4 +1,4 @@
-"""Distinguish database errors caused by an unavailable database from bugs."""
+"""Distinguish database outages from bugs."""
 
 import asyncpg
 from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint, text
@@ -16,7 +16,7 @@ class DatabaseUnreachable(Exception):
     """
 
 
-# All exceptions that database code raises. They are caused by outages or by bugs; `is_outage` tells them apart.
+# All exceptions that database code raises, because of an outage or a bug. `is_outage` tells them apart.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection
@@ -26,10 +26,10 @@ DATABASE_ERRORS = (
     DatabaseUnreachable,
 )
 
-# This query fails if the database is unavailable, or if it has no tables because it was dropped and created again.
+# This query fails if the database is unavailable or has no tables, for example after it was dropped and recreated.
 CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
-# The SQLSTATE of a write that is rejected by a read-only server, for example a standby.
+# The SQLSTATE of the error when a read-only server, for example a standby, rejects a write.
 READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE_SQLSTATES = (
@@ -75,13 +75,13 @@ def is_unavailable(error: Exception) -> bool:
 
 
 async def is_outage(error: Exception, engine: AsyncEngine, *, is_ongoing: bool) -> bool:
-    """Return whether a database error means that the database is unavailable or has no schema.
+    """Return whether a database error means that the database is unavailable or has no tables.
 
-    Any other error is a bug, for example a query of a table that does not exist.
+    All other errors are bugs, for example a query with a misspelled table name.
     """
     if is_unavailable(error) or not _is_missing_table(error):
         return is_unavailable(error)
-    if is_ongoing:  # the table was missing at the time, and may have been restored since
+    if is_ongoing:  # the table was missing when the query ran, but may exist again by now
         return True
     try:
         async with engine.connect() as connection:
@@ -97,10 +97,10 @@ def _is_missing_table(error: Exception) -> bool:
 
 
 def is_unique_violation(error: IntegrityError, *columns: str) -> bool:
-    """Return whether a row was rejected by the unique constraint or the primary key of the given columns.
+    """Return whether the unique constraint or the primary key of the given columns rejected a row.
 
     Args:
-        error: The exception of the statement.
+        error: The exception that the statement raised.
         columns: All columns of the constraint, in the order of its definition, for example `users.email`.
     """
     table = Base.metadata.tables[columns[0].partition(".")[0]]

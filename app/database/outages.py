@@ -28,7 +28,7 @@ class OutageLog:
 
     @property
     def is_ongoing(self) -> bool:
-        """Return whether the database was unavailable within the last 30 seconds."""
+        """Return whether an outage is ongoing: its start has been logged, but not yet its end."""
         return self._is_waiting
 
     def add(self, error: Exception) -> None:
@@ -54,5 +54,6 @@ class OutageLog:
             waiting=self._reader.waiting,
         )
         self._reasons.clear()
-        # The next report covers many requests, so run it in an empty context, without this request's id.
+        # Run the next report in an empty context. It covers many requests, so its log line must not contain this
+        # request's id.
         asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report, context=Context())

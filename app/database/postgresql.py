@@ -27,13 +27,13 @@ log = structlog.stdlib.get_logger("app.database")
 # Maximum age of a connection in seconds. Older connections are replaced, so that a server or a pooler can shut down
 # even if it waits for its clients to disconnect.
 MAX_AGE_SECONDS = 300
-# Maximum age in seconds of a connection to a read-only server. Older connections are replaced, because after a
-# failover, the host name may resolve to another server, which is writable.
+# Maximum age in seconds of a connection to a read-only server. Older connections are replaced: after a failover, the
+# host name may resolve to another server, which accepts writes.
 READ_ONLY_SECONDS = 5.0
 # Number of seconds without an answer after which a host is considered silent.
 SILENT_SECONDS = 0.5
-# Number of seconds for which a silent host is tried after all others. Otherwise each attempt to connect would first
-# wait for the silent host, and the readiness check, which times out after one second, would never reach the next host.
+# Number of seconds for which a silent host is tried last. If it were tried first, each connection attempt would wait
+# for it. The readiness check, which times out after one second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
 # After one of these errors, the next host is tried, as libpq does.
@@ -47,7 +47,7 @@ _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create the engine. Pass `options` on to `create_async_engine`."""
+    """Create a PostgreSQL engine. Pass `options` on to `create_async_engine`."""
     connector = get_connector(
         settings.database_url.get_secret_value(), settings.database_connect_timeout, settings.database_statement_timeout
     )
@@ -67,10 +67,10 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
 
 
 class Connector:
-    """Connects to the first usable host of the URL, and remembers silent hosts and read-only servers.
+    """Connects to the first usable host of the URL. Remembers hosts that do not answer and servers that are read-only.
 
     Timeouts are sent to the server as startup parameters. If a pooler rejects these parameters, each transaction sets
-    its own timeouts, which costs a round trip, and asyncpg's timeout cancels statements outside of transactions.
+    its own timeouts, which costs a round trip. Outside of transactions, asyncpg's timeout then cancels statements.
     """
 
     def __init__(self, url: str, connect_timeout: float, statement_timeout: float) -> None:
@@ -151,15 +151,16 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Store when a connection was opened, and its state, which `replace_if_stale` and `limit_transaction` need."""
+        """Record when a connection was opened, whether its server is read-only, and whether it applies the timeouts."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits
 
     def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
-        """Replace a connection if the server has closed it, or has become read-only since it was opened.
+        """Replace a connection if the server has closed it, or if a failover may have taken place since it was opened.
 
-        asyncpg detects both cases without a round trip. `pool_pre_ping` would cost a round trip per checkout.
+        asyncpg notices closed connections and read-only servers without a round trip. `pool_pre_ping` would cost a
+        round trip per checkout.
         """
         connection = get_driver_connection(record)
         is_read_only = _is_read_only(connection)
@@ -173,8 +174,8 @@ class Connector:
     def _note_read_only(self) -> None:
         """Mark all open connections for replacement, because the host name may now resolve to another server.
 
-        Connections opened within the next READ_ONLY_SECONDS are kept: until the DNS entry changes, a replacement would
-        reach the same server.
+        Connections opened within the next READ_ONLY_SECONDS are not marked: until the DNS entry changes, a replacement
+        would reach the same server.
         """
         if time.monotonic() - self._read_only_at > READ_ONLY_SECONDS:
             log.warning("the database has become read-only: all connections are replaced")
@@ -210,16 +211,16 @@ class Connector:
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
     """Return the connector, which all engines of this process share.
 
-    gunicorn's workers inherit the connector and its state from the master, which connects before it forks them.
+    gunicorn's master connects before it forks the workers, so the workers inherit the connector and its state.
     """
     return Connector(url, connect_timeout, statement_timeout)
 
 
 @cache
 def _log_rejected_limits(_database: str) -> None:
-    """Log once per database that a pooler rejects the timeouts.
+    """Log that a pooler rejects the timeouts, once per database.
 
-    Once per connector would be too often, because migrations use another connector for the same database.
+    Migrations use a second connector for the same database, so logging once per connector would repeat the line.
     """
     log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
 

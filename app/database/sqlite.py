@@ -11,7 +11,7 @@ from app.settings import Settings
 
 
 def create_sqlite_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create the engine. Pass `options` on to `create_async_engine`."""
+    """Create an SQLite engine. Pass `options` on to `create_async_engine`."""
     engine = create_async_engine(
         settings.database_url.get_secret_value(),
         connect_args={

@@ -29,7 +29,7 @@ class Content(NamedTuple):
 
 
 def build_message(mail: Mail, content: Content, sender: str) -> EmailMessage:
-    """Build the message. If an email is sent twice, both messages have the same Message-ID and date.
+    """Build an email message. If an email is sent twice, both messages have the same Message-ID and date.
 
     Args:
         mail: The row in the outbox.

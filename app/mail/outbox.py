@@ -1,4 +1,4 @@
-"""Add emails to the outbox, in the transaction of the change that causes them."""
+"""Add emails to the outbox, in the same transaction as the change that causes them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping

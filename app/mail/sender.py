@@ -20,8 +20,8 @@ from app.settings import Settings
 
 log = structlog.stdlib.get_logger("app.mail")
 
-# Seconds between polls of the outbox. A poll finds emails that are due for a retry, or that another worker failed to
-# send.
+# Seconds between polls of the outbox. A poll finds emails that are due for a retry, and emails whose worker was killed
+# before it sent them.
 POLL_SECONDS = 5.0
 # How long an email is reserved for the worker that claimed it. If the worker is killed, another one sends the email
 # after this time.
@@ -32,7 +32,8 @@ FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
 MAX_AGE = timedelta(days=2)
 # Maximum time in seconds before an unavailable mail server is tried again.
 LONGEST_PAUSE = 60.0
-# Seconds that a shutdown waits for the email that is being sent. If sending takes longer, the email may be sent twice.
+# Maximum time in seconds that a shutdown waits for the current email. If sending takes longer, the email may be sent
+# twice.
 SHUTDOWN_SECONDS = 3.0
 
 
@@ -66,8 +67,8 @@ class Sender:
     def is_available(self) -> bool:
         """Return whether the mail server is available, as far as this worker knows.
 
-        A failure counts only for a limited time. Without this limit, a worker whose remaining emails are sent by other
-        workers would report the failure forever, because it would not try the server again.
+        A failure is forgotten after a while. If other workers send the remaining emails, this worker does not try the
+        server again. It would otherwise report the failure forever.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 

@@ -27,7 +27,7 @@ SEND_SECONDS = 30.0
 COMMAND_SECONDS = 10.0
 # https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
 SERVICE_NOT_AVAILABLE, PERMANENT_FAILURE = 421, 500
-# A word that contains an address. The lookbehind keeps the time proportional to the length of the text.
+# A word that contains an email address. The lookbehind makes the search time linear in the length of the text.
 _ADDRESS = re.compile(r"(?<!\S)\S+@\S+")
 
 
@@ -132,5 +132,5 @@ class LogTransport:
 
 
 def create_transport(settings: Settings) -> Transport:
-    """Return a transport for the mail server in the settings, or one that writes to the log if there is none."""
+    """Return a transport for the configured mail server, or one that writes to the log if none is configured."""
     return SMTPTransport(settings.smtp_url.get_secret_value()) if settings.smtp_url else LogTransport()

@@ -30,7 +30,8 @@ class AllowedHostsMiddleware:
             await error_response(UnknownHost)(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        # Reject requests with several Host headers, because a proxy may have used a different one than this service.
+        # Reject requests with several Host headers. A proxy may have checked a different one than this service would
+        # check.
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return False

@@ -12,10 +12,10 @@ from app.errors import PayloadTooLarge, error_response
 from app.middleware.paths import find_option, list_routes_with, route_path
 
 # Seconds that the connection stays open after a rejection. If a connection is closed while its buffer contains unread
-# data, it is reset, and the client may never see the response.
+# data, the kernel resets it, and the client may lose the response.
 LINGER_SECONDS = 1.0
-# Estimated memory in bytes that each of these characters takes once the JSON is parsed. The estimate for `{"":0},`
-# is 176 bytes, and it takes 192. Without this estimate, 16 concurrent bodies of 1 MiB could take 400 MiB.
+# Estimated memory of parsed JSON, in bytes per occurrence of each character. For example, `{"":0},` takes 192 bytes,
+# and the estimate is 176. Without this estimate, 16 concurrent bodies of 1 MiB could take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
 # Bodies up to this size in bytes are accepted even if all bodies together exceed `max_total`. Otherwise a few large
 # uploads could block logins.
@@ -31,7 +31,9 @@ class BodyRejected(HTTPException):
 
 
 class BodyLimitMiddleware:
-    """Responds with 413 if a body is too large, according to its Content-Length or while a route reads it.
+    """Responds with 413 if a body is too large.
+
+    The body is rejected if its Content-Length exceeds the limit, or as soon as a route has read more than the limit.
 
     Only data that a route has read takes memory, so only this data counts towards `max_total`. If the route streams the
     body, only the current chunk counts.
@@ -58,8 +60,8 @@ class BodyLimitMiddleware:
         max_size = find_option(self.sizes, scope["method"], route_path(scope), self.max_size)
         # If a header is repeated, use its first value, as FastAPI does.
         headers = dict(reversed(scope["headers"]))
-        # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3). The server has already rejected lengths
-        # that are not numbers, and never passes on more bytes than Content-Length allows.
+        # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3). The server has already rejected a
+        # Content-Length that is not a number, and never passes on more bytes than Content-Length allows.
         if b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) > max_size:
             await _reject(scope, receive, send)
             return
@@ -105,7 +107,7 @@ async def _reject(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _send_and_linger(message: Message, receive: Receive, send: Send) -> None:
-    """Send a response completely, then give the client time to stop sending before the connection is closed."""
+    """Send a response, but end it only when the client has sent its whole body, or after LINGER_SECONDS."""
     if message["type"] != "http.response.body":
         await send(message)
         return

@@ -20,7 +20,8 @@ class HeadMiddleware:
         get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            # Copy what the router and the rate limiter have added to the original scope, where the access log reads it.
+            # Copy the keys that the router and the rate limiter have set. The access log reads them from the original
+            # scope.
             scope.update(get_scope, method="HEAD")
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 

@@ -18,8 +18,8 @@ RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websock
 def route_path(scope: Scope) -> str:
     """Return the path used for route matching: the request path without the prefix ROOT_PATH."""
     path: str = scope["path"]
-    # Remove a trailing line feed, because Starlette routes `/auth/login\n` like `/auth/login`: the patterns of its
-    # routes end with `$`, which also matches before a trailing line feed.
+    # Remove a trailing line feed. Starlette's route patterns end with `$`, which also matches before a trailing line
+    # feed, so Starlette routes `/auth/login\n` like `/auth/login`.
     return path.removeprefix(scope.get("root_path", "")).removesuffix("\n")
 
 

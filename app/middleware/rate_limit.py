@@ -51,8 +51,8 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # If the route itself responds with 429, add no headers, because the route has already added the headers of
-            # the limit that it checked.
+            # Add no headers to a 429 response of the route itself. The route has already added the headers of the limit
+            # that it checked.
             if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)

@@ -15,7 +15,7 @@ from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
 access_log = structlog.stdlib.get_logger("app.access")
 
-# Background tasks that take longer than this number of seconds are logged in a separate line.
+# Background tasks that take longer than this number of seconds are logged on a separate line.
 SLOW_BACKGROUND = 1.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -23,7 +23,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 class RequestContextMiddleware:
     """Assigns request ids and writes the access log.
 
-    For requests, this is the outermost middleware, so that the id and the measured time cover all other middleware.
+    This is the outermost middleware that handles requests, so the id and the measured time cover all other middleware.
 
     Args:
         app: The application.
@@ -85,8 +85,8 @@ class RequestContextMiddleware:
         if not (is_quiet or is_accepted or refusal_log.allow()):
             return
         if route is not None:
-            # If the route belongs to a mounted application, prepend the mount path, which `root_path` contains. Remove
-            # PREFIX, which FastAPI omits from the paths of routes, but not from those of mounts and WebSockets.
+            # For a route of a mounted application, prepend the mount path, which `root_path` contains. Remove PREFIX,
+            # because FastAPI includes it only in the paths of mounts and WebSockets.
             route = (scope.get("root_path", "").removeprefix(outer.get("root_path", "")) + route).removeprefix(PREFIX)
         # Log health checks at DEBUG level, because they are frequent and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
@@ -108,7 +108,7 @@ class RequestContextMiddleware:
         )
 
 
-# Used only for WebSocket routes, which you can add (see docs/websockets.md).
+# Only WebSockets have a close code. To add a WebSocket route, see docs/websockets.md.
 def _close_code(message: Message) -> int | None:
     is_last = message["type"] in {"websocket.close", "websocket.disconnect"}
     return message.get("code", 1000) if is_last else None  # 1000 is ASGI's default

@@ -33,13 +33,15 @@ def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
 
 
 class SecurityHeadersMiddleware:
-    """Adds security headers, and forbids caching unless a response has a Cache-Control header or a public path.
+    """Adds security headers to every response.
+
+    Also forbids caching, unless the response has a Cache-Control header or its path is public.
 
     Args:
         app: The application.
         docs_pages: The paths of the documentation pages, which contain scripts.
         public: The roots of paths whose responses may be cached, for example `/docs/`.
-        hsts: Whether HTTPS responses have a Strict-Transport-Security header.
+        hsts: Whether to add a Strict-Transport-Security header to HTTPS responses.
     """
 
     def __init__(self, app: ASGIApp, *, docs_pages: Collection[str], public: tuple[str, ...], hsts: bool) -> None:

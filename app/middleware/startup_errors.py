@@ -6,7 +6,7 @@ from app.errors import StartupError
 
 
 class StartupErrorMiddleware:
-    """If the startup fails with a StartupError, reports the error's message instead of Starlette's traceback."""
+    """Reports a StartupError by its message alone. Starlette would report the traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -15,7 +15,7 @@ log = structlog.stdlib.get_logger("app.error")
 class UnhandledErrorMiddleware:
     """Responds with 500 to unhandled exceptions, and re-raises them, so that the server logs them and tests fail.
 
-    This middleware runs inside the middleware that adds headers, so that its own responses also have the headers.
+    This middleware runs inside the middleware that adds headers, so its own responses also have these headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:

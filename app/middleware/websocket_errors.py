@@ -1,4 +1,4 @@
-"""Make error handlers work for WebSockets, which you may add (see docs/websockets.md)."""
+"""Make error handlers work for WebSocket routes. To add such a route, see docs/websockets.md."""
 
 from contextlib import suppress
 from http import HTTPStatus
@@ -12,11 +12,10 @@ POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1011, 1013
 
 
 class WebSocketErrorMiddleware:
-    """Sends errors in a form that the state of the WebSocket allows.
+    """Sends an error as a response to the handshake, or as a close frame once the WebSocket is accepted.
 
-    Before the WebSocket is accepted, an error is sent as the response to the handshake, with the usual error body. A
-    route that closes the WebSocket without accepting it also causes an error response. After the WebSocket is accepted,
-    an error is sent as a close frame, with code 1008 for a status below 500, 1013 for 503, and 1011 for all others.
+    A response has the usual error body. If a WebSocket is closed before it is accepted, the client also gets an error
+    response. A close frame has the code 1008 for a status below 500, 1013 for 503, and 1011 for all others.
     """
 
     def __init__(self, app: ASGIApp) -> None:

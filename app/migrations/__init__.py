@@ -33,10 +33,10 @@ from app.urls import split_credentials
 
 log = structlog.stdlib.get_logger("app.migrations")
 
-# Statement timeout of migrations in seconds. It is long, because a migration takes longer than a request, and may wait
-# for another process to finish its migration.
+# Statement timeout of migrations in seconds. It is long, because migrations take longer than requests. They may also
+# wait for another process to finish migrating.
 MIGRATION_SECONDS = 3600.0
-# Seconds that a migration statement waits for a lock, and how often the migration is attempted.
+# Seconds that a migration's statement waits for a lock, and the maximum number of attempts to migrate.
 LOCK_SECONDS = 4
 LOCK_ATTEMPTS = 5
 LOCK_NOT_AVAILABLE = "55P03"
@@ -92,9 +92,9 @@ def _disable_foreign_keys(connection: DBAPIConnection, _: object) -> None:
 
 
 async def migrate(settings: Settings, revision: str = "head") -> None:
-    """Migrate the database to a revision. If several processes migrate concurrently, all but the first wait.
+    """Migrate the database to a revision. If another process is migrating it, wait until that process has finished.
 
-    If the schema belongs to a later release, it is not changed, so that a rollback to this release is possible.
+    A schema of a later release is not changed, so that a rollback to this release is possible.
 
     Raises:
         MigrationFailed: A statement failed, a lock was not available, or WEB_DATABASE_URL names a role that cannot be
@@ -136,7 +136,7 @@ async def _grant_to_web_role(connection: AsyncConnection, url: str) -> None:
 
 
 async def _find_lock_holders(engine: AsyncEngine) -> str:
-    """Describe the sessions that have held locks on tables of the schema for longer than a migration waits."""
+    """Describe the sessions that hold locks on the schema's tables in transactions older than LOCK_SECONDS."""
     async with engine.connect() as connection:
         rows = await connection.execute(_LOCK_HOLDERS, {"seconds": LOCK_SECONDS})
         return ", ".join(
@@ -161,7 +161,7 @@ def include_object(dialect: str) -> Callable[..., bool]:
 
 
 def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
-    """Render the type of a datetime column in new migrations without its SQLite variant."""
+    """In new migrations, render the type of a datetime column without its SQLite variant."""
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 

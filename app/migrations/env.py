@@ -1,4 +1,4 @@
-"""Alembic's entry point. It uses the connection from `migrate`, or opens one if run from Alembic's command line."""
+"""Alembic's entry point. It uses the connection from `migrate`, or opens one for Alembic's command line."""
 
 import asyncio
 

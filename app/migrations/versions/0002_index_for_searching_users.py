@@ -11,13 +11,13 @@ depends_on = None
 def upgrade() -> None:
     if op.get_bind().dialect.name != "postgresql":
         return  # SQLite has no such index, and scans all users
-    # The extension is included in PostgreSQL. Creating it requires the CREATE privilege on the database. If the role
-    # lacks this privilege, create the extension beforehand with another role, so that this statement is a no-op.
+    # The extension is included in PostgreSQL, but creating it requires the CREATE privilege on the database. If the
+    # role lacks this privilege, create the extension beforehand with another role. This statement is then a no-op.
     op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-    # Writes to the table are blocked while the index is created (measured: 2.5 s per 100,000 users). If there are many
-    # users, create the index beforehand with CONCURRENTLY and under this name, so that this statement is a no-op. Using
-    # CONCURRENTLY here would cause a deadlock: it would wait for the transactions of other processes that are about to
-    # migrate, and these wait for this transaction.
+    # Creating the index blocks writes to the table (measured: 2.5 s per 100,000 users). If there are many users, create
+    # the index beforehand, under this name and with CONCURRENTLY. This statement is then a no-op. CONCURRENTLY here
+    # would cause a deadlock: it would wait for the transactions of other processes that are about to migrate, and these
+    # processes wait for this transaction.
     op.create_index(
         "ix_users_search",
         "users",

@@ -12,7 +12,7 @@ depends_on = None
 def upgrade() -> None:
     is_postgresql = op.get_bind().dialect.name == "postgresql"
     # During a rollout, the previous release still inserts users, so the column needs a default. SQLite allows only a
-    # constant default, which is enough, because there are no rollouts with SQLite.
+    # constant default. This is enough, because there are no rollouts with SQLite.
     default = sa.func.gen_random_uuid() if is_postgresql else sa.text("'00000000000000000000000000000000'")
     op.add_column("users", sa.Column("security_stamp", sa.Uuid, server_default=default, nullable=False))
     op.add_column("refresh_tokens", sa.Column("security_stamp", sa.Uuid))
