@@ -8,8 +8,8 @@ class EmailTaken(RuleViolated):
 
 
 class WrongPassword(RuleViolated):
-    # Respond with 400 instead of the 401 of a failed login: the access token is valid, and clients would log out after
-    # a 401.
+    # The status is 400, unlike the 401 of a failed login. The access token is valid, but after a 401, clients would log
+    # out.
     message = "Incorrect current password"
 
 
