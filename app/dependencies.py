@@ -18,15 +18,15 @@ from app.settings import Settings
 class AppRequest(HTTPConnection[State]):
     """A request or WebSocket whose `state` is typed.
 
-    Use this class only in annotations: at run time, FastAPI passes a plain `Request` or `WebSocket`.
+    Use this class only in annotations. At run time, FastAPI passes a plain `Request` or `WebSocket`.
     """
 
 
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
     """Open the request's session in autocommit mode. The session connects to the database on first use.
 
-    Using the session after it is closed raises an error. Otherwise, it would open another connection and never return
-    this connection to the pool.
+    Using the session after it is closed raises an error. Otherwise, the session would open another connection, which
+    would never be returned to the pool.
     """
     async with AsyncSession(
         request.state["read_engine"], expire_on_commit=False, autoflush=False, close_resets_only=False

@@ -43,14 +43,14 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# Reason phrases of RFC 9110. Python before 3.13 has older phrases, but the OpenAPI document must not depend on the
-# Python version.
+# Reason phrases of RFC 9110. Python versions before 3.13 have older phrases. The OpenAPI document must not depend on
+# the Python version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-# Responses with these statuses must not have a body (RFC 9110, sections 15.3.5 and 15.4.5). If one had a body, the
-# server would close the connection.
+# Responses with these statuses must not have a body (RFC 9110, sections 15.3.5 and 15.4.5). If such a
+# response had a body, the server would close the connection.
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 # FastAPI's default handlers.
 _FASTAPI_HANDLERS = FastAPI().exception_handlers
@@ -58,7 +58,7 @@ _FASTAPI_HANDLERS = FastAPI().exception_handlers
 _UNREADABLE = "There was an error parsing the body"
 # Errors include only field names that match this pattern. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
-# Messages for error types of Pydantic. Pydantic's own messages for these types quote the input.
+# Replacements for Pydantic's messages that quote the input. The keys are error types.
 _UNQUOTED = {"uuid_parsing": "Not a valid UUID", "union_tag_invalid": "Not one of the expected tags"}
 # MAX_DETAILS, MAX_FIELD_LENGTH and MAX_MESSAGE_LENGTH keep the body of a 422 under 8 KiB, for any request.
 MAX_DETAILS = 20
@@ -288,7 +288,7 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
 
 
 def status_phrase(status: int) -> str:
-    """Return the reason phrase of a status, or a substitute if the status is not standardized, for example 499."""
+    """Return the reason phrase of a status, or a substitute for a nonstandard status, for example 499."""
     return http.client.responses.get(status, f"Status {status}")
 
 
@@ -297,7 +297,7 @@ def _allowed_methods(request: Request) -> str:
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # Mounted static files are not routes, for example the files of the documentation. They support only GET, so ignore
+    # Mounted static files (for example, those of the documentation) are not routes. They support only GET, so ignore
     # the methods of routes with the same path.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}

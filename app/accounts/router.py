@@ -74,8 +74,8 @@ async def reset_password(  # noqa: PLR0913  each is needed
 ) -> None:
     """Set a new password, using the token from an email, and end all logins.
 
-    The token of an invitation is also accepted. The email address then counts as verified. If the user has entered a
-    new address but not confirmed it yet, that change is cancelled.
+    The token can also be from an invitation. Afterwards, the email address counts as verified. A new address that is
+    not confirmed yet is discarded.
     """
     await service.reset_password(
         data, reader=reader, session=session, passwords=passwords, tokens=tokens, outbox=outbox
@@ -197,5 +197,5 @@ async def send_email_verification(
 
 @router.get("/account/{name}", include_in_schema=False)
 async def get_page(name: str) -> Response:
-    """Return a page that links in emails open, or the script or style sheet of these pages."""
+    """Return a page that is linked from emails, or the script or style sheet of these pages."""
     return read_page(name)

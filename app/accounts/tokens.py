@@ -17,7 +17,7 @@ _ID_BYTES = 16
 class MailTokens:
     """Derives tokens from ids.
 
-    The database stores only the ids. Nobody can read a token from the database or its backups.
+    The database stores only the ids, so tokens cannot be read from the database or its backups.
 
     Tokens signed with the previous key are also accepted, so that links in emails stay valid when the key is changed.
     """

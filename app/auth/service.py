@@ -107,8 +107,9 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable reuse. The condition on `rotated_at` below does not ensure this: a concurrent
-        # request that starts after this one but finishes first stores a `rotated_at` that is later than our `now`.
+        # An overlap of 0 must disable reuse. The condition on `rotated_at` below does not ensure this. If a concurrent
+        # request starts after this one but finishes first, it stores a `rotated_at` that is later than our `now`, so
+        # the condition is true.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),

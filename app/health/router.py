@@ -81,8 +81,8 @@ async def ready(request: AppRequest) -> Ready:
 
     The database must contain the tables and respond within a second, and the server must not be shutting down.
 
-    `redis` is present if Redis is configured, and `mail` if a mail server is configured. If they are unavailable, the
-    response is still 200. Emails are sent when the mail server is available again.
+    `redis` is present if Redis is configured, and `mail` if a mail server is configured. The response is 200 even if
+    Redis or the mail server is unavailable. Emails are sent when the mail server is available again.
     """
     if is_draining():
         raise ShuttingDown

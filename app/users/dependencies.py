@@ -66,7 +66,7 @@ CurrentUser = Annotated[UserRecord, Depends(get_current_user)]
 
 
 async def get_current_superuser(user: CurrentUser) -> UserRecord:
-    """Return the current user if it is a superuser.
+    """Return the current user, who must be a superuser.
 
     Raises:
         PermissionDenied: The user is not a superuser.

@@ -8,8 +8,8 @@ class EmailTaken(RuleViolated):
 
 
 class WrongPassword(RuleViolated):
-    # The status is 400, unlike the 401 of a failed login. The access token is valid, but after a 401, clients would log
-    # out.
+    # Respond with 400, although a failed login responds with 401. The access token is valid, and clients would log out
+    # after a 401.
     message = "Incorrect current password"
 
 

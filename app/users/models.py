@@ -69,11 +69,11 @@ class User(Base):
 
 
 class Login(Base):
-    """A login, which is a family of refresh tokens.
+    """A login, with its family of refresh tokens.
 
-    A refresh token consists of the login's id and a signed secret. Only the newest token is valid. For a short time
-    after a refresh, the token before it is also valid. If an earlier token is used later, it may have been stolen. The
-    row is then deleted, which ends the login.
+    A refresh token consists of the login's id and a signed secret. Only the newest token is valid, and for a short time
+    also the previous one. If any other earlier token is used, it may have been stolen. The row is then deleted, which
+    ends the login.
 
     The table is defined in app/users, not in app/auth, because each authenticated request reads a user together with
     the login.

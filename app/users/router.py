@@ -123,7 +123,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     summary="Delete the current user",
 )
 async def delete_me(user: CurrentUser, session: WriteSession) -> None:
-    """Delete the account and everything that belongs to it. Its tokens stop working at once."""
+    """Delete the current user and everything that belongs to the user. The user's tokens stop working at once."""
     with respond_401_if_user_is_gone():
         await service.delete_user(session, user.id)
 

@@ -144,7 +144,7 @@ async def update_profile(
     If email is enabled, a new address is pending until the user confirms it.
 
     Raises:
-        UserNotFound: The user was deleted, or all of its logins were ended, for example by a password reset.
+        UserNotFound: The user was deleted, or all of the user's logins were ended, for example by a password reset.
         EmailTaken: Another user has the address.
         RateLimited: The user has changed the address too often.
     """
@@ -205,7 +205,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     Raises:
         RateLimited: Too many password attempts for this account, including attempts to log in.
         WrongPassword: The current password is wrong.
-        UserNotFound: The user was deleted, or all of its logins were ended, for example by a deactivation.
+        UserNotFound: The user was deleted, or all of the user's logins were ended, for example by a deactivation.
     """
     await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
