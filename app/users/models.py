@@ -72,7 +72,7 @@ class Login(Base):
     """A login, with its family of refresh tokens.
 
     A refresh token consists of the login's id and a signed secret. Only the newest token is valid, and for a short time
-    also the previous one. If any other earlier token is used, it may have been stolen. The row is then deleted, which
+    also the previous one. Any other use of an earlier token may mean that it was stolen. The row is then deleted, which
     ends the login.
 
     The table is defined in app/users, not in app/auth, because each authenticated request reads a user together with
