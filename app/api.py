@@ -38,7 +38,7 @@ def add_routers(app: FastAPI) -> None:
     """Add the routes and the email writers of every feature to the application.
 
     `app.state.mail_writers` contains one function for each feature that sends emails. At startup, the lifespan calls
-    each function with the settings to get that feature's email writers.
+    each function with the settings. The function returns the email writers of its feature.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

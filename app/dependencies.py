@@ -18,15 +18,15 @@ from app.settings import Settings
 class AppRequest(HTTPConnection[State]):
     """A request or WebSocket whose `state` is typed.
 
-    Use this class only in annotations: at run time, FastAPI passes a plain `Request` or `WebSocket`.
+    Use this class only in annotations. At run time, FastAPI passes a plain `Request` or `WebSocket`.
     """
 
 
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
-    """Open the request's session, which reads in autocommit mode. The session connects on first use.
+    """Open the request's session in autocommit mode. The session connects to the database on first use.
 
-    A closed session raises an error if it is used again. Otherwise it would open another connection, which would never
-    be returned to the pool.
+    Using the session after it is closed raises an error. Otherwise, the session would open another connection, which
+    would never be returned to the pool.
     """
     async with AsyncSession(
         request.state["read_engine"], expire_on_commit=False, autoflush=False, close_resets_only=False
@@ -45,9 +45,9 @@ ReadSession = Annotated[AsyncSession, Depends(get_read_session, scope="function"
 
 
 async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncIterator[AsyncSession]:
-    """Run the request's session in a transaction, which is committed before the response is sent.
+    """Run the request's session in a transaction, and commit it before the response is sent.
 
-    Reads and writes share one session, so that no request needs two connections. If many requests each held one
+    Reads and writes share one session, so that a request never needs two connections. If many requests each held one
     connection and waited for a second one, they would deadlock.
     """
     _check_nothing_is_pending(session)

@@ -43,14 +43,14 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# Reason phrases of RFC 9110. Python versions before 3.13 have older phrases, but the OpenAPI document must not depend
-# on the version.
+# Reason phrases of RFC 9110. Python versions before 3.13 have older phrases. The OpenAPI document must not depend on
+# the Python version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
 }
-# Statuses that allow no body (RFC 9110, sections 15.3.5 and 15.4.5). If a response with one of them had a body, the
-# server would close the connection.
+# Responses with these statuses must not have a body (RFC 9110, sections 15.3.5 and 15.4.5). If such a
+# response had a body, the server would close the connection.
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 # FastAPI's default handlers.
 _FASTAPI_HANDLERS = FastAPI().exception_handlers
@@ -58,7 +58,7 @@ _FASTAPI_HANDLERS = FastAPI().exception_handlers
 _UNREADABLE = "There was an error parsing the body"
 # Errors include only field names that match this pattern. Any other name could be a misplaced secret.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
-# Messages for the types of errors whose own message quotes the input.
+# Replacements for Pydantic's messages that quote the input. The keys are error types.
 _UNQUOTED = {"uuid_parsing": "Not a valid UUID", "union_tag_invalid": "Not one of the expected tags"}
 # MAX_DETAILS, MAX_FIELD_LENGTH and MAX_MESSAGE_LENGTH keep the body of a 422 under 8 KiB, for any request.
 MAX_DETAILS = 20
@@ -77,7 +77,7 @@ Details = list[FieldError] | dict[str, JsonValue] | list[JsonValue] | None
 
 
 class ErrorResponse(BaseModel):
-    """The body of every response of 400 and above."""
+    """The body of every response with a status of 400 or above."""
 
     model_config = ConfigDict(title="Error")
 
@@ -211,8 +211,8 @@ def error_response(
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """Build the `responses` argument of a route from the errors that it can return.
 
-    `build_openapi` adds the schema of the body later. Setting the key `model` instead would make FastAPI add the
-    schema, but also build a validator for each error of each route.
+    `build_openapi` adds the schema of the body later. The key `model` would also add the schema, but FastAPI would then
+    build a validator for each error of each route.
     """
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -238,8 +238,10 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
-    An exception without a handler is a bug, to which `UnhandledErrorMiddleware` responds with 500. In a mounted
-    application, `_handle_bug` responds instead. A mounted application keeps the handlers that it has registered itself.
+    A mounted application keeps the handlers that it has registered itself.
+
+    An exception without a handler is a bug. `UnhandledErrorMiddleware` responds to it with 500. In a mounted
+    application, `_handle_bug` responds instead.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
         AppError: _handle_app_error,
@@ -271,8 +273,8 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
         return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # FastAPI allows any JSON value as the detail. Objects and lists are used as `details`, and all other values as the
-    # message.
+    # The detail can be any JSON value. Objects and lists become the `details` of the response, and all other values
+    # become the message.
     detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():
@@ -286,7 +288,7 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
 
 
 def status_phrase(status: int) -> str:
-    """Return the reason phrase of a status, or a substitute if the status is not standardized, for example 499."""
+    """Return the reason phrase of a status, or a substitute for a nonstandard status, for example 499."""
     return http.client.responses.get(status, f"Status {status}")
 
 
@@ -295,8 +297,8 @@ def _allowed_methods(request: Request) -> str:
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # Mounted static files, for example the documentation's, are not routes. They support only GET, so ignore the
-    # methods of routes with the same path.
+    # Mounted static files (for example, those of the documentation) are not routes. They support only GET, so ignore
+    # the methods of routes with the same path.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
@@ -317,7 +319,7 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
 
 
 async def _ignore_disconnect(_: Request, __: Exception) -> None:
-    """Ignore the exception that ends a route when its WebSocket disconnects. Routes can also catch this exception."""
+    """Ignore the exception that ends a route when the WebSocket disconnects. Routes can also catch this exception."""
 
 
 def _describe(problem: dict[str, Any]) -> FieldError:

@@ -9,7 +9,7 @@ from app.errors import MAX_DETAILS
 
 MAX_ID = 2**63 - 1  # the maximum of PostgreSQL's bigint
 
-# An id in a path such as `/users/{user_id}`.
+# An id in a URL path, for example in `/users/{user_id}`.
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
 # The default pattern of strings in request bodies. It rejects NUL characters, which PostgreSQL cannot store.
 NO_NUL = r"^[^\x00]*$"

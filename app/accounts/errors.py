@@ -8,6 +8,6 @@ class InvalidMailToken(RuleViolated):
 
 
 class IncorrectPassword(AuthenticationFailed):
-    # Respond with 401 instead of the 400 of `WrongPassword` in app/users. After a 400, the page behind the link in the
-    # email (account.js) would not let the user try another password.
+    # Respond with 401, although `WrongPassword` in app/users responds with 400. After a 400, the page that the email
+    # links to (account.js) would not let the user try another password.
     message = "Incorrect password"

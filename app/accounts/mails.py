@@ -1,4 +1,4 @@
-"""Write the emails about accounts. Each is written just before it is sent."""
+"""Write the texts of emails about accounts. Each text is written just before its email is sent."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,8 +20,8 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long the rows of expired tokens are kept. If sending an email is retried, `write_link` reads its token's row to
-# check whether the token has already been used.
+# How long an expired token stays in the database. If an email is sent again after a failure, `write_link` needs the
+# stored token to find out whether it has been used.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
@@ -35,8 +35,8 @@ class Link(NamedTuple):
         page: The URL of the page that the link opens.
         url: The URL of the route that accepts the token.
         lifetime: How long the token is valid.
-        recipient_filter: Builds the SQL condition that finds the recipient among the active users. It matches at most
-            one user.
+        recipient_filter: Returns the SQL condition that selects the recipient of an email among the active users. The
+            condition matches at most one user.
     """
 
     purpose: Purpose
@@ -98,15 +98,18 @@ async def write_notice(_: AsyncSession, mail: Mail) -> Content:
 async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
     """Write an email with a link, and store the id of the link's token, the recipient and the user's security stamp.
 
-    Return None if the email must not be sent. Either no active user matches the link's filter, or a newer email for
-    this purpose has been sent, or this email was sent before and its token has been used.
+    Return None if the email must not be sent, for one of these reasons:
+
+    - No active user matches the link's filter.
+    - A newer email for the same purpose has been written.
+    - This email was sent before, and its token has been used.
     """
     user = await session.scalar(
         select(User).where(User.is_active, link.recipient_filter(mail)).with_for_update(key_share=True)
     )
     if user is None:
         return None
-    # Lock the row: if the token has expired, another worker may be deleting it.
+    # Lock the row, so that no other worker deletes it before it is updated. Workers delete the rows of expired tokens.
     newest = await session.get(AccountToken, (user.id, link.purpose), with_for_update=True)
     if newest:
         is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp
@@ -136,7 +139,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
 
 async def _delete_old_tokens(session: AsyncSession) -> None:
     old = select(AccountToken.token_id).where(AccountToken.expires_at < utc_now() - KEEP_EXPIRED)
-    # Skip rows that another worker has locked: waiting for them could cause a deadlock.
+    # Skip rows that another worker has locked. Waiting for the locks could cause a deadlock.
     unlocked = old.with_for_update(skip_locked=True)
     await session.execute(delete(AccountToken).where(AccountToken.token_id.in_(unlocked)))
 

@@ -10,11 +10,12 @@ from app.database import Base
 
 
 class AccountToken(Base):
-    """A user's most recent token for a given purpose. It invalidates earlier ones.
+    """A user's newest token for one purpose. Earlier tokens for this purpose are invalid.
 
-    The token itself is not stored, but derived from `token_id` (see tokens.py). It can be used only once. Setting a new
-    password changes the user's security stamp, which then differs from the stamp in this row. Verifying an address
-    deletes this row.
+    The token itself is not stored. It is derived from `token_id` (see tokens.py).
+
+    A token can be used only once. Setting a password changes the user's security stamp, so that it differs from the
+    stamp in this row. Verifying an email address deletes this row.
     """
 
     __tablename__ = "account_tokens"

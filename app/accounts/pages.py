@@ -1,4 +1,6 @@
-"""The static pages behind the links in emails. The settings can replace them with other pages.
+"""The static pages that open when a user clicks a link in an email.
+
+The settings `password_reset_url` and `email_verification_url` replace these pages with other ones.
 
 The token is in the fragment of the URL, which browsers do not send to the server. Opening a page must not change
 anything, because email scanners also open links.
@@ -12,7 +14,7 @@ from app.errors import NotFound
 
 _FOLDER = Path(__file__).with_name("static")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-# The keys are the file names as they appear in URLs, without `.html`.
+# The keys are the file names in URLs. URLs omit the suffix `.html`.
 _FILES = {
     path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
     for path in _FOLDER.iterdir()

@@ -45,10 +45,11 @@ MailTokensDep = Annotated[MailTokens, Depends(get_mail_tokens)]
 )
 @rate_limit("mail")
 async def request_password_reset(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a link to set a new password, if there is an active account with the address and a password.
+    """Send a link to set a new password, if the address belongs to an active account that has a password.
 
-    The response is the same for every address, and takes the same time. The link works once, and for a limited time. A
-    newer one, and everything that ends all logins, makes it invalid.
+    The response is the same for every address, and takes the same time. The link works once, and for a limited time. It
+    becomes invalid when a newer link is sent, the password or the email address changes, the account is deactivated, or
+    the operator of the service ends all logins of the account.
     """
     outbox.add(session, "password_reset", data.email)
     return Accepted()
@@ -71,9 +72,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokensDep,
     outbox: OutboxDep,
 ) -> None:
-    """Set a new password with the token from an email, and end all logins.
+    """Set a new password, using the token from an email, and end all logins.
 
-    It also accepts an invitation, and cancels a change of the email address that is not confirmed yet.
+    The token can also be from an invitation. Afterwards, the email address counts as verified. A new address that is
+    not confirmed yet is discarded.
     """
     await service.reset_password(
         data, reader=reader, session=session, passwords=passwords, tokens=tokens, outbox=outbox
@@ -88,10 +90,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
 )
 @rate_limit("mail")
 async def request_email_verification(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a link to verify an address, if there is an active account with it, and it is not verified.
+    """Send a link to verify an email address, if it belongs to an active account and is not verified.
 
-    The response is the same for every address, and takes the same time. To receive another link for a new address that
-    is not confirmed yet, update the current user again.
+    The response is the same for every address, and takes the same time. For a new address that is not confirmed yet, no
+    link is sent. To receive another link for it, update the current user again.
     """
     outbox.add(session, "email_verification", data.email)
     return Accepted()
@@ -115,7 +117,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: OutboxDep,
     limiter: LimiterDep,
 ) -> None:
-    """Verify an email address with the token from the email and the account's password.
+    """Verify an email address, using the token from the email and the account's password.
 
     A new address replaces the current one. If the password is wrong, the token remains valid.
     """
@@ -148,9 +150,10 @@ async def invite_user(
     request: Request,
     response: Response,
 ) -> User:
-    """Create a user account without a password, and send a link to set one. For superusers.
+    """Create a user account without a password, and send the user a link to set one.
 
-    To revoke the invitation, delete the user. To repeat it, send a mail to set a new password.
+    Only superusers can invite users. To revoke the invitation, delete the user. To send it again, call
+    `POST /users/{user_id}/password-reset`.
     """
     user = await service.invite(session, outbox, data)
     response.headers["Location"] = f"{url_path(request).removesuffix('invitations')}{user.id}"
@@ -165,9 +168,9 @@ async def invite_user(
     summary="Send a user a mail to set a new password",
 )
 async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep) -> Accepted:
-    """Send an active user a link to set a new password. For superusers.
+    """Send an active user a link to set a new password.
 
-    If the user has not set a password yet, this sends the invitation again instead.
+    If the user has not set a password yet, the invitation is sent again instead. Only superusers can call this.
     """
     user = await get_user(session, user_id)
     outbox.add(session, "password_reset" if user.password_hash else "invitation", user.email)
@@ -184,12 +187,15 @@ async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSe
 async def send_email_verification(
     user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep
 ) -> Accepted:
-    """Send an active user a link to verify the email address, if it is not verified. For superusers."""
+    """Send an active user a link to verify the email address.
+
+    If the address is already verified, nothing is sent. Only superusers can call this.
+    """
     outbox.add(session, "email_verification", (await get_user(session, user_id)).email)
     return Accepted()
 
 
 @router.get("/account/{name}", include_in_schema=False)
 async def get_page(name: str) -> Response:
-    """Return a page that links in mails lead to, or its script or style sheet."""
+    """Return a page that is linked from emails, or the script or style sheet of these pages."""
     return read_page(name)

@@ -52,7 +52,7 @@ class Invitation(Input):
 
 
 class Accepted(BaseModel):
-    """The request is accepted. Whether a mail is sent depends on the account."""
+    """The request is accepted. Whether an email is sent depends on the account."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "accepted"}]})
 

@@ -19,9 +19,9 @@ from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 
 class VerifiedToken(NamedTuple):
-    """The user and the address that a valid token was issued for.
+    """The user that a valid token belongs to, and the address that it was sent to.
 
-    The token proves that its bearer can read emails sent to `address`.
+    The token proves that the caller can read emails sent to `address`.
     """
 
     address: str
@@ -55,7 +55,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
     """Set a new password, end all logins, mark the address as verified, and notify the user.
 
     Raises:
-        InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
+        InvalidMailToken: The token is unknown, expired or used, or the account has changed since the token was issued.
     """
     token = await _check(reader, tokens, "password_reset", data.token)
     new_hash = await passwords.hash(data.new_password)  # hashing is slow, so do it before the session connects
@@ -78,13 +78,13 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: Outbox,
     limiter: RateLimiter,
 ) -> None:
-    """Mark an address as verified. If the address is new, it replaces the old one, which is notified.
+    """Mark an email address as verified. If it replaces another address, send a notice to the old address.
 
     The password is required because anyone can enter the address of another person. The password proves that the owner
     of the address also owns the account.
 
     Raises:
-        InvalidMailToken: The token is unknown, expired or used, or the account has changed since it was issued.
+        InvalidMailToken: The token is unknown, expired or used, or the account has changed since the token was issued.
         RateLimited: Too many password attempts for this account, including attempts to log in.
         IncorrectPassword: The password is wrong. The token remains valid.
         EmailTaken: Another user has taken the address.
@@ -106,7 +106,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
         )
     if user_id is None:
         raise InvalidMailToken(reason="used, or the account has changed")
-    # Delete the token. Otherwise it could be used again after the address was changed and changed back.
+    # Delete the token. Otherwise, it could be used again if the address is changed and later changed back.
     used_token = AccountToken.user_id == user_id, AccountToken.purpose == "email_verification"
     await session.execute(delete(AccountToken).where(*used_token))
 

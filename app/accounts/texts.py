@@ -1,6 +1,8 @@
-"""The plain texts of all emails about accounts. The HTML versions are generated from them, with `$link` as a hyperlink.
+"""The plain texts of all emails about accounts.
 
-No text contains user input. Otherwise anyone could send arbitrary text to the address of another person.
+The HTML versions are generated from these texts. In HTML, `$link` becomes a hyperlink.
+
+The texts must not contain user input. Otherwise, anyone could send arbitrary text to the address of another person.
 """
 
 from typing import NamedTuple

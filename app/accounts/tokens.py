@@ -1,4 +1,4 @@
-"""Tokens in emails. A token consists of a random id and an HMAC, which proves that this service issued the token."""
+"""Tokens in emails. A token consists of a random id and an HMAC. The HMAC proves that this service issued the token."""
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -15,7 +15,9 @@ _ID_BYTES = 16
 
 
 class MailTokens:
-    """Derives tokens from ids. The database stores only the ids, so no token can be read from it or its backups.
+    """Derives tokens from ids.
+
+    The database stores only the ids, so tokens cannot be read from the database or its backups.
 
     Tokens signed with the previous key are also accepted, so that links in emails stay valid when the key is changed.
     """

@@ -1,4 +1,4 @@
-"""A dependency that provides the client of a request."""
+"""A dependency that returns the client's IP address and user agent."""
 
 import re
 from typing import Annotated, NamedTuple
@@ -9,7 +9,7 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Client(NamedTuple):
-    """The client of a request. Neither field can be trusted, because clients and proxies may send any value."""
+    """The client of a request. Do not trust these values: clients and proxies can send any text."""
 
     ip_address: str | None
     user_agent: str | None
@@ -18,7 +18,7 @@ class Client(NamedTuple):
 async def get_client(request: Request) -> Client:
     """Return the client of the request.
 
-    Control characters are removed, and the values are truncated to fit into the database.
+    Control characters are removed. Long values are truncated to fit into the database.
     """
     return Client(
         _clean(request.client.host if request.client else None, 45), _clean(request.headers.get("user-agent"), 256)

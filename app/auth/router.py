@@ -35,8 +35,9 @@ async def login(  # noqa: PLR0913  each is needed
 ) -> TokenPair:
     """Exchange an email address and a password for an access token and a refresh token.
 
-    Send the access token as `Authorization: Bearer …`. The response is the same for an unknown address, a wrong
-    password and an inactive user. The service may be set up to require a verified email address.
+    Send the access token in the header `Authorization: Bearer …`. The response is the same for an unknown address, a
+    wrong password and an inactive user. If the service requires verified email addresses, the response to a correct
+    password is 403 until the address is verified.
     """
     return await service.login(
         credentials,
@@ -60,8 +61,8 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
     """Exchange a refresh token for a new pair of tokens.
 
     Each refresh token can be used once. For a short time afterwards (ten seconds by default), using it again returns
-    the same new refresh token, in case the first response was lost. After that, using it again ends the login, because
-    the token may have been stolen.
+    the same new refresh token, in case the first response was lost. Later reuse ends the login, because the token may
+    have been stolen.
     """
     return await service.refresh(data.refresh_token, session=session, tokens=tokens)
 
@@ -75,7 +76,7 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
 async def logout(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> None:
     """End the login that a refresh token belongs to.
 
-    The response is the same for a token that is not valid. The login's access tokens stop working at once.
+    The access tokens of the login stop working at once. If the refresh token is invalid, the response is the same.
     """
     with suppress(InvalidRefreshToken):
         await service.end_login(data.refresh_token, session=session, tokens=tokens)

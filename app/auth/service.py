@@ -1,4 +1,7 @@
-"""Logins and refresh tokens. The caller opens and commits the session. Only `_end_reused_login` commits it itself."""
+"""Logins and refresh tokens.
+
+The caller opens and commits the session. There is one exception: `_end_reused_login` commits it itself.
+"""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -38,8 +41,8 @@ async def login(  # noqa: PLR0913  each is needed
     """Exchange an email address and a password for tokens.
 
     Raises:
-        RateLimited: Too many attempts to log in with this email address, from any client. Addresses without an account
-            are also limited.
+        RateLimited: Too many attempts to log in with this email address. Attempts from all clients are counted
+            together. Addresses without an account are also limited.
         LoginFailed: The address is unknown, the password is wrong, or the user is inactive. All three cases take the
             same time.
         EmailNotVerified: The credentials are correct, but the address must be verified first.
@@ -65,9 +68,9 @@ async def login(  # noqa: PLR0913  each is needed
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # Check the user again: while the hash was computed, another request may have changed the password, or deactivated
-    # or deleted the user. From here on, the lock on the user makes such requests wait. Deleting a user also locks the
-    # user before the logins; using the same order here avoids deadlocks.
+    # Check the user again. While the hash was computed, another request may have changed the password, deactivated the
+    # user or deleted the user. This query locks the row of the user, so from here on such requests wait.
+    # The user must be locked before the logins. Deleting a user uses the same order, which avoids deadlocks.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -81,7 +84,7 @@ async def login(  # noqa: PLR0913  each is needed
             **client._asdict(),
         )
     )
-    # Delete the user's expired logins, and those that were ended by a change of the security stamp.
+    # Delete the user's expired logins, and the logins that ended when the security stamp changed.
     is_over = or_(Login.expires_at <= now, Login.security_stamp.is_distinct_from(user.security_stamp))
     await session.execute(delete(Login).where(Login.user_id == user.id, is_over))
     return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)
@@ -90,13 +93,13 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    For a short time, a token can be used again and gives the same new refresh token. Without this overlap, a second
-    browser tab, or a client that did not receive the response and tries again, would end the login. The new token is
-    derived from the used one, so it need not be stored.
+    For a short time after the first use, using a token again returns the same new refresh token. Without this overlap,
+    a second browser tab or a retry after a lost response would end the login. The new token is not stored, because it
+    can be derived from the used one.
 
     Raises:
         InvalidRefreshToken: The token is unknown or expired, its login has ended, or the token was used before and
-            cannot be used again. In the last case, the login is ended.
+            cannot be used again. Such reuse also ends the login.
     """
     login_id, secret = _parse(token)
     now = utc_now()
@@ -104,8 +107,9 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable reuse, and the comparison of times below does not ensure this: if a concurrent
-        # request starts after this one but finishes first, it stores a `rotated_at` that is later than our `now`.
+        # An overlap of 0 must disable reuse. The condition on `rotated_at` below does not ensure this. If a concurrent
+        # request starts after this one but finishes first, it stores a `rotated_at` that is later than our `now`, so
+        # the condition is true.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),
@@ -116,8 +120,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
         .where(User.id == Login.user_id, User.is_active, User.security_stamp == Login.security_stamp)
         .exists()
     )
-    # Use a single statement to avoid a race condition: of two concurrent requests with the same token, the second waits
-    # for the row lock, and then sees that the token has been used.
+    # Use a single statement to avoid a race condition. If two concurrent requests use the same token, the second one
+    # waits for the row lock, and then sees that the token has been used.
     row = (
         await session.execute(
             update(Login)
@@ -144,12 +148,12 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:
-    """End the login if the token is one of its earlier tokens, and not a forgery.
+    """End the login if the rejected token is an earlier token of this login. A forged token does not end it.
 
-    Return the reason for rejecting the token, for the log.
+    Return the reason for rejecting the token. It is logged.
     """
-    # Changing the secret key invalidates the signatures of earlier tokens, but the most recent of them can still be
-    # recognized by its stored hash.
+    # The token is genuine if its signature is valid or its hash is stored. After a change of the secret key, the
+    # signature may be invalid, but the hash of the previous token is still stored.
     was_issued = or_(literal(is_signed), Login.previous_secret_hash == used)
     reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used, was_issued)
     ended = await session.scalar(reused.returning(Login.login_id))
@@ -165,8 +169,8 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # Changing the secret key invalidates the signatures of existing tokens, but the current and the previous token can
-    # still be recognized by their stored hashes.
+    # The token is genuine if its signature is valid or its hash is stored. After a change of the secret key, the
+    # signature may be invalid, but the hashes of the current and the previous token are still stored.
     is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
     was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
     await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))
@@ -240,5 +244,5 @@ def _parse(token: str) -> tuple[UUID, bytes]:
 
 
 def _hash(secret: bytes) -> bytes:
-    """Hash the secret of a token. Unlike a password, 16 random bytes cannot be guessed, so a fast hash is enough."""
+    """Hash the secret of a token. A fast hash is enough: unlike a password, 16 random bytes cannot be guessed."""
     return hashlib.sha256(secret).digest()

@@ -33,7 +33,10 @@ async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: Re
     summary="End the current user's other sessions",
 )
 async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, session: WriteSession) -> None:
-    """End all logins of the current user except the one that this request belongs to. Their tokens stop working."""
+    """End all logins of the current user except the login of this request.
+
+    The tokens of the ended logins stop working at once.
+    """
     await service.end_sessions(session, user.id, keep=token.login_id)
 
 
@@ -45,7 +48,10 @@ async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, sessio
     summary="End one of the current user's sessions",
 )
 async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSession) -> None:
-    """End a login of the current user, which may be the one that this request belongs to. Its tokens stop working."""
+    """End a login of the current user. Its tokens stop working at once.
+
+    The login of this request can be ended too.
+    """
     await service.end_session(session, user.id, session_id)
 
 
@@ -56,7 +62,7 @@ async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSess
     summary="List a user's sessions",
 )
 async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep, session: ReadSession) -> SessionList:
-    """List up to 100 logins of a user, most recently used first. For superusers."""
+    """List up to 100 logins of a user, most recently used first. Only superusers can call this."""
     await get_user(session, user_id)
     return await service.list_sessions(session, user_id, current=token.login_id)
 
@@ -69,7 +75,7 @@ async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep,
     summary="End a user's sessions",
 )
 async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
-    """End all logins of a user. Their tokens stop working. For superusers."""
+    """End all logins of a user. The user's tokens stop working at once. Only superusers can call this."""
     await get_user(session, user_id)
     await service.end_sessions(session, user_id)
 
@@ -82,5 +88,5 @@ async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) 
     summary="End a user's session",
 )
 async def end_session(user_id: Id, session_id: UUID, _: CurrentSuperuser, session: WriteSession) -> None:
-    """End a login of a user. Its tokens stop working. For superusers."""
+    """End a login of a user. Its tokens stop working at once. Only superusers can call this."""
     await service.end_session(session, user_id, session_id)

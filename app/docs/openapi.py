@@ -1,4 +1,4 @@
-"""Build the OpenAPI document: its description, and the parts that FastAPI does not generate."""
+"""Build the OpenAPI document. This module adds the parts that FastAPI does not generate."""
 
 from http import HTTPStatus
 from typing import Any
@@ -109,7 +109,10 @@ def _correct_media_types(operation: dict[str, Any]) -> None:
 
 
 def _drop_redundant_patterns(schema: dict[str, Any]) -> None:
-    """Remove `Input`'s default pattern from strings with a format. Few tools can generate values that match both."""
+    """Remove the default pattern of `Input` from strings that have a format.
+
+    Few tools can generate values that match both.
+    """
     for field in schema.get("properties", {}).values():
         if "format" in field:
             field.pop("pattern", None)
@@ -130,6 +133,6 @@ def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
 
 
 def _in_field_order(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema's example with its fields in order of definition. Pydantic sorts them alphabetically."""
+    """Return the schema's example with its fields in the order of definition. Pydantic sorts them alphabetically."""
     example = schema["examples"][0]
     return {name: example[name] for name in schema["properties"] if name in example}

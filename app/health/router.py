@@ -16,8 +16,8 @@ from app.limiter import REDIS_SECONDS, RateLimiter
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-# Timeout of the readiness check in seconds. With this timeout, a client that polls every second detects an outage
-# within two seconds. Kubernetes' default timeout is also one second.
+# Timeout of the readiness check in seconds. A client that polls every second detects an outage within two seconds.
+# Kubernetes' default timeout is also one second.
 READY_SECONDS = 1
 
 
@@ -62,9 +62,9 @@ async def health() -> Alive:
 
 @router.get("/live", response_description="The process responds", summary="Check liveness")
 async def live() -> Alive:
-    """Respond as long as the process runs.
+    """Respond with 200 as long as the process runs.
 
-    It depends on nothing else, so that containers are not restarted when the database is unavailable.
+    The check does not use the database, so that a database outage does not cause containers to be restarted.
     """
     return Alive()
 
@@ -77,10 +77,12 @@ async def live() -> Alive:
     summary="Check readiness",
 )
 async def ready(request: AppRequest) -> Ready:
-    """Respond with 200 if the database has its tables and answers within a second, and the server is not shutting down.
+    """Respond with 200 if the process can serve requests.
 
-    `redis` is present if Redis is configured, and `mail` if a mail server is. The service works without them: mails
-    are sent when the mail server is back.
+    The database must contain the tables and respond within a second, and the server must not be shutting down.
+
+    `redis` is present if Redis is configured, and `mail` if a mail server is configured. The response is 200 even if
+    Redis or the mail server is unavailable. Emails are sent when the mail server is available again.
     """
     if is_draining():
         raise ShuttingDown

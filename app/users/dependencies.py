@@ -24,9 +24,9 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-# Each dependency takes about 10 µs, and most requests need the functions below. To avoid further dependencies, these
-# functions read `request.state` directly, and `get_current_user` calls `get_access_token`. The few routes that depend
-# on both functions verify the token twice.
+# Resolving a dependency takes about 10 µs, and most requests use the functions below. To avoid further dependencies,
+# these functions read `request.state` directly, and `get_current_user` calls `get_access_token`. As a result, the few
+# routes that depend on both functions verify the token twice.
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Return the contents of the access token in the Authorization header, even if its login has ended.
 
@@ -48,7 +48,7 @@ async def get_current_user(credentials: _Credentials, request: AppRequest) -> Us
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
-        AuthenticationFailed: There is no valid token, or its login has ended.
+        AuthenticationFailed: There is no valid token, its login has ended, or the user is inactive.
     """
     token = await get_access_token(credentials, request)
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
@@ -66,7 +66,7 @@ CurrentUser = Annotated[UserRecord, Depends(get_current_user)]
 
 
 async def get_current_superuser(user: CurrentUser) -> UserRecord:
-    """Return the current user if it is a superuser.
+    """Return the current user, who must be a superuser.
 
     Raises:
         PermissionDenied: The user is not a superuser.

@@ -8,8 +8,8 @@ class EmailTaken(RuleViolated):
 
 
 class WrongPassword(RuleViolated):
-    # Respond with 400 instead of the 401 of a failed login: the access token is valid, and clients would log out after
-    # a 401.
+    # Respond with 400, although a failed login responds with 401. The access token is valid, and clients would log out
+    # after a 401.
     message = "Incorrect current password"
 
 

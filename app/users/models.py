@@ -12,7 +12,7 @@ from app.database import Base, utc_now
 
 
 def _same_as_created_at(context: DefaultExecutionContext) -> datetime:
-    """Return the value of `created_at`, so that `updated_at` equals it until the first update."""
+    """Return the `created_at` of the new row, so that `updated_at` has the same value until the first update."""
     created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]  # SQLAlchemy's
     return created_at
 
@@ -39,7 +39,7 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("email = lower(email)", name="email_lower_case"),
-        # Trigram index for case-insensitive searches for a substring of at least three characters. PostgreSQL only.
+        # Trigram index for case-insensitive substring searches with at least three characters. PostgreSQL only.
         Index(
             "ix_users_search",
             "email",
@@ -47,8 +47,8 @@ class User(Base):
             postgresql_using="gin",
             postgresql_ops={"email": "gin_trgm_ops", "full_name": "gin_trgm_ops"},
         ),
-        # Do not reuse the id of a deleted user, whose tokens may still be valid. SQLite would otherwise give it to the
-        # next user.
+        # Do not reuse the id of a deleted user, because access tokens with this id may not have expired yet. Without
+        # this option, SQLite may give the id to the next user.
         {"sqlite_autoincrement": True},
     )
 
@@ -69,13 +69,14 @@ class User(Base):
 
 
 class Login(Base):
-    """A login, which is a family of refresh tokens.
+    """A login, with its family of refresh tokens.
 
-    A refresh token consists of the login's id and a signed secret. Only the newest token is valid, and for a short
-    overlap also the one before it. If an earlier token is used after that, somebody has a copy of it, so the row is
-    deleted, which ends the login.
+    A refresh token consists of the login's id and a signed secret. Only the newest token is valid, and for a short time
+    also the previous one. Any other use of an earlier token may mean that it was stolen. The row is then deleted, which
+    ends the login.
 
-    The table is defined in app/users instead of app/auth, because each request reads a user together with the login.
+    The table is defined in app/users, not in app/auth, because each authenticated request reads a user together with
+    the login.
     """
 
     __tablename__ = "refresh_tokens"

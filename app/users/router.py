@@ -51,8 +51,8 @@ async def create_user(  # noqa: PLR0913  each is needed
 ) -> User:
     """Create a user account with an email address, a password and a full name.
 
-    The email address must be unique, regardless of case. A mail asks for its confirmation. The password is never
-    returned in a response.
+    The email address must be unique, regardless of case. If the service sends email, the user receives a link to verify
+    the address. No response contains the password.
     """
     if settings.registration == "closed":
         raise RegistrationClosed
@@ -79,16 +79,16 @@ async def read_me(user: CurrentUser) -> UserRecord:
     response_description="The updated user",
     summary="Update the current user",
 )
-# This route shares the rate limit of registration, because it also reveals whether an address is taken. Updates of only
-# the name are also counted, because requests are counted before their body is read.
+# This route shares the rate limit of registration, because it also reveals whether an address is taken. Updates of the
+# name alone also count, because requests are counted before their body is read.
 @rate_limit("register")
 async def update_me(
     user: CurrentUser, session: WriteSession, outbox: OutboxDep, limiter: LimiterDep, data: ProfileUpdate
 ) -> User:
     """Update the email address, the full name, or both.
 
-    A new email address is `pending_email` until the link that is sent to it is confirmed. The service may be set up
-    without mail; then it replaces `email` at once.
+    A new email address is stored as `pending_email`. It replaces `email` when the user confirms the link sent to it. If
+    the service does not send email, the new address replaces `email` at once.
     """
     with respond_401_if_user_is_gone():
         return await service.update_profile(session, outbox, limiter, user, data)
@@ -110,7 +110,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     outbox: OutboxDep,
     data: PasswordChange,
 ) -> None:
-    """Set a new password, and end all logins: every access token and refresh token stops working at once."""
+    """Set a new password, and end all logins. All access tokens and refresh tokens of the user stop working at once."""
     with respond_401_if_user_is_gone():
         await service.change_password(user, data, session=session, passwords=passwords, limiter=limiter, outbox=outbox)
 
@@ -123,7 +123,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     summary="Delete the current user",
 )
 async def delete_me(user: CurrentUser, session: WriteSession) -> None:
-    """Delete the account and everything that belongs to it. Its tokens stop working at once."""
+    """Delete the current user and everything that belongs to the user. The user's tokens stop working at once."""
     with respond_401_if_user_is_gone():
         await service.delete_user(session, user.id)
 
@@ -155,11 +155,14 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     q: Annotated[Search | None, Query(description="Part of the email address or the name, ignoring case")] = None,
     is_active: Annotated[bool | None, Query(description="Only active users, or only inactive ones")] = None,
 ) -> Response:
-    """List users, newest first. For superusers. `next_cursor` and the `Link` header lead to the next page, if any."""
+    """List users, newest first. Only superusers can call this.
+
+    If there is a next page, `next_cursor` and the `Link` header point to it.
+    """
     users, next_cursor = await service.list_users(reader, limit=limit, after=cursor, search=q, is_active=is_active)
     headers = {"Link": next_page_link(request, next_cursor)} if next_cursor else {}
-    # Do not validate the rows, which would take a tenth of the request's time. They already have the types of
-    # UserResponse.
+    # Do not validate the rows. They already have the types of UserResponse, and validation would take a tenth of the
+    # request's time.
     body = to_json({"items": users, "next_cursor": next_cursor})
     return Response(body, media_type="application/json", headers=headers)
 
@@ -172,7 +175,7 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     summary="Get a user",
 )
 async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> User | UserRecord:
-    """Return a user. Superusers can get any user, others only themselves."""
+    """Return a user. Superusers can get any user. Other users can get only themselves."""
     if user_id == caller.id:
         return caller
     if not caller.is_superuser:
@@ -190,7 +193,7 @@ async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> U
 async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, data: UserUpdate) -> User:
     """Update a user's email address, full name, active status or superuser status.
 
-    For superusers. The tokens of a deactivated user stop working at once.
+    Only superusers can call this. If the user is deactivated, the user's tokens stop working at once.
     """
     return await service.update_user(session, user_id, data)
 
@@ -203,5 +206,5 @@ async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, d
     summary="Delete a user",
 )
 async def delete_user(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
-    """Delete a user and everything that belongs to it. For superusers."""
+    """Delete a user and everything that belongs to the user. Only superusers can call this."""
     await service.delete_user(session, user_id)

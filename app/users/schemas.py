@@ -11,10 +11,11 @@ from app.schemas import ANY_TEXT, SINGLE_LINE, Input
 
 
 def normalize_email(address: str) -> str:
-    """Return the form in which an address is stored and compared.
+    """Return the normal form of an email address, which is used to store and compare addresses.
 
-    Each character is lowercased by itself, because Python's `lower` converts the Greek letter sigma differently at the
-    end of a word. Lowercasing can separate a letter from its accent, so the address is composed again (Unicode NFC).
+    Lowercase each character separately, because `str.lower` converts the Greek letter sigma differently at the end of a
+    word. Compose the address again afterwards (Unicode NFC), because some accented letters have a composed form only in
+    lower case.
     """
     return normalize("NFC", "".join(character.lower() for character in normalize("NFC", address)))
 
@@ -45,7 +46,7 @@ class UserCreate(Input):
 
 
 class ProfileUpdate(Input):
-    """The fields that users can change of their own account. Omitted fields keep their values."""
+    """The fields that users can change in their own account. Omitted fields keep their values."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"full_name": "Jane Doe"}]})
 
@@ -54,7 +55,7 @@ class ProfileUpdate(Input):
 
 
 class UserUpdate(ProfileUpdate):
-    """The fields of any user that a superuser can change. Omitted fields keep their values."""
+    """The fields that superusers can change in any account. Omitted fields keep their values."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": False}]})
 
@@ -91,7 +92,7 @@ _USER: JsonDict = {
 class UserResponse(BaseModel):
     """A user."""
 
-    # Each field must be a column, because `list_users` selects the columns by field name.
+    # Each field must have the name of a column of User, because `list_users` selects the columns by these names.
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 

@@ -37,15 +37,15 @@ _PAGE = (
     .order_by(User.id.desc())
     .limit(bindparam("limit"))
 )
-# `literal_execute` inserts the pattern into the statement, so that PostgreSQL chooses the plan by the estimated number
-# of matches: the search index for few, the primary key for many. With a parameter, PostgreSQL would soon use a generic
-# plan for all patterns. Finding a rare name among a million users with this plan takes seconds.
+# `literal_execute` inserts the pattern into the statement. PostgreSQL then plans each search by the estimated number of
+# matches: it uses the search index for few matches, and the primary key for many. With a parameter, PostgreSQL would
+# soon use a generic plan for all patterns. With that plan, finding a rare name among a million users takes seconds.
 _PATTERN = bindparam("pattern", type_=String, literal_execute=True)
 _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full_name.ilike(_PATTERN, escape="/")))
 
 
 async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) -> UserRecord | None:
-    """Return a user, or None if there is no such user or the given login has ended."""
+    """Return the user, or None if the user does not exist or the login has ended."""
     row = await reader.fetch_one(_RECORD_BY_LOGIN, user_id=user_id, login_id=login_id)
     return UserRecord._make(row) if row else None
 
@@ -53,7 +53,7 @@ async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) 
 async def find_user_by_email(reader: FastReader, email: str) -> UserRecord | None:
     """Return the user with the given email address, or None if there is no such user.
 
-    The address must be in normal form.
+    The address must be the result of `normalize_email`.
     """
     row = await reader.fetch_one(_RECORD_BY_EMAIL, email=email)
     return UserRecord._make(row) if row else None
@@ -73,12 +73,14 @@ async def get_user(session: AsyncSession, user_id: int) -> User:
 async def list_users(
     reader: FastReader, *, limit: int, after: int | None, search: str | None, is_active: bool | None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Return a page of users with the fields of UserResponse, newest first, and the cursor of the next page.
+    """Return a page of users, newest first, and the cursor of the next page.
+
+    Each user is a dict with the fields of UserResponse. On the last page, the cursor is None.
 
     Args:
         reader: Runs the query.
         limit: Maximum number of users.
-        after: The last id of the previous page, or None for the first page.
+        after: The id of the last user on the previous page, or None for the first page.
         search: Part of the email address or the full name, or None for all users.
         is_active: True for active users only, False for inactive users only, None for both.
     """
@@ -95,7 +97,7 @@ async def list_users(
 async def create_user(
     session: AsyncSession, passwords: Passwords, data: UserCreate, *, is_superuser: bool = False
 ) -> User:
-    """Create a user. The address of a superuser counts as verified, because the operator of the server entered it.
+    """Create a user. The address of a new superuser counts as verified, because the operator has entered it.
 
     Raises:
         EmailTaken: Another user has the address, ignoring case.
@@ -137,23 +139,25 @@ async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, 
 async def update_profile(
     session: AsyncSession, outbox: Outbox, limiter: RateLimiter, user: UserRecord, data: ProfileUpdate
 ) -> User:
-    """Update the given fields of the current user. If email is enabled, a new address must be confirmed first.
+    """Update the given fields of the current user.
+
+    If email is enabled, a new address is pending until the user confirms it.
 
     Raises:
-        UserNotFound: The user was deleted, or all of its logins were ended, for example by a password reset.
+        UserNotFound: The user was deleted, or all of the user's logins were ended, for example by a password reset.
         EmailTaken: Another user has the address.
         RateLimited: The user has changed the address too often.
     """
     if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
         return await update_user(session, user.id, data)
-    # Also limit the changes per user. The limit per recipient does not stop a user who enters a new address each time.
+    # Also limit the changes per user. The limit per recipient does not stop a user who enters many different addresses.
     await limiter.enforce("recipient", f"changes by {user.id}")
     outbox.add(session, "email_change", data.email, user_id=user.id)
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # Do not set a pending address if the password was reset during this request, because a reset cancels pending
-    # changes. A reset also changes the security stamp, so check that the stamp is still the same.
+    # A password reset cancels a pending address. If the password is reset during this request, do not store a pending
+    # address. The reset changes the security stamp, so update the user only if the stamp is still the same.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
@@ -201,7 +205,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     Raises:
         RateLimited: Too many password attempts for this account, including attempts to log in.
         WrongPassword: The current password is wrong.
-        UserNotFound: The user was deleted, or all of its logins were ended, for example by a deactivation.
+        UserNotFound: The user was deleted, or all of the user's logins were ended, for example by a deactivation.
     """
     await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
@@ -243,7 +247,7 @@ async def _change_by_email(session: AsyncSession, email: str, **values: object) 
 
 
 def new_security_stamp() -> dict[str, object]:
-    """Return column values that end a user's logins, invalidate links in emails, and cancel a pending new address."""
+    """Return column values that end a user's logins, invalidate links in emails, and cancel a pending address."""
     return {"security_stamp": uuid4(), "pending_email": None}
 
 
@@ -262,10 +266,13 @@ async def delete_user(session: AsyncSession, user_id: int) -> None:
 async def _require_another_superuser(session: AsyncSession, user_id: int) -> None:
     """Raise LastSuperuser if no active superuser would remain without this user.
 
-    If the user is a superuser, the rows of all active superusers stay locked until the transaction ends: if two
-    superusers remove each other concurrently, the second request waits here, and then raises LastSuperuser. On SQLite,
-    the transaction itself has the same effect. If the user is not a superuser, only the user's row is locked, so that
-    the user cannot be promoted during the transaction.
+    If the user is a superuser, lock the rows of all active superusers until the transaction ends. If two superusers
+    remove each other concurrently, the second request waits here, and then raises LastSuperuser.
+
+    If the user is not a superuser, lock only the user's row, so that the user cannot be promoted during the
+    transaction.
+
+    SQLite needs no row locks, because it runs only one write transaction at a time.
     """
     by_id = select(User.id).where(User.id == user_id, ~User.is_superuser)
     if await session.scalar(by_id.with_for_update()) is not None:
