@@ -35,7 +35,7 @@ def hooks(
         drain_seconds: Seconds to keep serving after SIGTERM while `is_draining()` returns True, so that load balancers
             stop sending traffic.
         limits: The limits that apply to each connection.
-        render_refusal: Renders the headers and the body of the response to a request that the server rejects.
+        render_refusal: Renders the response to a request that the server rejects.
     """
 
     def on_starting(arbiter: Arbiter) -> None:
