@@ -21,8 +21,8 @@ from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
-# A worker pauses when it has at least 2 * n + TOLERANCE connections and another worker has only n. With a smaller
-# tolerance, short-lived connections would also cause pauses, although they need no balancing.
+# A worker stops accepting for PAUSE_SECONDS if it has at least 2 * n + TOLERANCE connections and another worker has
+# only n. With a smaller tolerance, short-lived connections would also cause pauses, although they need no balancing.
 TOLERANCE = 8
 # Maximum number of connections to accept from a socket in one iteration of the event loop. A larger batch would leave
 # fewer connections to the other workers. With smaller batches, a busy worker would need more iterations to empty the
@@ -33,7 +33,7 @@ BATCH_SIZE = 8
 PAUSE_SECONDS = 0.001
 # Seconds that a worker stops accepting connections when file descriptors or memory run out. Before this pause, it
 # closes connections on which the client has sent nothing. It also cancels TLS handshakes that have already taken longer
-# than this.
+# than EXHAUSTED_SECONDS.
 EXHAUSTED_SECONDS = 1.0
 # Timeout of a TLS handshake, in seconds.
 HANDSHAKE_SECONDS = 20.0
@@ -117,8 +117,8 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots are 0 if only this worker accepts connections and its slot was cleared. This happens when an
-            # older worker that used the same slot exits.
+            # All slots are 0 if only this worker accepts connections and its slot has been cleared. The slot is cleared
+            # when an older worker that used it exits.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

@@ -99,7 +99,7 @@ def usable_pidfile(path: str) -> str | None:
     a pidfile, and the `when_ready` hook logs the problem.
     """
     other = _read_pid(path)
-    # After SIGUSR2, the parent process is the server that this one replaces.
+    # After SIGUSR2, the parent process is the old server, which this one replaces.
     if other and other not in {os.getpid(), os.getppid()} and _is_running(other):
         pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
         return None

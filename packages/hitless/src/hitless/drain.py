@@ -43,9 +43,9 @@ def is_stopping() -> bool:
 
 
 def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
-    """Replace gunicorn's signal handlers, so that SIGTERM shuts the server down as the module's docstring describes.
+    """Replace gunicorn's signal handlers, so that SIGTERM drains the server before it stops.
 
-    Call this once, in the master.
+    Call this once, in the master. The module's docstring describes the shutdown.
     """
 
     def start_draining(number: int, frame: FrameType | None) -> None:
@@ -59,7 +59,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
         # Refuse connections only if this server alone uses the sockets. After SIGUSR2, another master also uses them.
-        # With socket activation, systemd does.
+        # With socket activation, systemd also uses them.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
             if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
                 if time.monotonic() > deadline:  # no new worker has started, and the old workers have had time to stop
@@ -89,7 +89,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to all workers. `workers` contains their process ids.
 
-    gunicorn also sends it, but not while it waits for old workers to exit after SIGHUP.
+    gunicorn does the same, but only in its main loop. After SIGHUP, the loop first waits for old workers to exit.
     """
     for pid in list(workers):
         with contextlib.suppress(ProcessLookupError):

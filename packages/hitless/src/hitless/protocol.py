@@ -146,8 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def close_after_response(self, idle_seconds: float) -> None:
         """Add `Connection: close` to the response to the latest request.
 
-        If its headers have already been sent, keep the connection open for one more request after the response, for at
-        most `idle_seconds`.
+        If its headers have already been sent, wait for one more request after the response, for at most `idle_seconds`.
         """
         if self.cycle and not self.cycle.response_started:
             self.cycle.keep_alive = False
@@ -158,8 +157,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        If the connection stays open for one more request (see `close_after_response`), the first call leaves it
-        open. Its idle timeout or a second call then closes it.
+        If the connection waits for one more request (see `close_after_response`), the first call leaves it open. Its
+        idle timeout or a second call then closes it.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False

@@ -14,7 +14,7 @@ log.addHandler(logging.NullHandler())
 
 
 class LogStream:
-    """Write log lines to standard error. If it is a pipe and the pipe is full, drop them.
+    """Write log lines to standard error. Drop them if standard error is a full pipe.
 
     A pipe usually holds 64 KiB. It becomes full if its reader, for example a log driver, stalls. A worker that waited
     for free space could not serve requests. The number of dropped lines is logged before the next line that fits.
