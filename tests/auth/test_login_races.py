@@ -121,7 +121,7 @@ async def test_deactivation_during_password_change_returns_401(
 async def test_upgrade_of_the_hash_during_password_change_does_not_affect_it(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """A concurrent login replaces the stored hash if the parameters of hashes have changed."""
+    """A concurrent login replaces the stored hash if the hash parameters have changed."""
     ann = await sign_up(client)
     body = {"current_password": PASSWORD, "new_password": "another password"}
 
