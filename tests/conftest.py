@@ -44,7 +44,7 @@ configure_structlog = structlog.configure
 
 
 def configure_without_cache(**options: Any) -> None:  # noqa: ANN401  options have different types
-    """Configure structlog without its cache, because the `logs` fixture cannot capture the output of cached loggers."""
+    """Configure structlog without its cache. The `logs` fixture cannot capture the output of cached loggers."""
     configure_structlog(**options | {"cache_logger_on_first_use": False})
 
 
@@ -93,7 +93,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the CPU time of the run, and one line with the reasons for skipped tests.
 
-    CPU time depends less than elapsed time on what else the machine is doing.
+    Unlike elapsed time, CPU time depends little on what else the machine is doing.
     """
     seconds = sum(os.times()[:4])
     terminalreporter.write_line(f"CPU time: {seconds:.0f} s, without that of containers")
@@ -116,7 +116,7 @@ def docker() -> str:
 
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
-    """Environment variables for programs that tests start. They contain no settings, and make `app` importable."""
+    """Environment variables for programs that tests start, without settings. PYTHONPATH makes `app` importable."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -230,7 +230,7 @@ async def mails() -> AsyncIterator[MailServer]:
 
 
 def make_settings(**values: Any) -> Settings:  # noqa: ANN401  settings have different types
-    """Build settings with cheap password hashes and no rate limits, so that hundreds of tests run in seconds.
+    """Build settings with cheap password hashes and no rate limits, so that the tests are fast.
 
     Email is disabled by default, because the background task that sends emails would write to the log and the database
     during tests of other features.
@@ -281,15 +281,15 @@ def openapi_document(*, mail: bool) -> dict[str, Any]:
 async def serve(
     settings: Settings, *, prepared: bool = False, root_path: str = "", raises: bool = True, sends_mail: bool = True
 ) -> AsyncIterator[Service]:
-    """Run the application's lifespan, and pass the state that it returns to each request, as a server does.
+    """Run the application's lifespan. Like a server, add the lifespan's state to each request.
 
     Args:
         settings: The settings.
         prepared: Whether to skip the database checks at startup.
         root_path: The path prefix that clients use and a proxy strips.
         raises: Whether the client raises unhandled exceptions. If False, it returns a 500 response instead.
-        sends_mail: Whether to send emails, if the settings enable email. If False, the routes that need email exist,
-            but nothing is sent, and no background task changes the database.
+        sends_mail: Whether to send emails if the settings enable email. If False, the routes that need email exist,
+            but no email is sent, and no background task changes the database.
     """
     app = create_app(settings)
     app.state.is_database_prepared = prepared

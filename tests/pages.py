@@ -23,7 +23,7 @@ _TABLE = re.compile(r"^<!-- table=([\w-]+) -->\n+\|.*\n\|[-| ]+\|\n((?:\|.*\n)+)
 
 
 class Block(NamedTuple):
-    """A code block: its page, language and text, and its name and title, which may be empty."""
+    """A code block on a page of the documentation. Its name and title may be empty."""
 
     page: Path
     language: str

@@ -52,7 +52,7 @@ async def sign_up(client: httpx.AsyncClient, email: str = "ann@example.com") -> 
 async def sign_up_superuser(
     client: httpx.AsyncClient, session: AsyncSession, email: str = "root@example.com"
 ) -> Person:
-    """Register a user, log in, and make the user a superuser in the database, because no route can do that."""
+    """Register a user, log in, and make the user a superuser. No route can do that, so change the database."""
     person = await sign_up(client, email)
     await session.execute(update(User).where(User.id == person.id).values(is_superuser=True))
     await session.commit()

@@ -17,7 +17,7 @@ _containers: list[str] = []
 
 
 def start() -> None:
-    """Start a container for each server whose variable is not set. Fixtures wait until it accepts connections."""
+    """Start a container for each server whose URL is not set. Fixtures wait until it accepts connections."""
     if "TEST_DATABASE_URL" not in os.environ:
         password = uuid4().hex
         options = ["--tmpfs", "/var/lib/postgresql", "--env", f"POSTGRES_PASSWORD={password}"]
@@ -35,7 +35,7 @@ def stop() -> None:
 
 
 def _run(image: str, port: int, options: list[str], command: list[str]) -> str:
-    """Run a container, and return its published address, or an empty string if the container cannot be run."""
+    """Run a container and return its published address. If it cannot be run, return an empty string."""
     if problem := docker_problem():
         os.environ[PROBLEM] = problem
         return ""

@@ -24,8 +24,8 @@ class MailServer:
         replies: Replies such as `550 no such user`, by recipient. The key `*` applies to every recipient, and `DATA` to
             the content of an email.
         login: The user name and password of the last client that authenticated.
-        is_asked: An event that is set when a client has sent a recipient.
-        may_reply: An event that is initially set. While it is cleared, the server does not reply to recipients.
+        is_asked: This event is set when a client has sent a recipient.
+        may_reply: While this event is cleared, the server does not reply to recipients. It is initially set.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiosmtpd's options

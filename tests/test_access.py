@@ -31,7 +31,7 @@ from tests.websocket_client import open_websocket
 
 
 class Role(Enum):
-    """A kind of caller. To add a role, add a line with a description and the user columns that grant the role."""
+    """A kind of caller. To add a role, add a description and the values of the user's columns that grant the role."""
 
     UNAUTHENTICATED = "a caller without valid credentials"
     SELF = "the user that the request is about"
@@ -54,10 +54,10 @@ SUPERUSERS = frozenset({Role.SUPERUSER})
 
 @dataclass(frozen=True)
 class Route:
-    """A route, the roles that may call it, a request to it, and the status that these roles receive.
+    """A route, the roles that may call it, a request to it, and the status of the response to these roles.
 
-    A WebSocket route has the method WEBSOCKET and the status 101. Unauthenticated callers receive 401. Other callers
-    whose role is not allowed receive the status `refusal`, which is 403 by default.
+    A WebSocket route has the method WEBSOCKET and the status 101. If a role is not allowed, the status is `refusal`,
+    which is 403 by default. For unauthenticated callers, it is always 401.
     """
 
     name: str
@@ -157,7 +157,7 @@ def access_token_of(role: Role) -> Token:
 
 
 def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -> Token:
-    """Return a function that forges a superuser's access token, which would be valid without the given changes."""
+    """Return a function that forges an access token of a superuser. With the default arguments, the token is valid."""
 
     def encode(people: People) -> str:
         now = int(time.time())
@@ -177,7 +177,7 @@ def with_other_payload(people: People) -> str:
 
 CALLERS: dict[str, tuple[Role, Token | None]] = {
     **{role.name: (role, access_token_of(role)) for role in Role if role in USERS},
-    # Control: a forged token without changes is valid, so each token below is rejected only because of its change.
+    # A forged token without changes is valid. This shows that the other tokens are rejected because of their changes.
     "forged without a fault": (Role.SUPERUSER, forged()),
     "no token": (Role.UNAUTHENTICATED, None),
     "expired": (Role.UNAUTHENTICATED, forged(iat=1, exp=2)),
@@ -193,7 +193,7 @@ CALLERS: dict[str, tuple[Role, Token | None]] = {
 }
 
 
-# Tokens like those that the service emails. They belong to the user on whom the requests act.
+# Tokens like those in the service's emails. They belong to the user that the requests are about.
 MAIL_TOKENS = MailTokens(make_settings())
 TOKEN_IDS: dict[Purpose, UUID] = {"password_reset": uuid4(), "email_verification": uuid4()}
 

@@ -160,7 +160,7 @@ def part(dotted: str) -> str:
 
 
 def is_module(dotted: str) -> bool:
-    """Return whether a dotted name is that of a module, rather than of a class or function in a module."""
+    """Return whether a dotted name refers to a module, and not to a class or function in a module."""
     parent, _, name = dotted.rpartition(".")
     try:
         return not parent or ismodule(getattr(import_module(parent), name))

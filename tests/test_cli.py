@@ -98,7 +98,7 @@ class CommandLine:
         shown, deadline, prompts = "", time.monotonic() + TIMEOUT, list(answers)
         retry_at = time.monotonic() + TIMEOUT / 2
         while time.monotonic() < deadline:
-            # A control key is lost if it arrives before the program reads, so send it again. A line of text is kept.
+            # Send a control key again, because it is lost if it arrives before the program reads. Text is never lost.
             if not prompts and not last_answer.isprintable() and time.monotonic() > retry_at:
                 os.write(controller, f"{last_answer}\n".encode())
                 retry_at = deadline
@@ -195,7 +195,7 @@ async def test_end_logins_ends_all_logins_of_one_user(run: Run, service: Service
 
 
 async def logins_of(client: httpx.AsyncClient, *people: Person) -> dict[str, int]:
-    """Return the status that each person's tokens receive, by email. Both tokens of a person must receive the same."""
+    """Return the status of each person's requests, by email address. It must be the same for both of their tokens."""
     statuses = {}
     for person in people:
         access = await client.get("/users/me", headers=person.auth)

@@ -179,7 +179,7 @@ async def read_first(session: ReadSession) -> int | None:
 
 
 async def test_request_with_both_sessions_needs_one_connection(service: Service) -> None:
-    """If each request held one connection while it waited for a second one, all requests would time out with 503."""
+    """If each request held one connection and waited for a second one, all requests would time out with a 503."""
 
     @service.app.post(PREFIX + "/test/{number}")
     async def read_and_write(

@@ -26,7 +26,7 @@ MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "A
 
 
 def test_every_command_of_a_page_is_run_by_a_test() -> None:
-    """Conversely, every command that a test runs must be on a page."""
+    """Every command that a test runs must also be on a page."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     used = set(re.findall(r'\bcommand\("([\w-]+)"\)', tests))
     used |= set(re.findall(r"name=([\w-]+)", (ROOT / ".ci/run").read_text()))

@@ -40,7 +40,7 @@ STRINGS = {
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The running application with all of its routes, and with the background task that writes emails."""
+    """The running application with all of its routes and the background task that writes emails."""
     async with serve(change(settings, mail=True)) as service:
         yield service
 

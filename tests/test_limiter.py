@@ -45,7 +45,7 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
 
 @pytest.fixture(params=["memory", "redis"])
 async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
-    """A new limiter that counts in Redis, and one that counts in memory."""
+    """A new limiter. Tests that use it run twice: the limiter counts in Redis or in memory."""
     settings = limited_settings(request.getfixturevalue("redis_url") if request.param == "redis" else None)
     redis = create_redis(settings)
     yield RateLimiter(settings, redis, MemoryCounter())
@@ -171,7 +171,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
 
 
 async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
-    """At the end of a window, Redis may report 0 ms left. To test this, a key without expiry makes Redis report -1."""
+    """At the end of a window, Redis may report 0 ms left. The test uses -1 instead, from a key that never expires."""
     limiter = RateLimiter(settings, redis, MemoryCounter())
     before = set(await redis.keys("{rate}:default:*"))
     await limiter.hit("default", "ann")

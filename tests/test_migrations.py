@@ -45,7 +45,8 @@ from app.users.models import Login, User
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
-# Migrations are tested on rows with these values: VALUES by column type, and ROWS for columns that need other values.
+# Migrations are tested on rows with these values. VALUES has one value per column type. ROWS has the values of columns
+# that need other ones.
 VALUES: dict[type, object] = {
     bool: True,
     bytes: b"a",
@@ -130,7 +131,7 @@ async def test_addresses_get_their_normal_form_unless_another_user_has_it(
 
 
 async def test_addresses_from_before_the_migration_count_as_verified(database: Settings) -> None:
-    """If they did not, REQUIRE_VERIFIED_EMAIL would lock out all users who registered before the migration."""
+    """Otherwise, REQUIRE_VERIFIED_EMAIL would lock out all users who registered before the migration."""
     await migrate(database, "0004")
     engine = create_engine(database)
     await add_user_of_release_3(engine, "ann@example.com")

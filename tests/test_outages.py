@@ -31,13 +31,13 @@ UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unava
 
 @pytest.fixture
 def log_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log the reason for every failure, rather than only for the first failure of an outage."""
+    """Log the reason for every failure, not only for the first failure of an outage."""
     monkeypatch.setattr("app.database.outages.OUTAGE_SECONDS", 0)
 
 
 @pytest.fixture
 def unreachable(settings: Settings) -> Settings:
-    """Settings with a database URL on whose port no server listens."""
+    """Settings with the URL of a database server that is not running."""
     return change(settings, database_url="postgresql://user:hunter2@127.0.0.1:1/none")
 
 
@@ -121,7 +121,7 @@ async def test_exhausted_pool_returns_503(settings: Settings) -> None:
 
 
 async def test_cancelled_requests_return_their_connections(settings: Settings) -> None:
-    """Workers cancel requests at shutdown. Each round cancels them after another number of event loop iterations."""
+    """Workers cancel requests at shutdown. The test cancels requests after different delays."""
     async with serve(change(settings, database_pool_size=4)) as service:
         ann = await sign_up(service.client)
         for milliseconds in range(30):

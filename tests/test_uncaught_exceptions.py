@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-# Configures logging as the server does, and defines functions that fail.
+# This code configures logging as the server does, and defines functions that fail.
 SETUP = """
 import sys
 import threading

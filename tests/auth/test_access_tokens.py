@@ -152,7 +152,7 @@ async def test_reactivation_does_not_revive_access_tokens(client: httpx.AsyncCli
 async def test_token_of_deleted_user_is_not_valid_for_next_user_with_same_id(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
-    """After a backup is restored, new users get ids that were assigned to other users before."""
+    """After a backup is restored, new users may get the ids of users who registered after the backup."""
     ann = await sign_up(client)
     await client.delete("/users/me", headers=ann.auth)
     if database_url.startswith("sqlite"):

@@ -46,7 +46,7 @@ async def verification_in_progress(
 async def test_password_change_during_login_is_not_overwritten(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """A login that upgrades the old password's hash must not overwrite the hash of a password that was just changed."""
+    """The login upgrades the hash of the old password. It must not overwrite the hash of the new password."""
     await register(client)
     old_hash = await Passwords(make_settings(argon2_memory_kib=32)).hash(PASSWORD)
     await session.execute(update(User).values(password_hash=old_hash))
@@ -121,7 +121,7 @@ async def test_deactivation_during_password_change_returns_401(
 async def test_upgrade_of_the_hash_during_password_change_does_not_affect_it(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """A concurrent login upgrades the hash if its parameters have changed."""
+    """A concurrent login replaces the stored hash if the hash parameters have changed."""
     ann = await sign_up(client)
     body = {"current_password": PASSWORD, "new_password": "another password"}
 

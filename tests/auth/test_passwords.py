@@ -127,7 +127,7 @@ async def test_hashing_does_not_block_event_loop() -> None:
 async def test_hashing_failure_returns_503(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict], error: Exception
 ) -> None:
-    """Hashing fails if the container has no memory or threads left. The password must not be reported as wrong."""
+    """Hashing fails if the container runs out of memory or threads. The password must not be reported as wrong."""
     await register(client)
 
     with mock.patch.object(PasswordHasher, "verify", side_effect=error):

@@ -41,7 +41,7 @@ async def test_refresh_returns_new_token_pair(client: httpx.AsyncClient) -> None
 
 @pytest.fixture
 async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
-    """Return a function that backdates the rotation of all refresh tokens, so that their overlap is over."""
+    """Return a function that backdates the rotation of all refresh tokens. Old tokens can then no longer be reused."""
 
     async def let_overlap_end() -> None:
         await session.execute(update(Login).values(rotated_at=utc_now() - timedelta(seconds=11)))
@@ -51,7 +51,7 @@ async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
 
 
 async def test_token_used_again_within_overlap_returns_same_next_token(client: httpx.AsyncClient) -> None:
-    """A second browser tab may send the same token, and so may a client that did not receive the first response."""
+    """Two browser tabs may send the same token. A client may also send it again if the first response was lost."""
     ann = await sign_up(client)
 
     responses = [await refresh(client, ann.refresh_token) for _ in range(5)]
@@ -168,7 +168,7 @@ async def test_refresh_by_inactive_user_returns_401(client: httpx.AsyncClient, s
 async def test_expired_refresh_token_returns_401_and_is_not_deleted(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """If expired tokens were deleted, a server clock that is ahead for a short time would log users out for good."""
+    """If expired tokens were deleted, a server clock that is briefly ahead would log users out for good."""
     ann = await sign_up(client)
     for expires_at, expected in ((-60, 401), (-2, 200)):
         await session.execute(update(Login).values(expires_at=utc_now() + timedelta(seconds=expires_at)))

@@ -19,7 +19,7 @@ LOGIN = {"email": "ann@example.com", "password": PASSWORD}
 
 async def log_in_with(client: httpx.AsyncClient, user_agent: str) -> Person:
     """Log in as Ann with this User-Agent header."""
-    # The service must ignore X-Forwarded-For here, because the connection does not come from a trusted proxy.
+    # The service must ignore X-Forwarded-For, because the client is not a trusted proxy.
     headers = {"User-Agent": user_agent, "X-Forwarded-For": "203.0.113.7"}
     tokens = (await client.post("/auth/login", json=LOGIN, headers=headers)).json()
     return Person(1, "ann@example.com", tokens["access_token"], tokens["refresh_token"])

@@ -225,7 +225,7 @@ def create_limited_echo() -> FastAPI:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond with the request's body, and fail if the middleware has passed on a body over the limit."""
+    """Respond with the request's body. Fail if the middleware has passed on a body over the limit."""
     assert scope["type"] == "http"
     body, more = b"", True
     while more:

@@ -28,7 +28,7 @@ async def test_head_requires_authentication_like_get(client: httpx.AsyncClient) 
 
 
 async def test_head_requests_are_logged_like_get(client: httpx.AsyncClient, logs: list[EventDict]) -> None:
-    """Only requests that pass no rate limit are logged in part; see `RefusalLog`."""
+    """All requests are logged. `RefusalLog` drops only lines about requests that exceed or bypass the rate limits."""
     for _ in range(20):
         await client.head("/users/me")
 

@@ -28,9 +28,9 @@ class JSONModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     json_string_pattern: ClassVar[str | None] = None
-    """The regular expression that strings and string keys must match, unless their type has its own."""
+    """The regular expression that strings and string keys must match, unless their type has its own pattern."""
     json_max_errors: ClassVar[int] = 100
-    """If there are more errors, one error replaces them all. Listing them would block an event loop for seconds."""
+    """If there are more errors, one error replaces them. Listing them all could block the event loop for seconds."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -1,4 +1,4 @@
-"""Make Pydantic's core schemas stricter. From a core schema, Pydantic builds the validator of a type.
+"""Make Pydantic's core schemas stricter. Pydantic builds the validator of a type from its core schema.
 
 See https://docs.pydantic.dev/latest/internals/architecture/.
 """
@@ -10,21 +10,21 @@ from typing import Any, LiteralString, cast
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-# A core schema with this metadata key has already been modified to check JSON types.
+# The metadata key of core schemas that have already been modified to check JSON types.
 CHECKED = "checks_json_types"
 # Entries of a core schema whose values contain no other schemas.
 NO_SCHEMAS = {"default", "metadata"}
 # Entries of a core schema that describe the keys of a JSON object. These keys are always strings.
 KEYS = {"extras_keys_schema", "keys_schema"}
-# Strings that Pydantic would parse as seconds since 1970 if they are for a `datetime`. This includes `20261129`.
+# Strings that Pydantic would parse as seconds since 1970 for a `datetime`, for example `20261129`.
 NUMBER = re.compile(r"[+-]?[0-9.]+")
 
 
 class Restriction:
-    """Make a core schema reject wrong JSON types instead of coercing them, and reject a list at its first invalid item.
+    """Make a core schema reject wrong JSON types instead of converting them. Stop at the first invalid item of a list.
 
-    `ConfigDict(strict=True)` would be too strict. It rejects strings for dates and enums, and lists for sets, but JSON
-    cannot represent these types in any other way.
+    `ConfigDict(strict=True)` would be too strict. It rejects strings for dates and enums, and lists for sets. JSON has
+    no other way to represent these types.
     """
 
     def __init__(self, string_pattern: str | None, handler: GetCoreSchemaHandler) -> None:
@@ -34,7 +34,7 @@ class Restriction:
         self._seen: set[tuple[str, bool]] = set()  # references already followed, each with `is_key`
 
     def apply(self, schema: Any, *, is_key: bool = False) -> None:  # noqa: ANN401  any part
-        """Modify a schema, or a part of one, in place. Schemas may share parts, so this is idempotent."""
+        """Modify a schema, or a part of one, in place. This is idempotent, because schemas may share parts."""
         if isinstance(schema, list | tuple):
             for part in schema:
                 self.apply(part, is_key=is_key)

@@ -1,7 +1,7 @@
 """Accept connections and distribute them evenly among the workers.
 
 All workers accept from the same listening sockets. If a proxy opens all its connections at once, the first worker to
-wake up accepts every one of them and serves all traffic while they stay open. With two workers, this reduces the number
+wake up would accept them all and serve all traffic while they stay open. With two workers, this would reduce the number
 of requests per second by 40 %. Each worker therefore publishes its number of connections. A worker that has far more
 connections than another stops accepting for a millisecond.
 """
@@ -21,19 +21,19 @@ from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
-# A worker pauses when its number of connections is at least twice that of another worker, plus this tolerance. With a
-# smaller tolerance, workers would also pause under short-lived connections, which need no balancing.
+# A worker stops accepting for PAUSE_SECONDS if it has at least 2 * n + TOLERANCE connections and another worker has
+# only n. With a smaller tolerance, short-lived connections would also cause pauses, although they need no balancing.
 TOLERANCE = 8
-# Maximum number of connections accepted in one iteration of the event loop. A larger batch would leave fewer
-# connections to the other workers. With a batch of one, a new connection on a busy worker would wait one iteration for
-# each connection ahead of it in the backlog.
+# Maximum number of connections to accept from a socket in one iteration of the event loop. A larger batch would leave
+# fewer connections to the other workers. With smaller batches, a busy worker would need more iterations to empty the
+# backlog.
 BATCH_SIZE = 8
-# Seconds that a worker with too many connections stops accepting new ones. If the other workers have few connections
-# only because they are stuck, this worker still accepts one connection after each pause.
+# Seconds that a worker with too many connections stops accepting new ones. It still accepts one connection after each
+# pause, so that new connections are served even if all other workers are stuck.
 PAUSE_SECONDS = 0.001
-# Seconds that a worker stops accepting connections when file descriptors or memory run out. Before this pause, the
-# worker closes connections on which the client has sent nothing, and cancels TLS handshakes that have taken longer than
-# this number of seconds.
+# Seconds that a worker stops accepting connections when file descriptors or memory run out. Before this pause, it
+# closes connections on which the client has sent nothing. It also cancels TLS handshakes that have already taken longer
+# than EXHAUSTED_SECONDS.
 EXHAUSTED_SECONDS = 1.0
 # Timeout of a TLS handshake, in seconds.
 HANDSHAKE_SECONDS = 20.0
@@ -109,7 +109,7 @@ class Acceptor:
                 pass
 
     async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  the timeout cancels nothing
-        """Wait until all accepted connections are set up, including TLS handshakes, but at most `timeout` seconds."""
+        """Wait up to `timeout` seconds until all accepted connections are set up, including TLS handshakes."""
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=timeout)
 
@@ -117,7 +117,8 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots may be 0, for example after another worker that used the same slot has exited and cleared it.
+            # All slots are 0 if only this worker accepts connections and its slot has been cleared. The slot is cleared
+            # when an older worker that used it exits.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

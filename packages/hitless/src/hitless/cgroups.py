@@ -14,7 +14,7 @@ def read_limits(
 
     In a container, /proc/self/cgroup may contain the group's path on the host. That path does not exist in the
     container, because the group is mounted there as the root. The search therefore continues in each parent directory
-    up to the root, and finds the limits in both cases.
+    up to the root.
 
     Args:
         root: The directory that contains `proc` and `sys`.

@@ -1,4 +1,4 @@
-"""Detect problems that would prevent every worker from starting, and report each in one line before the first fork."""
+"""Detect problems that would prevent every worker from starting. Report each in one line, before the first fork."""
 
 import os
 import socket
@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 Arbiter = Any  # gunicorn has no type hints
 Config = Any
 
-# Problems found while gunicorn reads its configuration. gunicorn cannot log at that time, so the `when_ready` hook logs
-# them.
+# Problems that `usable_pidfile` has found. It is called while gunicorn reads its configuration and cannot log yet, so
+# the `when_ready` hook logs them.
 pidfile_problems = set[str]()
 
 
@@ -22,7 +22,7 @@ class StartupError(Exception):
 
 
 def check_startup(arbiter: Arbiter) -> None:
-    """Check the TLS certificate and the addresses to listen on.
+    """Check `reuse_port`, the TLS certificate and the addresses to listen on.
 
     Raises:
         StartupError: The certificate or an address cannot be used, or gunicorn's `reuse_port` is on.
@@ -31,13 +31,13 @@ def check_startup(arbiter: Arbiter) -> None:
         raise StartupError("reuse_port must be off: connections that wait for a worker would be lost with it")
     check_tls(arbiter.cfg)
     # Skip this check if the master was started by SIGUSR2 or by systemd. It has then inherited sockets that are already
-    # bound, so a second attempt to bind their addresses would fail.
+    # bound, and their addresses cannot be bound a second time.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
         check_addresses(arbiter.address)
 
 
 def check_addresses(addresses: Iterable[object]) -> None:
-    """Check that each address can be bound, except those of Unix sockets.
+    """Check that each address can be bound. Skip Unix sockets.
 
     Raises:
         StartupError: An address cannot be bound.
@@ -93,13 +93,13 @@ def check_certificate(certfile: Path, keyfile: Path) -> None:
 
 
 def usable_pidfile(path: str) -> str | None:
-    """Return the path for gunicorn's `pidfile`, or None if the file cannot be written or belongs to another server.
+    """Return the path, or None if the pidfile cannot be written or belongs to another server.
 
-    With an unusable path, gunicorn would not start. With None, it runs without a pidfile, and the `when_ready` hook
-    logs the problem in one line.
+    Use the result as gunicorn's `pidfile`. With an unusable path, gunicorn would not start. With None, it runs without
+    a pidfile, and the `when_ready` hook logs the problem.
     """
     other = _read_pid(path)
-    # After SIGUSR2, the parent process is the server that this one replaces.
+    # After SIGUSR2, the parent process is the old server, which this one replaces.
     if other and other not in {os.getpid(), os.getppid()} and _is_running(other):
         pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
         return None

@@ -16,10 +16,10 @@ class CPUs(NamedTuple):
 
 
 def available_cpus(root: Path = Path("/")) -> CPUs:
-    """Return the lowest limit: the cgroup's CPU quota (rounded up), the CPU affinity or the machine's CPUs.
+    """Return the lowest of the cgroup's CPU quota (rounded up), the CPU affinity and the machine's number of CPUs.
 
-    Python itself respects the affinity (`docker run --cpuset-cpus`), but not the quota (`docker run --cpus`, or a CPU
-    limit in Kubernetes).
+    Python's own functions respect the affinity (`docker run --cpuset-cpus`), but not the quota (`docker run --cpus`, or
+    a CPU limit in Kubernetes).
 
     Args:
         root: The directory that contains `proc` and `sys`.
@@ -28,7 +28,7 @@ def available_cpus(root: Path = Path("/")) -> CPUs:
     limits = [CPUs(ceil(quota), "the cgroup's CPU quota") for quota in quotas]
     machine = CPUs(os.cpu_count() or 1, "the machine")
     affinity = CPUs(_affinity() or machine.number, "the CPU affinity")
-    # `min` returns the first of equal items. The affinity comes last, so it is reported only if it excludes a CPU.
+    # `min` returns the first of equal items. The affinity comes last, so that it is reported only if it is the lowest.
     return min([*limits, machine, affinity], key=lambda cpus: cpus.number)
 
 

@@ -1,9 +1,9 @@
 """Shut down the whole server on SIGTERM without losing a request. This code runs in gunicorn's master process.
 
-For `drain_seconds`, all requests are served but readiness checks fail, so that load balancers stop sending traffic.
-Then the master refuses new connections and stops the workers. If no worker is accepting connections at that point,
-because the last one is being replaced, the master first waits for a new worker, which accepts the connections in the
-backlog. SIGINT, SIGQUIT or a second SIGTERM stops everything immediately.
+For `drain_seconds`, the server keeps serving while readiness checks fail, so that load balancers stop sending traffic.
+Then the master refuses new connections and stops the workers. If no worker accepts connections at that point, the
+master first waits for a new worker, which then accepts the connections in the backlog. SIGINT, SIGQUIT or a second
+SIGTERM stops the server immediately.
 """
 
 import atexit
@@ -43,9 +43,9 @@ def is_stopping() -> bool:
 
 
 def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
-    """Replace gunicorn's signal handlers, so that SIGTERM shuts the server down as the module's docstring describes.
+    """Replace gunicorn's signal handlers, so that SIGTERM drains the server before it stops.
 
-    Call this once, in the master.
+    Call this once, in the master. The module's docstring describes the shutdown.
     """
 
     def start_draining(number: int, frame: FrameType | None) -> None:
@@ -58,8 +58,8 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds or POLL_INTERVAL, POLL_INTERVAL)
 
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
-        # Refuse connections only if no other process uses the same sockets. After SIGUSR2, another master uses them.
-        # With socket activation, systemd uses them.
+        # Refuse connections only if this server alone uses the sockets. After SIGUSR2, another master also uses them.
+        # With socket activation, systemd also uses them.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
             if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
                 if time.monotonic() > deadline:  # no new worker has started, and the old workers have had time to stop
@@ -74,7 +74,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
     def stop_now(number: int, frame: FrameType | None) -> None:
         _draining[0] = STOPPING
-        # Send the signal repeatedly, because the master may start more workers until its main loop handles the signal.
+        # Send SIGQUIT repeatedly: the master may start more workers before its main loop handles the signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)
         arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs the signal
@@ -82,14 +82,14 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
     signal.signal(signal.SIGTERM, start_draining)
     signal.signal(signal.SIGINT, stop_now)
     signal.signal(signal.SIGQUIT, stop_now)
-    # Cancel the timer at exit: an alarm would kill the master once Python has removed its signal handlers.
+    # Cancel the timer at exit. Otherwise, an alarm would kill the master after Python has removed its signal handlers.
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 
 def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to all workers. `workers` contains their process ids.
 
-    gunicorn does the same, but not while it waits for old workers to exit after SIGHUP.
+    gunicorn does the same, but only in its main loop. After SIGHUP, the loop first waits for old workers to exit.
     """
     for pid in list(workers):
         with contextlib.suppress(ProcessLookupError):
@@ -99,9 +99,9 @@ def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
 def refuse_connections(listener: socket.socket) -> None:
     """Refuse new connections, but keep those in the backlog, so that workers can accept them.
 
-    Closing a listening socket would reset the connections in its backlog, even if their requests have already been
-    sent. Instead, this function binds the socket to a network interface that does not exist. This needs no privileges
-    since Linux 5.7, and applies to every process that shares the socket. TCP handshakes in progress still complete.
+    Closing a listening socket would reset the connections in its backlog, even if clients have already sent requests.
+    Instead, bind the socket to a network interface that does not exist. This needs no privileges since Linux 5.7, and
+    applies to every process that shares the socket. TCP handshakes in progress still complete.
     """
     with contextlib.suppress(OSError):  # without this option, new connections may be reset
         listener.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NO_INTERFACE)

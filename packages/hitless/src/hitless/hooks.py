@@ -32,10 +32,10 @@ def hooks(
     """Create the server hooks. gunicorn.conf.py must assign each of them to a variable with the hook's name.
 
     Args:
-        drain_seconds: Seconds to keep serving after SIGTERM while `is_draining()` returns True, so that load balancers
-            stop sending traffic.
+        drain_seconds: Seconds to keep serving after SIGTERM. During this time, `is_draining()` returns True, so that
+            readiness checks can fail and load balancers stop sending traffic.
         limits: The limits that apply to each connection.
-        render_refusal: Renders the headers and the body of the response to a request that the server rejects.
+        render_refusal: Renders the response to a request that the server rejects.
     """
 
     def on_starting(arbiter: Arbiter) -> None:

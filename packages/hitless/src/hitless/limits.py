@@ -16,21 +16,21 @@ TCP_USER_TIMEOUT = 18
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits on the amount of data that a client may send, and on the time that it may take.
+    """Limits on how much data a client may send, and how long it may take.
 
     Attributes:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
-        pipelined_requests: Maximum number of requests on a connection that wait while an earlier one is answered.
-            Browsers do not pipeline requests.
-        request_seconds: Initial time limit for receiving a request, in seconds. Each `bytes_per_second` bytes received
-            add one second. The remaining time never exceeds `request_seconds`, so a stalled upload is rejected after at
-            most this time.
+        pipelined_requests: Maximum number of requests that may wait on a connection while an earlier request is
+            answered. Browsers do not pipeline requests.
+        request_seconds: Initial time limit for receiving a request, in seconds. Every `bytes_per_second` bytes received
+            extend it by one second. The remaining time never exceeds `request_seconds`, so a stalled upload is rejected
+            after at most this time.
         bytes_per_second: Minimum upload rate after the first `request_seconds`.
         unread_seconds: Seconds after which a connection is closed if its client stops reading the response (Linux
             only).
         websocket_message_size: Maximum size of a WebSocket message, in bytes. A larger message closes the connection.
-        websocket_queue: Number of messages that may wait for the application before the server stops reading. A few
-            more may be queued, because data is parsed 1 KiB at a time.
+        websocket_queue: Number of messages that may wait for the application before the server stops reading. The
+            queue may exceed this number, because data is parsed 1 KiB at a time.
         websocket_idle_seconds: Seconds after which a WebSocket connection is closed if its client does not answer a
             ping. The ping is sent after half of this time.
     """
@@ -46,7 +46,7 @@ class Limits:
 
 
 class Deadline:
-    """A timer for the current request on a connection. It is extended whenever bytes of the request arrive.
+    """A time limit for receiving the current request on a connection. Received bytes extend it.
 
     Attributes:
         received: The number of bytes of the request received so far.
@@ -91,7 +91,7 @@ class Deadline:
 
 
 def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
-    """Make the kernel close an accepted connection if its client does not read for this many seconds."""
+    """Make the kernel close an accepted connection if its client reads nothing for this many seconds."""
     for listener in listeners:
         with contextlib.suppress(OSError):  # only Linux has this option, and only for TCP
             listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, round(seconds * 1000))

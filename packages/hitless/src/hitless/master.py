@@ -1,8 +1,8 @@
 """Replace workers without an outage. This code runs in gunicorn's master process. `drain.py` handles the shutdown.
 
 On its own, gunicorn stops a worker before it starts the replacement, which is called the successor here. If no
-successor can start, for example because of an incorrectly renewed certificate, a process limit or a broken release, no
-worker is left. With hitless, a worker serves until its successor accepts connections, however long that takes.
+successor can start, no worker is left. Possible reasons are an incorrectly renewed certificate, a process limit or a
+broken release. With hitless, a worker serves until its successor accepts connections, however long that takes.
 """
 
 import os
@@ -30,9 +30,9 @@ Worker = Any
 def block_signals_during_fork() -> None:
     """Make workers react to stop signals from the moment they are forked. Call this once, in the master.
 
-    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. If stop
-    signals were not blocked during the fork, a worker would ignore a stop signal that arrives before the worker has set
-    its own handlers, and the master would wait for the worker forever.
+    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. Until it
+    has set its own handlers, it would ignore stop signals, and the master would wait for it forever. Stop signals are
+    therefore blocked during the fork, and the worker starts with the default handlers.
     """
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_reset_signals)
 
@@ -81,16 +81,15 @@ class Supervisor:
             number = self._arbiter.num_workers
             active = list(self._active_workers())
             successors = number - sum(not self._is_outdated(worker) for worker in active)
-            # Replace outdated workers one after another, so that there is never more than one extra worker: even a
-            # stopping worker uses memory and may hold database connections. An outdated worker serves until it is
-            # replaced.
+            # Replace outdated workers one after another, so that there is never more than one extra worker. Even a
+            # stopping worker uses memory and may hold database connections.
             room = number + 1 - len(self._arbiter.WORKERS)
             for _ in range(max(number - len(active), min(successors, room))):
                 self.spawn_worker()
         self._stop_surplus()
 
     def spawn_worker(self) -> None:
-        """Start a worker, or do nothing during the delay after a failed attempt."""
+        """Start a worker. After a failed attempt, do nothing until the delay is over."""
         if time.monotonic() < self._next_start:
             return
         try:
@@ -115,7 +114,7 @@ class Supervisor:
         if not is_stopping() and any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
         if self._is_reloading:  # until the old workers have exited, gunicorn calls only this method
-            # Call `murder_workers` at most once per second: the first call makes a stuck worker log its stack, and the
+            # Call `murder_workers` at most once per second. The first call makes a stuck worker log its stack, and the
             # second call kills the worker.
             if time.monotonic() >= self._next_kill:
                 self._next_kill = time.monotonic() + 1
@@ -145,10 +144,10 @@ class Supervisor:
             self._is_reloading = False
 
     def setup(self, app: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-        """Apply a reloaded configuration, unless its addresses have changed and cannot be bound.
+        """Apply a reloaded configuration. If its addresses have changed, first check that they can be bound.
 
-        gunicorn closes all its sockets before it binds the addresses. If this failed, no more workers could be started.
-        It also fails if an address stays the same, because the old workers still listen on it.
+        gunicorn closes all its sockets before it binds the addresses. If binding failed, no more workers could be
+        started. Even an address that stays the same cannot be bound, because the old workers still listen on it.
 
         Raises:
             StartupError: An address cannot be bound, or the certificate cannot be used.

@@ -3,8 +3,8 @@
 On its own, Uvicorn buffers request heads of any size and any number of pipelined requests. It waits forever for a
 request to arrive, and treats trailers as headers.
 
-The callbacks of the HTTP parser, httptools, are the only code in hitless that depends on the parser. INTERNALS.md
-describes the changes that would be necessary to support zttp, Uvicorn's newest protocol.
+In hitless, only the callbacks of the HTTP parser, httptools, depend on the parser. INTERNALS.md describes how to
+support zttp, Uvicorn's newest protocol.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ else:
     HAS_WEBSOCKETS = True
 
 log = logging.getLogger("hitless")
-# Drop Uvicorn's log line about a malformed request. The logger `hitless` reports the request instead, with the client's
-# address and the request id.
+# Drop Uvicorn's log line about a malformed request. The logger `hitless` logs the request instead, with the client's
+# address and a request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
 # Seconds that a connection stays open after a request is rejected, or answered before its body has arrived. Closing a
@@ -41,8 +41,8 @@ logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Inval
 LINGER_SECONDS = 1.0
 # Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
-# Maximum number of bytes of a pipelined request's body to buffer. Uvicorn does not limit this number: each time the
-# application receives a message of an earlier request, Uvicorn resumes reading from the connection.
+# Maximum number of bytes to buffer of a pipelined request's body. Uvicorn has no such limit. It resumes reading from
+# the connection whenever the application receives a message of an earlier request.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
@@ -54,8 +54,8 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after a complete response are only logged.
 
-    Examples are an exception in a background task, and the exception that Starlette re-raises after a 500. Uvicorn
-    itself would also close the connection, which would lose a request that the client has just sent.
+    Examples are an exception in a background task, and the exception that Starlette re-raises after a 500. On its own,
+    Uvicorn would also close the connection. A request that the client has just sent would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -77,7 +77,7 @@ def log_late_exceptions(app: Application) -> Application:
 
 
 class ResponseTransport:
-    """The part of a transport that a response uses. Closing it lets the protocol decide how to close the connection.
+    """The part of a transport that a response uses. `close` lets the protocol decide how to close the connection.
 
     The reference to the protocol is weak, so that a closed connection is not part of a reference cycle.
     """
@@ -146,7 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def close_after_response(self, idle_seconds: float) -> None:
         """Add `Connection: close` to the response to the latest request.
 
-        If its headers have been sent already, the client may send another request within `idle_seconds` after it.
+        If its headers have already been sent, wait for one more request after the response, for at most `idle_seconds`.
         """
         if self.cycle and not self.cycle.response_started:
             self.cycle.keep_alive = False
@@ -157,8 +157,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        If the client may send another request after a response that has begun, the first call leaves the connection
-        open. Then its idle timeout or a second call closes it.
+        If the connection waits for one more request (see `close_after_response`), the first call leaves it open. Its
+        idle timeout or a second call then closes it.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False
@@ -174,13 +174,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        # Free the part of the request body that the application has not read. Otherwise, this part would stay in memory
-        # until the next request.
+        # Free the part of the request body that the application has not read. Otherwise, it would stay in memory until
+        # the next request.
         self.running.body.clear()  # type: ignore[union-attr]  # a request has been running until now
         super().on_response_complete()
 
     def _end(self) -> None:
-        """Close the connection after a response, and first receive the rest of the body if the client is sending it."""
+        """Close the connection after a response. If the client is still sending the body, discard the rest first."""
         has_rest = self.is_incomplete and not self.in_head and self.cycle.response_complete
         if has_rest or self.is_discarding:
             self._linger()
@@ -188,7 +188,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _linger(self) -> None:
-        """Send nothing more, discard what the client sends for a moment, then close the connection."""
+        """Stop sending, discard received data for LINGER_SECONDS, then close the connection."""
         self.is_discarding = True
         self.deadline.cancel()
         if self.transport.can_write_eof():  # not possible with TLS
@@ -225,7 +225,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.start(self._refuse_slow_request)
 
     def _keep_alive_after_late_body(self) -> None:
-        """Restart the keep-alive timeout, which Uvicorn cancels if the end of a body arrives after the response."""
+        """Restart the keep-alive timeout. Uvicorn cancels it if the end of a body arrives after the response."""
         is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
         if is_idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -252,13 +252,13 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
-        # Reject a request with `Upgrade` and a body: the parser stops after the head, so the body would be treated as
+        # Reject a request with `Upgrade` and a body. The parser stops after the head, so the body would be treated as
         # the next request.
         has_upgrade = self.parser.should_upgrade()
         if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError
         self.is_handshake = has_upgrade and self._is_valid_handshake()
-        # Reject a handshake while an earlier response is incomplete: the two responses would be mixed up.
+        # Reject a handshake while an earlier response is incomplete. Otherwise, the two responses would be mixed up.
         if self.is_handshake and self.cycle and not self.cycle.response_complete:
             raise ValueError
         super().on_headers_complete()
@@ -290,7 +290,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Suppress Uvicorn's warning that recommends a package, because clients could use it to flood the log."""
+        """Suppress the warning that recommends installing a package. Clients could use it to flood the log."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text is not used
         self._refuse(self.reason)
@@ -300,14 +300,15 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse_slow_request(self) -> None:
         if self.deadline.received:
             self._refuse(TOO_SLOW)
-        else:  # nothing to respond to; a request that arrived while the connection lingers would be lost
+        else:  # nothing to respond to; do not linger, because that would discard a request that arrives now
             self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:
         self.is_discarding = True
         self.deadline.cancel()
         if self._follows_unanswered_requests():
-            # Earlier requests still get their responses. The client would mistake a refusal sent now for one of them.
+            # Do not send a refusal, because the client would mistake it for the response to an earlier request. Close
+            # the connection after the last earlier response instead.
             if not self.in_head:
                 self.pipeline.popleft()
             last = self.pipeline[0][0] if self.pipeline else self.running

@@ -22,15 +22,14 @@ from hitless.shared import Phase, heartbeat_loss_logged, master_heartbeat, start
 log = logging.getLogger("uvicorn.error")
 
 # Seconds that idle connections stay open when the whole server stops. A client that sends requests steadily sends its
-# next request within this time. The response contains `Connection: close`, so the client does not send another request
-# on this connection.
+# next request within this time. The response contains `Connection: close`, so no further request follows.
 LAST_REQUESTS_SECONDS = 0.5
 # Seconds that a stopping worker waits for TLS handshakes in progress.
 HANDSHAKE_SECONDS = 5
-# Number of seconds of gunicorn's `graceful_timeout` to reserve for the shutdown of the lifespan.
+# How many seconds of gunicorn's `graceful_timeout` to reserve for the lifespan shutdown.
 LIFESPAN_SECONDS = 5
-# Number of seconds after which a worker that has reached `max_requests` logs a warning if no replacement has started.
-# One of the workers also logs an error if the master has sent no heartbeat for this long.
+# Seconds that a worker which has reached `max_requests` waits for a replacement before it logs a warning. If the master
+# has sent no heartbeat for this long, one worker logs an error.
 WARN_SECONDS = 15.0
 
 
@@ -128,8 +127,7 @@ class GracefulServer(Server):
         self._phase[0] = Phase.STOPPING
         self._close_after_responses()
         if is_draining():
-            # No other worker may be left to accept the connections in the backlog, so accept all of them, however busy
-            # this worker is.
+            # Accept every connection in the backlog, however busy this worker is. There may be no other worker left.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
             self._acceptor.accept_backlog()
         # Unless the whole server stops, the other workers keep accepting from the same sockets.
@@ -149,7 +147,7 @@ class GracefulServer(Server):
         If the headers of a response have already been sent, the client does not know that the server will close the
         connection, and may send another request. The connection therefore stays open for a while, like an idle one.
         """
-        # A new list, because the requests received so far keep the list from their arrival.
+        # Create a new list: requests that have already been received use the old list, which must not change.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         for connection in self.server_state.connections:
             if isinstance(connection, LimitedProtocol):
@@ -174,7 +172,7 @@ class GracefulServer(Server):
         return max(LAST_REQUESTS_SECONDS, min(self.config.timeout_keep_alive, self._grace_seconds / 2))
 
     async def _finish_requests(self, deadline: float) -> None:
-        """Wait for running requests, and cancel those that exceed the deadline, so that the application can send a 503.
+        """Wait for running requests until the deadline. Then cancel the rest, so that the application can send a 503.
 
         Uvicorn would also cancel them, but it would shut down the lifespan before they could respond.
         """

@@ -5,7 +5,7 @@ from mmap import mmap
 
 # Total number of workers that have started to accept connections.
 starts = memoryview(mmap(-1, 4)).cast("I")
-# Time of the last iteration of the master's main loop, in seconds of the monotonic clock. Always 0.0 if hitless's hooks
+# The value of `time.monotonic()` at the last iteration of the master's main loop. It stays 0.0 if the hooks of hitless
 # are not used.
 master_heartbeat = memoryview(mmap(-1, 8)).cast("d")
 # 1 if a worker has already logged that the master does not respond, otherwise 0.

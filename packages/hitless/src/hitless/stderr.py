@@ -9,16 +9,15 @@ from threading import RLock
 from typing import TextIO
 
 log = logging.getLogger("hitless.stderr")
-# Without any handler, `logging` would write the number of dropped lines to standard error itself, and block.
+# Without a handler, `logging` would write this logger's warnings to standard error itself, and might block.
 log.addHandler(logging.NullHandler())
 
 
 class LogStream:
-    """Write log lines to standard error. If it is a pipe, drop the lines that do not fit.
+    """Write log lines to standard error. Drop them if standard error is a full pipe.
 
-    If the reader of the pipe, for example a log driver, stalls, the pipe is full after 64 KiB. A worker that waited for
-    space could not serve requests. Lines that do not fit are therefore dropped, and their number is logged before the
-    next line that fits.
+    A pipe usually holds 64 KiB. It becomes full if its reader, for example a log driver, stalls. A worker that waited
+    for free space could not serve requests. The number of dropped lines is logged before the next line that fits.
 
     Args:
         stream: The stream to use instead of standard error.
@@ -44,20 +43,20 @@ class LogStream:
                 self._dropped += 1
 
     def flush(self) -> None:
-        """Flush the stream. `logging` calls this after each line. Writes to a pipe are unbuffered and need no flush."""
+        """Flush the stream, unless it is a pipe. Writes to a pipe are not buffered."""
         if self._pipe < 0:
             (self._given or sys.stderr).flush()
 
     def _open_pipe(self, stream: TextIO) -> None:
-        """Open the pipe a second time, in non-blocking mode.
+        """If the stream is a pipe, open it a second time in non-blocking mode.
 
         Setting O_NONBLOCK on the original descriptor would affect every process that shares it.
         """
         if self._pipe >= 0:
             os.close(self._pipe)
         self._stream, self._pipe, self._rest = stream, -1, b""
-        # On an error, the stream itself is used. This happens if it is not a file, if the pipe belongs to another user,
-        # or if the system is not Linux and has no /proc.
+        # If this fails, `write` uses the stream itself. Possible reasons: the stream is not a file, the pipe belongs to
+        # another user, or the system is not Linux and has no /proc.
         with contextlib.suppress(OSError, ValueError):
             number = stream.fileno()
             if stat.S_ISFIFO(os.fstat(number).st_mode):

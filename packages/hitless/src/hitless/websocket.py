@@ -30,7 +30,7 @@ PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
 # Drop records below WARNING. They duplicate the access log, and include all headers or the query string, which may
-# contain a token. Also drop the traceback for invalid UTF-8, which clients could use to flood the log.
+# contain a token. Also drop the traceback for invalid UTF-8, because clients could use it to flood the log.
 log.addFilter(
     lambda record: record.levelno >= logging.WARNING and record.msg != "Invalid UTF-8 sequence received from client."
 )
@@ -48,8 +48,8 @@ def is_valid_handshake(method: bytes, url: bytes, headers: Iterable[tuple[bytes,
 class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
     """Handle one WebSocket connection.
 
-    On shutdown, the application can still handle and answer the messages that it has received or that are queued. Then
-    the connection is closed with code 1012 (Service Restart). Messages that arrive later are discarded.
+    On shutdown, the application can still handle and answer its current message and those in the queue. Then the
+    connection is closed with code 1012 (Service Restart). Messages that arrive later are discarded.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.server_state = server_state
         self.limits = limits
         self.logger = log
-        # No compression: it uses 40 KB of memory per connection, and a message of 100 bytes can expand to 100 KB.
+        # Do not support compression. It uses 40 KB of memory per connection, and a message of 100 bytes can expand to
+        # 100 KB.
         self.conn = ServerProtocol(max_size=limits.websocket_message_size, logger=log)
         self.ping_interval = self.ping_timeout = limits.websocket_idle_seconds / 2
         # During a shutdown, the default headers include `Connection: close`. The response to a handshake must contain
@@ -124,15 +125,15 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.is_closed_by_server:
             raise ClientDisconnected
         await super().send(message)
-        # If the application has rejected the handshake, Uvicorn would log that the response is missing. Prevent this.
+        # If the application has rejected the handshake, mark it as complete. Otherwise, Uvicorn would log that the
+        # response is missing.
         if self.initial_response and self.close_sent:
             self.handshake_complete = True
         self._close_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Count the connection when it ends, just as a request is counted when it ends. The clients of a recycled worker
-        # reconnect immediately. If their connections were counted at once, the next worker would soon reach
-        # `max_requests`.
+        # Count the connection towards `max_requests` when it ends, not when it begins. The clients of a replaced worker
+        # reconnect immediately. If their connections were counted at once, the next worker would soon be replaced, too.
         self.server_state.total_requests += 1
         super().connection_lost(exc)
 

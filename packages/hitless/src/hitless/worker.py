@@ -28,7 +28,7 @@ from hitless.refusals import RenderRefusal, plain_text
 from hitless.server import LIFESPAN_SECONDS, GracefulServer
 from hitless.shared import Phase
 
-# Key exchange with forward secrecy and authenticated encryption, as RFC 9325 recommends.
+# The default ciphers. All of them have forward secrecy and authenticated encryption, as RFC 9325 recommends.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
@@ -40,8 +40,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         "ws": "none",
         "server_header": False,
         "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # gunicorn's default is deprecated in Python
-        # Seconds to wait for connections that cannot be closed, for example because their client does not read the
-        # response. By default, Uvicorn would wait until gunicorn kills the worker.
+        # Seconds to wait for connections that do not close, for example because the client does not read the response.
+        # By default, Uvicorn waits without a limit, so gunicorn would kill the worker.
         "timeout_graceful_shutdown": 1,
     }
 
@@ -84,28 +84,28 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         atexit.register(_exit_without_freeing)
 
     def init_signals(self) -> None:
-        """Handle the signals that Uvicorn does not handle. These handlers run even if the event loop is blocked."""
+        """Handle SIGQUIT and SIGABRT, which Uvicorn does not. The handlers run even if the event loop is blocked."""
         super().init_signals()
         signal.signal(signal.SIGQUIT, self.handle_quit)
         signal.signal(signal.SIGABRT, self.handle_abort)
 
     def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit immediately."""
-        # The master sends the signal repeatedly. Ignore it from now on, so that it cannot interrupt a tool that wraps
-        # `os._exit`. For example, coverage saves its data there.
+        # The master sends the signal repeatedly. Ignore it from now on, so that it cannot interrupt coverage, which
+        # wraps `os._exit` to save its data.
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         os._exit(0)
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
-        """Log the stuck worker's stack and exit. gunicorn sends SIGABRT after `timeout` seconds with no heartbeat."""
+        """Log the stuck worker's stack and exit. gunicorn sends SIGABRT after `timeout` seconds without a heartbeat."""
         self.log.error("A stuck worker is replaced. Its stack:\n%s", "".join(traceback.format_stack(frame)))
         os._exit(1)
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         self.config.http = partial(LimitedProtocol, limits=self.limits, render_refusal=self.render_refusal)
-        # Use the plain sockets, because gunicorn's wrappers of them are closed twice. By the second time, another file
-        # may have the same descriptor.
+        # Use the plain sockets. gunicorn's wrappers would be closed twice, and the second time might close another file
+        # that has been given the same descriptor.
         sockets = [listener.sock for listener in self.sockets]
         enable_send_timeout(sockets, self.limits.unread_seconds)
         server = GracefulServer(
@@ -122,7 +122,7 @@ def _exit_without_freeing() -> None:
     """Run the other exit handlers, then end the process without freeing its objects.
 
     Freeing objects writes to memory that the worker shares with the master, so the kernel must copy that memory. This
-    takes 50 ms of CPU time, more than the start of a worker.
+    takes 50 ms of CPU time, more than starting a worker.
     """
     atexit.unregister(_exit_without_freeing)
     atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
