@@ -43,7 +43,7 @@ def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
 
 
 def client_behind_proxy(host: str, service: Service) -> httpx.AsyncClient:
-    """Return a client that connects from this IP address to a server that trusts X-Forwarded-For only from PROXY."""
+    """Return a client with the IP address `host`. The server trusts X-Forwarded-For only from PROXY."""
     app: Any = ProxyHeadersMiddleware(with_state(service), trusted_hosts=[PROXY])  # type: ignore[arg-type]  # Uvicorn has its own types for ASGI
     return client_at(host, app)
 
