@@ -5,7 +5,6 @@ import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,18 +32,9 @@ def check_startup(arbiter: Arbiter) -> None:
     # Skip this check if the master was started by SIGUSR2 or by systemd. It has then inherited sockets that are already
     # bound, and their addresses cannot be bound a second time.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
-        check_addresses(arbiter.address)
-
-
-def check_addresses(addresses: Iterable[object]) -> None:
-    """Check that each address can be bound. Skip Unix sockets.
-
-    Raises:
-        StartupError: An address cannot be bound.
-    """
-    for address in addresses:
-        if isinstance(address, tuple):  # a Unix socket has a path instead
-            check_address(*address)
+        for address in arbiter.address:
+            if isinstance(address, tuple):  # a Unix socket has a path instead
+                check_address(*address)
 
 
 def check_address(host: str, port: int) -> None:

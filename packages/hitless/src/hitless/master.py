@@ -13,7 +13,7 @@ from typing import Any
 
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]  # it has no type hints
 
-from hitless.checks import StartupError, check_addresses, check_tls
+from hitless.checks import StartupError, check_tls
 from hitless.drain import is_stopping
 from hitless.shared import Phase, master_heartbeat, starts
 
@@ -144,17 +144,16 @@ class Supervisor:
             self._is_reloading = False
 
     def setup(self, app: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-        """Apply a reloaded configuration. If its addresses have changed, first check that they can be bound.
+        """Apply a reloaded configuration, unless its addresses have changed.
 
-        gunicorn closes all its sockets before it binds the addresses. If binding failed, no more workers could be
-        started. Even an address that stays the same cannot be bound, because the old workers still listen on it.
+        gunicorn would close all its sockets before it binds the new addresses. If this failed, no more workers could be
+        started. It always fails for an address that stays the same, because the old workers still listen on it.
 
         Raises:
-            StartupError: An address cannot be bound, or the certificate cannot be used.
+            StartupError: The addresses have changed.
         """
         if app.cfg.address != self._arbiter.address:
-            check_tls(app.cfg)
-            check_addresses(app.cfg.address)
+            raise StartupError("to change the addresses (`bind`), restart the server")
         self._setup(app)
 
     def _active_workers(self) -> Iterator[Worker]:
