@@ -24,8 +24,12 @@ time.sleep(8)
 
 @pytest.fixture
 def service(image: str) -> Iterator[Container]:
-    """The service with its database on a disk of 4 MiB."""
-    with run_service(image, "--tmpfs=/data:size=4m,uid=10001,gid=0,mode=0770", MAX_REQUESTS="0") as container:
+    """The service with its database on a disk of 4 MiB.
+
+    The pool is large enough for all writes of the load to wait in one worker while reads still get a connection.
+    """
+    disk = "--tmpfs=/data:size=4m,uid=10001,gid=0,mode=0770"
+    with run_service(image, disk, MAX_REQUESTS="0", DATABASE_POOL_SIZE="10") as container:
         yield container
 
 
