@@ -85,7 +85,7 @@ def checkout(commit: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def run(tree: Path, server_url: str, database: str) -> Iterator[Subject]:
-    """Run the service from a source tree with one worker and a database of its own, and register a user."""
+    """Run the service from a source tree with one worker and a new database, and register a user."""
     asyncio.run(execute(server_url, f"CREATE DATABASE {database}"))
     database_url = make_url(server_url).set(database=database).render_as_string(hide_password=False)
     with servers.service(database_url, tree, DATABASE_MIGRATE="true", WEB_CONCURRENCY="1") as service:

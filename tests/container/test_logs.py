@@ -1,4 +1,4 @@
-"""Whatever fails, every line in a container's log is a JSON object, and contains no secrets."""
+"""Every line in a container's log is a JSON object without secrets, even after failures."""
 
 from collections.abc import Iterator
 from pathlib import Path
