@@ -20,13 +20,13 @@ THREADS = 12
 
 
 class Capacity(NamedTuple):
-    """The number of workers, the number of passwords that each may hash concurrently, and the peak memory.
+    """The number of workers, the number of concurrent password hashes in each worker, and the peak memory.
 
     Attributes:
         workers: Number of worker processes.
         hashes: Maximum number of concurrent password hashes per worker.
         needed: Peak memory of the master and all workers in bytes.
-        description: A log message with the number of workers, the limit that determines it, and the peak memory.
+        description: A log message with the number of workers, the reason for this number, and the peak memory.
         warning: If the memory is too small, a log message that names the settings to change; otherwise an empty string.
     """
 

@@ -56,9 +56,9 @@ _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 _FASTAPI_HANDLERS = FastAPI().exception_handlers
 # FastAPI's message for a body that is not UTF-8, or nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
-# Errors include only field names that match this pattern. Any other name could be a misplaced secret.
+# Errors include only field names that match this pattern. A client may have sent a secret as the name of a field.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
-# Replacements for Pydantic's messages that quote the input. The keys are error types.
+# Pydantic's messages for these error types quote the input, so they are replaced.
 _UNQUOTED = {"uuid_parsing": "Not a valid UUID", "union_tag_invalid": "Not one of the expected tags"}
 # MAX_DETAILS, MAX_FIELD_LENGTH and MAX_MESSAGE_LENGTH keep the body of a 422 under 8 KiB, for any request.
 MAX_DETAILS = 20
@@ -240,8 +240,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     A mounted application keeps the handlers that it has registered itself.
 
-    An exception without a handler is a bug. `UnhandledErrorMiddleware` responds to it with 500. In a mounted
-    application, `_handle_bug` responds instead.
+    Any other exception is a bug, and the response is 500. `_handle_bug` sends this response in mounted applications,
+    and `UnhandledErrorMiddleware` in the main application.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
         AppError: _handle_app_error,

@@ -52,8 +52,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     # Create the engine here instead of at import time: gunicorn forks its workers after the import, and they must not
     # share connections.
     engine = create_engine(settings)
-    # Give the readiness check its own connection. If it had to wait for a connection that requests use, a busy worker
-    # would report the database as unavailable.
+    # Give the readiness check its own connection. If it shared the connections of the requests, it would have to wait
+    # in a busy worker, and would report the database as unavailable.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)
@@ -107,8 +107,8 @@ def create_redis(settings: Settings) -> Redis | None:
 def ignore_abandoned_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Ignore connection attempts that a driver abandoned after a timeout; report every other unhandled exception.
 
-    An abandoned attempt is a future that failed with an OSError. A failed task is reported, because it may be the
-    application's own.
+    asyncio reports an abandoned attempt as a future that failed with an OSError. The future is not a task. A failed
+    task may belong to the application, so it is reported.
     """
     future, error = context.get("future"), context.get("exception")
     if future is None or isinstance(future, asyncio.Task) or not isinstance(error, OSError):

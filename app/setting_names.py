@@ -6,7 +6,7 @@ from dotenv import dotenv_values
 
 from app.settings import Settings
 
-# Variables that a `.env` file may contain for the compose files and for other programs.
+# Names that are not settings but may be in a `.env` file: the compose files and other programs use them.
 COMPOSE_VARIABLES = {
     "DATABASE_OWNER_URL",
     "DB_MEMORY",

@@ -67,7 +67,7 @@ FOLDERS = {
 def pytest_configure(config: pytest.Config) -> None:
     if config.args_source is config.ArgsSource.TESTPATHS and not config.option.markexpr:
         config.option.markexpr = f"not ({' or '.join(GROUPS)})"
-    # Handle SIGTERM like Ctrl-C, so that fixtures remove the processes and containers that they have started.
+    # Handle SIGTERM like Ctrl-C, so that fixtures stop the processes and containers that they have started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # only in the main process, not in the workers of pytest-xdist
         servers.start()

@@ -98,7 +98,8 @@ class CommandLine:
         shown, deadline, prompts = "", time.monotonic() + TIMEOUT, list(answers)
         retry_at = time.monotonic() + TIMEOUT / 2
         while time.monotonic() < deadline:
-            # Send a control key again, because it is lost if it arrives before the program reads. Text is never lost.
+            # Send a control key again, because it may be lost if it arrives before the program waits for input. Text is
+            # buffered.
             if not prompts and not last_answer.isprintable() and time.monotonic() > retry_at:
                 os.write(controller, f"{last_answer}\n".encode())
                 retry_at = deadline

@@ -45,7 +45,7 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
 
 @pytest.fixture(params=["memory", "redis"])
 async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
-    """A new limiter. Tests that use it run twice: the limiter counts in Redis or in memory."""
+    """A new limiter. Tests that use it run twice: once with counts in memory, and once with counts in Redis."""
     settings = limited_settings(request.getfixturevalue("redis_url") if request.param == "redis" else None)
     redis = create_redis(settings)
     yield RateLimiter(settings, redis, MemoryCounter())

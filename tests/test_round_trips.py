@@ -44,7 +44,7 @@ REQUESTS: dict[str, tuple[int, Request]] = {
         READ_ONE + WRITE_ONE,
         lambda client, root: client.patch("/users/me", headers=root.auth, json={"full_name": "R"}),
     ),
-    # Read the user. Then lock the user, store the token and delete expired tokens, in one transaction.
+    # First the user is read. Then one transaction locks the user, stores the token and deletes expired tokens.
     "log in": (READ_ONE + WRITE_ONE + 2, lambda client, _: log_in(client, "root@example.com")),
     "refresh": (
         WRITE_ONE,

@@ -14,7 +14,7 @@ from app.errors import NotFound
 
 _FOLDER = Path(__file__).with_name("static")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-# The keys are the file names in URLs. URLs omit the suffix `.html`.
+# Maps the last part of each file's URL, which omits the suffix `.html`, to the file.
 _FILES = {
     path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
     for path in _FOLDER.iterdir()

@@ -36,7 +36,7 @@ SILENT_SECONDS = 0.5
 # for it. The readiness check, which times out after one second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
-# After one of these errors, the next host is tried, as libpq does.
+# After one of these errors, try the next host. libpq does the same.
 _NEXT_HOST = (
     OSError,
     asyncpg.CannotConnectNowError,
@@ -55,7 +55,7 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
         "postgresql+asyncpg://",
         async_creator=connector.connect,
         pool_recycle=MAX_AGE_SECONDS,
-        # Send no ROLLBACK after reads in autocommit mode. It would cost the round trip that autocommit saves.
+        # Do not send a ROLLBACK after reads in autocommit mode. It would cost the round trip that autocommit saves.
         skip_autocommit_rollback=True,
         **options,
     )

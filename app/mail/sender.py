@@ -38,14 +38,15 @@ SHUTDOWN_SECONDS = 3.0
 
 
 class Sender:
-    """Sends the emails in the outbox one at a time, and deletes them. Each email is sent at least once.
+    """Sends the emails in the outbox one at a time, and deletes each one after it is sent.
 
-    No transaction is open while an email is transferred to the mail server.
+    An email may be sent twice, for example if the service is killed at that moment. No transaction is open while
+    an email is transferred to the mail server.
 
     Args:
         settings: The mail server and the sender's address.
         engine: Connects to the database.
-        outbox: Signals new emails, and provides the functions that write their texts.
+        outbox: Signals new emails, and provides the functions that write their subjects and texts.
         limiter: Limits how many emails of one kind a recipient gets. Emails above the limit are not sent.
         outages: Logs database outages.
     """

@@ -23,9 +23,9 @@ SMALL_SIZE = 16_384
 
 
 class BodyRejected(HTTPException):
-    """A body exceeds a limit while a route reads it.
+    """Raised while a route reads a body, if the body exceeds a limit.
 
-    This is an HTTPException instead of an AppError, because FastAPI responds with 400 to any other exception that is
+    This is an HTTPException rather than an AppError, because FastAPI responds with 400 to any other exception that is
     raised while it reads a body.
     """
 

@@ -51,8 +51,8 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # Add no headers to a 429 response of the route itself. The route has already added the headers of the limit
-            # that it checked.
+            # If the route itself has responded with 429, do not add headers. It has checked another limit, and has
+            # added the headers of that limit.
             if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)

@@ -61,7 +61,7 @@ class MigrationFailed(Exception):
 
 
 class LockTimeout(Exception):
-    """A statement of a migration waited too long for a lock."""
+    """A statement in a migration waited too long for a lock."""
 
     def __init__(self, statement: str) -> None:
         super().__init__(statement)

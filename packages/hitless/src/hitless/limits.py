@@ -19,12 +19,12 @@ class Limits:
     """Limits on how much data a client may send, and how long it may take.
 
     Attributes:
-        head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
+        head_size: Maximum size of the request line and headers together, in bytes. The default is that of Node.js.
         pipelined_requests: Maximum number of requests that may wait on a connection while an earlier request is
             answered. Browsers do not pipeline requests.
-        request_seconds: Initial time limit for receiving a request, in seconds. Every `bytes_per_second` bytes received
-            extend it by one second. The remaining time never exceeds `request_seconds`, so a stalled upload is rejected
-            after at most this time.
+        request_seconds: Initial time limit for receiving a request, in seconds. For each `bytes_per_second` bytes that
+            arrive, the limit is extended by one second. The remaining time never exceeds `request_seconds`, so a
+            stalled upload is rejected after at most this time.
         bytes_per_second: Minimum upload rate after the first `request_seconds`.
         unread_seconds: Seconds after which a connection is closed if its client stops reading the response (Linux
             only).

@@ -89,7 +89,7 @@ class Supervisor:
         self._stop_surplus()
 
     def spawn_worker(self) -> None:
-        """Start a worker. After a failed attempt, do nothing until the delay is over."""
+        """Start a worker. After a failed attempt, the next calls do nothing until a delay is over."""
         if time.monotonic() < self._next_start:
             return
         try:

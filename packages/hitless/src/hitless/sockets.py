@@ -9,8 +9,8 @@ import termios
 def has_unread_bytes(transport: asyncio.BaseTransport) -> bool:
     """Return whether the client has sent bytes that the event loop has not read yet.
 
-    uvloop runs timers before it reads from sockets. If the worker was busy, a timer may consider a connection idle
-    although its next request has arrived. Closing the connection would reset it and lose the request.
+    uvloop runs timers before it reads from sockets. If the worker was busy, the timer for idle connections may run even
+    though the next request has already arrived. Closing the connection at this point would lose the request.
     """
     if transport.is_closing():
         return False

@@ -40,8 +40,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         "ws": "none",
         "server_header": False,
         "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # gunicorn's default is deprecated in Python
-        # Seconds to wait for connections that do not close, for example because the client does not read the response.
-        # By default, Uvicorn waits without a limit, so gunicorn would kill the worker.
+        # Seconds that a stopping worker waits for connections that do not close, for example because the client does
+        # not read the response. By default, Uvicorn waits without a limit, and gunicorn would have to kill the worker.
         "timeout_graceful_shutdown": 1,
     }
 
@@ -121,8 +121,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 def _exit_without_freeing() -> None:
     """Run the other exit handlers, then end the process without freeing its objects.
 
-    Freeing objects writes to memory that the worker shares with the master, so the kernel must copy that memory. This
-    takes 50 ms of CPU time, more than starting a worker.
+    Freeing objects writes to memory that the worker shares with the master, so the kernel would copy that memory first.
+    Together, this takes 50 ms of CPU time, which is more than starting a worker takes.
     """
     atexit.unregister(_exit_without_freeing)
     atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
