@@ -37,8 +37,8 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 def add_routers(app: FastAPI) -> None:
     """Add the routes and the email writers of every feature to the application.
 
-    `app.state.mail_writers` contains one function for each feature that sends emails. At startup, the lifespan calls
-    each function with the settings. The function returns the email writers of its feature.
+    An email writer is a function that writes one kind of email. `app.state.mail_writers` contains a function for each
+    feature that sends emails. The lifespan calls this function with the settings, and gets the writers of the feature.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

@@ -14,8 +14,8 @@ MASTER = 64 * MIB
 WORKER = 48 * MIB
 
 
-# Maximum number of processes and threads per worker: the worker itself, the threads that hash passwords, and the
-# threads of Python and the database driver, for example for name lookups.
+# Maximum number of processes and threads per worker: the worker itself, the threads that hash passwords, those of the
+# database driver, and those that asyncio starts to look up host names.
 THREADS = 12
 
 

@@ -86,7 +86,7 @@ class _NewPassword(_Account):
 
 
 def _read_user(email: str | None, full_name: str | None) -> UserCreate:
-    """Prompt for missing values. Without a terminal, read only the password, from the first line of standard input."""
+    """Prompt for missing values. Without a terminal, read the password from standard input, and require the others."""
     if sys.stdin.isatty():
         email = email or input("Email: ")
         full_name = full_name or input("Full name: ")

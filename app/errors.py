@@ -319,7 +319,7 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
 
 
 async def _ignore_disconnect(_: Request, __: Exception) -> None:
-    """Ignore the exception that ends a route when the WebSocket disconnects. Routes can also catch this exception."""
+    """Ignore the exception that Starlette raises in a route when the client of a WebSocket disconnects."""
 
 
 def _describe(problem: dict[str, Any]) -> FieldError:

@@ -16,7 +16,7 @@ class DatabaseUnreachable(Exception):
     """
 
 
-# All exceptions that database code raises, because of an outage or a bug. `is_outage` tells them apart.
+# All exceptions that database code raises. The cause is an outage or a bug: see `is_outage`.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection
@@ -97,7 +97,7 @@ def _is_missing_table(error: Exception) -> bool:
 
 
 def is_unique_violation(error: IntegrityError, *columns: str) -> bool:
-    """Return whether the unique constraint or the primary key of the given columns rejected a row.
+    """Return whether a row violated the unique constraint or the primary key on the given columns.
 
     Args:
         error: The exception that the statement raised.

@@ -237,8 +237,9 @@ def _is_read_only(connection: asyncpg.Connection) -> bool:
 
 
 def needs_cancel(connection: PoolProxiedConnection, error: BaseException) -> bool:
-    """Return whether a statement may keep running after a timeout, because the server has no statement timeout.
+    """Return whether a statement may keep running after the driver's timeout.
 
-    asyncpg cancels the statement if the connection is closed gracefully, but not if it is terminated.
+    This is the case if the server has no statement timeout of its own. The connection must then be closed gracefully:
+    asyncpg cancels the statement of a closed connection, but not that of a terminated one.
     """
     return isinstance(error, TimeoutError) and not connection.info["has_server_limits"]

@@ -107,7 +107,7 @@ async def _reject(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _send_and_linger(message: Message, receive: Receive, send: Send) -> None:
-    """Send a response, but end it only when the client has sent its whole body, or after LINGER_SECONDS."""
+    """Send a response, but do not end it until the client has sent its whole body, for at most LINGER_SECONDS."""
     if message["type"] != "http.response.body":
         await send(message)
         return

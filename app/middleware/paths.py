@@ -16,7 +16,7 @@ RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websock
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path used for route matching: the request path without the prefix ROOT_PATH."""
+    """Return the path used for route matching: the request path without the ROOT_PATH prefix."""
     path: str = scope["path"]
     # Remove a trailing line feed. Starlette's route patterns end with `$`, which also matches before a trailing line
     # feed, so Starlette routes `/auth/login\n` like `/auth/login`.

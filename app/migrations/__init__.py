@@ -36,8 +36,9 @@ log = structlog.stdlib.get_logger("app.migrations")
 # Statement timeout of migrations in seconds. It is long, because migrations take longer than requests. They may also
 # wait for another process to finish migrating.
 MIGRATION_SECONDS = 3600.0
-# Seconds that a migration's statement waits for a lock, and the maximum number of attempts to migrate.
+# Seconds that each statement in a migration waits for a lock.
 LOCK_SECONDS = 4
+# Maximum number of attempts to migrate, if statements wait too long for locks.
 LOCK_ATTEMPTS = 5
 LOCK_NOT_AVAILABLE = "55P03"
 ADVISORY_LOCK = 0x6661737461706900  # an arbitrary number, unique in the database

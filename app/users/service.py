@@ -247,7 +247,7 @@ async def _change_by_email(session: AsyncSession, email: str, **values: object) 
 
 
 def new_security_stamp() -> dict[str, object]:
-    """Return column values that end a user's logins, invalidate links in emails, and cancel a pending address."""
+    """Return column values that end a user's logins, invalidate links in emails, and cancel a change of the address."""
     return {"security_stamp": uuid4(), "pending_email": None}
 
 

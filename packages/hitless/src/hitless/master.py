@@ -52,7 +52,7 @@ def _reset_signals() -> None:
 
 
 class Supervisor:
-    """Replace the methods that gunicorn uses to start and stop workers. Create one instance, in the master."""
+    """Replaces the methods that gunicorn uses to start and stop workers. Only the master creates an instance."""
 
     def __init__(self, arbiter: Arbiter) -> None:
         self._arbiter = arbiter

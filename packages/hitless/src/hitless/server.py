@@ -112,7 +112,7 @@ class GracefulServer(Server):
             log.warning("This worker has reached max_requests, but keeps serving: no successor has started")
 
     def _check_master(self) -> None:
-        """Log an error if the master does not respond. Only one worker logs it."""
+        """If the master does not respond, log an error, but only in one of the workers."""
         seconds_without_heartbeat = time.monotonic() - master_heartbeat[0] if master_heartbeat[0] else 0.0
         if seconds_without_heartbeat < WARN_SECONDS:
             heartbeat_loss_logged[0] = 0

@@ -5,8 +5,8 @@ from mmap import mmap
 
 # Total number of workers that have started to accept connections.
 starts = memoryview(mmap(-1, 4)).cast("I")
-# The value of `time.monotonic()` at the last iteration of the master's main loop. It stays 0.0 if the hooks of hitless
-# are not used.
+# The value of `time.monotonic()` at the last iteration of the master's main loop. It stays at 0.0 if gunicorn.conf.py
+# does not use the hooks of this package.
 master_heartbeat = memoryview(mmap(-1, 8)).cast("d")
 # 1 if a worker has already logged that the master does not respond, otherwise 0.
 heartbeat_loss_logged = mmap(-1, 1)
