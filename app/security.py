@@ -125,10 +125,13 @@ class AccessToken(NamedTuple):
 
     Attributes:
         user_id: The user.
-        login_id: The login that the token belongs to. When the login ends, the token becomes invalid.
+        security_stamp: The user's security stamp when the token was issued. If the user's stamp has changed since, the
+            token is invalid.
+        login_id: The login that the token belongs to.
     """
 
     user_id: int
+    security_stamp: UUID
     login_id: UUID
 
 
@@ -163,7 +166,7 @@ class Tokens:
         """
         claims = self._decode(encoded)
         try:
-            token = AccessToken(int(claims["sub"]), UUID(claims["sid"]))
+            token = AccessToken(int(claims["sub"]), UUID(claims["stamp"]), UUID(claims["sid"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidAccessToken("malformed token") from error
         # Accept only the exact claims that `issue` writes, so that each token has only one valid form.
@@ -213,6 +216,7 @@ def _claims(token: AccessToken, issued_at: int, expires_at: int) -> dict[str, An
     return {
         "sub": str(token.user_id),
         "sid": token.login_id.hex,
+        "stamp": token.security_stamp.hex,
         "iss": NAME,
         "aud": NAME,
         "iat": issued_at,

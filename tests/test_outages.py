@@ -73,7 +73,7 @@ async def test_rejected_connection_returns_503_and_logs_the_reason(
 ) -> None:
     url, expected = rejecting_server
     async with serve(change(settings, database_url=url), prepared=True) as service:
-        token = service.state["tokens"].issue(AccessToken(1, uuid4()))
+        token = service.state["tokens"].issue(AccessToken(1, uuid4(), uuid4()))
         auth = {"Authorization": f"Bearer {token}"}
         responses = [
             await service.client.get("/users/me", headers=auth),

@@ -87,7 +87,7 @@ async def login(  # noqa: PLR0913  each is needed
     # Delete the user's expired logins, and the logins that ended when the security stamp changed.
     is_over = or_(Login.expires_at <= now, Login.security_stamp.is_distinct_from(user.security_stamp))
     await session.execute(delete(Login).where(Login.user_id == user.id, is_over))
-    return _issue_pair(tokens, AccessToken(user.id, login_id), secret)
+    return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)
 
 
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
@@ -137,14 +137,14 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
                 rotated_at=case((is_current, now), else_=Login.rotated_at),
                 expires_at=case((is_current, now + tokens.refresh_lifetime), else_=Login.expires_at),
             )
-            .returning(Login.user_id, Login.secret_hash)
+            .returning(Login.user_id, Login.security_stamp, Login.secret_hash)
             .execution_options(synchronize_session=False)
         )
     ).one_or_none()
     if row is None:
         is_signed = tokens.is_signed(login_id, secret)
         raise InvalidRefreshToken(reason=await _end_reused_login(login_id, used, is_signed=is_signed, session=session))
-    return _issue_pair(tokens, AccessToken(row.user_id, login_id), next_secrets[row.secret_hash])
+    return _issue_pair(tokens, AccessToken(row.user_id, row.security_stamp, login_id), next_secrets[row.secret_hash])
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:

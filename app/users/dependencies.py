@@ -57,6 +57,8 @@ async def get_current_user(credentials: _Credentials, request: AppRequest) -> Us
         raise AuthenticationFailed(reason="login ended")
     if not user.is_active:
         raise AuthenticationFailed(reason="inactive user")
+    if user.security_stamp != token.security_stamp:
+        raise AuthenticationFailed(reason="login ended by a change of the account")
     return user
 
 

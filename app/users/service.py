@@ -22,9 +22,9 @@ from app.users.models import Login, User, UserRecord
 from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate, UserResponse
 
 _RECORDS = select(*(getattr(User, name) for name in UserRecord._fields))
-_RECORD_BY_LOGIN = _RECORDS.join(
-    Login, and_(Login.user_id == User.id, Login.security_stamp == User.security_stamp)
-).where(User.id == bindparam("user_id"), Login.login_id == bindparam("login_id"))
+_RECORD_BY_LOGIN = _RECORDS.join(Login, Login.user_id == User.id).where(
+    User.id == bindparam("user_id"), Login.login_id == bindparam("login_id")
+)
 _RECORD_BY_EMAIL = _RECORDS.where(User.email == bindparam("email"))
 
 _PAGE_FIELDS = tuple(UserResponse.model_fields)

@@ -18,17 +18,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import NAME
 from app.security import AccessToken, InvalidAccessToken, Tokens
 from app.settings import Settings
-from app.users.models import Login
+from app.users.models import Login, User
 from tests.conftest import SECRET_KEY, change, make_settings, serve
 from tests.people import PASSWORD, Person, log_in, sign_up, sign_up_superuser
 
-LOGIN = uuid4()
+LOGIN, STAMP = uuid4(), uuid4()
 
 
 @pytest.fixture
 async def ann(client: httpx.AsyncClient, session: AsyncSession) -> Person:
-    """A user whose login id is known, so that tests can forge the user's tokens."""
+    """A user whose security stamp and login id are known, so that tests can forge the user's tokens."""
     ann = await sign_up(client)
+    await session.execute(update(User).values(security_stamp=STAMP))
     await session.execute(update(Login).values(login_id=LOGIN))
     await session.commit()
     return ann
@@ -44,6 +45,7 @@ def claims(user_id: int, **changes: object) -> dict[str, Any]:
     valid = {
         "sub": str(user_id),
         "sid": LOGIN.hex,
+        "stamp": STAMP.hex,
         "iss": NAME,
         "aud": NAME,
         "iat": now,
@@ -80,12 +82,14 @@ INVALID_TOKENS: dict[str, Callable[[int], str]] = {
     "no audience": lambda user: jwt.encode(claims(user, aud=None), SECRET_KEY),
     "no issuer": lambda user: jwt.encode(claims(user, iss=None), SECRET_KEY),
     "no issue time": lambda user: jwt.encode(claims(user, iat=None), SECRET_KEY),
-    "no login": lambda user: jwt.encode(claims(user, sid=None), SECRET_KEY),
-    "other login": lambda user: jwt.encode(claims(user, sid=uuid4().hex), SECRET_KEY),
+    "no security stamp": lambda user: jwt.encode(claims(user, stamp=None), SECRET_KEY),
+    "other security stamp": lambda user: jwt.encode(claims(user, stamp=LOGIN.hex), SECRET_KEY),
+    "security stamp is not hexadecimal": lambda user: jwt.encode(claims(user, stamp="x"), SECRET_KEY),
+    "security stamp in another form": lambda user: jwt.encode(claims(user, stamp=str(STAMP)), SECRET_KEY),
+    "security stamp is no string": lambda user: jwt.encode(claims(user, stamp=1), SECRET_KEY),
+    "other login": lambda user: jwt.encode(claims(user, sid=STAMP.hex), SECRET_KEY),
     "login of another user": lambda user: jwt.encode(claims(user + 1), SECRET_KEY),
-    "login is not hexadecimal": lambda user: jwt.encode(claims(user, sid="x"), SECRET_KEY),
-    "login in another form": lambda user: jwt.encode(claims(user, sid=str(LOGIN)), SECRET_KEY),
-    "login is no string": lambda user: jwt.encode(claims(user, sid=1), SECRET_KEY),
+    "no login": lambda user: jwt.encode(claims(user, sid=None), SECRET_KEY),
     "subject beyond the range of ids": lambda user: jwt.encode(claims(user, sub=str(10**31)), SECRET_KEY),
     "subject in full-width digits": lambda user: jwt.encode(claims(user, sub=chr(0xFF10 + user)), SECRET_KEY),
     "subject with a leading zero": lambda user: jwt.encode(claims(user, sub=f"0{user}"), SECRET_KEY),
@@ -172,6 +176,7 @@ REASONS: dict[str, Callable[[int], str]] = {
     "token from the future": lambda user: jwt.encode(claims(user, iat=2**40, exp=2**41), SECRET_KEY),
     "malformed token": lambda _: "x",
     "login ended": INVALID_TOKENS["other login"],
+    "login ended by a change of the account": INVALID_TOKENS["other security stamp"],
 }
 
 
@@ -213,7 +218,7 @@ def test_short_key_signs_no_token() -> None:
     settings = make_settings().model_copy(update={"secret_key": SecretStr("short")})
 
     with pytest.raises(jwt.InvalidKeyError):
-        Tokens(settings).issue(AccessToken(1, LOGIN))
+        Tokens(settings).issue(AccessToken(1, STAMP, LOGIN))
 
 
 def test_secret_key_is_not_shown() -> None:
