@@ -22,8 +22,8 @@ ALGORITHM = "HS256"
 # Tolerated clock skew between machines in seconds.
 LEEWAY = 5
 
-# Concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. There are two workers per CPU, so two hashes in each
-# worker are more than enough to keep every CPU busy. More hashes would only slow each other down and take more memory.
+# Concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. By default, there are two workers per CPU, so two
+# hashes per worker keep every CPU busy. More hashes would only slow each other down and take more memory.
 MAX_CONCURRENT_HASHES = 2
 # Maximum number of waiting hashes. The last request in a full queue waits for a few seconds. With a longer queue,
 # clients would time out before their hash is computed.

@@ -23,7 +23,7 @@ _ALLOWED_CONNECTIONS = text("""
 
 
 async def prepare_to_serve(settings: Settings) -> None:
-    """Prepare the database, and warn if SECRET_KEY is not set: tokens then become invalid at the next restart.
+    """Prepare the database, and warn if SECRET_KEY is not set: access tokens then end at the next restart.
 
     gunicorn's master calls this function once, before the first fork. Workers do not call it, because a worker that
     starts during an outage would fail and stop the whole server.

@@ -109,7 +109,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
     )
     if user is None:
         return None
-    # Lock the row until the update below. Otherwise another worker, which deletes expired tokens, might delete the row.
+    # Lock the row, so that it still exists at the update below. Other workers may be deleting expired tokens.
     newest = await session.get(AccountToken, (user.id, link.purpose), with_for_update=True)
     if newest:
         is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp

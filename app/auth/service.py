@@ -169,8 +169,8 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # The token is genuine if its signature is valid or its hash is stored. Signatures become invalid when the secret
-    # key changes. The hashes of the current and the previous token are stored even then.
+    # The token is genuine if its signature is valid or its hash is stored. When the secret key has changed, the
+    # signature may be invalid, but the hashes of the current and the previous token are still stored.
     is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
     was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
     await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))

@@ -40,8 +40,8 @@ SHUTDOWN_SECONDS = 3.0
 class Sender:
     """Sends the emails in the outbox one at a time, and deletes each one after it is sent.
 
-    An email may be sent twice, for example if the service is killed at that moment. No transaction is open while
-    an email is transferred to the mail server.
+    Each email is sent at least once. It may be sent twice, for example if the service is killed before it deletes the
+    email. No transaction is open while an email is transferred to the mail server.
 
     Args:
         settings: The mail server and the sender's address.

@@ -61,8 +61,8 @@ class User(Base):
     email_verified: Mapped[bool] = mapped_column(default=False)
     # The address that will replace `email` once the user confirms it.
     pending_email: Mapped[str | None] = mapped_column(String(254))
-    # Every login and every access token has a copy of this value, and is valid only while the copy is the same. Replacing
-    # the value therefore ends all logins, for example when the password is changed or the account is deactivated.
+    # Every login and every access token has a copy of this value, and is valid only while the copy is the same. So
+    # replacing the value ends all logins, for example when the password is changed or the account is deactivated.
     security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_same_as_created_at, onupdate=utc_now)

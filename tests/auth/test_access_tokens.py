@@ -27,10 +27,15 @@ LOGIN, STAMP = uuid4(), uuid4()
 
 @pytest.fixture
 async def ann(client: httpx.AsyncClient, session: AsyncSession) -> Person:
-    """A user whose security stamp and login id are known, so that tests can forge the user's tokens."""
+    """A user whose security stamp and login id are known, so that tests can forge the user's tokens.
+
+    The next id belongs to a user with the same stamp.
+    """
     ann = await sign_up(client)
+    bob = await sign_up(client, "bob@example.com")
+    assert bob.id == ann.id + 1
     await session.execute(update(User).values(security_stamp=STAMP))
-    await session.execute(update(Login).values(login_id=LOGIN))
+    await session.execute(update(Login).where(Login.user_id == ann.id).values(login_id=LOGIN))
     await session.commit()
     return ann
 

@@ -42,7 +42,7 @@ LINGER_SECONDS = 1.0
 # Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
 # Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit: whenever the application
-# reads the body of an earlier request, Uvicorn continues to read from the connection.
+# waits for a message of an earlier request, Uvicorn continues to read from the connection.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
