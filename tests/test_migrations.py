@@ -30,6 +30,7 @@ from sqlalchemy.types import NullType
 from app.database import Base, create_engine, utc_now
 from app.errors import StartupError
 from app.migrations import (
+    MigrationFailed,
     alembic_config,
     create_migration_engine,
     include_object,
@@ -317,6 +318,33 @@ async def test_schema_of_a_later_release_is_not_changed(
 
     assert stored == "9999"
     assert [entry["log_level"] for entry in logs if entry.get("revision") == "9999"] == ["warning"] * migrates
+
+
+@pytest.mark.parametrize(
+    ("change_schema", "undo", "missing"),
+    [
+        ("users RENAME full_name TO name", "users RENAME name TO full_name", "users.full_name"),
+        ("refresh_tokens RENAME TO logins", "logins RENAME TO refresh_tokens", "refresh_tokens.family, "),
+    ],
+)
+async def test_unknown_revision_with_missing_columns_is_reported(
+    database: Settings, change_schema: str, undo: str, missing: str
+) -> None:
+    """For example, a migration was deleted after it had run, and another one was added in its place."""
+    engine = create_engine(database)
+    async with engine.begin() as connection:
+        newest = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        await connection.execute(text(f"ALTER TABLE {change_schema}"))
+
+    try:
+        with pytest.raises(MigrationFailed, match=f"is at revision 9999.* lacks {missing}"):
+            await migrate(database)
+    finally:
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = :newest"), {"newest": newest})
+            await connection.execute(text(f"ALTER TABLE {undo}"))
+        await engine.dispose()
 
 
 async def test_concurrent_processes_migrate_once(

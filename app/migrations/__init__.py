@@ -20,7 +20,7 @@ from alembic.operations.ops import (
     ModifyTableOps,
 )
 from alembic.script import ScriptDirectory
-from sqlalchemy import DateTime, event, text
+from sqlalchemy import DateTime, event, inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
@@ -98,8 +98,8 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
     A schema of a later release is not changed, so that a rollback to this release is possible.
 
     Raises:
-        MigrationFailed: A statement failed, a lock was not available, or WEB_DATABASE_URL names a role that cannot be
-            created. Nothing was changed.
+        MigrationFailed: A statement failed, a lock was not available, the schema of a later release lacks a column, or
+            WEB_DATABASE_URL names a role that cannot be created. Nothing was changed.
     """
     engine = create_migration_engine(settings)
     try:
@@ -202,6 +202,11 @@ def _migrate(connection: Connection, revision: str) -> None:
         return
     current, known = _current_revision(connection), _known_revisions()
     if current not in (None, *known):
+        if missing := _list_missing_columns(connection):
+            raise MigrationFailed(
+                f"The database is at revision {current}, which this release does not have, and lacks "
+                f"{', '.join(missing)}. Was a migration deleted after it had run? Nothing was changed"
+            )
         log.warning("unknown revision, probably of a later release: the schema is not changed", revision=current)
         return
     config.attributes["revision"] = current
@@ -214,6 +219,17 @@ def _migrate(connection: Connection, revision: str) -> None:
         failed = known[known.index(applied) - 1] if applied else known[-1]
         message = f"Migration {failed} failed at `{_shorten(error.statement)}`: {error.orig}. Nothing was changed"
         raise MigrationFailed(message) from error
+
+
+def _list_missing_columns(connection: Connection) -> list[str]:
+    """Return the columns of the models that the database lacks."""
+    inspector = inspect(connection)
+    missing = []
+    for table in Base.metadata.sorted_tables:
+        found = inspector.get_columns(table.name, table.schema) if inspector.has_table(table.name, table.schema) else []
+        names = {column["name"] for column in found}
+        missing += [f"{table.name}.{column.name}" for column in table.columns if column.name not in names]
+    return missing
 
 
 def _shorten(statement: str | None) -> str:
