@@ -80,6 +80,8 @@ PageURL = Annotated[
     str, _matches(r"https?://[^\s#]+", "must be like https://example.com/reset, without a # and what follows it")
 ]
 SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
+# Accept an empty secret file. Docker Compose requires the file even if there is no previous key.
+PreviousSecretKey = Annotated[SecretKey | None, BeforeValidator(lambda value: value or None)]
 Network = Annotated[str, AfterValidator(_check_network)]
 Host = Annotated[
     str,

@@ -17,6 +17,7 @@ from app.setting_types import (
     Network,
     Origin,
     PageURL,
+    PreviousSecretKey,
     PublicURL,
     Rate,
     RedisURL,
@@ -113,7 +114,7 @@ class Settings(SettingsFiles):
         SecretStr(""),
         description="Signs access tokens; at least 32 bytes; required in production, elsewhere random at each start",
     )
-    secret_key_previous: SecretKey | None = Field(
+    secret_key_previous: PreviousSecretKey = Field(
         None, description="The SECRET_KEY before the last change, which is still accepted"
     )
     access_token_minutes: int = Field(15, ge=1, le=525_600, description="Lifetime of an access token in minutes")

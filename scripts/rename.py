@@ -17,7 +17,7 @@ SKIPPED = {
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
 }
 # The clause of docs/testing.md about the test of this script.
-CLAUSE = ", and the project can be renamed"
+CLAUSE = "the project can be renamed, "
 # The section of the README about this script.
 SECTION = r"^### (?:(?!^##).)*?uv run scripts/rename\.py.*?(?=^##)"
 

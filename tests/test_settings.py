@@ -95,6 +95,12 @@ def test_variable_names_are_case_insensitive(directory: Path, monkeypatch: pytes
     assert (settings.log_level, settings.port) == ("debug", 9000)
 
 
+def test_empty_file_of_the_previous_key_counts_as_not_set(directory: Path) -> None:
+    (directory / "secrets" / "SECRET_KEY_PREVIOUS").touch()
+
+    assert load_settings().secret_key_previous is None
+
+
 def test_empty_variable_counts_as_not_set(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / ".env").write_text("PORT=9000\nREDIS_URL=\n")
     monkeypatch.setenv("PORT", "")

@@ -34,8 +34,9 @@ def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Co
 
 def stored_emails(compose: Compose) -> list[str]:
     """Return the email addresses of all users that PostgreSQL has stored."""
-    psql = ["psql", "--username=user", "--dbname=fastapi_db", "--tuples-only", "--no-align"]
-    return compose("exec", "-T", "db", *psql, "--command=SELECT email FROM users").splitlines()
+    psql = ["psql", "--username=user", "--dbname=fastapi_db"]
+    query = ["--tuples-only", "--no-align", "--command=SELECT email FROM users"]
+    return compose("exec", "-T", "db", *psql, *query).splitlines()
 
 
 def test_service_is_ready_with_postgresql_redis_and_mail(compose: Compose) -> None:

@@ -113,6 +113,7 @@ def test_docker_commands_show_no_secret(production: Compose) -> None:
     outputs += [production("top"), production("config"), production("logs", "--no-color")]
 
     secrets = read_secrets(production)
+    assert secrets.pop("SECRET_KEY_PREVIOUS") == ""
     assert secrets.keys() == {"SECRET_KEY", "DATABASE_URL", "DATABASE_OWNER_URL", "POSTGRES_PASSWORD"}
     assert [name for name, value in secrets.items() if any(value in output for output in outputs)] == []
     # The containers do have the secrets, so the commands above could have printed them.

@@ -50,6 +50,13 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
     run(copy, f"{CHECKS} && pytest tests/server/test_gunicorn_conf.py", tests=tests)
 
 
+@pytest.mark.parametrize("title", ["Sun", "The Billing and Invoicing Service of the Acme Corporation"])
+def test_code_is_formatted_after_a_short_or_long_name(copy: Path, title: str) -> None:
+    rename(copy, title)
+
+    run(copy, "ruff check . && ruff format --check .")
+
+
 def rewrite(page: str) -> str:
     """Replace all sentences and unnamed tables of a page with dummy text. Keep code, headings and named tables."""
     lines: list[str] = []
