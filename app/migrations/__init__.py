@@ -205,7 +205,8 @@ def _migrate(connection: Connection, revision: str) -> None:
         if missing := _list_missing_columns(connection):
             raise MigrationFailed(
                 f"The database is at revision {current}, which this release does not have, and lacks "
-                f"{', '.join(missing)}. Was a migration deleted after it had run? Nothing was changed"
+                f"{', '.join(missing)}: a later release has removed it, or a migration that had run was deleted. "
+                "Nothing was changed"
             )
         log.warning("unknown revision, probably of a later release: the schema is not changed", revision=current)
         return
