@@ -98,8 +98,8 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
     A schema of a later release is not changed, so that a rollback to this release is possible.
 
     Raises:
-        MigrationFailed: A statement failed, a lock was not available, the schema of a later release lacks a column, or
-            WEB_DATABASE_URL names a role that cannot be created. Nothing was changed.
+        MigrationFailed: A statement failed, a lock was not available, or WEB_DATABASE_URL names a role that cannot be
+            created. Nothing was changed.
     """
     engine = create_migration_engine(settings)
     try:
@@ -202,13 +202,12 @@ def _migrate(connection: Connection, revision: str) -> None:
         return
     current, known = _current_revision(connection), _known_revisions()
     if current not in (None, *known):
-        if missing := _list_missing_columns(connection):
-            raise MigrationFailed(
-                f"The database is at revision {current}, which this release does not have, and lacks "
-                f"{', '.join(missing)}: a later release has removed it, or a migration that had run was deleted. "
-                "Nothing was changed"
-            )
-        log.warning("unknown revision, probably of a later release: the schema is not changed", revision=current)
+        # If columns are missing, a later release has removed them, or a migration was deleted after it had run.
+        log.warning(
+            "unknown revision, probably of a later release: the schema is not changed",
+            revision=current,
+            missing_columns=_list_missing_columns(connection),
+        )
         return
     config.attributes["revision"] = current
     try:
