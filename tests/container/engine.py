@@ -16,7 +16,7 @@ from processes import TIMEOUT
 from app import PREFIX
 
 COMMAND_TIMEOUT = 1800  # seconds per command, because one command runs the test suite in a container for many minutes
-LOG_TAIL = 20_000  # number of characters to print from the end of a log
+LOG_TAIL = 100  # number of lines to print from the end of a log, whatever their level
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
@@ -146,13 +146,13 @@ class Container:
 
 @contextlib.contextmanager
 def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Run a container in the background. Finally, print the end of its log, which pytest shows if the test fails."""
+    """Run a container in the background. Finally, print its log in short, which pytest shows if the test fails."""
     container = Container(f"test-{uuid4().hex}")
     run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:
         yield container
     finally:
-        print(f"--- end of the log of {container.name}\n{container.log[-LOG_TAIL:]}")  # noqa: T201  pytest shows it
+        print(f"--- log of {container.name}\n{shorten_log(container.log)}")  # noqa: T201  pytest shows it
         run_docker("rm", "--force", "--volumes", container.name)
 
 
@@ -196,13 +196,23 @@ class Compose:
 
 @contextlib.contextmanager
 def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
-    """Yield a project for the caller to start. Finally, print the end of its logs, and remove all that it created."""
+    """Yield a project for the caller to start. Finally, print its logs in short, and remove all that it created."""
     compose = Compose(file, variables)
     try:
         yield compose
     finally:
-        print(f"--- end of the logs of {compose.name}\n{compose('logs', '--no-color')[-LOG_TAIL:]}")  # noqa: T201  pytest shows it
+        print(f"--- logs of {compose.name}\n{shorten_log(compose('logs', '--no-color'))}")  # noqa: T201  pytest shows it
         compose("down", "--volumes", "--remove-orphans", "--rmi", "local")
+
+
+def shorten_log(log: str) -> str:
+    """Return the last lines of a log. Of the lines before them, return all except those of level `info`.
+
+    Under load, the last lines are about successful requests, and the cause of a failure is often further up.
+    """
+    lines = log.splitlines()
+    important = [line for line in lines[:-LOG_TAIL] if '"level": "info"' not in line]
+    return "\n".join(important + lines[-LOG_TAIL:])
 
 
 def json_lines(log: str) -> list[dict[str, Any]]:
