@@ -149,6 +149,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
                 ],
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    _drop_color_message,
                     *_render(settings),
                 ],
             }
@@ -202,12 +203,11 @@ def _render(settings: Settings) -> list[Processor]:
 def _render_json() -> list[Processor]:
     # Omit local variables, which may contain passwords and tokens.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    return [structlog.processors.ExceptionRenderer(tracebacks), _drop_color_message, _encode_json]
+    return [structlog.processors.ExceptionRenderer(tracebacks), _encode_json]
 
 
 def _render_console() -> list[Processor]:
     return [
-        _drop_color_message,
         _escape_control_characters,
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback

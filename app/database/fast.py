@@ -12,16 +12,15 @@ Use this module only for queries that stand out in a profile, and `ReadSession` 
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import asyncpg
 from sqlalchemy import Boolean, Numeric, Select
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from app.database.engine import CountingPool, autocommit
 from app.database.errors import DatabaseUnreachable
@@ -35,6 +34,20 @@ CANCEL_SECONDS = 1.0
 
 Query = Select[*tuple[Any, ...]]
 Row = Iterable[Any]
+
+
+class CompiledQuery(NamedTuple):
+    """A query in the form that asyncpg runs.
+
+    Attributes:
+        sql: The statement.
+        names: The names of its parameters, in order.
+        constants: The values that the query itself contains, for example a limit.
+    """
+
+    sql: str
+    names: Sequence[str]
+    constants: Mapping[str, object]
 
 
 class CountingSemaphore(asyncio.Semaphore):
@@ -77,24 +90,24 @@ class FastReader:
         """Return all rows. Define the query at module level, with `bindparam`, so that it is compiled only once.
 
         Raises:
-            InvalidRequestError, StatementError: A parameter is missing.
+            KeyError, StatementError: A parameter is missing.
         """
         compiled = self._compiled(query)
         try:
             async with asyncio.timeout(self._timeout) as waiting, self._slots:
                 if compiled:
-                    values = compiled.construct_params(parameters)
-                    arguments = [values[name] for name in compiled.positiontup or ()]
+                    values = {**compiled.constants, **parameters}
+                    arguments = [values[name] for name in compiled.names]
                     raw_connection = await self._engine.raw_connection()
                     waiting.reschedule(None)
-                    return await _fetch(raw_connection, str(compiled), arguments)
+                    return await _fetch(raw_connection, compiled.sql, arguments)
                 async with self._engine.connect() as connection:
                     waiting.reschedule(None)
                     return (await connection.execute(query, parameters)).all()
         except TimeoutError as error:  # no connection was free; the driver's timeouts raise DatabaseUnreachable
             raise PoolTimeoutError(f"no connection was free for {self._timeout:g} s") from error
 
-    def _compile(self, query: Query) -> SQLCompiler | None:
+    def _compile(self, query: Query) -> CompiledQuery | None:
         """Compile a query for asyncpg, or return None if only SQLAlchemy can run it."""
         dialect = self._engine.dialect
         if dialect.name != "postgresql":
@@ -109,7 +122,8 @@ class FastReader:
             converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
             if bind.expanding or bind.literal_execute or converts:
                 return None
-        return compiled
+        constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+        return CompiledQuery(str(compiled), compiled.positiontup or (), constants)
 
 
 async def _fetch(connection: PoolProxiedConnection, sql: str, values: list[object]) -> Sequence[Row]:

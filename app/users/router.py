@@ -1,4 +1,4 @@
-"""The routes of the users feature: registration, the current user, administration."""
+"""The routes of the users feature: the current user, registration, administration."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,37 +28,7 @@ from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate,
 
 router = APIRouter(prefix="/users", tags=["users"])
 
-
-@router.post(
-    "/",
-    status_code=status.HTTP_201_CREATED,
-    response_model=UserResponse,
-    responses=responses(EmailTaken, RegistrationClosed)
-    | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
-    response_description="The created user",
-    summary="Create a new user",
-)
-@rate_limit("register")
-async def create_user(  # noqa: PLR0913  each is needed
-    *,
-    settings: SettingsDep,
-    session: WriteSession,
-    passwords: PasswordsDep,
-    outbox: OutboxDep,
-    data: UserCreate,
-    request: Request,
-    response: Response,
-) -> User:
-    """Create a user account with an email address, a password and a full name.
-
-    The email address must be unique, regardless of case. If the service sends email, the user receives a link to verify
-    the address. No response contains the password.
-    """
-    if settings.registration == "closed":
-        raise RegistrationClosed
-    user = await service.register(session, passwords, outbox, data)
-    response.headers["Location"] = f"{url_path(request)}{user.id}"
-    return user
+# FastAPI compares each request with the routes in this order, so the most frequently used routes come first.
 
 
 @router.get(
@@ -135,6 +105,38 @@ def respond_401_if_user_is_gone() -> Iterator[None]:
         yield
     except UserNotFound as error:
         raise AuthenticationFailed from error
+
+
+@router.post(
+    "/",
+    status_code=status.HTTP_201_CREATED,
+    response_model=UserResponse,
+    responses=responses(EmailTaken, RegistrationClosed)
+    | {201: {"headers": {"Location": {"schema": {"type": "string"}}}}},
+    response_description="The created user",
+    summary="Create a new user",
+)
+@rate_limit("register")
+async def create_user(  # noqa: PLR0913  each is needed
+    *,
+    settings: SettingsDep,
+    session: WriteSession,
+    passwords: PasswordsDep,
+    outbox: OutboxDep,
+    data: UserCreate,
+    request: Request,
+    response: Response,
+) -> User:
+    """Create a user account with an email address, a password and a full name.
+
+    The email address must be unique, regardless of case. If the service sends email, the user receives a link to verify
+    the address. No response contains the password.
+    """
+    if settings.registration == "closed":
+        raise RegistrationClosed
+    user = await service.register(session, passwords, outbox, data)
+    response.headers["Location"] = f"{url_path(request)}{user.id}"
+    return user
 
 
 @router.get(

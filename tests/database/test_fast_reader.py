@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import Boolean, Enum, Integer, Numeric, bindparam, column, event, literal_column, select
-from sqlalchemy.exc import InvalidRequestError, StatementError
+from sqlalchemy.exc import StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
@@ -88,7 +88,7 @@ async def test_literal_in_a_query_is_used_as_a_parameter(reader: FastReader) -> 
 async def test_missing_parameter_is_an_error(reader: FastReader) -> None:
     query: Query = select(literal_column("1")).where(literal_column("1", Integer) == bindparam("number", type_=Integer))
 
-    with pytest.raises((InvalidRequestError, StatementError), match="number"):
+    with pytest.raises((KeyError, StatementError), match="number"):
         await reader.fetch_one(query, nummber=1)
 
 
