@@ -8,8 +8,9 @@ from app.security import MAX_CONCURRENT_HASHES
 from app.settings import Settings
 
 MIB = 2**20
-# Memory of gunicorn's master and of each worker, measured with 100 clients in tests/container/test_memory.py. The
-# master's size includes all memory that workers share. A worker's size excludes its password hashes and request bodies.
+# Memory usage of gunicorn's master and of each worker, measured with 100 clients in tests/container/test_memory.py. The
+# master's number includes all memory that it shares with the workers. A worker's number excludes password hashes and
+# request bodies.
 MASTER = 64 * MIB
 WORKER = 48 * MIB
 

@@ -44,7 +44,7 @@ class State(TypedDict):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-    """Create the state of the process at startup, and close its connections at shutdown."""
+    """Create the objects of the `State` at startup, and close their connections at shutdown."""
     asyncio.get_running_loop().set_exception_handler(ignore_abandoned_connections)
     settings: Settings = app.state.settings
     if not app.state.is_database_prepared:  # gunicorn.conf.py may have prepared it, once for all workers
@@ -52,8 +52,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     # Create the engine here instead of at import time: gunicorn forks its workers after the import, and they must not
     # share connections.
     engine = create_engine(settings)
-    # Give the readiness check its own connection. If it shared the connections of the requests, it would have to wait
-    # in a busy worker, and would report the database as unavailable.
+    # Give the readiness check its own connection. If it used the connection pool of the requests, it would have to wait
+    # for a free connection when the worker is busy, and would report the database as unavailable.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)
@@ -107,8 +107,8 @@ def create_redis(settings: Settings) -> Redis | None:
 def ignore_abandoned_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Ignore connection attempts that a driver abandoned after a timeout; report every other unhandled exception.
 
-    asyncio reports an abandoned attempt as a future that failed with an OSError. The future is not a task. A failed
-    task may belong to the application, so it is reported.
+    asyncio reports an abandoned attempt as a plain future, not a task, that failed with an OSError. Failed tasks are
+    reported, because they may belong to the application.
     """
     future, error = context.get("future"), context.get("exception")
     if future is None or isinstance(future, asyncio.Task) or not isinstance(error, OSError):

@@ -25,11 +25,11 @@ log = structlog.stdlib.get_logger("app.limiter")
 
 # Maximum time in seconds that a request waits for Redis, which usually answers within a millisecond or two.
 REDIS_SECONDS = 0.25
-# Seconds between attempts to use Redis while it is unavailable.
+# Interval between attempts to use Redis while it is unavailable, in seconds.
 RETRY_SECONDS = 1.0
-# Number of slots in `MemoryCounter`. A slot stores the count of one client for one limit.
+# Number of slots in the hash table of `MemoryCounter`. A slot stores the count of one client for one limit.
 MEMORY_SLOTS = 32_768
-# Number of consecutive slots in which a count may be stored.
+# Number of consecutive slots in the hash table of `MemoryCounter` to try for each key.
 PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -129,9 +129,9 @@ class MemoryCounter:
 
 
 class RedisCounter:
-    """Counts requests in Redis. Requests that arrive while a command is running are batched in the next command.
+    """Counts requests in Redis. Requests that arrive while a command is running are batched into the next command.
 
-    With 16 concurrent requests, batching takes 18 µs of CPU time per request, and one command per request takes 75 µs.
+    With 16 concurrent requests, this takes 18 µs of CPU time per request. One command per request would take 75 µs.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -203,7 +203,7 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether the latest requests were counted in Redis. A full or read-only Redis cannot count."""
+        """Return whether requests are currently counted in Redis. A full or read-only Redis cannot count them."""
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:

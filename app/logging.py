@@ -32,10 +32,10 @@ def _mask_password(url: re.Match[str]) -> str:
 # pattern is applied only to lines that contain the word. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
-    # PostgreSQL's DETAIL line contains all values of a row that violates a constraint. The first alternative matches
-    # inside JSON strings, where the line feed is escaped.
+    # Remove PostgreSQL's DETAIL line, because it contains all values of a row that violates a constraint. The first
+    # alternative matches inside JSON strings, where the line feed is escaped.
     ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
-    # A LIKE pattern contains the search term that was passed to `list_users` in app/users/service.py.
+    # Mask LIKE patterns, because they contain the search term passed to `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
 # Maximum length of a client-controlled field in a log line.
@@ -79,9 +79,9 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Limits the log lines per second about requests that exceed or bypass the rate limits.
+    """Limits how many lines are logged per second about requests that exceed a rate limit or are not counted.
 
-    Otherwise a client could flood the log until log rotation deletes the lines from before the attack. The number of
+    Otherwise, a client could flood the log until log rotation deletes the lines from before the attack. The number of
     dropped lines is logged.
     """
 
@@ -92,11 +92,11 @@ class RefusalLog(logging.Filter):
         self._passed = self._dropped = 0
 
     def filter(self, _: logging.LogRecord) -> bool:
-        """Apply the limit to a record. `logging` calls this method."""
+        """Return whether a record may be logged. `logging` calls this method."""
         return self.allow()
 
     def allow(self) -> bool:
-        """Return whether a line may be logged."""
+        """Return whether one more line may be logged. Otherwise, count the line as dropped."""
         second = int(monotonic())
         if second != self._second:
             self._second, self._passed = second, 0
@@ -121,8 +121,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 def shorten(text: str) -> str:
     """Truncate text from a client so that it takes at most 512 characters in a log line."""
-    # To save time, do not encode short texts. In JSON, one character takes at most twelve: two escapes such as
-    # `\ud83d`.
+    # To save time, encode only texts that may be too long. In JSON, one character becomes at most twelve: two escapes
+    # such as `\ud83d`.
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
@@ -222,7 +222,7 @@ def _drop_color_message(_logger: WrappedLogger, _method: str, event: EventDict) 
 
 
 def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape characters that control the terminal. Line feeds are kept, because messages may have several lines."""
+    """Replace characters that control the terminal with escapes. Keep line feeds: messages may have several lines."""
     return {key: value.translate(_ESCAPES) if isinstance(value, str) else value for key, value in event.items()}
 
 

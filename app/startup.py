@@ -23,7 +23,7 @@ _ALLOWED_CONNECTIONS = text("""
 
 
 async def prepare_to_serve(settings: Settings) -> None:
-    """Prepare the database, and warn if SECRET_KEY is not set: access tokens then end at the next restart.
+    """Prepare the database. Warn if SECRET_KEY is not set, because a restart would then invalidate access tokens.
 
     gunicorn's master calls this function once, before the first fork. Workers do not call it, because a worker that
     starts during an outage would fail and stop the whole server.
@@ -63,7 +63,7 @@ async def prepare_database(settings: Settings) -> None:
 
 
 def create_sqlite_file(settings: Settings) -> None:
-    """Create the directory and the file of the database. If this fails, the error is clearer than the driver's.
+    """Create the database file and its directory, so that a failure is reported more clearly than by the driver.
 
     Raises:
         StartupError: The directory or the file cannot be created.
@@ -77,7 +77,7 @@ def create_sqlite_file(settings: Settings) -> None:
 
 
 def connections_per_worker(settings: Settings) -> int:
-    """Return the maximum number of a worker's database connections: its pool, and one for the readiness check."""
+    """Return the maximum number of database connections per worker: the pool, and one for the readiness check."""
     return settings.database_pool_size + 1
 
 

@@ -34,8 +34,8 @@ KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# asyncpg would send these parameters to the server, so they are removed from its URL. `Connector` applies the connect
-# timeout. Channel binding is ignored.
+# asyncpg would send these parameters to the server, so they are removed from the URL that asyncpg is given. `Connector`
+# applies the connect timeout. Channel binding is ignored.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
 # The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject some URLs with several hosts, for example
@@ -100,9 +100,10 @@ def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
-    """Check the credentials and hosts of a URL, and add the hosts and ports that are given as parameters.
+    """Check the credentials and hosts of a URL, and return its network location, `user:password@host:port,host:port`.
 
-    asyncpg reads `host` and `port` from the parameters only if the URL has no host before its path.
+    It includes hosts and ports that are given as parameters, because asyncpg reads the parameters `host` and `port`
+    only if the URL has no host before its path.
     """
     credentials, at, hosts = parts.netloc.rpartition("@")
     if "host" in parameters:
@@ -123,7 +124,7 @@ def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
 
 
 def parse_web_database_url(value: SecretStr) -> SecretStr:
-    """Check a PostgreSQL URL that contains a role and its password, and return it in normalized form.
+    """Check that a PostgreSQL URL is valid and contains a role and its password. Return it in normalized form.
 
     Raises:
         ValueError: The URL is not valid.
@@ -174,7 +175,7 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     """
     url = value.get_secret_value()
     try:
-        # Check the parameters by creating a connection object, which opens no connection.
+        # Check the parameters by creating a connection object. It does not connect yet.
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)

@@ -16,7 +16,7 @@ class DatabaseUnreachable(Exception):
     """
 
 
-# All exceptions that database code raises. The cause is an outage or a bug: see `is_outage`.
+# All exceptions that database code can raise. `is_outage` tells whether the cause is an outage or a bug.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection
@@ -29,7 +29,7 @@ DATABASE_ERRORS = (
 # This query fails if the database is unavailable or has no tables, for example after it was dropped and recreated.
 CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
-# The SQLSTATE of the error when a read-only server, for example a standby, rejects a write.
+# The SQLSTATE with which a read-only server, for example a standby, rejects a write.
 READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE_SQLSTATES = (

@@ -30,10 +30,10 @@ MAX_AGE_SECONDS = 300
 # Maximum age in seconds of a connection to a read-only server. Older connections are replaced: after a failover, the
 # host name may resolve to another server, which accepts writes.
 READ_ONLY_SECONDS = 5.0
-# Number of seconds without an answer after which a host is considered silent.
+# A host is considered silent if it has not answered for this many seconds.
 SILENT_SECONDS = 0.5
-# Number of seconds for which a silent host is tried last. If it were tried first, each connection attempt would wait
-# for it. The readiness check, which times out after one second, would never reach the next host.
+# How long, in seconds, a silent host is moved to the end of the list. If it were tried first, each connection attempt
+# would wait for it. The readiness check, which times out after one second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
 # After one of these errors, try the next host. libpq does the same.
@@ -70,12 +70,13 @@ class Connector:
     """Connects to the first usable host of the URL. Remembers hosts that do not answer and servers that are read-only.
 
     Timeouts are sent to the server as startup parameters. If a pooler rejects these parameters, each transaction sets
-    its own timeouts, which costs a round trip. Outside of transactions, asyncpg's timeout then cancels statements.
+    its own timeouts, which costs a round trip. Statements outside transactions are then cancelled by asyncpg's timeout.
     """
 
     def __init__(self, url: str, connect_timeout: float, statement_timeout: float) -> None:
         self._parameters = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
-        # asyncpg applies its timeout to all hosts of a URL together, so use a separate URL for each host.
+        # asyncpg applies its timeout to all hosts of a URL together, so use a separate URL for each host. For
+        # `prefer-standby`, try all hosts as `standby` first, then all hosts as `any`.
         attributes = ("standby", "any") if "target_session_attrs=prefer-standby" in url else ("",)
         self._hosts = [
             host.replace("target_session_attrs=prefer-standby", f"target_session_attrs={attribute}")
@@ -151,7 +152,7 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Record when a connection was opened, whether its server is read-only, and whether it applies the timeouts."""
+        """Record the opening time, whether the server is read-only, and whether the server applies the timeouts."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits
@@ -172,10 +173,10 @@ class Connector:
             raise DisconnectionError
 
     def _note_read_only(self) -> None:
-        """Mark all open connections for replacement, because the host name may now resolve to another server.
+        """Mark all open connections for replacement, because a server has become read-only.
 
-        Connections opened within the next READ_ONLY_SECONDS are not marked: until the DNS entry changes, a replacement
-        would reach the same server.
+        After a failover, the host name may resolve to another server. Connections opened within the next
+        READ_ONLY_SECONDS are not marked: until the DNS entry changes, a replacement would reach the same server.
         """
         if time.monotonic() - self._read_only_at > READ_ONLY_SECONDS:
             log.warning("the database has become read-only: all connections are replaced")
@@ -191,9 +192,9 @@ class Connector:
     def handle_error(self, context: ExceptionContext) -> Exception | None:
         """Invalidate a connection that cannot be used again, so that the pool replaces it.
 
-        After a timeout or a cancelled request, the statement may still be running. A graceful close would wait for the
-        statement, so the connection is usually terminated. It is closed gracefully only if nothing else cancels the
-        statement (see `needs_cancel`).
+        After a timeout or a cancelled request, the statement may still be running. The connection is usually
+        terminated, because a graceful close would wait for the statement. If nothing else would cancel the statement
+        (see `needs_cancel`), the connection is closed gracefully, which cancels the statement.
         """
         error = context.original_exception
         if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
@@ -209,7 +210,7 @@ class Connector:
 
 @cache
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
-    """Return the connector, which all engines of this process share.
+    """Return the connector for these arguments. All engines in this process that use the same arguments share it.
 
     gunicorn's master connects before it forks the workers, so the workers inherit the connector and its state.
     """
@@ -218,7 +219,7 @@ def get_connector(url: str, connect_timeout: float, statement_timeout: float) ->
 
 @cache
 def _log_rejected_limits(_database: str) -> None:
-    """Log that a pooler rejects the timeouts, once per database.
+    """Log, once per database, that a pooler rejects the startup parameters for the timeouts.
 
     Migrations use a second connector for the same database, so logging once per connector would repeat the line.
     """
@@ -231,7 +232,7 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return whether the server is read-only, according to its last report. Poolers do not report this."""
+    """Return whether the server last reported being read-only. Poolers do not report this; the result is then False."""
     reported = connection.get_settings()
     return "on" in (getattr(reported, "in_hot_standby", ""), getattr(reported, "default_transaction_read_only", ""))
 

@@ -11,14 +11,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import PayloadTooLarge, error_response
 from app.middleware.paths import find_option, list_routes_with, route_path
 
-# Seconds that the connection stays open after a rejection. If a connection is closed while its buffer contains unread
-# data, the kernel resets it, and the client may lose the response.
+# How long, in seconds, the connection stays open after a rejection. If a connection is closed while its buffer contains
+# unread data, the kernel resets it, and the client may lose the response.
 LINGER_SECONDS = 1.0
-# Estimated memory of parsed JSON, in bytes per occurrence of each character. For example, `{"":0},` takes 192 bytes,
-# and the estimate is 176. Without this estimate, 16 concurrent bodies of 1 MiB could take 400 MiB.
+# Estimated memory usage of parsed JSON, in bytes per occurrence of each character. For example, the estimate for
+# `{"":0},` is 176 bytes, and the actual usage is 192 bytes. Without this estimate, 16 concurrent bodies of 1 MiB could
+# take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
-# Bodies up to this size in bytes are accepted even if all bodies together exceed `max_total`. Otherwise a few large
-# uploads could block logins.
+# Maximum size of a small body, in bytes. Small bodies are accepted even if the bodies in memory exceed `max_total`.
+# Otherwise, a few large uploads could block logins.
 SMALL_SIZE = 16_384
 
 
@@ -31,19 +32,19 @@ class BodyRejected(HTTPException):
 
 
 class BodyLimitMiddleware:
-    """Responds with 413 if a body is too large.
+    """Responds with 413 if a body is too large, and with 503 if all bodies together would use too much memory.
 
-    The body is rejected if its Content-Length exceeds the limit, or as soon as a route has read more than the limit.
+    A body is too large if its Content-Length exceeds the limit, or as soon as a route has read more than the limit.
 
-    Only data that a route has read takes memory, so only this data counts towards `max_total`. If the route streams the
-    body, only the current chunk counts.
+    A body uses memory only once a route reads it, so only data that has been read counts towards `max_total`. If the
+    route streams the body, only the current chunk counts.
 
     Args:
         app: The next application.
         routes: The routes. A route may have its own limit, FastAPI's `max_body_size`.
         max_size: The maximum body size of all other routes, in bytes.
         max_total: The maximum memory of all concurrent bodies, in bytes. If a body would exceed it, the response is
-            503. Small bodies, and a body that is the only one in memory, are always accepted.
+            503, unless the body is small (see SMALL_SIZE) or is the only one in memory.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
@@ -107,7 +108,7 @@ async def _reject(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _send_and_linger(message: Message, receive: Receive, send: Send) -> None:
-    """Send a response, but do not end it until the client has sent its whole body, for at most LINGER_SECONDS."""
+    """Send a response, but delay its end, by at most LINGER_SECONDS, until the whole request body has arrived."""
     if message["type"] != "http.response.body":
         await send(message)
         return

@@ -20,8 +20,8 @@ class HeadMiddleware:
         get_scope = {**scope, "method": "GET"}
 
         async def send_without_body(message: Message) -> None:
-            # Copy the keys that the router and the rate limiter have set. The access log reads them from the original
-            # scope.
+            # The router and the rate limiter have added keys to `get_scope`. Copy them to the original scope, where the
+            # access log reads them.
             scope.update(get_scope, method="HEAD")
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 

@@ -40,9 +40,10 @@ def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
 def list_routes_with(
     routes: Sequence[BaseRoute], get: Callable[[Any], Option | None]
 ) -> list[tuple[str, Pattern[str], Option]]:
-    """Return the method, the path pattern and the option of each route that has the option.
+    """Return the method, the path pattern and the option of each route for which `get` returns an option.
 
-    With this list, middleware that runs before the router can apply options that are declared on routes.
+    The options, for example rate limits, are declared on routes. With this list, middleware that runs before the router
+    can apply them.
     """
     return [
         (method, compile_path(path)[0], option)
@@ -53,7 +54,7 @@ def list_routes_with(
 
 
 def find_option(options: list[tuple[str, Pattern[str], Option]], method: str, path: str, default: Option) -> Option:
-    """Return the option of the route that matches the request, or the default."""
+    """Find the route that matches the request in a list from `list_routes_with`. Return its option, or the default."""
     for route_method, pattern, option in options:
         if method == route_method and pattern.match(path):
             return option

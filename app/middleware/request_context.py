@@ -27,7 +27,7 @@ class RequestContextMiddleware:
 
     Args:
         app: The application.
-        quiet: The roots of paths whose requests are logged at DEBUG level, for example `/health/`.
+        quiet: Path prefixes such as `/health/`. Requests to routes below them are logged at DEBUG level.
     """
 
     def __init__(self, app: ASGIApp, *, quiet: tuple[str, ...]) -> None:
@@ -80,13 +80,13 @@ class RequestContextMiddleware:
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
         is_quiet = route is not None and is_below(route_path(outer), self.quiet)
-        # Clients can send any number of requests that exceed or bypass the rate limits, so log only some of them.
+        # Clients can send any number of requests that exceed a rate limit or are not counted, so log only some of them.
         is_accepted = "rate_limit" in scope and status != RateLimited.status
         if not (is_quiet or is_accepted or refusal_log.allow()):
             return
         if route is not None:
-            # For a route of a mounted application, prepend the mount path, which `root_path` contains. Remove PREFIX,
-            # because FastAPI includes it only in the paths of mounts and WebSockets.
+            # For a route of a mounted application, prepend the mount path, which is part of `root_path`. Then remove
+            # PREFIX, so that no logged route has it: FastAPI includes it only in the paths of mounts and WebSockets.
             route = (scope.get("root_path", "").removeprefix(outer.get("root_path", "")) + route).removeprefix(PREFIX)
         # Log health checks at DEBUG level, because they are frequent and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info

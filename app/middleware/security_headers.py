@@ -40,7 +40,7 @@ class SecurityHeadersMiddleware:
     Args:
         app: The application.
         docs_pages: The paths of the documentation pages, which contain scripts.
-        public: The roots of paths whose responses may be cached, for example `/docs/`.
+        public: Path prefixes such as `/docs/`. Responses for paths below them may be cached.
         hsts: Whether to add a Strict-Transport-Security header to HTTPS responses.
     """
 

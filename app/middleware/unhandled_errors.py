@@ -46,8 +46,8 @@ class UnhandledErrorMiddleware:
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug in a route; re-raised below
-            # The response may already be complete: either a mounted application has responded with 500 itself, or a
-            # background task has failed.
+            # If the response is already complete, either a background task has failed, or a mounted application has
+            # responded with 500 itself. If the status is below 500, it was a background task.
             if is_complete and status < HTTPStatus.INTERNAL_SERVER_ERROR:  # the server logs the error itself
                 log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response

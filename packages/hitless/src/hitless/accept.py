@@ -21,19 +21,20 @@ from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
-# A worker stops accepting for PAUSE_SECONDS if it has at least 2 * n + TOLERANCE connections and another worker has
-# only n. With a smaller tolerance, short-lived connections would also cause pauses, although they need no balancing.
+# If another worker has only n connections, a worker with at least 2 * n + TOLERANCE connections stops accepting for
+# PAUSE_SECONDS. With a smaller tolerance, short-lived connections would also cause pauses. They need no balancing,
+# because they soon close.
 TOLERANCE = 8
 # Maximum number of connections to accept from a socket in one iteration of the event loop. A larger batch would leave
 # fewer connections to the other workers. With smaller batches, a busy worker would need more iterations to empty the
 # backlog.
 BATCH_SIZE = 8
-# Seconds that a worker with too many connections stops accepting new ones. It still accepts one connection after each
-# pause, so that new connections are served even if all other workers are stuck.
+# How long, in seconds, a worker with too many connections stops accepting new ones. It accepts one connection after
+# each pause, so that clients are served even if all other workers are stuck.
 PAUSE_SECONDS = 0.001
-# Seconds that a worker stops accepting connections when file descriptors or memory run out. Before this pause, it
-# closes connections on which the client has sent nothing. It also cancels TLS handshakes that have already taken longer
-# than EXHAUSTED_SECONDS.
+# How long, in seconds, a worker stops accepting connections when it is out of file descriptors or memory. Before this
+# pause, it closes connections on which the client has sent nothing. It also cancels TLS handshakes that began more than
+# EXHAUSTED_SECONDS ago.
 EXHAUSTED_SECONDS = 1.0
 # Timeout of a TLS handshake, in seconds.
 HANDSHAKE_SECONDS = 20.0
@@ -63,7 +64,7 @@ class Acceptor:
         listeners: The listening sockets. The acceptor closes them when it stops.
         protocol_factory: Creates the protocol of a new connection.
         tls: The TLS configuration, or None for plain HTTP.
-        worker: The worker's number among all workers.
+        worker: The worker's sequence number, which gunicorn calls `age`.
         connections: The worker's open connections.
     """
 
@@ -97,7 +98,7 @@ class Acceptor:
         self._listeners = []
 
     def publish_count(self) -> int:
-        """Publish this worker's number of connections to the other workers, and return it."""
+        """Publish this worker's connection count for the other workers to read, and return it."""
         count = len(self._connections) + len(self._handshakes)
         SLOTS[self._worker % len(SLOTS)] = count + 1
         return count
@@ -109,7 +110,7 @@ class Acceptor:
                 pass
 
     async def wait_for_handshakes(self, timeout: float) -> None:  # noqa: ASYNC109  the timeout cancels nothing
-        """Wait up to `timeout` seconds until all accepted connections are set up, including TLS handshakes."""
+        """Wait up to `timeout` seconds for all accepted connections to be set up, including TLS handshakes."""
         if self._handshakes:
             await asyncio.wait(self._handshakes, timeout=timeout)
 
@@ -117,8 +118,8 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots are 0 if only this worker accepts connections and its slot has been cleared. The slot is cleared
-            # when an older worker that used it exits.
+            # All slots are 0 if no other worker accepts connections, and an older worker that used the same slot as
+            # this one has just exited, which cleared the slot. The minimum is then 0 connections.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

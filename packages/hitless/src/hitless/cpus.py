@@ -9,7 +9,7 @@ from hitless.cgroups import read_limits
 
 
 class CPUs(NamedTuple):
-    """The number of usable CPUs and, for log messages, the limit that determines it."""
+    """The number of usable CPUs, and a description of what limits it, for log messages."""
 
     number: int
     source: str

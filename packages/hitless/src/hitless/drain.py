@@ -87,9 +87,9 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
 
 def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to all workers. `workers` contains their process ids.
+    """Send a signal immediately to all workers, given their process ids.
 
-    gunicorn does the same, but only in its main loop. After SIGHUP, the loop first waits for old workers to exit.
+    gunicorn would send it only in its main loop. After SIGHUP, the loop first waits for old workers to exit.
     """
     for pid in list(workers):
         with contextlib.suppress(ProcessLookupError):
@@ -100,8 +100,8 @@ def refuse_connections(listener: socket.socket) -> None:
     """Refuse new connections, but keep those in the backlog, so that workers can accept them.
 
     Closing a listening socket would reset the connections in its backlog, even if clients have already sent requests.
-    Instead, bind the socket to a network interface that does not exist. This needs no privileges since Linux 5.7, and
-    applies to every process that shares the socket. TCP handshakes in progress still complete.
+    Instead, bind the socket to a network interface that does not exist. Since Linux 5.7, this needs no privileges. It
+    affects every process that shares the socket. TCP handshakes in progress still complete.
     """
     with contextlib.suppress(OSError):  # without this option, new connections may be reset
         listener.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NO_INTERFACE)

@@ -19,9 +19,9 @@ class Limits:
     """Limits on how much data a client may send, and how long it may take.
 
     Attributes:
-        head_size: Maximum size of the request line and headers together, in bytes. The default is that of Node.js.
+        head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
         pipelined_requests: Maximum number of requests that may wait on a connection while an earlier request is
-            answered. Browsers do not pipeline requests.
+            being answered. Browsers do not pipeline requests.
         request_seconds: Initial time limit for receiving a request, in seconds. For each `bytes_per_second` bytes that
             arrive, the limit is extended by one second. The remaining time never exceeds `request_seconds`, so a
             stalled upload is rejected after at most this time.

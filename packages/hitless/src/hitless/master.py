@@ -64,8 +64,8 @@ class Supervisor:
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        # gunicorn's `reload` calls this method to start all workers at once. Make it a no-op, because `manage_workers`
-        # starts them.
+        # gunicorn's `reload` calls `spawn_worker` to start all workers at once. Make it a no-op, because
+        # `manage_workers` starts them.
         arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
@@ -89,7 +89,7 @@ class Supervisor:
         self._stop_surplus()
 
     def spawn_worker(self) -> None:
-        """Start a worker. After a failed attempt, the next calls do nothing until a delay is over."""
+        """Start a worker. After a failed attempt, further calls do nothing until a delay has passed."""
         if time.monotonic() < self._next_start:
             return
         try:
@@ -99,7 +99,7 @@ class Supervisor:
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:
-        """Remove exited workers. Retry a failed start later, or stop the server if no worker has ever started."""
+        """Remove exited workers. If one failed to start, retry later, or stop the server if none has ever started."""
         master_heartbeat[0] = time.monotonic()
         before = dict(self._arbiter.WORKERS)
         try:
@@ -146,8 +146,9 @@ class Supervisor:
     def setup(self, app: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
         """Apply a reloaded configuration, unless its addresses have changed.
 
-        gunicorn would close all its sockets before it binds the new addresses. If this failed, no more workers could be
-        started. It always fails for an address that stays the same, because the old workers still listen on it.
+        To use new addresses, gunicorn would close all its sockets and bind again. If binding failed, gunicorn could not
+        start any more workers. For an address that stays the same, binding always fails, because the old workers still
+        listen on it.
 
         Raises:
             StartupError: The addresses have changed.

@@ -36,13 +36,14 @@ log = logging.getLogger("hitless")
 # address and a request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# Seconds that a connection stays open after a request is rejected, or answered before its body has arrived. Closing a
-# connection with unread data in the receive buffer would reset it, and the client might never see the response.
+# How long, in seconds, a connection stays open after a request is rejected, or answered before its body has arrived.
+# Closing a connection with unread data in the receive buffer would reset it, and the client might never see the
+# response.
 LINGER_SECONDS = 1.0
-# Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
+# By how many seconds the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
-# Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit: whenever the application
-# waits for a message of an earlier request, Uvicorn continues to read from the connection.
+# Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit: it keeps reading from the
+# connection while the application awaits `receive` in an earlier request, for example to notice a disconnect.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
@@ -54,8 +55,8 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after a complete response are only logged.
 
-    Examples are an exception in a background task, and the exception that Starlette re-raises after a 500. On its own,
-    Uvicorn would also close the connection. A request that the client has just sent would be lost.
+    Such exceptions come from background tasks, or from Starlette, which re-raises an exception after responding with
+    500. On its own, Uvicorn would also close the connection, and a request that the client has just sent would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -77,9 +78,10 @@ def log_late_exceptions(app: Application) -> Application:
 
 
 class ResponseTransport:
-    """The part of a transport that a response uses. `close` lets the protocol decide how to close the connection.
+    """The part of a transport that a response uses. Its `close` only asks the protocol to close the connection.
 
-    The reference to the protocol is weak, so that a closed connection is not part of a reference cycle.
+    The protocol may first have to discard the rest of a request body. The reference to the protocol is weak, so that a
+    closed connection is not part of a reference cycle.
     """
 
     def __init__(self, transport: asyncio.Transport, close: WeakMethod[Callable[[], None]]) -> None:
@@ -146,7 +148,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def close_after_response(self, idle_seconds: float) -> None:
         """Add `Connection: close` to the response to the latest request.
 
-        If its headers have already been sent, wait for one more request after the response, for at most `idle_seconds`.
+        If the headers of that response have already been sent, keep the connection open for one more request, for at
+        most `idle_seconds` after the response.
         """
         if self.cycle and not self.cycle.response_started:
             self.cycle.keep_alive = False
@@ -157,8 +160,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        If the connection waits for one more request (see `close_after_response`), the first call leaves it open. Its
-        idle timeout or a second call then closes it.
+        If `close_after_response` keeps the connection open for one more request, the first call has no effect. The idle
+        timeout or a second call then closes the connection.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False
@@ -213,7 +216,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._check_limits(is_new=is_new)
 
     def _check_limits(self, *, is_new: bool) -> None:
-        """Run the timer while a request is incomplete, and reject a head that exceeds the size limit."""
+        """Start the timer of a new request, stop that of a complete one, and reject a head that is too large."""
         if self.is_discarding:
             return
         if not self.is_incomplete:
@@ -225,7 +228,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.start(self._refuse_slow_request)
 
     def _keep_alive_after_late_body(self) -> None:
-        """Restart the keep-alive timeout. Uvicorn cancels it if the end of a body arrives after the response."""
+        """Restart the keep-alive timeout. Uvicorn cancels it if the rest of a request arrives after the response."""
         is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
         if is_idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -290,7 +293,10 @@ class LimitedProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Suppress the warning that recommends installing a package. Clients could use it to flood the log."""
+        """Suppress Uvicorn's warning about an unsupported upgrade, which recommends installing a package.
+
+        Clients could use it to flood the log.
+        """
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text is not used
         self._refuse(self.reason)
@@ -307,12 +313,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_discarding = True
         self.deadline.cancel()
         if self._follows_unanswered_requests():
-            # Do not send a refusal, because the client would mistake it for the response to an earlier request. Close
-            # the connection after the last earlier response instead.
+            # Do not send an error response, because the client would mistake it for the response to an earlier request.
+            # Instead, close the connection when all earlier requests have been answered.
             if not self.in_head:
                 self.pipeline.popleft()
             last = self.pipeline[0][0] if self.pipeline else self.running
-            last.keep_alive = False  # type: ignore[union-attr]  # a request is running if requests are unanswered
+            last.keep_alive = False  # type: ignore[union-attr]  # not None, because a request is unanswered
             return
         if self._can_respond():
             self._respond(refusal)

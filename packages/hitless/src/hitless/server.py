@@ -21,27 +21,28 @@ from hitless.shared import Phase, heartbeat_loss_logged, master_heartbeat, start
 
 log = logging.getLogger("uvicorn.error")
 
-# Seconds that idle connections stay open when the whole server stops. A client that sends requests steadily sends its
-# next request within this time. The response contains `Connection: close`, so no further request follows.
+# How long, in seconds, idle connections stay open when the whole server stops. A client that sends requests steadily
+# sends its next request within this time. The response to that request contains `Connection: close`, so the client
+# sends no more on this connection.
 LAST_REQUESTS_SECONDS = 0.5
-# Seconds that a stopping worker waits for TLS handshakes in progress.
+# Maximum time, in seconds, that a stopping worker waits for TLS handshakes in progress.
 HANDSHAKE_SECONDS = 5
-# How many seconds of gunicorn's `graceful_timeout` to reserve for the lifespan shutdown.
+# The part of gunicorn's `graceful_timeout`, in seconds, that is reserved for the lifespan shutdown.
 LIFESPAN_SECONDS = 5
-# Seconds that a worker which has reached `max_requests` waits for a replacement before it logs a warning. If the master
-# has sent no heartbeat for this long, one worker logs an error.
+# How long, in seconds, a worker that has reached `max_requests` waits for its replacement before it logs a warning. If
+# the master sends no heartbeat for this long, the first worker to notice logs an error.
 WARN_SECONDS = 15.0
 
 
 class GracefulServer(Server):
-    """The server of one worker. On shutdown, it first stops accepting connections, then closes the open ones.
+    """The server that runs in one worker. On shutdown, it first stops accepting connections, then closes the open ones.
 
     Args:
         config: Uvicorn's configuration.
-        worker: The worker's number among all workers.
+        worker: The worker's sequence number, which gunicorn calls `age`.
         phase: One byte of shared memory, from which the master reads the worker's phase.
         notify: Sends a heartbeat to the master.
-        grace_seconds: The grace period for running requests, in seconds.
+        grace_seconds: How long running requests may take to finish during the shutdown, in seconds.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class GracefulServer(Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the lifespan, then accept connections from the sockets."""
+        """Run the application's lifespan startup, then start accepting connections on the sockets."""
         await super().startup([])
         self._acceptor = Acceptor(
             sockets or [],
@@ -112,7 +113,7 @@ class GracefulServer(Server):
             log.warning("This worker has reached max_requests, but keeps serving: no successor has started")
 
     def _check_master(self) -> None:
-        """If the master does not respond, log an error, but only in one of the workers."""
+        """If the master is not responding, log an error, unless a worker has already logged it."""
         seconds_without_heartbeat = time.monotonic() - master_heartbeat[0] if master_heartbeat[0] else 0.0
         if seconds_without_heartbeat < WARN_SECONDS:
             heartbeat_loss_logged[0] = 0
@@ -130,7 +131,7 @@ class GracefulServer(Server):
             # Accept every connection in the backlog, however busy this worker is. There may be no other worker left.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
             self._acceptor.accept_backlog()
-        # Unless the whole server stops, the other workers keep accepting from the same sockets.
+        # Unless the whole server is stopping, the other workers keep accepting connections on the same sockets.
         self._acceptor.stop()
         remaining = deadline - asyncio.get_running_loop().time() - LAST_REQUESTS_SECONDS
         await self._acceptor.wait_for_handshakes(min(HANDSHAKE_SECONDS, remaining))
@@ -164,11 +165,11 @@ class GracefulServer(Server):
 
     def _idle_seconds(self) -> float:
         """Return how many seconds a connection may stay idle during the shutdown."""
-        # If the whole server stops, wait only briefly. Load balancers have had `drain_seconds` to stop sending
-        # requests, and no worker accepts new connections.
+        # If the whole server is stopping, wait only briefly. Load balancers have already had `drain_seconds` to stop
+        # sending requests, and no worker accepts new connections.
         if is_stopping():
             return LAST_REQUESTS_SECONDS
-        # Use at most half of the grace period. The other half is for the last requests.
+        # Wait for at most half of the grace period. The other half is for finishing the last requests.
         return max(LAST_REQUESTS_SECONDS, min(self.config.timeout_keep_alive, self._grace_seconds / 2))
 
     async def _finish_requests(self, deadline: float) -> None:

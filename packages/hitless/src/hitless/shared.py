@@ -6,9 +6,9 @@ from mmap import mmap
 # Total number of workers that have started to accept connections.
 starts = memoryview(mmap(-1, 4)).cast("I")
 # The value of `time.monotonic()` at the last iteration of the master's main loop. It stays at 0.0 if gunicorn.conf.py
-# does not use the hooks of this package.
+# does not use this package's hooks.
 master_heartbeat = memoryview(mmap(-1, 8)).cast("d")
-# 1 if a worker has already logged that the master does not respond, otherwise 0.
+# 1 if a worker has already logged that the master is not responding, otherwise 0.
 heartbeat_loss_logged = mmap(-1, 1)
 
 

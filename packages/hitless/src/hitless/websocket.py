@@ -21,11 +21,11 @@ from websockets.server import ServerProtocol
 
 from hitless.limits import Limits
 
-# Seconds to wait for the client's close frame after sending one. Closing a connection with unread data in the receive
-# buffer would reset it, and the client might never see the close code.
+# How long, in seconds, to wait for the client's close frame after sending one. Closing a connection with unread data in
+# the receive buffer would reset it, and the client might never see the close code.
 LINGER_SECONDS = 1.0
-# Maximum number of bytes to parse at a time. The shortest message has six bytes, so a piece contains at most 170
-# messages.
+# Maximum number of bytes to parse before checking again whether the message queue is full. The shortest message has six
+# bytes, so this piece of data contains at most 170 messages.
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
@@ -37,7 +37,7 @@ log.addFilter(
 
 
 def is_valid_handshake(method: bytes, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Return whether a request is a WebSocket handshake that `websockets` accepts."""
+    """Return whether a request is a WebSocket handshake that the library `websockets` accepts."""
     lines = [b"%s: %s\r\n" % header for header in headers]
     protocol = ServerProtocol(logger=log)
     protocol.receive_data(b"".join([method, b" ", url, b" HTTP/1.1\r\n", *lines, b"\r\n"]))
@@ -125,8 +125,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.is_closed_by_server:
             raise ClientDisconnected
         await super().send(message)
-        # If the application has rejected the handshake, mark it as complete. Otherwise, Uvicorn would log that the
-        # response is missing.
+        # Mark a rejected handshake as complete, so that Uvicorn does not log that the response is missing.
         if self.initial_response and self.close_sent:
             self.handshake_complete = True
         self._close_if_idle()
@@ -140,7 +139,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
     # Closing ---------------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Close the connection when the application is idle. A second call closes it immediately."""
+        """Close the connection after the current and the queued messages. A second call closes it immediately."""
         if self.is_draining:
             self._close_with_1012()
         self.is_draining = True
@@ -164,7 +163,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
             self._close()
 
     def _close(self) -> None:
-        """Send the close frame from `conn`, and wait for the client's close frame."""
+        """Send the close frame that `conn` has created, then wait up to LINGER_SECONDS for the client's close frame."""
         self.is_closed_by_server = self.close_sent = True
         close = self.conn.close_sent
         assert close  # noqa: S101  for mypy: every caller has set it

@@ -40,8 +40,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         "ws": "none",
         "server_header": False,
         "ssl_version": ssl.PROTOCOL_TLS_SERVER,  # gunicorn's default is deprecated in Python
-        # Seconds that a stopping worker waits for connections that do not close, for example because the client does
-        # not read the response. By default, Uvicorn waits without a limit, and gunicorn would have to kill the worker.
+        # How long, in seconds, a stopping worker waits for connections that do not close, for example because the
+        # client does not read the response. By default, Uvicorn waits forever, so gunicorn would have to kill the
+        # worker.
         "timeout_graceful_shutdown": 1,
     }
 
@@ -84,7 +85,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         atexit.register(_exit_without_freeing)
 
     def init_signals(self) -> None:
-        """Handle SIGQUIT and SIGABRT, which Uvicorn does not. The handlers run even if the event loop is blocked."""
+        """Install handlers for SIGQUIT and SIGABRT, which Uvicorn lacks. They run even if the event loop is blocked."""
         super().init_signals()
         signal.signal(signal.SIGQUIT, self.handle_quit)
         signal.signal(signal.SIGABRT, self.handle_abort)
@@ -122,7 +123,7 @@ def _exit_without_freeing() -> None:
     """Run the other exit handlers, then end the process without freeing its objects.
 
     Freeing objects writes to memory that the worker shares with the master, so the kernel would copy that memory first.
-    Together, this takes 50 ms of CPU time, which is more than starting a worker takes.
+    Freeing and copying together take 50 ms of CPU time, which is more than starting a worker takes.
     """
     atexit.unregister(_exit_without_freeing)
     atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
