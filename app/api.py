@@ -18,7 +18,7 @@ ROUTERS = [
     auth,
     sessions,
 ]
-# The description of each feature in the API's documentation.
+# The tags that group the routes in the API's documentation: one for each feature, with its description.
 TAGS = [
     {"name": "auth", "description": "Log in, refresh tokens, log out, see and end sessions"},
     {"name": "users", "description": "Registration, the current user, and administration by superusers"},
@@ -37,8 +37,9 @@ COMMON_ERRORS = (UnknownHost, PayloadTooLarge, RateLimited, InternalError, Servi
 def add_routers(app: FastAPI) -> None:
     """Add the routes and the email writers of every feature to the application.
 
-    An email writer is a function that writes one kind of email. `app.state.mail_writers` contains a function for each
-    feature that sends emails. The lifespan calls this function with the settings, and gets the writers of the feature.
+    An email writer is a function that writes one kind of email. `app.state.mail_writers` contains one factory for each
+    feature that sends emails. At startup, the lifespan calls each factory with the settings. The factory returns the
+    email writers of its feature.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger("app")
 
 
 def main() -> None:
-    """Run the command given on the command line. If it fails, print the reason and exit with status 1."""
+    """Run the subcommand that is named in the arguments. If it fails, report the reason and exit with status 1."""
     arguments = _create_parser().parse_args()
     try:
         match arguments.command:
@@ -86,7 +86,10 @@ class _NewPassword(_Account):
 
 
 def _read_user(email: str | None, full_name: str | None) -> UserCreate:
-    """Prompt for missing values. Without a terminal, read the password from standard input, and require the others."""
+    """Return the data of the new user. Prompt for missing values.
+
+    If standard input is not a terminal, read the password from it, and exit if the email or the full name is missing.
+    """
     if sys.stdin.isatty():
         email = email or input("Email: ")
         full_name = full_name or input("Full name: ")

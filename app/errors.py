@@ -240,8 +240,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     A mounted application keeps the handlers that it has registered itself.
 
-    Any other exception is a bug, and the response is 500. `_handle_bug` sends this response in mounted applications,
-    and `UnhandledErrorMiddleware` in the main application.
+    An exception without a handler of its own is a bug, and the response is 500. `_handle_bug` sends this response in
+    mounted applications, and `UnhandledErrorMiddleware` in the main application.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
         AppError: _handle_app_error,
@@ -265,7 +265,7 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
-    """Convert an HTTPException from FastAPI or a route to the response of the AppError with the same status."""
+    """Respond to an HTTPException from FastAPI or a route as if it were the AppError with the same status."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
@@ -288,7 +288,7 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
 
 
 def status_phrase(status: int) -> str:
-    """Return the reason phrase of a status, or a substitute for a nonstandard status, for example 499."""
+    """Return the reason phrase for a status code, or a substitute if the code is nonstandard, for example 499."""
     return http.client.responses.get(status, f"Status {status}")
 
 
@@ -297,8 +297,8 @@ def _allowed_methods(request: Request) -> str:
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # Mounted static files (for example, those of the documentation) are not routes. They support only GET, so ignore
-    # the methods of routes with the same path.
+    # A mounted static file (for example, of the documentation) is not a route, and supports only GET. If the request is
+    # for such a file, ignore the methods of routes with the same path.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))

@@ -16,7 +16,7 @@ TIMEOUT = 10  # seconds
 
 
 def main() -> None:
-    """Request /health from the server. Use HTTPS if SSL_CERTFILE is set, as gunicorn.conf.py does, and HTTP otherwise.
+    """Request /health over HTTP, or over HTTPS if SSL_CERTFILE is set, because gunicorn.conf.py then enables HTTPS.
 
     HOST, PORT and SSL_CERTFILE are read only from the environment, because loading all settings would take a second.
     """

@@ -87,7 +87,7 @@ class Passwords:
     def _equalize_timing(self, password: str, password_hash: str) -> None:
         """Hash once more, so that verifying an outdated hash takes as long as verifying a current one.
 
-        Otherwise the time of a failed login would reveal that the account exists.
+        Otherwise, the response time of a failed login would reveal that the account exists.
         """
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
@@ -117,7 +117,7 @@ class Passwords:
 
 
 class InvalidAccessToken(Exception):
-    """The access token is forged, expired or malformed. The message is for the log."""
+    """The access token is forged, expired or malformed. The message is for the log, not for the client."""
 
 
 class AccessToken(NamedTuple):
@@ -136,7 +136,9 @@ class AccessToken(NamedTuple):
 
 
 class Tokens:
-    """Issues and verifies access tokens (JWT, RFC 7519), and derives the secrets of refresh tokens.
+    """Issues and verifies access tokens (JWT, RFC 7519), and creates and verifies the secrets of refresh tokens.
+
+    The first refresh token of a login has a random secret. The secret of each later one is derived from the one before.
 
     Tokens signed with the previous key are also accepted, so that users stay logged in when the key is changed.
     """
@@ -187,11 +189,11 @@ class Tokens:
         raise InvalidAccessToken(reason)
 
     def create_refresh_secret(self, login_id: UUID) -> bytes:
-        """Return the secret of the first refresh token of a login: 16 random bytes and their signature."""
+        """Create the secret of a login's first refresh token: 16 random bytes, followed by their signature."""
         return _sign(self._refresh_keys[0], login_id, secrets.token_bytes(16))
 
     def derive_next_secrets(self, login_id: UUID, secret: bytes) -> list[bytes]:
-        """Derive the secret of the next refresh token from each key: the current one and, if set, the previous one."""
+        """Derive the next refresh token's secret, once with each key: the current one and, if set, the previous one."""
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
     def is_signed(self, login_id: UUID, secret: bytes) -> bool:

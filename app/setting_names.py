@@ -24,7 +24,7 @@ OTHER_PREFIXES = ("COMPOSE_", "DOCKER_", "FASTAPI_", "GUNICORN_", "OTEL_", "PG",
 
 
 def describe_unknown_names(settings: Settings) -> list[str]:
-    """Return a warning for each name in the `.env` files and SECRETS_DIR that is not a setting, for example a typo.
+    """Return a warning for each unknown name in the `.env` files and SECRETS_DIR, such as a misspelled setting.
 
     Environment variables are not checked, because most of them belong to other programs.
     """

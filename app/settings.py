@@ -91,8 +91,8 @@ class Settings(SettingsFiles):
         5, ge=1, description="Connections per worker for requests; the readiness check has one more"
     )
     database_pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before responding 503")
-    # The default is shorter than that of `database_pool_timeout`. During an outage, an attempt to connect then fails
-    # before the requests that wait for a connection time out.
+    # The default is shorter than that of `database_pool_timeout`, so that during an outage, an attempt to connect fails
+    # before the requests that wait for a free connection reach that other timeout.
     database_connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a new connection")
     database_statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     database_migrate: bool | None = Field(
@@ -254,7 +254,10 @@ class Settings(SettingsFiles):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Give secret files precedence over the environment, because the image sets DATABASE_URL in the environment."""
+        """Give secret files precedence over environment variables.
+
+        The container image sets the variable DATABASE_URL, which a secret file must be able to override.
+        """
         return init_settings, file_secret_settings, env_settings, dotenv_settings
 
 

@@ -8,6 +8,6 @@ class InvalidMailToken(RuleViolated):
 
 
 class IncorrectPassword(AuthenticationFailed):
-    # Respond with 401, although `WrongPassword` in app/users responds with 400. After a 400, the page that the email
-    # links to (account.js) would not let the user try another password.
+    # Respond with 401, although `WrongPassword` in app/users responds with 400. On the page that a verification email
+    # links to, the script account.js lets the user try another password after a 401, but not after a 400.
     message = "Incorrect password"

@@ -28,14 +28,14 @@ NOTICES = ("password_changed", "email_change_requested", "email_changed")
 
 
 class Link(NamedTuple):
-    """A kind of email that contains a link.
+    """A kind of email that contains a link with a token.
 
     Attributes:
-        purpose: The purpose of the token.
+        purpose: The operation that the token allows.
         page: The URL of the page that the link opens.
         url: The URL of the route that accepts the token.
         lifetime: How long the token is valid.
-        recipient_filter: Returns the SQL condition that selects the recipient of an email among the active users. The
+        recipient_filter: Returns the SQL condition that selects an email's recipient from among the active users. The
             condition matches at most one user.
     """
 
@@ -59,7 +59,8 @@ def mail_writers(settings: Settings) -> dict[str, Writer]:
             password_page,
             password_url,
             timedelta(minutes=settings.password_reset_minutes),
-            # Exclude invited users without a password. They need a new invitation, whose link is valid for days.
+            # Send no link of this kind to invited users who have not set a password yet. They need a new invitation,
+            # because its link is valid for days.
             lambda mail: and_(User.email == mail.recipient, User.password_hash != ""),
         ),
         "invitation": Link(
@@ -100,8 +101,8 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
 
     Return None if the email must not be sent, for one of these reasons:
 
-    - No active user matches the link's filter.
-    - A newer email for the same purpose has been written.
+    - No active user matches `link.recipient_filter`.
+    - A newer email for the same purpose has already been written.
     - This email was sent before, and its token has been used.
     """
     user = await session.scalar(
@@ -109,7 +110,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
     )
     if user is None:
         return None
-    # Lock the row, so that it still exists at the update below. Other workers may be deleting expired tokens.
+    # Lock the row, so that it still exists when it is updated below. Other workers may be deleting expired tokens.
     newest = await session.get(AccountToken, (user.id, link.purpose), with_for_update=True)
     if newest:
         is_used = newest.token_id == mail.id and newest.security_stamp != user.security_stamp

@@ -14,7 +14,7 @@ from app.errors import NotFound
 
 _FOLDER = Path(__file__).with_name("static")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-# Maps the last part of each file's URL, which omits the suffix `.html`, to the file.
+# Maps the last segment of each file's URL to the file's content and media type. The URLs omit the suffix `.html`.
 _FILES = {
     path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
     for path in _FOLDER.iterdir()
@@ -29,7 +29,7 @@ _POLICY = (
 
 
 def read_page(name: str) -> Response:
-    """Return a page, a script or a style sheet.
+    """Return a page that emails link to, or the script or the style sheet that all of these pages use.
 
     Raises:
         NotFound: There is no such file.

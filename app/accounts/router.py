@@ -49,7 +49,7 @@ async def request_password_reset(session: WriteSession, outbox: OutboxDep, data:
 
     The response is the same for every address, and takes the same time. The link works once, and for a limited time. It
     becomes invalid when a newer link is sent, the password or the email address changes, the account is deactivated, or
-    the operator of the service ends all logins of the account.
+    the operator of the service logs the user out everywhere.
     """
     outbox.add(session, "password_reset", data.email)
     return Accepted()
@@ -72,10 +72,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokensDep,
     outbox: OutboxDep,
 ) -> None:
-    """Set a new password, using the token from an email, and end all logins.
+    """Set a new password with the token from a password reset email or an invitation, and log the user out everywhere.
 
-    The token can also be from an invitation. Afterwards, the email address counts as verified. A new address that is
-    not confirmed yet is discarded.
+    All of the user's access and refresh tokens stop working at once. Afterwards, the email address counts as verified,
+    and a `pending_email` is discarded.
     """
     await service.reset_password(
         data, reader=reader, session=session, passwords=passwords, tokens=tokens, outbox=outbox
@@ -90,10 +90,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
 )
 @rate_limit("mail")
 async def request_email_verification(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a link to verify an email address, if it belongs to an active account and is not verified.
+    """Send a link to verify an email address, if it belongs to an active account and is not verified yet.
 
-    The response is the same for every address, and takes the same time. For a new address that is not confirmed yet, no
-    link is sent. To receive another link for it, update the current user again.
+    The response is the same for every address, and takes the same time. No link is sent to the `pending_email` of an
+    account. To receive another link there, update the current user with the same address again.
     """
     outbox.add(session, "email_verification", data.email)
     return Accepted()
@@ -117,9 +117,10 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: OutboxDep,
     limiter: LimiterDep,
 ) -> None:
-    """Verify an email address, using the token from the email and the account's password.
+    """Verify an email address with the token from the email and the account's password.
 
-    A new address replaces the current one. If the password is wrong, the token remains valid.
+    If the address is the account's `pending_email`, it replaces the current address. If the password is wrong, the
+    token remains valid.
     """
     await service.verify_email(
         data,
@@ -197,5 +198,5 @@ async def send_email_verification(
 
 @router.get("/account/{name}", include_in_schema=False)
 async def get_page(name: str) -> Response:
-    """Return a page that is linked from emails, or the script or style sheet of these pages."""
+    """Return a page that emails link to, or the script or the style sheet that all of these pages use."""
     return read_page(name)

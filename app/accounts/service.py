@@ -52,7 +52,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokens,
     outbox: Outbox,
 ) -> None:
-    """Set a new password, end all logins, mark the address as verified, and notify the user.
+    """Set a new password, log the user out everywhere, mark the address as verified, and notify the user.
 
     Raises:
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since the token was issued.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Text(NamedTuple):
-    """A subject and paragraphs with placeholders.
+    """The subject and the paragraphs of an email, with placeholders.
 
     `$title` is the name of the service. `write_link` in mails.py fills in the other placeholders.
     """

@@ -16,9 +16,9 @@ class Client(NamedTuple):
 
 
 async def get_client(request: Request) -> Client:
-    """Return the client of the request.
+    """Return the IP address and the user agent of the client that sent the request.
 
-    Control characters are removed. Long values are truncated to fit into the database.
+    Control characters are removed. Long values are truncated to the length of the database columns.
     """
     return Client(
         _clean(request.client.host if request.client else None, 45), _clean(request.headers.get("user-agent"), 256)

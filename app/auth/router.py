@@ -61,7 +61,7 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
     """Exchange a refresh token for a new pair of tokens.
 
     Each refresh token can be used once. For a short time afterwards (ten seconds by default), using it again returns
-    the same new refresh token, in case the first response was lost. Later reuse ends the login, because the token may
+    the same new refresh token, in case the first response was lost. Later reuse ends the session, because the token may
     have been stolen.
     """
     return await service.refresh(data.refresh_token, session=session, tokens=tokens)
@@ -74,9 +74,9 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
     summary="Log out",
 )
 async def logout(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> None:
-    """End the login that a refresh token belongs to.
+    """End the session that a refresh token belongs to.
 
-    The access tokens of the login stop working at once. If the refresh token is invalid, the response is the same.
+    The access tokens of the session stop working at once. If the refresh token is invalid, the response is the same.
     """
     with suppress(InvalidRefreshToken):
         await service.end_login(data.refresh_token, session=session, tokens=tokens)

@@ -65,7 +65,7 @@ _SESSION: JsonDict = {
 
 
 class SessionResponse(BaseModel):
-    """A login."""
+    """A session, which begins with a login."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_SESSION]})
 
@@ -79,7 +79,7 @@ class SessionResponse(BaseModel):
 
 
 class SessionList(BaseModel):
-    """Logins, most recently used first."""
+    """Sessions, most recently used first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_SESSION]}]})
 

@@ -68,9 +68,9 @@ async def login(  # noqa: PLR0913  each is needed
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # Check the user again. While the hash was computed, another request may have changed the password, deactivated the
-    # user or deleted the user. This query locks the row of the user, so from here on such requests wait.
-    # The user must be locked before the logins. Deleting a user uses the same order, which avoids deadlocks.
+    # Check the user again. While the hash was computed, another request may have changed the password, or deactivated
+    # or deleted the user. This query also locks the user's row, so that such requests wait until this transaction ends.
+    # Lock the user's row before the rows of the logins, to avoid deadlocks: deleting a user uses the same order.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -94,8 +94,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     """Exchange a refresh token for a new pair of tokens.
 
     For a short time after the first use, using a token again returns the same new refresh token. Without this overlap,
-    a second browser tab or a retry after a lost response would end the login. The new token is not stored, because it
-    can be derived from the used one.
+    a second browser tab or a retry after a lost response would log the user out. The new token is not stored, because
+    it can be derived from the used one.
 
     Raises:
         InvalidRefreshToken: The token is unknown or expired, its login has ended, or the token was used before and
@@ -107,9 +107,8 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable reuse. The condition on `rotated_at` below does not ensure this. If a concurrent
-        # request starts after this one but finishes first, it stores a `rotated_at` that is later than our `now`, so
-        # the condition is true.
+        # An overlap of 0 must disable reuse. The condition on `rotated_at` below is not enough: it is also met if a
+        # concurrent request starts after this one but finishes first, because its `rotated_at` is later than our `now`.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),
@@ -148,12 +147,12 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:
-    """End the login if the rejected token is an earlier token of this login. A forged token does not end it.
+    """End the login if the rejected token is one of the login's earlier tokens. A forged token does not end it.
 
-    Return the reason for rejecting the token. It is logged.
+    Return the reason for the rejection, for the log.
     """
-    # The token is genuine if its signature is valid or its hash is stored. After a change of the secret key, the
-    # signature may be invalid, but the hash of the previous token is still stored.
+    # This service issued the token if its signature is valid or its hash is stored. After a change of the secret key,
+    # the signature may no longer be valid, but the hash of the token before the current one is still stored.
     was_issued = or_(literal(is_signed), Login.previous_secret_hash == used)
     reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used, was_issued)
     ended = await session.scalar(reused.returning(Login.login_id))
@@ -169,8 +168,8 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # The token is genuine if its signature is valid or its hash is stored. When the secret key has changed, the
-    # signature may be invalid, but the hashes of the current and the previous token are still stored.
+    # This service issued the token if its signature is valid or its hash is stored. After a change of the secret key,
+    # the signature may no longer be valid, but the hashes of the current token and the one before it are still stored.
     is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
     was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
     await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))
@@ -180,8 +179,8 @@ async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -
     """Return at most MAX_SESSIONS active logins of a user, most recently used first.
 
     Args:
-        session: Runs the query.
-        user_id: The user.
+        session: The database session.
+        user_id: The user whose logins are listed.
         current: The id of the login that the request belongs to.
     """
     last_used_at = func.coalesce(Login.rotated_at, Login.created_at)
@@ -209,7 +208,7 @@ async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -
 
 
 async def end_session(session: AsyncSession, user_id: int, login_id: UUID) -> None:
-    """End a login of a user.
+    """End one of a user's logins.
 
     Raises:
         SessionNotFound: The user has no such login.
@@ -220,7 +219,7 @@ async def end_session(session: AsyncSession, user_id: int, login_id: UUID) -> No
 
 
 async def end_sessions(session: AsyncSession, user_id: int, *, keep: UUID | None = None) -> None:
-    """End all logins of a user, except the one with the id `keep`."""
+    """End all of a user's logins, except the one with the id `keep`."""
     await session.execute(delete(Login).where(Login.user_id == user_id, Login.login_id.is_distinct_from(keep)))
 
 

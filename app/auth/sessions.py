@@ -19,9 +19,9 @@ router = APIRouter(tags=["auth"])
 
 @router.get("/auth/sessions", response_description="The sessions", summary="List the current user's sessions")
 async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: ReadSession) -> SessionList:
-    """List up to 100 logins of the current user, most recently used first.
+    """List up to 100 sessions of the current user, most recently used first.
 
-    A login counts as used when it is created and whenever its tokens are refreshed, not on every request.
+    A session counts as used when it is created and whenever its tokens are refreshed, not on every request.
     """
     return await service.list_sessions(session, user.id, current=token.login_id)
 
@@ -33,9 +33,9 @@ async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: Re
     summary="End the current user's other sessions",
 )
 async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, session: WriteSession) -> None:
-    """End all logins of the current user except the login of this request.
+    """End all of the current user's sessions, except the one that this request belongs to.
 
-    The tokens of the ended logins stop working at once.
+    The tokens of the ended sessions stop working at once.
     """
     await service.end_sessions(session, user.id, keep=token.login_id)
 
@@ -48,9 +48,9 @@ async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, sessio
     summary="End one of the current user's sessions",
 )
 async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSession) -> None:
-    """End a login of the current user. Its tokens stop working at once.
+    """End one of the current user's sessions. Its tokens stop working at once.
 
-    The login of this request can be ended too.
+    This may be the session that the request itself belongs to.
     """
     await service.end_session(session, user.id, session_id)
 
@@ -62,7 +62,7 @@ async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSess
     summary="List a user's sessions",
 )
 async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep, session: ReadSession) -> SessionList:
-    """List up to 100 logins of a user, most recently used first. Only superusers can call this."""
+    """List up to 100 sessions of a user, most recently used first. Only superusers can call this."""
     await get_user(session, user_id)
     return await service.list_sessions(session, user_id, current=token.login_id)
 
@@ -75,7 +75,7 @@ async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep,
     summary="End a user's sessions",
 )
 async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
-    """End all logins of a user. The user's tokens stop working at once. Only superusers can call this."""
+    """End all of a user's sessions. All of the user's tokens stop working at once. Only superusers can call this."""
     await get_user(session, user_id)
     await service.end_sessions(session, user_id)
 
@@ -88,5 +88,5 @@ async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) 
     summary="End a user's session",
 )
 async def end_session(user_id: Id, session_id: UUID, _: CurrentSuperuser, session: WriteSession) -> None:
-    """End a login of a user. Its tokens stop working at once. Only superusers can call this."""
+    """End one of a user's sessions. Its tokens stop working at once. Only superusers can call this."""
     await service.end_session(session, user_id, session_id)

@@ -99,7 +99,7 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
 
 
 def _correct_media_types(operation: dict[str, Any]) -> None:
-    """Describe all errors as JSON, even if the route returns another media type. Remove a field of OpenAPI 3.2."""
+    """Describe all errors as JSON, even if the route returns another media type, and remove the field `itemSchema`."""
     for status, response in operation["responses"].items():
         if int(status) >= HTTPStatus.BAD_REQUEST:
             schema = {"$ref": REFERENCE.format(model=ErrorResponse.__name__)}

@@ -15,7 +15,7 @@ Writer = Callable[[AsyncSession, Mail], Awaitable[Content | None]]
 
 
 class Outbox:
-    """Adds emails to database sessions, and wakes this worker's sender when they are committed.
+    """Adds emails to a database session, and wakes this worker's sender once the session is committed.
 
     Args:
         writers: Maps each kind of email to the function that writes its text. Emails of other kinds are ignored, so
@@ -27,7 +27,7 @@ class Outbox:
         self.wake_event = asyncio.Event()
 
     def sends(self, kind: str) -> bool:
-        """Return whether emails of this kind are sent."""
+        """Return whether this kind of email has a writer. Emails of other kinds are not sent."""
         return kind in self.writers
 
     def add(self, session: AsyncSession, kind: str, recipient: str, **context: int) -> None:

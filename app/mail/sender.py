@@ -68,8 +68,8 @@ class Sender:
     def is_available(self) -> bool:
         """Return whether the mail server is available, as far as this worker knows.
 
-        A failure is forgotten after a while. If other workers send the remaining emails, this worker does not try the
-        server again. It would otherwise report the failure forever.
+        A failure is forgotten after a while. Otherwise, a worker might report it forever: if other workers send the
+        remaining emails, this worker does not try the server again.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 
@@ -113,8 +113,8 @@ class Sender:
     async def _claim(self) -> Mail | None:
         """Claim the email that has been due the longest, so that no other worker sends it."""
         now = utc_now()
-        # During a rollout, another release may add kinds of email that this release does not know. Claim such emails
-        # only when they are older than MAX_AGE, to drop them.
+        # During a rollout, another release may add emails of kinds that this release does not know. Leave them to that
+        # release. When they are older than MAX_AGE, claim them, but only to drop them.
         is_known_or_expired = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
         due = (
             select(Mail.id)

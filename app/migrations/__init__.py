@@ -36,9 +36,9 @@ log = structlog.stdlib.get_logger("app.migrations")
 # Statement timeout of migrations in seconds. It is long, because migrations take longer than requests. They may also
 # wait for another process to finish migrating.
 MIGRATION_SECONDS = 3600.0
-# Seconds that each statement in a migration waits for a lock.
+# Maximum time in seconds that a statement in a migration waits for a lock.
 LOCK_SECONDS = 4
-# Maximum number of attempts to migrate, if statements wait too long for locks.
+# Maximum number of attempts to migrate. Another attempt follows if a statement did not get a lock in time.
 LOCK_ATTEMPTS = 5
 LOCK_NOT_AVAILABLE = "55P03"
 ADVISORY_LOCK = 0x6661737461706900  # an arbitrary number, unique in the database
@@ -58,7 +58,7 @@ _LOCK_HOLDERS = text("""
 
 
 class MigrationFailed(Exception):
-    """A migration failed, and changed nothing. The message is one line."""
+    """A migration failed, and changed nothing. The message tells the operator why, in one line."""
 
 
 class LockTimeout(Exception):
@@ -95,10 +95,11 @@ def _disable_foreign_keys(connection: DBAPIConnection, _: object) -> None:
 async def migrate(settings: Settings, revision: str = "head") -> None:
     """Migrate the database to a revision. If another process is migrating it, wait until that process has finished.
 
-    A schema of a later release is not changed, so that a rollback to this release is possible.
+    If a later release has already migrated the database, leave the schema unchanged, so that a rollback to this release
+    is possible. If WEB_DATABASE_URL is set, a migration to `head` also creates the role that it names.
 
     Raises:
-        MigrationFailed: A statement failed, a lock was not available, or WEB_DATABASE_URL names a role that cannot be
+        MigrationFailed: A statement failed, a lock was not available, or the role in WEB_DATABASE_URL could not be
             created. Nothing was changed.
     """
     engine = create_migration_engine(settings)
@@ -162,7 +163,7 @@ def include_object(dialect: str) -> Callable[..., bool]:
 
 
 def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
-    """In new migrations, render the type of a datetime column without its SQLite variant."""
+    """Omit the SQLite variant of datetime columns when Alembic generates a migration."""
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 
@@ -171,7 +172,7 @@ rewriter = Rewriter()
 
 @rewriter.rewrites(ModifyTableOps)
 def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
-    """In new migrations, alter tables with AUTOINCREMENT in place if SQLite supports the operation.
+    """If a table has AUTOINCREMENT and SQLite supports the operation, generate a migration that alters it in place.
 
     `batch_alter_table` would recreate the table, which would then lack AUTOINCREMENT.
     """
@@ -186,7 +187,7 @@ def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTa
 def lock_migrations(connection: Connection) -> None:
     """Prevent other processes from migrating until the transaction ends, and set a timeout for all other locks.
 
-    Without this timeout, a migration that waits for a lock on a table would block all later queries of the table.
+    Without this timeout, a migration that waits for a lock on a table would block all later queries on that table.
     """
     if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -202,7 +203,8 @@ def _migrate(connection: Connection, revision: str) -> None:
         return
     current, known = _current_revision(connection), _known_revisions()
     if current not in (None, *known):
-        # If columns are missing, a later release has removed them, or a migration was deleted after it had run.
+        # Either a later release has migrated the database, or a migration was deleted after it had run. In both cases,
+        # the database may lack columns that the models define, so log them.
         log.warning(
             "unknown revision, probably of a later release: the schema is not changed",
             revision=current,
@@ -222,7 +224,7 @@ def _migrate(connection: Connection, revision: str) -> None:
 
 
 def _list_missing_columns(connection: Connection) -> list[str]:
-    """Return the columns of the models that the database lacks."""
+    """Return the columns that the models define but the database lacks."""
     inspector = inspect(connection)
     missing = []
     for table in Base.metadata.sorted_tables:
@@ -251,5 +253,5 @@ def _current_revision(connection: Connection) -> str | None:
 
 
 def _known_revisions() -> list[str]:
-    """Return the revisions of this code, newest first."""
+    """Return the revision ids of this release's migrations, newest first."""
     return [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]

@@ -25,10 +25,12 @@ _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 # Resolving a dependency takes about 10 µs, and most requests use the functions below. To avoid further dependencies,
-# these functions read `request.state` directly, and `get_current_user` calls `get_access_token`. As a result, the few
-# routes that depend on both functions verify the token twice.
+# these functions read `request.state` directly, and `get_current_user` calls `get_access_token` itself. As a result,
+# the few routes that depend on both `get_access_token` and `get_current_user` verify the token twice.
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
-    """Return the contents of the access token in the Authorization header, even if its login has ended.
+    """Verify the access token in the Authorization header, and return its contents.
+
+    The login that the token belongs to may have ended.
 
     Raises:
         AuthenticationFailed: There is no valid token.

@@ -18,7 +18,7 @@ def _same_as_created_at(context: DefaultExecutionContext) -> datetime:
 
 
 class UserRecord(NamedTuple):
-    """The columns of a user, read without an ORM session."""
+    """A row of the table `users`, read by `FastReader` without an ORM session."""
 
     id: int
     email: str
@@ -61,8 +61,9 @@ class User(Base):
     email_verified: Mapped[bool] = mapped_column(default=False)
     # The address that will replace `email` once the user confirms it.
     pending_email: Mapped[str | None] = mapped_column(String(254))
-    # Every login and every access token has a copy of this value, and is valid only while the copy is the same. So
-    # replacing the value ends all logins, for example when the password is changed or the account is deactivated.
+    # Every login and every access token contains a copy of this value, and is valid only while the two match. Replacing
+    # the value therefore logs the user out everywhere, for example when the password is changed or the account is
+    # deactivated.
     security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_same_as_created_at, onupdate=utc_now)
@@ -71,9 +72,9 @@ class User(Base):
 class Login(Base):
     """A login, with its family of refresh tokens.
 
-    A refresh token consists of the login's id and a signed secret. Only the newest token is valid, and for a short time
-    also the previous one. Any other use of an earlier token may mean that it was stolen. The row is then deleted, which
-    ends the login.
+    A refresh token consists of the login's id and a signed secret. Only the newest token is valid, except that the
+    previous one still works for a short time. Any other use of an old token may mean that it was stolen, so the row is
+    deleted, which ends the login.
 
     The table is defined in app/users, not in app/auth, because each authenticated request reads a user together with
     the login.

@@ -80,7 +80,10 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     outbox: OutboxDep,
     data: PasswordChange,
 ) -> None:
-    """Set a new password, and end all logins. All access tokens and refresh tokens of the user stop working at once."""
+    """Set a new password, and log the user out everywhere.
+
+    All of the user's access and refresh tokens stop working at once.
+    """
     with respond_401_if_user_is_gone():
         await service.change_password(user, data, session=session, passwords=passwords, limiter=limiter, outbox=outbox)
 
@@ -100,7 +103,7 @@ async def delete_me(user: CurrentUser, session: WriteSession) -> None:
 
 @contextmanager
 def respond_401_if_user_is_gone() -> Iterator[None]:
-    """Respond with 401 if the account was deleted, or its logins were ended, after the token was verified."""
+    """Respond with 401 if the user was deleted or logged out everywhere after the token was verified."""
     try:
         yield
     except UserNotFound as error:
@@ -177,7 +180,7 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     summary="Get a user",
 )
 async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> User | UserRecord:
-    """Return a user. Superusers can get any user. Other users can get only themselves."""
+    """Return a user. Superusers can read every account, other users only their own."""
     if user_id == caller.id:
         return caller
     if not caller.is_superuser:

@@ -37,9 +37,10 @@ _PAGE = (
     .order_by(User.id.desc())
     .limit(bindparam("limit"))
 )
-# `literal_execute` inserts the pattern into the statement. PostgreSQL then plans each search by the estimated number of
-# matches: it uses the search index for few matches, and the primary key for many. With a parameter, PostgreSQL would
-# soon use a generic plan for all patterns. With that plan, finding a rare name among a million users takes seconds.
+# `literal_execute` inserts the pattern into the statement. PostgreSQL then chooses the plan of each search according to
+# the estimated number of matches: it uses the search index if there are few, and the primary key if there are many.
+# With a parameter, PostgreSQL would soon use a generic plan for all patterns. With that plan, finding a rare name among
+# a million users takes seconds.
 _PATTERN = bindparam("pattern", type_=String, literal_execute=True)
 _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full_name.ilike(_PATTERN, escape="/")))
 
@@ -97,10 +98,10 @@ async def list_users(
 async def create_user(
     session: AsyncSession, passwords: Passwords, data: UserCreate, *, is_superuser: bool = False
 ) -> User:
-    """Create a user. The address of a new superuser counts as verified, because the operator has entered it.
+    """Create a user. The address of a new superuser counts as verified, because the operator entered it.
 
     Raises:
-        EmailTaken: Another user has the address, ignoring case.
+        EmailTaken: Another user already has the address (compared case-insensitively).
     """
     return await add_user(
         session,
@@ -130,7 +131,7 @@ async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, 
     """Create a user, and send an email to verify the address.
 
     Raises:
-        EmailTaken: Another user has the address, ignoring case.
+        EmailTaken: Another user already has the address (compared case-insensitively).
     """
     outbox.add(session, "email_verification", data.email)
     return await create_user(session, passwords, data)
@@ -144,7 +145,7 @@ async def update_profile(
     If email is enabled, a new address is pending until the user confirms it.
 
     Raises:
-        UserNotFound: The user was deleted, or all of the user's logins were ended, for example by a password reset.
+        UserNotFound: The user was deleted or logged out everywhere, for example by a password reset.
         EmailTaken: Another user has the address.
         RateLimited: The user has changed the address too often.
     """
@@ -156,8 +157,8 @@ async def update_profile(
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # A password reset cancels a pending address. If the password is reset during this request, do not store a pending
-    # address. The reset changes the security stamp, so update the user only if the stamp is still the same.
+    # A password reset cancels an unconfirmed change of the address, even if the reset happens during this request. The
+    # reset changes the security stamp, so update the user only if the stamp is still the same.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
     return await _update(session, user.id, has_same_stamp, **changes)
@@ -200,12 +201,12 @@ async def change_password(  # noqa: PLR0913  each is needed
     limiter: RateLimiter,
     outbox: Outbox,
 ) -> None:
-    """Set a new password, end all logins, and notify the user.
+    """Set a new password, log the user out everywhere, and notify the user.
 
     Raises:
         RateLimited: Too many password attempts for this account, including attempts to log in.
         WrongPassword: The current password is wrong.
-        UserNotFound: The user was deleted, or all of the user's logins were ended, for example by a deactivation.
+        UserNotFound: The user was deleted or logged out everywhere, for example because the account was deactivated.
     """
     await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
@@ -224,7 +225,7 @@ async def change_password(  # noqa: PLR0913  each is needed
 
 
 async def set_password(session: AsyncSession, passwords: Passwords, email: str, password: str) -> None:
-    """Set the password of the user with the given email address, and end all logins.
+    """Set the password of the user with the given email address, and log the user out everywhere.
 
     Raises:
         UserNotFound: There is no such user.
@@ -233,7 +234,7 @@ async def set_password(session: AsyncSession, passwords: Passwords, email: str, 
 
 
 async def end_logins(session: AsyncSession, email: str) -> None:
-    """End all logins of the user with the given email address.
+    """Log the user with the given email address out everywhere.
 
     Raises:
         UserNotFound: There is no such user.
@@ -247,7 +248,10 @@ async def _change_by_email(session: AsyncSession, email: str, **values: object) 
 
 
 def new_security_stamp() -> dict[str, object]:
-    """Return column values that end a user's logins, invalidate links in emails, and cancel a change of the address."""
+    """Return the column values that log a user out everywhere.
+
+    They also invalidate the links in emails to the user, and cancel a pending change of the email address.
+    """
     return {"security_stamp": uuid4(), "pending_email": None}
 
 
@@ -284,7 +288,10 @@ async def _require_another_superuser(session: AsyncSession, user_id: int) -> Non
 
 @contextmanager
 def raise_email_taken() -> Iterator[None]:
-    """Convert a unique violation of `users.email` to EmailTaken. Checking beforehand would leave a race condition."""
+    """Raise EmailTaken if the unique constraint on `users.email` is violated.
+
+    A check before the write would leave a race condition.
+    """
     try:
         yield
     except IntegrityError as error:
