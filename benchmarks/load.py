@@ -68,7 +68,7 @@ function done() os.exit(1) end
 
 
 def send(request: Request, count: int, server_url: str, token: str) -> None:
-    """Send `count` requests on eight connections.
+    """Send `count` requests, one after the other.
 
     Raises:
         subprocess.CalledProcessError: A response had an unexpected status, or not all responses arrived within ten
@@ -77,7 +77,7 @@ def send(request: Request, count: int, server_url: str, token: str) -> None:
     with TemporaryDirectory() as folder:
         script = Path(folder, "send.lua")
         script.write_text(_SEND.format(**request._asdict(), count=count, token=token))
-        command = ["wrk", "-t1", "-c8", "-d600s", "--timeout=60s", "--script", str(script), server_url + request.path]
+        command = ["wrk", "-t1", "-c1", "-d600s", "--timeout=60s", "--script", str(script), server_url + request.path]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)  # noqa: S603  our own
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -91,11 +91,12 @@ def limit(database_url: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[Server]:
+def service(database_url: str, tree: Path = ROOT, wrapper: Sequence[str] = (), **variables: str) -> Iterator[Server]:
     """Run the service with its production settings, and write its log to a file.
 
     By default, workers are not replaced, because the cost of replacing them is measured separately. If `tree` is
-    another source tree, the service runs in that tree's virtual environment.
+    another source tree, the service runs in that tree's virtual environment. `wrapper` is the start of a command that
+    runs the rest of its arguments, for example a profiler.
     """
     environment = {
         "ENVIRONMENT": "production",
@@ -111,19 +112,21 @@ def service(database_url: str, tree: Path = ROOT, **variables: str) -> Iterator[
         "RATE_LIMIT_REGISTER": NO_LIMIT,
     }
     command = ["gunicorn", "app.main:app", "--config=gunicorn.conf.py", "--bind=127.0.0.1:{port}", "--pid={folder}/pid"]
-    with _run(command, environment | variables, tree) as server:
+    with _run(command, environment | variables, tree, wrapper) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _run(command: list[str], environment: Mapping[str, str], tree: Path = ROOT) -> Iterator[Server]:
+def _run(
+    command: list[str], environment: Mapping[str, str], tree: Path = ROOT, wrapper: Sequence[str] = ()
+) -> Iterator[Server]:
     """Run a server from a source tree's virtual environment on a free port, and wait until it responds."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     programs = Path(sys.executable).parent if tree == ROOT else tree / ".venv/bin"
     with TemporaryDirectory() as folder, Path(folder, "log").open("w+b") as log:
         process = subprocess.Popen(  # noqa: S603  our own commands
-            [programs / command[0], *(argument.format(port=port, folder=folder) for argument in command[1:])],
+            [*wrapper, programs / command[0], *(argument.format(port=port, folder=folder) for argument in command[1:])],
             cwd=tree,
             env={**_ENVIRONMENT, **environment},
             stdout=log,
