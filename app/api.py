@@ -20,13 +20,13 @@ ROUTERS = [
 ]
 # The tags that group the routes in the API's documentation: one for each feature, with its description.
 TAGS = [
-    {"name": "auth", "description": "Log in, refresh tokens, log out, see and end sessions"},
+    {"name": "auth", "description": "Log in, refresh tokens, log out, list and end sessions"},
     {"name": "users", "description": "Registration, the current user, and administration by superusers"},
     {
         "name": "accounts",
-        "description": "Forgotten passwords, verified email addresses and invitations, by mail. A request for a mail "
-        "returns 202, whether or not there is such an account. The link in the mail contains a token, which works "
-        "once and for a limited time. The routes `/confirm` take it.",
+        "description": "Forgotten passwords, verified email addresses and invitations, by email. A request for an "
+        "email returns 202, whether or not there is such an account. The link in the email contains a token, which "
+        "works once and for a limited time. The routes `/confirm` take it.",
     },
     {"name": "health", "description": "Health checks for orchestrators and load balancers"},
 ]

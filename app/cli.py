@@ -68,11 +68,13 @@ def _create_parser() -> argparse.ArgumentParser:
     superuser.add_argument("--full-name")
     password = commands.add_parser(
         "set-password",
-        help="set a user's password and end all of its logins",
+        help="set a user's password and log the user out everywhere",
         description="The password is prompted for, or without a terminal read from standard input.",
     )
     password.add_argument("email")
-    commands.add_parser("end-logins", help="end all logins of a user").add_argument("email")
+    commands.add_parser(
+        "end-logins", help="log a user out everywhere, and invalidate links in emails to the user"
+    ).add_argument("email")
     commands.add_parser("openapi", help="print the OpenAPI document")
     return parser
 
@@ -137,10 +139,10 @@ async def _create_superuser(data: UserCreate) -> None:
 async def _set_password(data: _NewPassword) -> None:
     async with _open_session() as session:
         await service.set_password(session, Passwords(settings), data.email, data.password)
-    sys.stdout.write(f"The password of {data.email} has been changed, and all of their logins have ended.\n")
+    sys.stdout.write(f"The password of {data.email} has been changed, and the user is logged out everywhere.\n")
 
 
 async def _end_logins(account: _Account) -> None:
     async with _open_session() as session:
         await service.end_logins(session, account.email)
-    sys.stdout.write(f"The logins of {account.email} have ended.\n")
+    sys.stdout.write(f"{account.email} is logged out everywhere.\n")

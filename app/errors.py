@@ -240,7 +240,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     A mounted application keeps the handlers that it has registered itself.
 
-    An exception without a handler of its own is a bug, and the response is 500. `_handle_bug` sends this response in
+    An exception that no other handler matches is a bug, and the response is 500. `_handle_bug` sends this response in
     mounted applications, and `UnhandledErrorMiddleware` in the main application.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
@@ -265,7 +265,7 @@ async def _handle_app_error(_: Request, error: AppError) -> JSONResponse:
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
-    """Respond to an HTTPException from FastAPI or a route as if it were the AppError with the same status."""
+    """Convert an HTTPException from FastAPI or a route to the API's error format. Keep its headers and details."""
     if error.detail == _UNREADABLE:
         return error_response(InvalidRequest, details=[FieldError(field="body", message="Not valid JSON")])
     headers = dict(error.headers or {})
@@ -297,8 +297,8 @@ def _allowed_methods(request: Request) -> str:
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # A mounted static file (for example, of the documentation) is not a route, and supports only GET. If the request is
-    # for such a file, ignore the methods of routes with the same path.
+    # A mounted static file (for example, of the documentation) is not a route, and supports only GET and HEAD. If the
+    # request is for such a file, ignore the methods of routes with the same path.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))

@@ -203,7 +203,7 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether requests are currently counted in Redis. A full or read-only Redis cannot count them."""
+        """Return whether the last attempt to count in Redis succeeded. A full or read-only Redis cannot count."""
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:

@@ -32,8 +32,8 @@ def _mask_password(url: re.Match[str]) -> str:
 # pattern is applied only to lines that contain the word. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
-    # Remove PostgreSQL's DETAIL line, because it contains all values of a row that violates a constraint. The first
-    # alternative matches inside JSON strings, where the line feed is escaped.
+    # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. The
+    # first alternative matches inside JSON strings, where the line feed is escaped.
     ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
     # Mask LIKE patterns, because they contain the search term passed to `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
@@ -96,7 +96,7 @@ class RefusalLog(logging.Filter):
         return self.allow()
 
     def allow(self) -> bool:
-        """Return whether one more line may be logged. Otherwise, count the line as dropped."""
+        """Return whether one more line may be logged. If not, count the line as dropped."""
         second = int(monotonic())
         if second != self._second:
             self._second, self._passed = second, 0
@@ -149,7 +149,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
                 ],
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    _drop_color_message,
+                    _drop_color_message,  # only Uvicorn adds it, through `logging`
                     *_render(settings),
                 ],
             }
@@ -222,7 +222,7 @@ def _drop_color_message(_logger: WrappedLogger, _method: str, event: EventDict) 
 
 
 def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Replace characters that control the terminal with escapes. Keep line feeds: messages may have several lines."""
+    """Write control characters as hexadecimal escapes, except line feeds: messages may have several lines."""
     return {key: value.translate(_ESCAPES) if isinstance(value, str) else value for key, value in event.items()}
 
 

@@ -131,18 +131,18 @@ class Settings(SettingsFiles):
     )
 
     # Mail
-    mail: bool = Field(True, description="Send mail; `off` also removes the routes that need it")
+    mail: bool = Field(True, description="Send email; `off` also removes the routes that need it")
     smtp_url: SMTPURL | None = Field(
         None,
         description="Mail server: `smtps://user:password@host:port`, `smtp+starttls://` or, without TLS, `smtp://`; "
-        "required in production, elsewhere mails are printed to the log",
+        "required in production, elsewhere emails are printed to the log",
     )
     mail_from: MailSender = Field(
-        "no-reply@example.com", description="Sender of all mails, with or without a name; required in production"
+        "no-reply@example.com", description="Sender of all emails, with or without a name; required in production"
     )
     public_url: PublicURL = Field(
         "http://127.0.0.1:8000",
-        description="URL at which users reach the service, for the links in mails; required in production",
+        description="URL at which users reach the service, for the links in emails; required in production",
     )
 
     # Accounts
@@ -172,9 +172,9 @@ class Settings(SettingsFiles):
     rate_limit_register: Rate = Field(
         "30/minute", description="Registrations and updates of `/users/me` allowed per client IP address"
     )
-    rate_limit_mail: Rate = Field("10/minute", description="Requests for a mail allowed per client IP address")
+    rate_limit_mail: Rate = Field("10/minute", description="Requests for an email allowed per client IP address")
     rate_limit_recipient: Rate = Field(
-        "3/hour", description="Mails of one kind allowed per recipient; further ones are not sent"
+        "3/hour", description="Emails of one kind allowed per recipient; further ones are not sent"
     )
     cors_origins: Annotated[list[Origin], *CommaSeparated] = Field(
         [], description="Comma-separated origins whose pages may call the API"

@@ -102,8 +102,8 @@ def _join_hosts(parameters: list[tuple[str, str]]) -> dict[str, str]:
 def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
     """Check the credentials and hosts of a URL, and return its network location, `user:password@host:port,host:port`.
 
-    It includes hosts and ports that are given as parameters, because asyncpg reads the parameters `host` and `port`
-    only if the URL has no host before its path.
+    Hosts in the parameter `host` replace those of the URL, and ports in the parameter `port` are added to hosts without
+    a port. asyncpg itself would read these parameters only if the URL has no host before its path.
     """
     credentials, at, hosts = parts.netloc.rpartition("@")
     if "host" in parameters:
@@ -175,7 +175,7 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     """
     url = value.get_secret_value()
     try:
-        # Check the parameters by creating a connection object. It does not connect yet.
+        # Check the parameters by creating a connection object, which does not connect.
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)

@@ -177,7 +177,7 @@ async def test_set_password_changes_the_password_and_ends_all_logins(run: Run, s
 
     assert (result.status, result.stdout) == (
         0,
-        "The password of ann@example.com has been changed, and all of their logins have ended.\n",
+        "The password of ann@example.com has been changed, and the user is logged out everywhere.\n",
     )
     assert "another password" not in result.stdout + result.stderr
     assert (await log_in(service.client)).status_code == 401
@@ -190,7 +190,7 @@ async def test_end_logins_ends_all_logins_of_one_user(run: Run, service: Service
 
     result = await asyncio.to_thread(run, "end-logins", "ann@example.com")
 
-    assert (result.status, result.stdout) == (0, "The logins of ann@example.com have ended.\n")
+    assert (result.status, result.stdout) == (0, "ann@example.com is logged out everywhere.\n")
     assert await logins_of(service.client, ann, bob) == {"ann@example.com": 401, "bob@example.com": 200}
     assert (await log_in(service.client)).status_code == 200
 

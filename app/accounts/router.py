@@ -41,7 +41,7 @@ MailTokensDep = Annotated[MailTokens, Depends(get_mail_tokens)]
     "/auth/password-reset",
     status_code=status.HTTP_202_ACCEPTED,
     response_description="The request is accepted",
-    summary="Request a mail to set a new password",
+    summary="Request an email to set a new password",
 )
 @rate_limit("mail")
 async def request_password_reset(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
@@ -49,7 +49,7 @@ async def request_password_reset(session: WriteSession, outbox: OutboxDep, data:
 
     The response is the same for every address, and takes the same time. The link works once, and for a limited time. It
     becomes invalid when a newer link is sent, the password or the email address changes, the account is deactivated, or
-    the operator of the service logs the user out everywhere.
+    the operator runs `python -m app end-logins`. Ending the user's sessions with this API does not invalidate it.
     """
     outbox.add(session, "password_reset", data.email)
     return Accepted()
@@ -75,7 +75,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
     """Set a new password with the token from a password reset email or an invitation, and log the user out everywhere.
 
     All of the user's access and refresh tokens stop working at once. Afterwards, the email address counts as verified,
-    and a `pending_email` is discarded.
+    and the account's `pending_email`, if any, is discarded.
     """
     await service.reset_password(
         data, reader=reader, session=session, passwords=passwords, tokens=tokens, outbox=outbox
@@ -86,14 +86,14 @@ async def reset_password(  # noqa: PLR0913  each is needed
     "/auth/email-verification",
     status_code=status.HTTP_202_ACCEPTED,
     response_description="The request is accepted",
-    summary="Request a mail to verify an email address",
+    summary="Request an email to verify an address",
 )
 @rate_limit("mail")
 async def request_email_verification(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
     """Send a link to verify an email address, if it belongs to an active account and is not verified yet.
 
-    The response is the same for every address, and takes the same time. No link is sent to the `pending_email` of an
-    account. To receive another link there, update the current user with the same address again.
+    The response is the same for every address, and takes the same time. This does not send the link for a
+    `pending_email`. To receive that link again, update the current user with the same address again.
     """
     outbox.add(session, "email_verification", data.email)
     return Accepted()
@@ -166,7 +166,7 @@ async def invite_user(
     status_code=status.HTTP_202_ACCEPTED,
     responses=responses(PermissionDenied, UserNotFound),
     response_description="The request is accepted",
-    summary="Send a user a mail to set a new password",
+    summary="Send a user an email to set a new password",
 )
 async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep) -> Accepted:
     """Send an active user a link to set a new password.
@@ -183,7 +183,7 @@ async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSe
     status_code=status.HTTP_202_ACCEPTED,
     responses=responses(PermissionDenied, UserNotFound),
     response_description="The request is accepted",
-    summary="Send a user a mail to verify the email address",
+    summary="Send a user an email to verify the address",
 )
 async def send_email_verification(
     user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep

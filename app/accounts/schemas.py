@@ -10,7 +10,7 @@ from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, FullName, 
 _TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  an example
 
 Token = Annotated[
-    str, Field(max_length=256, repr=False, description="From the mail: what follows `#token=` in its link")
+    str, Field(max_length=256, repr=False, description="From the email: what follows `#token=` in its link")
 ]
 
 

@@ -79,7 +79,7 @@ Your account at $title has a new email address. No more mails about it are sent 
     "password_changed": Text(
         "Your password was changed",
         """\
-The password of your account at $title was changed, and all its logins have ended.
+The password of your account at $title was changed, and you have been logged out everywhere.
 
 If this was not you, ask for a new password now, and set it.
 """,

@@ -9,7 +9,7 @@ class LoginFailed(AuthenticationFailed):
 
 
 class EmailNotVerified(PermissionDenied):
-    message = f"Verify your email address first; POST {PREFIX}/auth/email-verification sends a mail for it"
+    message = f"Verify your email address first; POST {PREFIX}/auth/email-verification sends an email for it"
 
 
 class SessionNotFound(NotFound):

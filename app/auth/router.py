@@ -60,9 +60,9 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    Each refresh token can be used once. For a short time afterwards (ten seconds by default), using it again returns
-    the same new refresh token, in case the first response was lost. Later reuse ends the session, because the token may
-    have been stolen.
+    Each refresh token can be used once. For a short time afterwards (ten seconds by default), and until the new refresh
+    token is used, using the old one again returns the same new refresh token, in case the first response was lost. Any
+    other reuse ends the session, because the token may have been stolen.
     """
     return await service.refresh(data.refresh_token, session=session, tokens=tokens)
 
@@ -70,7 +70,7 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
 @router.post(
     "/logout",
     status_code=status.HTTP_204_NO_CONTENT,
-    response_description="The login has ended",
+    response_description="The session has ended, or the token is invalid",
     summary="Log out",
 )
 async def logout(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> None:

@@ -75,7 +75,10 @@ async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep,
     summary="End a user's sessions",
 )
 async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
-    """End all of a user's sessions. All of the user's tokens stop working at once. Only superusers can call this."""
+    """End all of a user's sessions. Only superusers can call this.
+
+    Their access and refresh tokens stop working at once. The links in emails to the user remain valid.
+    """
     await get_user(session, user_id)
     await service.end_sessions(session, user_id)
 

@@ -16,7 +16,7 @@ class DatabaseUnreachable(Exception):
     """
 
 
-# All exceptions that database code can raise. `is_outage` tells whether the cause is an outage or a bug.
+# The exceptions by which database code reports a failure. `is_outage` tells whether the cause is an outage or a bug.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection

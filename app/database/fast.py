@@ -42,12 +42,13 @@ class CompiledQuery(NamedTuple):
     Attributes:
         sql: The statement.
         names: The names of its parameters, in order.
-        constants: The values that the query itself contains, for example a limit.
+        defaults: The values of the parameters that callers need not pass: literals in the query, for example a limit,
+            and the defaults of `bindparam`.
     """
 
     sql: str
     names: Sequence[str]
-    constants: Mapping[str, object]
+    defaults: Mapping[str, object]
 
 
 class CountingSemaphore(asyncio.Semaphore):
@@ -90,13 +91,14 @@ class FastReader:
         """Return all rows. Define the query at module level, with `bindparam`, so that it is compiled only once.
 
         Raises:
-            KeyError, StatementError: A parameter is missing.
+            KeyError: A parameter is missing.
+            StatementError: A parameter is missing, and SQLAlchemy runs the query, for example on SQLite.
         """
         compiled = self._compiled(query)
         try:
             async with asyncio.timeout(self._timeout) as waiting, self._slots:
                 if compiled:
-                    values = {**compiled.constants, **parameters}
+                    values = {**compiled.defaults, **parameters}
                     arguments = [values[name] for name in compiled.names]
                     raw_connection = await self._engine.raw_connection()
                     waiting.reschedule(None)
@@ -120,10 +122,10 @@ class FastReader:
             # If SQLAlchemy must convert a value, asyncpg cannot run the query. Booleans are an exception: SQLAlchemy
             # only validates them, and asyncpg converts them.
             converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
-            if bind.expanding or bind.literal_execute or converts:
+            if bind.expanding or bind.literal_execute or bind.callable or converts:
                 return None
-        constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
-        return CompiledQuery(str(compiled), compiled.positiontup or (), constants)
+        defaults = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+        return CompiledQuery(str(compiled), compiled.positiontup or (), defaults)
 
 
 async def _fetch(connection: PoolProxiedConnection, sql: str, values: list[object]) -> Sequence[Row]:

@@ -30,10 +30,10 @@ MAX_AGE_SECONDS = 300
 # Maximum age in seconds of a connection to a read-only server. Older connections are replaced: after a failover, the
 # host name may resolve to another server, which accepts writes.
 READ_ONLY_SECONDS = 5.0
-# A host is considered silent if it has not answered for this many seconds.
+# A host is considered silent if an attempt to connect to it fails or is cancelled after more than this many seconds.
 SILENT_SECONDS = 0.5
-# How long, in seconds, a silent host is moved to the end of the list. If it were tried first, each connection attempt
-# would wait for it. The readiness check, which times out after one second, would never reach the next host.
+# How long, in seconds, a silent host is tried last. If it were tried first, each connection attempt would wait for it.
+# The readiness check, which times out after one second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
 # After one of these errors, try the next host. libpq does the same.
@@ -152,7 +152,7 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Record the opening time, whether the server is read-only, and whether the server applies the timeouts."""
+        """Record when the connection was opened, whether its server is read-only, and whether it applies timeouts."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits
@@ -193,8 +193,8 @@ class Connector:
         """Invalidate a connection that cannot be used again, so that the pool replaces it.
 
         After a timeout or a cancelled request, the statement may still be running. The connection is usually
-        terminated, because a graceful close would wait for the statement. If nothing else would cancel the statement
-        (see `needs_cancel`), the connection is closed gracefully, which cancels the statement.
+        terminated, because a graceful close would wait until the statement has been cancelled. It is closed gracefully
+        only after a timeout of a statement that the server does not cancel by itself (see `needs_cancel`).
         """
         error = context.original_exception
         if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
@@ -232,7 +232,7 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return whether the server last reported being read-only. Poolers do not report this; the result is then False."""
+    """Return whether the server last reported that it is read-only. PgBouncer may report an outdated state."""
     reported = connection.get_settings()
     return "on" in (getattr(reported, "in_hot_standby", ""), getattr(reported, "default_transaction_read_only", ""))
 

@@ -30,8 +30,7 @@ class AllowedHostsMiddleware:
             await error_response(UnknownHost)(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        # Reject requests with several Host headers. A proxy may have checked one of them, and this service would check
-        # another.
+        # Reject requests with several Host headers. A proxy may have checked a different one than this service would.
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return False

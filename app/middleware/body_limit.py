@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import PayloadTooLarge, error_response
 from app.middleware.paths import find_option, list_routes_with, route_path
 
-# How long, in seconds, the connection stays open after a rejection. If a connection is closed while its buffer contains
-# unread data, the kernel resets it, and the client may lose the response.
+# Maximum time in seconds to wait for the rest of a body that is too large. If a connection is closed while its buffer
+# contains unread data, the kernel resets it, and the client may lose the response.
 LINGER_SECONDS = 1.0
 # Estimated memory usage of parsed JSON, in bytes per occurrence of each character. For example, the estimate for
 # `{"":0},` is 176 bytes, and the actual usage is 192 bytes. Without this estimate, 16 concurrent bodies of 1 MiB could
@@ -36,15 +36,15 @@ class BodyLimitMiddleware:
 
     A body is too large if its Content-Length exceeds the limit, or as soon as a route has read more than the limit.
 
-    A body uses memory only once a route reads it, so only data that has been read counts towards `max_total`. If the
-    route streams the body, only the current chunk counts.
+    Only data that a route has read counts towards `max_total`, because the server buffers little of a body before. If
+    the route streams the body, only the current chunk counts.
 
     Args:
         app: The next application.
         routes: The routes. A route may have its own limit, FastAPI's `max_body_size`.
         max_size: The maximum body size of all other routes, in bytes.
         max_total: The maximum memory of all concurrent bodies, in bytes. If a body would exceed it, the response is
-            503, unless the body is small (see SMALL_SIZE) or is the only one in memory.
+            503. Exceptions: the body is streamed, is small (see SMALL_SIZE), or is the only one in memory.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:

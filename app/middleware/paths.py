@@ -54,7 +54,7 @@ def list_routes_with(
 
 
 def find_option(options: list[tuple[str, Pattern[str], Option]], method: str, path: str, default: Option) -> Option:
-    """Find the route that matches the request in a list from `list_routes_with`. Return its option, or the default."""
+    """Return the option of the first matching route in a list from `list_routes_with`, or the default."""
     for route_method, pattern, option in options:
         if method == route_method and pattern.match(path):
             return option

@@ -28,7 +28,7 @@ class RateLimitMiddleware:
         app: The next application.
         routes: The routes. Those decorated with `rate_limit` have their own limits. All others share the limit
             `default`.
-        exempt: Path prefixes such as `/health/`. Requests to paths below them are not counted.
+        exempt: Paths with a trailing slash, such as `/health/`. Requests to them and to paths below are not counted.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: tuple[str, ...]) -> None:

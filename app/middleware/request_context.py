@@ -27,7 +27,8 @@ class RequestContextMiddleware:
 
     Args:
         app: The application.
-        quiet: Path prefixes such as `/health/`. Requests to routes below them are logged at DEBUG level.
+        quiet: Paths with a trailing slash, such as `/health/`. Requests to their routes, and to routes below them, are
+            logged at DEBUG level.
     """
 
     def __init__(self, app: ASGIApp, *, quiet: tuple[str, ...]) -> None:

@@ -40,7 +40,7 @@ class SecurityHeadersMiddleware:
     Args:
         app: The application.
         docs_pages: The paths of the documentation pages, which contain scripts.
-        public: Path prefixes such as `/docs/`. Responses for paths below them may be cached.
+        public: Paths with a trailing slash, such as `/docs/`. Responses for them and for paths below may be cached.
         hsts: Whether to add a Strict-Transport-Security header to HTTPS responses.
     """
 

@@ -46,8 +46,8 @@ class UnhandledErrorMiddleware:
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug in a route; re-raised below
-            # If the response is already complete, either a background task has failed, or a mounted application has
-            # responded with 500 itself. If the status is below 500, it was a background task.
+            # The response may already be complete: a background task or the exit code of a dependency with `yield` has
+            # failed, or a mounted application has responded with 500 itself. Only the last case has a status of 500.
             if is_complete and status < HTTPStatus.INTERNAL_SERVER_ERROR:  # the server logs the error itself
                 log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response

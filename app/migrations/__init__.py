@@ -36,7 +36,7 @@ log = structlog.stdlib.get_logger("app.migrations")
 # Statement timeout of migrations in seconds. It is long, because migrations take longer than requests. They may also
 # wait for another process to finish migrating.
 MIGRATION_SECONDS = 3600.0
-# Maximum time in seconds that a statement in a migration waits for a lock.
+# Maximum time in seconds that a statement in a migration waits for each lock.
 LOCK_SECONDS = 4
 # Maximum number of attempts to migrate. Another attempt follows if a statement did not get a lock in time.
 LOCK_ATTEMPTS = 5
@@ -96,11 +96,12 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
     """Migrate the database to a revision. If another process is migrating it, wait until that process has finished.
 
     If a later release has already migrated the database, leave the schema unchanged, so that a rollback to this release
-    is possible. If WEB_DATABASE_URL is set, a migration to `head` also creates the role that it names.
+    is possible. If WEB_DATABASE_URL is set, a migration to `head` also sets up the role that it names: creates it if it
+    is missing, and sets its password and privileges.
 
     Raises:
         MigrationFailed: A statement failed, a lock was not available, or the role in WEB_DATABASE_URL could not be
-            created. Nothing was changed.
+            set up. Nothing was changed.
     """
     engine = create_migration_engine(settings)
     try:
@@ -172,7 +173,7 @@ rewriter = Rewriter()
 
 @rewriter.rewrites(ModifyTableOps)
 def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
-    """If a table has AUTOINCREMENT and SQLite supports the operation, generate a migration that alters it in place.
+    """Alter a table with AUTOINCREMENT in place if SQLite supports all operations of the migration on it.
 
     `batch_alter_table` would recreate the table, which would then lack AUTOINCREMENT.
     """

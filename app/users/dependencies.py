@@ -30,7 +30,7 @@ _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Verify the access token in the Authorization header, and return its contents.
 
-    The login that the token belongs to may have ended.
+    This does not check whether the login of the token has ended, but `get_current_user` does.
 
     Raises:
         AuthenticationFailed: There is no valid token.

@@ -28,7 +28,8 @@ from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate,
 
 router = APIRouter(prefix="/users", tags=["users"])
 
-# FastAPI compares each request with the routes in this order, so the most frequently used routes come first.
+# FastAPI compares each request with the routes in this order. The routes of the current user come first, because most
+# requests are for them, and because `/{user_id}` also matches `/me`.
 
 
 @router.get(
@@ -103,7 +104,10 @@ async def delete_me(user: CurrentUser, session: WriteSession) -> None:
 
 @contextmanager
 def respond_401_if_user_is_gone() -> Iterator[None]:
-    """Respond with 401 if the user was deleted or logged out everywhere after the token was verified."""
+    """Respond with 401 instead of 404 if an operation on the current user raises UserNotFound.
+
+    The user was deleted, or the user's security stamp was replaced, after the token was verified.
+    """
     try:
         yield
     except UserNotFound as error:
@@ -180,7 +184,7 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     summary="Get a user",
 )
 async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> User | UserRecord:
-    """Return a user. Superusers can read every account, other users only their own."""
+    """Return a user. Superusers can get any user, other users only themselves."""
     if user_id == caller.id:
         return caller
     if not caller.is_superuser:

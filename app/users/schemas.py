@@ -92,7 +92,7 @@ _USER: JsonDict = {
 class UserResponse(BaseModel):
     """A user."""
 
-    # Each field name must also be a column name of `User`, because `list_users` selects the columns by these names.
+    # Each field must have the name of an attribute of `User`, because `list_users` selects the columns by these names.
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 

@@ -145,7 +145,8 @@ async def update_profile(
     If email is enabled, a new address is pending until the user confirms it.
 
     Raises:
-        UserNotFound: The user was deleted or logged out everywhere, for example by a password reset.
+        UserNotFound: The user was deleted. Or the new address must be confirmed, and the security stamp has been
+            replaced, for example by a password reset.
         EmailTaken: Another user has the address.
         RateLimited: The user has changed the address too often.
     """
@@ -206,7 +207,7 @@ async def change_password(  # noqa: PLR0913  each is needed
     Raises:
         RateLimited: Too many password attempts for this account, including attempts to log in.
         WrongPassword: The current password is wrong.
-        UserNotFound: The user was deleted or logged out everywhere, for example because the account was deactivated.
+        UserNotFound: The user was deleted, or the security stamp was replaced, for example by a deactivation.
     """
     await limiter.enforce("account", user.email)
     matches, _ = await passwords.verify(data.current_password, user.password_hash)

@@ -29,7 +29,7 @@ from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
 from tests.smtp_server import MailServer, text_of
 
 NOT_VERIFIED = {
-    "error": f"Verify your email address first; POST {PREFIX}/auth/email-verification sends a mail for it",
+    "error": f"Verify your email address first; POST {PREFIX}/auth/email-verification sends an email for it",
     "type": "permission_error",
 }
 

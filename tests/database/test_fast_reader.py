@@ -85,10 +85,28 @@ async def test_literal_in_a_query_is_used_as_a_parameter(reader: FastReader) -> 
     assert await reader.fetch_all(query) == []
 
 
-async def test_missing_parameter_is_an_error(reader: FastReader) -> None:
+async def test_parameter_overrides_the_default_of_a_bindparam(reader: FastReader) -> None:
+    query: Query = select(literal_column("1")).where(
+        literal_column("1", Integer) == bindparam("number", 1, type_=Integer)
+    )
+
+    assert len(await reader.fetch_all(query)) == 1
+    assert await reader.fetch_all(query, number=2) == []
+
+
+async def test_callable_parameter_is_called_for_each_query(reader: FastReader) -> None:
+    numbers = iter([1, 2])
+    number = bindparam("number", callable_=lambda: next(numbers), type_=Integer)
+    query: Query = select(literal_column("1")).where(literal_column("1", Integer) == number)
+
+    assert [len(await reader.fetch_all(query)) for _ in range(2)] == [1, 0]
+
+
+async def test_missing_parameter_is_an_error(reader: FastReader, engine: AsyncEngine) -> None:
     query: Query = select(literal_column("1")).where(literal_column("1", Integer) == bindparam("number", type_=Integer))
 
-    with pytest.raises((KeyError, StatementError), match="number"):
+    error = KeyError if engine.dialect.name == "postgresql" else StatementError
+    with pytest.raises(error, match="number"):
         await reader.fetch_one(query, nummber=1)
 
 

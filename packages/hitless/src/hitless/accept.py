@@ -118,8 +118,8 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots are 0 if no other worker accepts connections, and an older worker that used the same slot as
-            # this one has just exited, which cleared the slot. The minimum is then 0 connections.
+            # All slots are 0 if no other worker accepts connections, and an older worker with the same slot as this one
+            # has just cleared it by stopping. The minimum is then 0 connections.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

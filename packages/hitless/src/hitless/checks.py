@@ -29,8 +29,8 @@ def check_startup(arbiter: Arbiter) -> None:
     if arbiter.cfg.reuse_port:
         raise StartupError("reuse_port must be off: connections that wait for a worker would be lost with it")
     check_tls(arbiter.cfg)
-    # Skip this check if the master was started by SIGUSR2 or by systemd. In both cases, it inherits sockets that are
-    # already bound, and binding their addresses again would fail.
+    # Skip this check if the master was started by SIGUSR2 or by systemd's socket activation. It then inherits sockets
+    # that are already bound, and binding their addresses again would fail.
     if not {"GUNICORN_PID", "LISTEN_FDS"} & os.environ.keys():
         for address in arbiter.address:
             if isinstance(address, tuple):  # a Unix socket has a path instead

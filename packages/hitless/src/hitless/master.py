@@ -147,8 +147,8 @@ class Supervisor:
         """Apply a reloaded configuration, unless its addresses have changed.
 
         To use new addresses, gunicorn would close all its sockets and bind again. If binding failed, gunicorn could not
-        start any more workers. For an address that stays the same, binding always fails, because the old workers still
-        listen on it.
+        start any more workers. For a TCP address that stays the same, binding always fails, because the old workers
+        still listen on it.
 
         Raises:
             StartupError: The addresses have changed.

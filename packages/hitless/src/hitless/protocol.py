@@ -36,14 +36,14 @@ log = logging.getLogger("hitless")
 # address and a request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# How long, in seconds, a connection stays open after a request is rejected, or answered before its body has arrived.
-# Closing a connection with unread data in the receive buffer would reset it, and the client might never see the
-# response.
+# Maximum time in seconds to wait for the rest of a request before its connection is closed, if the request was rejected
+# or was answered before its body had arrived. Closing a connection with unread data in the receive buffer would reset
+# it, and the client might never see the response.
 LINGER_SECONDS = 1.0
-# By how many seconds the keep-alive timeout is extended if the next request has arrived but has not been read yet.
+# Extension of the keep-alive timeout, in seconds, if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
-# Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit: it keeps reading from the
-# connection while the application awaits `receive` in an earlier request, for example to notice a disconnect.
+# Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit: it resumes reading from the
+# connection each time the application calls `receive` in an earlier request, for example to check for a disconnect.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
@@ -55,8 +55,9 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after a complete response are only logged.
 
-    Such exceptions come from background tasks, or from Starlette, which re-raises an exception after responding with
-    500. On its own, Uvicorn would also close the connection, and a request that the client has just sent would be lost.
+    Examples are exceptions in background tasks and in the exit code of dependencies with `yield`, and the exception
+    that Starlette re-raises after responding with 500. On its own, Uvicorn would also close the connection, and a
+    request that the client has just sent would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -293,10 +294,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Suppress Uvicorn's warning about an unsupported upgrade, which recommends installing a package.
-
-        Clients could use it to flood the log.
-        """
+        """Suppress Uvicorn's warnings about unsupported upgrades, because clients could use them to flood the log."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  Uvicorn's text is not used
         self._refuse(self.reason)

@@ -24,8 +24,8 @@ from hitless.limits import Limits
 # How long, in seconds, to wait for the client's close frame after sending one. Closing a connection with unread data in
 # the receive buffer would reset it, and the client might never see the close code.
 LINGER_SECONDS = 1.0
-# Maximum number of bytes to parse before checking again whether the message queue is full. The shortest message has six
-# bytes, so this piece of data contains at most 170 messages.
+# Data is parsed in pieces of at most this many bytes. After each piece, the parser stops if the message queue is full.
+# The shortest message has six bytes, so a piece completes at most 171 messages.
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
@@ -139,7 +139,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
     # Closing ---------------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Close the connection after the current and the queued messages. A second call closes it immediately."""
+        """Close the connection once the application has handled all queued messages. A second call closes it now."""
         if self.is_draining:
             self._close_with_1012()
         self.is_draining = True
