@@ -38,8 +38,8 @@ def add_routers(app: FastAPI) -> None:
     """Add the routes and the email writers of every feature to the application.
 
     An email writer is a function that writes one kind of email. `app.state.mail_writers` contains one factory for each
-    feature that sends emails. At startup, the lifespan calls each factory with the settings. The factory returns the
-    email writers of its feature.
+    feature that sends emails. At startup, the lifespan calls each factory with the settings, and gets the email writers
+    of the feature.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

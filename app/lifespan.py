@@ -52,8 +52,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     # Create the engine here instead of at import time: gunicorn forks its workers after the import, and they must not
     # share connections.
     engine = create_engine(settings)
-    # Give the readiness check its own connection. If it used the connection pool of the requests, it would have to wait
-    # for a free connection when the worker is busy, and would report the database as unavailable.
+    # Give the readiness check its own connection. If it shared a pool with requests, it would have to wait for a free
+    # connection when the worker is busy, and would report the database as unavailable.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
     limiter = RateLimiter(settings, redis, app.state.rate_counter)

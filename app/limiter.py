@@ -207,7 +207,7 @@ class RateLimiter:
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
-        """Count a request against a client's limit, and return the client's usage."""
+        """Count a client's request against the limit called `name`, and return the client's usage of the limit."""
         if name not in self._limits:
             raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
         quota, window = self._limits[name]

@@ -241,7 +241,7 @@ def _mask_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
 
 
 def log_uncaught_exceptions() -> None:
-    """Log uncaught exceptions. Python would print them in another format, and would not mask secrets.
+    """Install hooks that log uncaught exceptions. Python would print them in another format, without masking secrets.
 
     Call this once, in gunicorn's master, before the workers are forked.
     """

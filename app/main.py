@@ -47,8 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # Generate operation ids such as `create_user`. FastAPI's default would be `create_user_users__post`.
         generate_unique_id_function=attrgetter("name"),
-        # Do not redirect /users to /users/. The redirect would lead to the host in the Host header, which may be any
-        # host. The client would send its Authorization header to that host.
+        # Do not redirect /users to /users/. The redirect would lead to the host that the Host header names. This may be
+        # any host, and the client would send its Authorization header there.
         redirect_slashes=False,
         openapi_url=f"{PREFIX}/openapi.json" if settings.docs else None,  # None also disables /docs and /redoc
         docs_url=f"{PREFIX}/docs",

@@ -25,8 +25,8 @@ LEEWAY = 5
 # Concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. By default, there are two workers per CPU, so two
 # hashes per worker keep every CPU busy. More hashes would only slow each other down and take more memory.
 MAX_CONCURRENT_HASHES = 2
-# Maximum number of waiting hashes. The last request in a full queue waits for a few seconds. With a longer queue,
-# clients would time out before their hash is computed.
+# Maximum number of requests that wait for a hash. The last one in a full queue waits for a few seconds. With a longer
+# queue, clients would time out before their hash is computed.
 MAX_QUEUED_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")

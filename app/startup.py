@@ -77,7 +77,7 @@ def create_sqlite_file(settings: Settings) -> None:
 
 
 def connections_per_worker(settings: Settings) -> int:
-    """Return the maximum number of database connections per worker: the pool, and one for the readiness check."""
+    """Return the maximum number of database connections per worker: the pool's, and one for the readiness check."""
     return settings.database_pool_size + 1
 
 

@@ -67,7 +67,7 @@ class TCPProxy:
 
 @asynccontextmanager
 async def tcp_proxy(host: str, port: int) -> AsyncIterator[TCPProxy]:
-    """Run a proxy in front of a server."""
+    """Run a TCP proxy in front of the server at the given host and port."""
     proxy = TCPProxy(host, port)
     server = await asyncio.start_server(proxy.handle_connection, "127.0.0.1", 0)
     proxy.address = "{}:{}".format(*server.sockets[0].getsockname())

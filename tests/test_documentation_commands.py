@@ -26,7 +26,8 @@ from app.settings import Settings
 from tests.conftest import GROUPS, ROOT
 from tests.pages import PAGES, blocks
 
-# Programs with subcommands, programs that have only options, and programs whose --help is not checked.
+# Matches the start of a command: a program with subcommands, a program with options only, or a program whose --help is
+# not checked.
 COMMAND = re.compile(
     r"(?:(docker (?:compose|container|image|network|system|volume)|docker|python -m app|alembic|fastapi|uv)"
     r"(?: [a-z][\w-]*)?|(gunicorn|uvicorn|pytest)|python -m|\.ci/run)(?!\S)"

@@ -44,7 +44,8 @@ REQUESTS: dict[str, tuple[int, Request]] = {
         READ_ONE + WRITE_ONE,
         lambda client, root: client.patch("/users/me", headers=root.auth, json={"full_name": "R"}),
     ),
-    # First the user is read. Then one transaction locks the user, stores the token and deletes expired tokens.
+    # One read of the user, then a transaction with two more statements. It locks the user, stores the token, and
+    # deletes expired tokens.
     "log in": (READ_ONE + WRITE_ONE + 2, lambda client, _: log_in(client, "root@example.com")),
     "refresh": (
         WRITE_ONE,

@@ -92,8 +92,8 @@ async def reset_password(  # noqa: PLR0913  each is needed
 async def request_email_verification(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
     """Send a link to verify an email address, if it belongs to an active account and is not verified yet.
 
-    The response is the same for every address, and takes the same time. This does not send the link for a
-    `pending_email`. To receive that link again, update the current user with the same address again.
+    The response is the same for every address, and takes the same time. To receive another link for a `pending_email`,
+    update the current user with that address again.
     """
     outbox.add(session, "email_verification", data.email)
     return Accepted()

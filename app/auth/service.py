@@ -168,8 +168,9 @@ async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> Non
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # This service issued the token if its signature is valid or its hash is stored. After a change of the secret key,
-    # the signature may no longer be valid, but the hashes of the current token and the one before it are still stored.
+    # Accept only tokens that this service issued: their signature is valid, or their hash is stored. After a change of
+    # the secret key, signatures may no longer be valid, but the hashes of the current token and the one before it are
+    # still stored.
     is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
     was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
     await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))

@@ -42,8 +42,8 @@ class CompiledQuery(NamedTuple):
     Attributes:
         sql: The statement.
         names: The names of its parameters, in order.
-        defaults: The values of the parameters that callers need not pass: literals in the query, for example a limit,
-            and the defaults of `bindparam`.
+        defaults: Values of parameters that callers may omit. They come from literals in the query, for example a limit,
+            and from the defaults of `bindparam`.
     """
 
     sql: str

@@ -54,6 +54,6 @@ class OutageLog:
             waiting=self._reader.waiting,
         )
         self._reasons.clear()
-        # Run the next report in an empty context. It covers many requests, so its log line must not contain this
-        # request's id.
+        # Run the next report in an empty context. The report covers many requests, so its log line must not contain the
+        # id of this one.
         asyncio.get_running_loop().call_later(OUTAGE_SECONDS, self._report, context=Context())

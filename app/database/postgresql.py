@@ -183,7 +183,7 @@ class Connector:
             self._read_only_at = time.monotonic()
 
     def limit_transaction(self, connection: Connection) -> None:
-        """Set the timeouts of a transaction, unless the server already applies them to the whole connection."""
+        """Set the timeouts for a transaction, unless the server already applies them to the whole connection."""
         if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             return
         if not connection.info["has_server_limits"]:

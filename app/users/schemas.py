@@ -92,7 +92,7 @@ _USER: JsonDict = {
 class UserResponse(BaseModel):
     """A user."""
 
-    # Each field must have the name of an attribute of `User`, because `list_users` selects the columns by these names.
+    # `list_users` selects the columns by the names of these fields, so `User` needs an attribute for each of them.
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 

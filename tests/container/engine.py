@@ -50,7 +50,7 @@ def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
 
 
 class Container:
-    """A container that was started, and may have exited."""
+    """A container that has been started. It may have exited since."""
 
     def __init__(self, name: str) -> None:
         self.name = name

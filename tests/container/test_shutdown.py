@@ -19,7 +19,7 @@ COUNT_CONNECTIONS = (
 
 @pytest.fixture
 def database(database: Database) -> Database:
-    """A database that logs every connection that ends without a termination message, even if it was idle."""
+    """A database whose server logs each connection that is closed without a Terminate message, even an idle one."""
     database.query(f"ALTER DATABASE {database.name} SET log_min_messages = debug1")
     return database
 

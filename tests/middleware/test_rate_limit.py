@@ -38,7 +38,7 @@ def with_state(service: Service) -> ASGIApp:
 
 
 def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
-    """Return a client that connects from this IP address."""
+    """Return a client whose requests seem to come from the IP address `host`."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url=f"http://test{PREFIX}")
 
 

@@ -27,7 +27,7 @@ SETTINGS = json.loads(os.environ["SERVICE"])
 
 
 async def _create_user(email: str) -> None:
-    """Create the user in the database, because no route can create a superuser."""
+    """Create the superuser directly in the database, because no route can create one."""
     settings = Settings(**SETTINGS)
     engine = create_engine(settings)
     data = UserCreate(email=email, password=PASSWORD, full_name="Ann")

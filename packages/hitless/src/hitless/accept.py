@@ -29,12 +29,12 @@ TOLERANCE = 8
 # fewer connections to the other workers. With smaller batches, a busy worker would need more iterations to empty the
 # backlog.
 BATCH_SIZE = 8
-# How long, in seconds, a worker with too many connections stops accepting new ones. It accepts one connection after
-# each pause, so that clients are served even if all other workers are stuck.
+# Duration of a pause, in seconds, if a worker has too many connections. After each pause, the worker accepts one
+# connection, so that clients are served even if all other workers are stuck.
 PAUSE_SECONDS = 0.001
-# How long, in seconds, a worker stops accepting connections when it is out of file descriptors or memory. Before this
-# pause, it closes connections on which the client has sent nothing. It also cancels TLS handshakes that began more than
-# EXHAUSTED_SECONDS ago.
+# Duration of a pause, in seconds, if a worker is out of file descriptors or memory. Before this pause, the worker
+# closes connections whose clients have sent nothing, and cancels TLS handshakes that began more than EXHAUSTED_SECONDS
+# ago.
 EXHAUSTED_SECONDS = 1.0
 # Timeout of a TLS handshake, in seconds.
 HANDSHAKE_SECONDS = 20.0

@@ -19,8 +19,8 @@ def read_limits(
     Args:
         root: The directory that contains `proc` and `sys`.
         controller: The controller's name in cgroup v1, for example `cpu`.
-        v1: Returns the limit from a directory of cgroup v1, or None if there is none.
-        v2: Returns the limit from a directory of cgroup v2, or None if there is none.
+        v1: Returns the limit from a cgroup v1 directory, or None if there is no limit.
+        v2: Returns the limit from a cgroup v2 directory, or None if there is no limit.
     """
     membership = root / "proc/self/cgroup"
     for line in membership.read_text().splitlines() if membership.is_file() else []:

@@ -17,7 +17,7 @@ pidfile_problems = set[str]()
 
 
 class StartupError(Exception):
-    """The server cannot start. The message is a single line for the operator."""
+    """Raised if the server cannot start. The message is a single line that tells the operator why."""
 
 
 def check_startup(arbiter: Arbiter) -> None:

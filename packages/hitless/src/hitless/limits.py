@@ -10,7 +10,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from hitless.sockets import has_unread_bytes
 
-# Defined in linux/tcp.h, and in Python's `socket` module only on Linux.
+# The value from linux/tcp.h. Python's `socket` module defines this constant only on Linux.
 TCP_USER_TIMEOUT = 18
 
 

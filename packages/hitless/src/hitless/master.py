@@ -52,7 +52,7 @@ def _reset_signals() -> None:
 
 
 class Supervisor:
-    """Replaces the methods that gunicorn uses to start and stop workers. Only the master creates an instance."""
+    """Replaces gunicorn's methods for starting and stopping workers. Only the master creates an instance."""
 
     def __init__(self, arbiter: Arbiter) -> None:
         self._arbiter = arbiter
@@ -146,9 +146,9 @@ class Supervisor:
     def setup(self, app: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
         """Apply a reloaded configuration, unless its addresses have changed.
 
-        To use new addresses, gunicorn would close all its sockets and bind again. If binding failed, gunicorn could not
-        start any more workers. For a TCP address that stays the same, binding always fails, because the old workers
-        still listen on it.
+        gunicorn changes addresses by closing all its sockets and binding again. If that failed, gunicorn could not
+        start any more workers. It always fails if the new addresses include a present TCP address, because the old
+        workers still listen on it.
 
         Raises:
             StartupError: The addresses have changed.

@@ -30,7 +30,7 @@ def available_memory(root: Path = Path("/")) -> Memory:
 
 
 def _read_v2(directory: Path) -> int | None:
-    """Return the limit from `memory.max`, which contains a number of bytes or `max` for no limit."""
+    """Return the limit in bytes from `memory.max` of cgroup v2, or None if the file contains `max` (no limit)."""
     file = directory / "memory.max"
     if not file.is_file():
         return None

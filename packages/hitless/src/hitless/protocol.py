@@ -161,8 +161,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        If `close_after_response` keeps the connection open for one more request, the first call has no effect. The idle
-        timeout or a second call then closes the connection.
+        The first call has no effect if `close_after_response` keeps the connection open for one more request. Then the
+        idle timeout or a second call closes it.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False
@@ -256,8 +256,8 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
-        # Reject a request with `Upgrade` and a body. The parser stops after the head, so the body would be treated as
-        # the next request.
+        # Reject a request with `Upgrade` and a body. Because of `Upgrade`, the parser stops after the headers, so the
+        # body would be treated as the next request.
         has_upgrade = self.parser.should_upgrade()
         if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError

@@ -40,9 +40,9 @@ class GracefulServer(Server):
     Args:
         config: Uvicorn's configuration.
         worker: The worker's sequence number, which gunicorn calls `age`.
-        phase: One byte of shared memory, from which the master reads the worker's phase.
+        phase: One byte of shared memory that tells the master which phase the worker is in.
         notify: Sends a heartbeat to the master.
-        grace_seconds: How long running requests may take to finish during the shutdown, in seconds.
+        grace_seconds: The time in seconds that requests in progress have to finish during the shutdown.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class GracefulServer(Server):
             log.error("The master process has not responded for %d s: no worker is replaced", seconds_without_heartbeat)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain connections, finish running requests within the grace period, then shut down the lifespan."""
+        """Drain connections, let running requests finish within the grace period, then run the lifespan's shutdown."""
         heartbeat = asyncio.create_task(self._send_heartbeat())
         deadline = asyncio.get_running_loop().time() + self._grace_seconds
         self._phase[0] = Phase.STOPPING

@@ -9,7 +9,7 @@ from threading import RLock
 from typing import TextIO
 
 log = logging.getLogger("hitless.stderr")
-# Without a handler, `logging` would write this logger's warnings to standard error itself, and might block.
+# Without a handler, `logging` would write this logger's warnings directly to standard error, and that might block.
 log.addHandler(logging.NullHandler())
 
 
@@ -77,7 +77,7 @@ class LogStream:
         return True
 
     def _write(self, data: bytes) -> bool:
-        """Write as much as fits, and keep the remainder. Return whether anything was written."""
+        """Write as much as the pipe can take now, and keep the rest for later. Return whether anything was written."""
         try:
             written = os.write(self._pipe, data)
         except BlockingIOError:

@@ -64,7 +64,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     @property
     def phase(self) -> Phase:
-        """The worker's phase, in memory shared with the master."""
+        """The worker's phase, which is stored in memory that the worker shares with the master."""
         return Phase(self._phase[0])
 
     @property
