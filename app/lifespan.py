@@ -56,7 +56,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     # connection when the worker is busy, and would report the database as unavailable.
     probe_engine = create_engine(settings, pool_size=1)
     redis = create_redis(settings)
-    limiter = RateLimiter(settings, redis, app.state.rate_counter)
+    limiter = RateLimiter(settings, redis, app.state.rate_counters)
     outbox = Outbox({kind: write for writers in app.state.mail_writers for kind, write in writers(settings).items()})
     fast_reader = FastReader(engine, settings)
     outages = OutageLog(settings, fast_reader)

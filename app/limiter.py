@@ -6,7 +6,7 @@ clients on each request (10 µs with one client, 820 µs with 10,000). `throttle
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 from hashlib import blake2b
 from itertools import repeat
@@ -27,7 +27,7 @@ log = structlog.stdlib.get_logger("app.limiter")
 REDIS_SECONDS = 0.25
 # Interval between attempts to use Redis while it is unavailable, in seconds.
 RETRY_SECONDS = 1.0
-# Number of slots in the hash table of `MemoryCounter`. A slot stores the count of one client for one limit.
+# Number of slots in the hash table of `MemoryCounter`. A slot stores the count of one client.
 MEMORY_SLOTS = 32_768
 # Number of consecutive slots in the hash table of `MemoryCounter` to try for each key.
 PROBES = 8
@@ -193,9 +193,14 @@ class RateLimiter:
 
     Clients are identified by a keyed hash, so that Redis stores neither IP addresses nor email addresses. If Redis is
     not configured, unavailable or slow, requests are counted in the memory of this server.
+
+    Args:
+        settings: Settings with the limits.
+        redis: The client for Redis, or None if it is not configured.
+        memory: A counter for each limit, so that the many clients of one limit cannot evict the counts of another.
     """
 
-    def __init__(self, settings: Settings, redis: Redis | None, memory: MemoryCounter) -> None:
+    def __init__(self, settings: Settings, redis: Redis | None, memory: Mapping[str, MemoryCounter]) -> None:
         self._limits = read_limits(settings)
         self._key = blake2b(settings.secret_key.get_secret_value().encode(), person=b"rate limits").digest()
         self._memory = memory
@@ -215,7 +220,7 @@ class RateLimiter:
         # The braces are a hash tag: they put all keys in the same Redis Cluster slot, so that one command can update
         # them all.
         count = await self._redis.hit(f"{{rate}}:{name}:{digest.hexdigest()}", window) if self._redis else None
-        used, seconds_left = count or self._memory.hit(digest.digest(), window)
+        used, seconds_left = count or self._memory[name].hit(digest.digest(), window)
         return Usage(name, quota, window, used, max(1, math.ceil(seconds_left)))
 
     async def enforce(self, name: str, client: str) -> None:

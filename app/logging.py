@@ -29,12 +29,12 @@ def _mask_password(url: re.Match[str]) -> str:
 
 
 # Each entry consists of a word, a pattern that matches secrets near the word, and their replacement. To save time, the
-# pattern is applied only to lines that contain the word. Patterns must match in linear time.
+# pattern is applied only to texts that contain the word. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
-    # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. The
-    # first alternative matches inside JSON strings, where the line feed is escaped.
-    ("DETAIL:", re.compile(r'\\nDETAIL:(?:[^"\\]|\\.)*|\nDETAIL:.*'), ""),
+    # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. In the
+    # `repr` of an error, a backslash and an `n` stand for the line feed.
+    ("DETAIL:", re.compile(r"(?:\n|\\n)DETAIL:.*"), ""),
     # Mask LIKE patterns, because they contain the search term passed to `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
@@ -197,7 +197,7 @@ def _add_metadata() -> list[Processor]:
 
 
 def _render(settings: Settings) -> list[Processor]:
-    return [*(_render_json() if _wants_json(settings) else _render_console()), _mask_secrets]
+    return _render_json() if _wants_json(settings) else _render_console()
 
 
 def _render_json() -> list[Processor]:
@@ -212,6 +212,7 @@ def _render_console() -> list[Processor]:
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         ),
+        _mask_line,
     ]
 
 
@@ -228,12 +229,31 @@ def _escape_control_characters(_logger: WrappedLogger, _method: str, event: Even
 
 def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
-    return _encode({**first, **event})
+    line = _encode({**first, **event})
+    if any(word in line for word, *_ in _SECRETS):
+        # Mask each value separately. A pattern that matches across values would leave invalid JSON.
+        line = _encode(_mask_values(json.loads(line)))
+    return line
 
 
-def _mask_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
+def _mask_values(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    match value:
+        case str():
+            return _mask(value)
+        case dict():
+            return {_mask(key): _mask_values(item) for key, item in value.items()}
+        case list():
+            return [_mask_values(item) for item in value]
+        case _:
+            return value
+
+
+def _mask_line(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
     """Mask secrets in the finished line, which includes every field, message and traceback."""
-    text = str(line)
+    return _mask(str(line))
+
+
+def _mask(text: str) -> str:
     for word, pattern, replacement in _SECRETS:
         if word in text:
             text = pattern.sub(replacement, text)

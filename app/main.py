@@ -57,7 +57,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.is_database_prepared = False  # see lifespan.py
-    app.state.rate_counter = MemoryCounter()  # shared by the workers, which are forked later
+    # Shared by the workers, which are forked later.
+    app.state.rate_counters = {name: MemoryCounter() for name in read_limits(settings)}
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as in FastAPI's documentation
     add_routers(app)
     applications = {path: route.app for path, route in iter_routes(app.routes) if isinstance(route.app, FastAPI)}

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from hashlib import blake2b
 from time import monotonic
@@ -48,7 +49,7 @@ async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
     """A new limiter. Tests that use it run twice: once with counts in memory, and once with counts in Redis."""
     settings = limited_settings(request.getfixturevalue("redis_url") if request.param == "redis" else None)
     redis = create_redis(settings)
-    yield RateLimiter(settings, redis, MemoryCounter())
+    yield RateLimiter(settings, redis, defaultdict(MemoryCounter))
     if redis:
         await redis.aclose()
 
@@ -142,6 +143,15 @@ def test_memory_counts_thousands_of_clients() -> None:
     assert counts.count(3) > 7_990
 
 
+async def test_clients_of_one_limit_do_not_evict_the_counts_of_another() -> None:
+    limiter = RateLimiter(limited_settings(None), None, defaultdict(lambda: MemoryCounter(1)))
+    await limiter.hit("account", "ann")
+    for number in range(2 * PROBES):
+        await limiter.hit("default", str(number))
+
+    assert (await limiter.hit("account", "ann")).used == 2
+
+
 def test_forked_process_counts_in_the_same_memory() -> None:
     counter = MemoryCounter()
     counter.hit(b"a" * 8, 60)
@@ -160,7 +170,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
         }
 
     before = await account_keys()
-    await RateLimiter(settings, redis, MemoryCounter()).hit("account", "ann@example.com")
+    await RateLimiter(settings, redis, defaultdict(MemoryCounter)).hit("account", "ann@example.com")
 
     new = await account_keys() - before
     milliseconds = [await redis.pttl(key) for key in new]
@@ -172,7 +182,7 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
 
 async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
     """At the end of a window, Redis may report 0 ms left. The test uses -1 instead, from a key that never expires."""
-    limiter = RateLimiter(settings, redis, MemoryCounter())
+    limiter = RateLimiter(settings, redis, defaultdict(MemoryCounter))
     before = set(await redis.keys("{rate}:default:*"))
     await limiter.hit("default", "ann")
     (key,) = set(await redis.keys("{rate}:default:*")) - before
@@ -199,7 +209,7 @@ async def test_one_request_at_a_time_retries_redis_during_an_outage(monkeypatch:
         settings = limited_settings(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         redis = create_redis(settings)
         assert redis
-        limiter = RateLimiter(settings, redis, MemoryCounter())
+        limiter = RateLimiter(settings, redis, defaultdict(MemoryCounter))
 
         usages = [await limiter.hit("default", "ann") for _ in range(10)]
         assert len(attempts) == 1
@@ -216,7 +226,9 @@ async def test_workers_share_one_count(redis_url: str) -> None:
     settings = limited_settings(redis_url)
     clients = [create_redis(settings) for _ in range(2)]
 
-    usages = [await RateLimiter(settings, client, MemoryCounter()).hit("default", "ann") for client in clients]
+    usages = [
+        await RateLimiter(settings, client, defaultdict(MemoryCounter)).hit("default", "ann") for client in clients
+    ]
     for client in clients:
         assert client
         await client.aclose()
@@ -225,7 +237,7 @@ async def test_workers_share_one_count(redis_url: str) -> None:
 
 
 async def test_hits_during_a_command_are_counted_together_by_the_next(redis: Redis, settings: Settings) -> None:
-    limiter = RateLimiter(settings, redis, MemoryCounter())
+    limiter = RateLimiter(settings, redis, defaultdict(MemoryCounter))
     await limiter.hit("default", "the first client, whose command loads the script")
     end = uuid4().hex
 
@@ -257,7 +269,7 @@ async def test_cancelled_hit_does_not_affect_others(limiter: RateLimiter) -> Non
 async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
     proxy: TCPProxy, proxied_redis: Redis, settings: Settings
 ) -> None:
-    limiter = RateLimiter(settings, proxied_redis, MemoryCounter())
+    limiter = RateLimiter(settings, proxied_redis, defaultdict(MemoryCounter))
     await limiter.hit("default", "ann")
     proxy.set_state("silent")
     proxy.sent.clear()
@@ -279,7 +291,7 @@ async def test_hits_queued_behind_a_failed_command_do_not_wait_again(
 async def test_outage_is_logged_without_the_id_of_a_request(
     proxy: TCPProxy, proxied_redis: Redis, logs: list[structlog.typing.EventDict]
 ) -> None:
-    limiter = RateLimiter(limited_settings(None), proxied_redis, MemoryCounter())
+    limiter = RateLimiter(limited_settings(None), proxied_redis, defaultdict(MemoryCounter))
     proxy.set_state("closed")
 
     with structlog.contextvars.bound_contextvars(request_id="abc"):
@@ -293,7 +305,7 @@ async def test_outage_is_logged_without_the_id_of_a_request(
 async def test_requests_are_counted_in_memory_while_redis_is_unavailable(
     proxy: TCPProxy, proxied_redis: Redis, logs: list[structlog.typing.EventDict], outage: ProxyState
 ) -> None:
-    limiter = RateLimiter(limited_settings(None, rate_limit="3/hour"), proxied_redis, MemoryCounter())
+    limiter = RateLimiter(limited_settings(None, rate_limit="3/hour"), proxied_redis, defaultdict(MemoryCounter))
 
     async def hit(times: int) -> list[int]:
         usages = await asyncio.gather(*(limiter.hit("default", "ann") for _ in range(times)))

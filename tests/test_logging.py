@@ -183,6 +183,41 @@ async def test_search_term_is_not_logged(
     assert "@example.com" not in shown
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (r"\nDETAIL:x", "seen"),
+        (r"\\nDETAIL:x", "seen"),
+        ("\nDETAIL: x", "seen"),
+        ("LIKE 'a", "b' seen"),
+        ("a://b:c", "d@e seen"),
+        ("a://b:\\", "d@e seen"),
+    ],
+)
+def test_clients_cannot_hide_fields_behind_words_that_are_masked(
+    first: str, second: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(make_settings(log_format="json"))
+
+    structlog.stdlib.get_logger("app").info("request", path=first, user_agent=second, step=3)
+
+    line = json.loads(capsys.readouterr().err)
+    assert line["path"] in {first, first[:1], ""}
+    assert line["user_agent"] == second
+    assert line["step"] == 3
+
+
+def test_secrets_in_nested_values_are_masked(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(make_settings(log_format="json"))
+    error = repr(ValueError("rejected\nDETAIL:  Key (email)=(ann@example.com) exists."))
+
+    structlog.stdlib.get_logger("app").info("broken", reasons=[f"1 x {error}", 2], urls={URL: None})
+
+    shown = capsys.readouterr().err
+    assert json.loads(shown)["reasons"] == ["1 x ValueError('rejected", 2]
+    assert "hunter2" not in shown
+
+
 def test_traceback_on_the_console_has_pythons_format(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(make_settings(log_format="console"))
 

@@ -90,7 +90,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
         EmailTaken: Another user has taken the address.
     """
     token = await _check(reader, tokens, "email_verification", data.token)
-    await limiter.enforce("account", token.email)
+    await limiter.enforce("account", str(token.user_id))
     matches, _ = await passwords.verify(data.password, token.password_hash)
     if not matches:
         raise IncorrectPassword

@@ -47,8 +47,9 @@ async def login(  # noqa: PLR0913  each is needed
             same time.
         EmailNotVerified: The credentials are correct, but the address must be verified first.
     """
-    await limiter.enforce("account", credentials.email)
     user = await find_user_by_email(reader, credentials.email)
+    # Count by the user's id, because the user can change the address.
+    await limiter.enforce("account", str(user.id) if user else credentials.email)
     # Verifying the password takes 0.1 s. The request holds no database connection during this time, because the session
     # has not connected yet.
     matches, new_hash = await passwords.verify(credentials.password, user.password_hash if user else None)

@@ -209,7 +209,7 @@ async def change_password(  # noqa: PLR0913  each is needed
         WrongPassword: The current password is wrong.
         UserNotFound: The user was deleted, or the security stamp was replaced, for example by a deactivation.
     """
-    await limiter.enforce("account", user.email)
+    await limiter.enforce("account", str(user.id))
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
     if not matches:
         raise WrongPassword

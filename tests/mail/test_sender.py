@@ -1,6 +1,7 @@
 """The outbox: no email is lost or blocks another, and no request waits for the mail server."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -81,7 +82,7 @@ class Worker:
 
     def __init__(self, settings: Settings, engine: AsyncEngine, write: Writer = write_number) -> None:
         self.outbox = Outbox({"test": write})
-        limiter = RateLimiter(settings, None, MemoryCounter())
+        limiter = RateLimiter(settings, None, defaultdict(MemoryCounter))
         self.sender = Sender(settings, engine, self.outbox, limiter, OutageLog(settings, FastReader(engine, settings)))
 
 

@@ -254,6 +254,19 @@ async def test_password_changes_share_the_limit_of_logins_to_the_account(setting
     assert login.status_code == 429
 
 
+async def test_limit_of_the_account_remains_after_a_change_of_the_address(settings: Settings) -> None:
+    async with serve(change(settings, rate_limit_login="3/minute", mail=False)) as service:
+        ann = await sign_up(service.client)
+        body = {"current_password": "wrong", "new_password": "another password"}
+        attempts = []
+        for number in range(3):
+            address = {"email": f"ann{number}@example.com"}
+            assert (await service.client.patch("/users/me", headers=ann.auth, json=address)).status_code == 200
+            attempts.append(await service.client.put("/users/me/password", headers=ann.auth, json=body))
+
+    assert [response.status_code for response in attempts] == [400, 400, 429]
+
+
 async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings) -> None:
     async with serve(change(settings, rate_limit_register="2/minute")) as service:
 
