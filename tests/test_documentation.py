@@ -199,6 +199,7 @@ def test_table_contains_the_limits_of_a_connection() -> None:
 
     assert [row[1] for row in table("limits")] == [
         f"{limits.head_size // 1024} KiB",
+        f"{limits.header_lines}",
         f"{limits.pipelined_requests}",
         f"{seconds}, and 1 s more per {limits.bytes_per_second} bytes, but at most {seconds} from the last byte",
         f"{limits.unread_seconds:.0f} s",

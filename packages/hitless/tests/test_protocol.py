@@ -24,6 +24,7 @@ SLEEP = b"GET /sleep/4 HTTP/1.1\r\nHost: test\r\n\r\n"  # sleeps for twice the t
 
 SHORT_LIMITS = {"REQUEST_SECONDS": "2", "UNREAD_SECONDS": "2"}
 HEAD_SIZE = Limits().head_size
+HEADER_LINES = Limits().header_lines
 PIPELINED_REQUESTS = Limits().pipelined_requests
 
 
@@ -151,6 +152,33 @@ def test_head_too_large_returns_431(server: Gunicorn, request_: bytes) -> None:
 
     assert statuses(response) == [431]
     assert response.endswith(b"The request line and headers are too large.")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(GET + b"A:\r\n" * HEADER_LINES + b"\r\n", id="headers"),
+        pytest.param(GET + b"A:\r\n" * (HEADER_LINES + 1), id="incomplete head"),
+        pytest.param(CHUNKED + b"2\r\n{}\r\n0\r\n" + b"A:\r\n" * HEADER_LINES, id="trailers"),
+    ],
+)
+def test_too_many_headers_return_431(server: Gunicorn, request_: bytes) -> None:
+    """Short headers use so much memory that the size of the head is no sufficient limit."""
+    assert len(request_) < HEAD_SIZE
+
+    with connect(server, request_) as client:
+        response = read_all(client)
+
+    assert statuses(response) == [431]
+
+
+def test_maximum_number_of_headers_is_accepted_in_each_request(server: Gunicorn) -> None:
+    headers = b"A:\r\n" * (HEADER_LINES - 2)
+    with connect(server, GET + b"A:\r\n" + headers + b"\r\n" + GET + b"Connection: close\r\n" + headers) as client:
+        client.sendall(b"\r\n")
+        responses = read_all(client)
+
+    assert statuses(responses) == [200, 200]
 
 
 def test_head_of_the_maximum_size_is_accepted(server: Gunicorn) -> None:
