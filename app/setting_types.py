@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
@@ -15,6 +15,8 @@ from app.urls import check_redis_url, parse_database_url, parse_web_database_url
 SECRET_KEY_BYTES = 32
 # The example value in .env.example and docker-compose.yml, which is rejected in production.
 EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
+# All IPv4 addresses, in IPv6 notation, and all IPv6 addresses of the internet (RFC 4291, section 2.4).
+_EVERYBODY = IPv6Network("::ffff:0:0/96"), IPv6Network("2000::/3")
 
 
 def _check_secret_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
@@ -34,18 +36,26 @@ def _split(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
-def _check_network(value: str) -> str:
-    # Accept only IP addresses and networks: Uvicorn treats any other string as a host name. Reject `*` and 0.0.0.0/0,
-    # which would trust every client.
+def _check_networks(values: list[str]) -> list[str]:
+    # Accept only IP addresses and networks: Uvicorn treats any other string as a host name. Reject networks that
+    # together contain all IPv4 or all IPv6 addresses, because they would trust every client.
     try:
-        is_valid = ip_network(value).prefixlen > 0
+        networks = collapse_addresses(_to_ipv6(ip_network(value)) for value in values)
+        is_valid = not any(everybody.subnet_of(network) for network in networks for everybody in _EVERYBODY)
     except ValueError:
         is_valid = False
     if not is_valid:
         raise ValueError(
-            "must be addresses or networks like 10.0.0.0/8, neither host names nor a network of all addresses"
+            "must be addresses or networks like 10.0.0.0/8, neither host names nor networks that contain all addresses"
         )
-    return value
+    return values
+
+
+def _to_ipv6(network: IPv4Network | IPv6Network) -> IPv6Network:
+    """Convert an IPv4 network to the form that its addresses have on a socket that listens on `::`."""
+    if isinstance(network, IPv6Network):
+        return network
+    return IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
 
 
 def _matches(pattern: str, message: str) -> AfterValidator:
@@ -82,7 +92,7 @@ PageURL = Annotated[
 SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
 # Accept an empty secret file. Docker Compose requires the file even if there is no previous key.
 PreviousSecretKey = Annotated[SecretKey | None, BeforeValidator(lambda value: value or None)]
-Network = Annotated[str, AfterValidator(_check_network)]
+Networks = Annotated[list[str], *CommaSeparated, AfterValidator(_check_networks)]
 Host = Annotated[
     str,
     BeforeValidator(_lower),

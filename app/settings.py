@@ -14,7 +14,7 @@ from app.setting_types import (
     Host,
     LogLevel,
     MailSender,
-    Network,
+    Networks,
     Origin,
     PageURL,
     PreviousSecretKey,
@@ -73,7 +73,7 @@ class Settings(SettingsFiles):
         description="Seconds to keep serving after SIGTERM with readiness failing, so that load balancers stop sending "
         "traffic",
     )
-    forwarded_allow_ips: Annotated[list[Network], *CommaSeparated] = Field(
+    forwarded_allow_ips: Networks = Field(
         ["127.0.0.1", "::1"],
         description="Comma-separated addresses or networks of the proxies whose X-Forwarded-* headers are trusted",
     )

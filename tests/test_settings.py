@@ -182,6 +182,12 @@ def test_database_url_is_accepted_as_providers_write_it(monkeypatch: pytest.Monk
         ("FORWARDED_ALLOW_IPS", "10.0.0.1/8"),
         ("FORWARDED_ALLOW_IPS", "0.0.0.0/0"),
         ("FORWARDED_ALLOW_IPS", "::/0"),
+        ("FORWARDED_ALLOW_IPS", "0.0.0.0/1,128.0.0.0/1"),
+        ("FORWARDED_ALLOW_IPS", "128.0.0.0/1,10.0.0.0/8,::ffff:0.0.0.0/97"),
+        ("FORWARDED_ALLOW_IPS", "::/1,8000::/1"),
+        ("FORWARDED_ALLOW_IPS", "::/64"),
+        ("FORWARDED_ALLOW_IPS", "::ffff:0:0/96"),
+        ("FORWARDED_ALLOW_IPS", "2000::/4,3000::/4"),
     ],
 )
 def test_invalid_value_is_reported_by_name_only(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
@@ -191,6 +197,13 @@ def test_invalid_value_is_reported_by_name_only(monkeypatch: pytest.MonkeyPatch,
 
     assert list(problems) == [variable]
     assert "hunter2" not in str(problems)
+
+
+def test_large_networks_of_proxies_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = ["10.0.0.0/8", "172.16.0.0/12", "::ffff:192.168.0.0/112", "2001:db8::/32", "fc00::/7"]
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", ", ".join(networks))
+
+    assert load_settings().forwarded_allow_ips == networks
 
 
 @pytest.mark.parametrize("variable", ["SSL_KEYFILE", "SSL_CERTFILE"])
