@@ -219,6 +219,7 @@ def test_restore_replaces_everything_with_the_backup(production: Compose) -> Non
 
     assert log_in(production).status_code == 200
     assert query(production, "SELECT to_regclass('later') IS NULL") == "t"
+    assert can_create_large_objects(production) == "f"
 
 
 @pytest.mark.parametrize(
@@ -240,6 +241,12 @@ def test_dropped_database_returns_503_until_it_is_restored(
 
     assert during_outage.status_code == 503
     assert log_in(production).status_code == 200
+    assert can_create_large_objects(production) == "f"
+
+
+def can_create_large_objects(compose: Compose) -> str:
+    """Return `t` if the service's role can create large objects. If a backup contains one, it cannot be restored."""
+    return query(compose, "SELECT has_function_privilege('web', 'lo_create(oid)', 'EXECUTE')")
 
 
 def test_incidents_under_load_return_only_503_and_log_only_json(production: Compose) -> None:
