@@ -71,8 +71,6 @@ def create_app(settings: Settings) -> FastAPI:
         if limit not in read_limits(settings):
             raise LookupError(f"the limit {limit!r} of a route needs a setting RATE_LIMIT_{limit.upper()}")
 
-    docs = DOCS if settings.docs else ()
-
     # The middleware added last is the outermost.
     app.add_middleware(
         BodyLimitMiddleware,
@@ -82,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(UnhandledErrorMiddleware)
     app.add_middleware(WebSocketErrorMiddleware)
-    app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=HEALTH + docs)
+    app.add_middleware(RateLimitMiddleware, routes=app.routes, exempt=HEALTH)
     if settings.allowed_hosts and "*" not in settings.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, hosts=settings.allowed_hosts, exempt=HEALTH)
     if settings.cors_origins:
@@ -101,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
             for page in (each.docs_url, each.redoc_url)
             if each.openapi_url and page
         },
-        public=docs,
+        public=DOCS if settings.docs else (),
         hsts=settings.in_production,
     )
     app.add_middleware(HeadMiddleware)

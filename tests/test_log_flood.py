@@ -33,8 +33,6 @@ def test_written_field_is_at_most_512_characters(text: str) -> None:
     [
         ("GET", "/users/me", {"Host": "evil.example"}),
         ("GET", "/health/nowhere", {}),
-        ("GET", "/docs", {}),
-        ("GET", "/docs/nowhere", {}),
         ("OPTIONS", "/users/me", {"Origin": "https://example.com", "Access-Control-Request-Method": "GET"}),
     ],
 )

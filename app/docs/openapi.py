@@ -53,8 +53,8 @@ again (`t`):
     RateLimit-Policy: "default";q=600;w=60
     RateLimit: "default";r=599;t=60
 
-If none remain, the response is 429, with the seconds to wait in `Retry-After`. Health checks and this documentation are
-not limited. A response without these headers was not counted.
+If none remain, the response is 429, with the seconds to wait in `Retry-After`. Health checks are not limited. A
+response without these headers was not counted.
 """
 
 

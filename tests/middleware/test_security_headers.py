@@ -96,9 +96,8 @@ async def test_docs_are_cacheable(client: httpx.AsyncClient, path: str) -> None:
     assert "cache-control" not in response.headers
 
 
-async def test_docs_policy_applies_under_root_path(service: Service) -> None:
-    transport = httpx.ASGITransport(service.app, root_path="/api")
-    async with httpx.AsyncClient(transport=transport, base_url=f"http://test/api{PREFIX}") as client:
-        page = await client.get("/docs")
+async def test_docs_policy_applies_under_root_path(settings: Settings) -> None:
+    async with serve(settings, root_path="/api") as service:
+        page = await service.client.get("/docs")
 
     assert "script-src 'self' 'sha256-" in page.headers["content-security-policy"]
