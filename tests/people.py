@@ -10,6 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.users.models import User
 
 PASSWORD = "correct horse battery staple"
+# Addresses whose normal form is too long to send an email to, because "İ" is longer in lower case: in UTF-8, and with
+# the domain in ASCII.
+TOO_LONG_IN_LOWER_CASE = [
+    "İ" * 20 + "12345@" + ".".join(["x" * 60] * 3) + ".example.com",
+    "İ" * 20 + "@" + "ü." * 25 + "com",
+]
 
 
 @dataclass

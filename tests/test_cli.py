@@ -27,7 +27,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.users.models import User
 from tests.conftest import Service, make_settings
-from tests.people import PASSWORD, Person, log_in, register, sign_up
+from tests.people import PASSWORD, TOO_LONG_IN_LOWER_CASE, Person, log_in, register, sign_up
 
 
 class Result(NamedTuple):
@@ -233,6 +233,7 @@ def test_command_for_an_account_reports_problems_in_one_line(
         (["--email", "root@example.com", "--full-name", "Root"], "short\n", "password: "),
         (["--email", "root@example.com", "--full-name", "Root"], "", "pass the password on standard input"),
         (["--email", "nonsense", "--full-name", "Root"], f"{PASSWORD}\n", "email: "),
+        (["--email", TOO_LONG_IN_LOWER_CASE[0], "--full-name", "Root"], f"{PASSWORD}\n", "email: "),
         (["--password", PASSWORD], "", "unrecognized arguments"),
     ],
 )

@@ -37,7 +37,8 @@ def build_message(mail: Mail, content: Content, sender: str) -> EmailMessage:
         sender: The sender's address, optionally preceded by a name.
 
     Raises:
-        ValueError: The subject or an address contains a line feed or a carriage return.
+        EmailNotValidError: An address is not valid.
+        ValueError: The subject contains a line feed or a carriage return.
     """
     name, address = validate_email(sender)
     user, domain = encode_domain(address).rsplit("@", 1)
@@ -57,6 +58,9 @@ def encode_domain(address: str) -> str:
     """Encode the domain of an address in ASCII, which every mail server accepts.
 
     An address whose local part is not ASCII is returned unchanged.
+
+    Raises:
+        EmailNotValidError: The address is not valid.
     """
     return parse_email(address, check_deliverability=False).ascii_email or address
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from time import monotonic
 
 import structlog
+from email_validator import EmailNotValidError
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -144,6 +145,8 @@ class Sender:
                     self._note_available()
                     log.info("mail sent")
                 await self._delete(mail)
+            except EmailNotValidError:  # not logged, because its message may quote the address
+                await self._give_up(mail, "the recipient's address is not valid")
             except Undeliverable as error:
                 self._note_available()
                 await self._give_up(mail, str(error))

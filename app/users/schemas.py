@@ -4,10 +4,13 @@ from datetime import datetime
 from typing import Annotated
 from unicodedata import normalize
 
-from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+from pydantic import MISSING, AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints, validate_email
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from app.schemas import ANY_TEXT, SINGLE_LINE, Input
+
+MAX_LOCAL_PART_BYTES = 64
 
 
 def normalize_email(address: str) -> str:
@@ -20,7 +23,24 @@ def normalize_email(address: str) -> str:
     return normalize("NFC", "".join(character.lower() for character in normalize("NFC", address)))
 
 
-Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
+def validate_normal_form(address: str) -> str:
+    """Check that the normal form of an address is a valid address, and return it.
+
+    It may be too long even if the original is not, because a character may have more bytes in lower case.
+
+    Raises:
+        PydanticCustomError: The address has more than 254 bytes, in UTF-8 or with its domain in ASCII, or the part
+            before the @ has more than 64 (RFC 5321, section 4.5.3.1).
+    """
+    if len(address.partition("@")[0].encode()) > MAX_LOCAL_PART_BYTES:
+        raise PydanticCustomError("value_error", "value is not a valid email address: too long before the @")
+    validate_email(address)
+    return address
+
+
+Email = Annotated[
+    EmailStr, AfterValidator(normalize_email), AfterValidator(validate_normal_form), Field(max_length=254)
+]
 # Passwords are omitted from the repr of models, because a repr may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
 UncheckedPassword = Annotated[str, Field(max_length=128, pattern=ANY_TEXT, repr=False)]

@@ -7,10 +7,13 @@ from email.policy import default
 from uuid import UUID
 
 import pytest
+from email_validator import EmailNotValidError
 
 from app import TITLE
 from app.mail.message import Content, build_message
 from app.mail.models import Mail
+from app.users.schemas import normalize_email
+from tests.people import TOO_LONG_IN_LOWER_CASE
 from tests.smtp_server import html_of, text_of
 
 ID = UUID("6f1c2d3e-4b5a-4978-8695-a4b3c2d1e0f9")
@@ -55,3 +58,19 @@ def test_text_is_escaped_in_the_html() -> None:
 def test_line_break_in_the_subject_is_an_error(subject: str) -> None:
     with pytest.raises(ValueError, match="linefeed"):
         build(subject=subject)
+
+
+@pytest.mark.parametrize(
+    "recipient",
+    [
+        *map(normalize_email, TOO_LONG_IN_LOWER_CASE),
+        "ann@example.com\r\nBcc: bob@example.com",
+        "ann\n@example.com",
+        "\ud800@example.com",
+        "ann@\ud800.example.com",
+        "ann",
+    ],
+)
+def test_invalid_recipient_is_an_error(recipient: str) -> None:
+    with pytest.raises(EmailNotValidError):
+        build(recipient)

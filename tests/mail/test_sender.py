@@ -23,9 +23,10 @@ from app.mail.models import Mail
 from app.mail.outbox import Outbox, Writer
 from app.mail.sender import LEASE, MAX_AGE, Sender
 from app.settings import Settings
+from app.users.schemas import normalize_email
 from tests.conftest import NO_LIMIT, change, make_settings
 from tests.pages import command
-from tests.people import sign_up
+from tests.people import TOO_LONG_IN_LOWER_CASE, sign_up
 from tests.smtp_server import MailServer, mail_server, text_of
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -336,6 +337,24 @@ async def test_refused_mails_do_not_block_others(
     assert [entry["log_level"] for entry in given_up] == ["warning"] * 4
     assert {entry["reason"] for entry in given_up} == {"550 5.1.1 *** User unknown"}
     assert "@example.com" not in repr(given_up)
+
+
+async def test_mail_to_an_invalid_address_is_dropped(
+    worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
+) -> None:
+    await add(engine, worker.outbox, 1, recipient=normalize_email(TOO_LONG_IN_LOWER_CASE[0]))
+    await add(engine, worker.outbox, 2, recipient="ann@example.com\r\nBcc: bob@example.com")
+    await add(engine, worker.outbox, 3)
+    async with worker.sender.run():
+        await mails.wait_for("Mail 3")
+        await wait_until_empty(engine)
+
+    assert len(mails.mails) == 1
+    problems = [entry for entry in logs if entry["log_level"] != "info"]
+    assert [(entry["event"], entry["reason"]) for entry in problems] == [
+        ("mail dropped", "the recipient's address is not valid")
+    ] * 2
+    assert "@" not in repr(problems)
 
 
 async def test_deferred_mail_is_sent_later(worker: Worker, engine: AsyncEngine, mails: MailServer) -> None:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import utc_now
-from tests.people import PASSWORD, log_in, register, sign_up, sign_up_superuser
+from tests.people import PASSWORD, TOO_LONG_IN_LOWER_CASE, log_in, register, sign_up, sign_up_superuser
 
 
 async def test_get_current_user(client: httpx.AsyncClient) -> None:
@@ -84,7 +84,14 @@ async def test_concurrent_account_deletion_returns_401(client: httpx.AsyncClient
 
 @pytest.mark.parametrize(
     "change",
-    [{"is_superuser": True}, {"is_active": False}, {"email": None}, {"full_name": ""}, {"full_name": "\x9b31m"}],
+    [
+        {"is_superuser": True},
+        {"is_active": False},
+        {"email": None},
+        *({"email": address} for address in TOO_LONG_IN_LOWER_CASE),
+        {"full_name": ""},
+        {"full_name": "\x9b31m"},
+    ],
 )
 async def test_update_of_protected_or_empty_field_returns_422(
     client: httpx.AsyncClient, change: dict[str, object]

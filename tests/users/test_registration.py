@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from app import PREFIX
-from tests.people import PASSWORD, log_in, register
+from tests.people import PASSWORD, TOO_LONG_IN_LOWER_CASE, log_in, register
 
 
 async def test_registration_returns_user_without_password(client: httpx.AsyncClient) -> None:
@@ -32,6 +32,17 @@ async def test_user_is_committed_before_response(client: httpx.AsyncClient) -> N
     await register(client)
 
     assert (await log_in(client)).status_code == 200
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "İ"])
+async def test_email_of_maximum_length_is_accepted(client: httpx.AsyncClient, letter: str) -> None:
+    size = len(letter.lower().encode())
+    local = letter * (64 // size) + "x" * (64 % size)
+
+    response = await register(client, f"{local}@{'x' * 60}.{'y' * 60}.{'z' * 59}.example")
+
+    assert response.status_code == 201
+    assert len(response.json()["email"].encode()) == 254
 
 
 @pytest.mark.parametrize("second_email", ["ann@example.com", "ANN@example.COM"])
@@ -63,6 +74,9 @@ async def test_concurrent_registrations_of_one_email_create_one_user(client: htt
         ("email", "not an address"),
         ("email", "ann@"),
         ("email", f"{'a' * 250}@example.com"),
+        *(("email", address) for address in TOO_LONG_IN_LOWER_CASE),
+        ("email", f"{'a' * 65}@example.com"),
+        ("email", f"{'é' * 33}@example.com"),
         ("email", "ann\x00@example.com"),
         ("email", "ann@example.com\r\nBcc: bob@example.com"),
         ("email", "ann@example.com>"),
