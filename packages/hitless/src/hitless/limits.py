@@ -20,8 +20,8 @@ class Limits:
 
     Attributes:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
-        header_lines: Maximum number of headers of a request, including trailers. A short header takes up to 30 times
-            its size in memory. gunicorn's `limit_request_fields` has the same default.
+        header_lines: Maximum number of headers of a request. A short header takes up to 30 times its size in memory.
+            gunicorn's `limit_request_fields` has the same default.
         pipelined_requests: Maximum number of requests that may wait on a connection while an earlier request is
             being answered. Browsers do not pipeline requests.
         request_seconds: Initial time limit for receiving a request, in seconds. For each `bytes_per_second` bytes that

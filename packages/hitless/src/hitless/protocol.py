@@ -122,7 +122,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_discarding = self.awaits_last_request = False
         self.running: RequestResponseCycle | None = None
         self.reason = MALFORMED
-        self.unparsed = self.header_lines = 0
+        self.unparsed = 0
 
     # Connection ------------------------------------------------------------------------------------------------------
 
@@ -242,15 +242,14 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.in_head = self.is_incomplete = True
         self.unparsed = 0  # start at 0, because the parser does not report where the request starts in the data
-        self.header_lines = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.header_lines += 1
-        if self.header_lines > self.limits.header_lines:
+        if not self.in_head:  # drop trailers, because proxies check only headers
+            return
+        if len(self.headers) == self.limits.header_lines:
             self.reason = HEAD_TOO_LARGE
             raise ValueError  # the parser reports this as a malformed request
-        if self.in_head:  # drop trailers, because proxies check only headers
-            super().on_header(name, value)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.deadline.received > self.limits.head_size and self._head_size() > self.limits.head_size:
