@@ -239,7 +239,8 @@ def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 def _mask_values(value: Any) -> Any:  # noqa: ANN401  any JSON value
     match value:
         case str():
-            return _mask(value)
+            # A value of a row in PostgreSQL's DETAIL may have several lines, so remove everything from there on.
+            return _mask(re.split(r"(?:\n|\\n)DETAIL:", value, maxsplit=1)[0])
         case dict():
             return {_mask(key): _mask_values(item) for key, item in value.items()}
         case list():

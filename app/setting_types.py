@@ -17,6 +17,8 @@ SECRET_KEY_BYTES = 32
 EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
 # All IPv4 addresses, in IPv6 notation, and all IPv6 addresses of the internet (RFC 4291, section 2.4).
 _EVERYBODY = IPv6Network("::ffff:0:0/96"), IPv6Network("2000::/3")
+# IPv4 addresses that no client has: multicast and reserved ones.
+_NOBODY = "224.0.0.0/3"
 
 
 def _check_secret_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
@@ -40,7 +42,7 @@ def _check_networks(values: list[str]) -> list[str]:
     # Accept only IP addresses and networks: Uvicorn treats any other string as a host name. Reject networks that
     # together contain all IPv4 or all IPv6 addresses, because they would trust every client.
     try:
-        networks = collapse_addresses(_to_ipv6(ip_network(value)) for value in values)
+        networks = collapse_addresses(_to_ipv6(ip_network(value)) for value in [*values, _NOBODY])
         is_valid = not any(everybody.subnet_of(network) for network in networks for everybody in _EVERYBODY)
     except ValueError:
         is_valid = False

@@ -76,7 +76,7 @@ class Subject(NamedTuple):
 def control(*arguments: str | int) -> None:
     """Send a command to a process that runs in Valgrind."""
     command = ["callgrind_control", *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603  our own
+    subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  our own
 
 
 @contextlib.contextmanager
@@ -139,8 +139,10 @@ def main() -> None:
                 for name, request in REQUESTS.items()
             }
             sys.stdout.write(table(costs))
-    except subprocess.CalledProcessError as error:  # the failed program has printed the reason
+    except FileNotFoundError as error:  # a program is not installed
         sys.exit(str(error))
+    except subprocess.CalledProcessError as error:  # most programs have printed the reason
+        sys.exit(f"{error}\n{error.stderr or ''}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from processes import TIMEOUT
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import PREFIX
 from app.database import Base
@@ -306,6 +306,20 @@ async def serve(
             transport=transport, base_url=f"http://test{root_path}{PREFIX}", event_hooks=hooks
         ) as client:
             yield Service(app, state, client)
+
+
+def with_state(service: Service) -> ASGIApp:
+    """Return an ASGI application that adds the lifespan's state to each request."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await service.app({**scope, "state": {**service.state}}, receive, send)
+
+    return app
+
+
+def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
+    """Return a client whose requests seem to come from the IP address `host`."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url=f"http://test{PREFIX}")
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import structlog
 from redis.asyncio import Redis
 
 from app.lifespan import create_redis
-from app.limiter import PROBES, RETRY_SECONDS, MemoryCounter, RateLimiter, Usage
+from app.limiter import PROBES, RETRY_SECONDS, MemoryCounter, RateLimiter, Usage, read_limits
+from app.main import create_app
 from app.settings import Settings
 from tests.conftest import make_settings
 from tests.tcp_proxy import ProxyState, TCPProxy, tcp_proxy
@@ -141,6 +142,13 @@ def test_memory_counts_thousands_of_clients() -> None:
         counts = [counter.hit(key, 60).used for key in keys]
 
     assert counts.count(3) > 7_990
+
+
+def test_application_has_a_counter_for_each_limit(settings: Settings) -> None:
+    counters = create_app(settings).state.rate_counters
+
+    assert counters.keys() == read_limits(settings).keys()
+    assert len({id(counter) for counter in counters.values()}) == len(counters)
 
 
 async def test_clients_of_one_limit_do_not_evict_the_counts_of_another() -> None:

@@ -194,7 +194,7 @@ async def test_search_term_is_not_logged(
         ("a://b:\\", "d@e seen"),
     ],
 )
-def test_clients_cannot_hide_fields_behind_words_that_are_masked(
+def test_clients_cannot_hide_fields_of_a_json_line_by_words_that_are_masked(
     first: str, second: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging(make_settings(log_format="json"))
@@ -209,12 +209,14 @@ def test_clients_cannot_hide_fields_behind_words_that_are_masked(
 
 def test_secrets_in_nested_values_are_masked(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(make_settings(log_format="json"))
-    error = repr(ValueError("rejected\nDETAIL:  Key (email)=(ann@example.com) exists."))
+    row = "rejected\nDETAIL:  Failing row contains (first line\nsecond line, ann@example.com)."
+    error = repr(ValueError(row))
 
-    structlog.stdlib.get_logger("app").info("broken", reasons=[f"1 x {error}", 2], urls={URL: None})
+    structlog.stdlib.get_logger("app").info("broken", reasons=[f"1 x {error}", 2], row=row, urls={URL: None})
 
     shown = capsys.readouterr().err
     assert json.loads(shown)["reasons"] == ["1 x ValueError('rejected", 2]
+    assert json.loads(shown)["row"] == "rejected"
     assert "hunter2" not in shown
 
 

@@ -183,6 +183,7 @@ def test_database_url_is_accepted_as_providers_write_it(monkeypatch: pytest.Monk
         ("FORWARDED_ALLOW_IPS", "0.0.0.0/0"),
         ("FORWARDED_ALLOW_IPS", "::/0"),
         ("FORWARDED_ALLOW_IPS", "0.0.0.0/1,128.0.0.0/1"),
+        ("FORWARDED_ALLOW_IPS", "0.0.0.0/1,128.0.0.0/2,192.0.0.0/3"),
         ("FORWARDED_ALLOW_IPS", "128.0.0.0/1,10.0.0.0/8,::ffff:0.0.0.0/97"),
         ("FORWARDED_ALLOW_IPS", "::/1,8000::/1"),
         ("FORWARDED_ALLOW_IPS", "::/64"),

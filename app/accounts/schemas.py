@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.schemas import Input
-from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, FullName, Password, UncheckedPassword
+from app.users.schemas import EXAMPLE_EMAIL, EXAMPLE_PASSWORD, Email, FullName, NewEmail, Password, UncheckedPassword
 
 _TOKEN = "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQ"  # noqa: S105  an example
 
@@ -47,7 +47,7 @@ class Invitation(Input):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"email": EXAMPLE_EMAIL, "full_name": "John Doe"}]})
 
-    email: Email
+    email: NewEmail
     full_name: FullName
 
 

@@ -1,30 +1,18 @@
-"""Create the database role of the service, which can read and write rows, but cannot create or change tables."""
+"""Create the database role of the service, which can read and write rows, but cannot change tables."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 # These statements are idempotent: they can be run again after each migration and after a restore. `format` quotes the
 # names and the password.
-#
-# By default, every role may create temporary tables and large objects. These use disk space, and a restore fails if a
-# large object of the backup still exists. A REVOKE by a role that does not own the database or the function has no
-# effect, except a warning. It fails if the role may not call the function itself, so functions that have already been
-# revoked are skipped.
 _STATEMENTS = text("""
-    SELECT format(statement, CAST(:role AS text), CAST(:password AS text), current_schema(), current_database())
-    FROM unnest(ARRAY[
+    SELECT format(statement, CAST(:role AS text), CAST(:password AS text), current_schema()) FROM unnest(ARRAY[
         'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %1$L) THEN CREATE ROLE %1$I; END IF; END $$',
         'ALTER ROLE %1$I LOGIN PASSWORD %2$L',
         'GRANT USAGE ON SCHEMA %3$I TO %1$I',
         'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %3$I TO %1$I',
-        'REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM %1$I',
-        'REVOKE TEMPORARY ON DATABASE %4$I FROM PUBLIC'
+        'REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM %1$I'
     ]) AS statement
-    UNION ALL
-    SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', CAST(oid AS regprocedure)) FROM pg_proc
-    WHERE pronamespace = CAST('pg_catalog' AS regnamespace)
-        AND proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import')
-        AND has_function_privilege('public', oid, 'EXECUTE')
 """)
 
 

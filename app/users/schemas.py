@@ -38,9 +38,9 @@ def validate_normal_form(address: str) -> str:
     return address
 
 
-Email = Annotated[
-    EmailStr, AfterValidator(normalize_email), AfterValidator(validate_normal_form), Field(max_length=254)
-]
+Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
+# The address of a new account, or a new address. It is not used to look up accounts, which may have older addresses.
+NewEmail = Annotated[Email, AfterValidator(validate_normal_form)]
 # Passwords are omitted from the repr of models, because a repr may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
 UncheckedPassword = Annotated[str, Field(max_length=128, pattern=ANY_TEXT, repr=False)]
@@ -60,7 +60,7 @@ class UserCreate(Input):
         }
     )
 
-    email: Email = Field(description="Unique regardless of case; stored in lower case")
+    email: NewEmail = Field(description="Unique regardless of case; stored in lower case")
     password: Password
     full_name: FullName
 
@@ -70,7 +70,7 @@ class ProfileUpdate(Input):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"full_name": "Jane Doe"}]})
 
-    email: Email | MISSING = MISSING
+    email: NewEmail | MISSING = MISSING
     full_name: FullName | MISSING = MISSING
 
 

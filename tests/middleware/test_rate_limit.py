@@ -8,14 +8,14 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import APIRouter
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import PREFIX
 from app.limiter import rate_limit
 from app.main import create_app
 from app.settings import Settings
-from tests.conftest import Service, change, serve
+from tests.conftest import Service, change, client_at, serve, with_state
 from tests.people import log_in, register, sign_up
 
 RATE_LIMITED = {"error": "Too many requests, try again later", "type": "rate_limited"}
@@ -26,20 +26,6 @@ PROXY = "127.0.0.1"
 async def service(settings: Settings) -> AsyncIterator[Service]:
     async with serve(change(settings, rate_limit="3/minute")) as service:
         yield service
-
-
-def with_state(service: Service) -> ASGIApp:
-    """Return an ASGI application that adds the lifespan's state to each request."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await service.app({**scope, "state": {**service.state}}, receive, send)
-
-    return app
-
-
-def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
-    """Return a client whose requests seem to come from the IP address `host`."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url=f"http://test{PREFIX}")
 
 
 def client_behind_proxy(host: str, service: Service) -> httpx.AsyncClient:
