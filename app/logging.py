@@ -231,7 +231,7 @@ def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
     line = _encode({**first, **event})
     if any(word in line for word, *_ in _SECRETS):
-        # Mask each value separately. A pattern that matches across values would leave invalid JSON.
+        # Mask each value separately. In the whole line, a pattern could match across values, and leave invalid JSON.
         line = _encode(_mask_values(json.loads(line)))
     return line
 

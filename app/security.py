@@ -138,7 +138,7 @@ class AccessToken(NamedTuple):
 class Tokens:
     """Issues and verifies access tokens (JWT, RFC 7519), and creates and verifies the secrets of refresh tokens.
 
-    The first refresh token of a login has a random secret. The secret of each later one is derived from the one before.
+    The secret of a login's first refresh token is random. Each later secret is derived from its predecessor.
 
     Tokens signed with the previous key are also accepted, so that users stay logged in when the key is changed.
     """

@@ -48,7 +48,7 @@ MAX_PORT = 65_535
 
 
 def parse_database_url(value: SecretStr) -> SecretStr:
-    """Check a PostgreSQL or SQLite URL in any form that hosting providers use, and return it in normalized form.
+    """Check a PostgreSQL or SQLite URL, and return it in normalized form. Accept it as hosting providers write it.
 
     Raises:
         ValueError: The URL is not valid.

@@ -29,7 +29,7 @@ _POLICY = (
 
 
 def read_page(name: str) -> Response:
-    """Return a page that emails link to, or the script or the style sheet that all of these pages use.
+    """Return one of the pages that are linked from emails, or the script or the style sheet that they share.
 
     Raises:
         NotFound: There is no such file.

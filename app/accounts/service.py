@@ -60,8 +60,8 @@ async def reset_password(  # noqa: PLR0913  each is needed
     token = await _check(reader, tokens, "password_reset", data.token)
     new_hash = await passwords.hash(data.new_password)  # hashing is slow, so do it before the session connects
     outbox.add(session, "password_changed", token.email)
-    # Of two concurrent requests with the same token, the second waits here for the row lock. It then fails, because the
-    # first request has changed the security stamp.
+    # If two requests use the same token at the same time, the second one waits here for the row lock. It then fails,
+    # because the first one has changed the security stamp.
     is_unchanged = User.id == token.user_id, User.security_stamp == token.security_stamp, User.email == token.address
     changes = {"password_hash": new_hash, "email_verified": True, **new_security_stamp()}
     if await session.scalar(update(User).where(*is_unchanged).values(**changes).returning(User.id)) is None:

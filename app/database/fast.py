@@ -29,7 +29,7 @@ from app.settings import Settings
 
 # Maximum number of compiled queries in the cache.
 CACHE_SIZE = 500
-# Maximum time in seconds to wait for a pooler to cancel a statement.
+# Maximum time in seconds to wait until a connection pooler such as PgBouncer has cancelled a statement.
 CANCEL_SECONDS = 1.0
 
 Query = Select[*tuple[Any, ...]]

@@ -51,8 +51,8 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # If the route itself has responded with 429, do not add headers. It has checked another limit, and has
-            # added the headers of that limit.
+            # If the route itself responded with 429, do not add headers: it checked a different limit, and already
+            # added that limit's headers.
             if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)

@@ -24,9 +24,9 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-# Resolving a dependency takes about 10 µs, and most requests use the functions below. To avoid further dependencies,
-# these functions read `request.state` directly, and `get_current_user` calls `get_access_token` itself. As a result,
-# the few routes that depend on both `get_access_token` and `get_current_user` verify the token twice.
+# Resolving a dependency takes about 10 µs, and most requests use the functions below. To save time, they read
+# `request.state` instead of depending on more functions, and `get_current_user` calls `get_access_token` itself. The
+# price: the few routes that depend on both `get_access_token` and `get_current_user` verify the token twice.
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Verify the access token in the Authorization header, and return its contents.
 

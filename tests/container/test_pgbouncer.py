@@ -41,7 +41,7 @@ PATIENT = {
 
 @pytest.fixture(scope="module")
 def server(network: str) -> Iterator[Container]:
-    """The PostgreSQL server, which PgBouncer reaches by name."""
+    """The PostgreSQL server, on a network in which PgBouncer reaches it by its host name."""
     options = (f"--network={network}", "--network-alias=postgresql", "--tmpfs=/var/lib/postgresql")
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, *options) as container:
         yield container.wait_until_healthy()

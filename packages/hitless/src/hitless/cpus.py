@@ -28,7 +28,7 @@ def available_cpus(root: Path = Path("/")) -> CPUs:
     limits = [CPUs(ceil(quota), "the cgroup's CPU quota") for quota in quotas]
     machine = CPUs(os.cpu_count() or 1, "the machine")
     affinity = CPUs(_affinity() or machine.number, "the CPU affinity")
-    # `min` returns the first of equal items. The affinity comes last, so that it is reported only if it is the lowest.
+    # `min` returns the first of equal items. The affinity comes last, so it is reported only if all others are higher.
     return min([*limits, machine, affinity], key=lambda cpus: cpus.number)
 
 

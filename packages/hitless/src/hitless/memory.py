@@ -8,7 +8,7 @@ from hitless.cgroups import read_limits
 
 
 class Memory(NamedTuple):
-    """The number of usable bytes, and a description of what limits it, for log messages."""
+    """The size of the usable memory in bytes, and a description of what sets this limit, for log messages."""
 
     size: int
     source: str

@@ -28,7 +28,7 @@ from hitless.refusals import RenderRefusal, plain_text
 from hitless.server import LIFESPAN_SECONDS, GracefulServer
 from hitless.shared import Phase
 
-# The default ciphers. All of them have forward secrecy and authenticated encryption, as RFC 9325 recommends.
+# The default ciphers. All of them provide forward secrecy and authenticated encryption, as RFC 9325 recommends.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
