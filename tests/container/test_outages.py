@@ -109,7 +109,7 @@ class Outage:
         assert time.monotonic() - started_at < READINESS_DELAY
 
     def assert_recovery(self) -> None:
-        """Wait until the database has recovered. Assert that the service is ready then, and that later requests succeed.
+        """Wait until the database has recovered. Assert that the service is ready then, and later requests succeed.
 
         The database has recovered when other clients can use as many connections as the service may open.
         """

@@ -67,7 +67,7 @@ def test_accounts_are_removed(copy: Path) -> None:
     for name in ("README.md", "SECURITY.md"):
         text = (copy / name).read_text()
         (copy / name).write_text(re.sub(r"^\|.*\]\(tests/accounts/.*\n", "", text, flags=re.MULTILINE))
-    delete_text(copy / "docs/architecture.md", r", \[`accounts/`\]\(../app/accounts\)", r" account mails: .*?;")
+    delete_text(copy / "docs/architecture.md", r", \[`accounts/`\]\(../app/accounts\)", r" account emails: .*?;")
     delete_text(copy / "docs/recipes.md", r"\[pages.py\]\(../app/accounts/pages.py\) ")
     sections = "Walkthrough with curl|Where the links lead|Change the texts|Remove the feature"
     page = copy / "docs/accounts.md"
