@@ -32,8 +32,8 @@ def _mask_password(url: re.Match[str]) -> str:
 # pattern is applied only to texts that contain the word. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
-    # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. In the
-    # `repr` of an error, a backslash and an `n` stand for the line feed.
+    # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. The `repr`
+    # of an error contains a backslash and an `n` instead of the line feed.
     ("DETAIL:", re.compile(r"(?:\n|\\n)DETAIL:.*"), ""),
     # Mask LIKE patterns, because they contain the search term passed to `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),

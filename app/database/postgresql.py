@@ -240,7 +240,7 @@ def _is_read_only(connection: asyncpg.Connection) -> bool:
 def needs_cancel(connection: PoolProxiedConnection, error: BaseException) -> bool:
     """Return whether a statement may keep running after the driver's timeout.
 
-    The statement keeps running if the server has no statement timeout of its own. To cancel it, close the connection
+    The statement keeps running if the server has no statement timeout. To cancel it, close the connection
     gracefully. If the connection is terminated, asyncpg does not cancel the statement.
     """
     return isinstance(error, TimeoutError) and not connection.info["has_server_limits"]

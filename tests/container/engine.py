@@ -16,7 +16,7 @@ from processes import TIMEOUT
 from app import PREFIX
 
 COMMAND_TIMEOUT = 1800  # seconds per command, because one command runs the test suite in a container for many minutes
-LOG_TAIL = 100  # number of lines to print from the end of a log, whatever their level
+LOG_TAIL = 100  # number of lines of any level to print from the end of a log
 
 
 def run_docker(*arguments: str | Path, **environment: str) -> str:
