@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import ORMExecuteState, Session
 from starlette.requests import HTTPConnection
 
 from app.database import FastReader
@@ -22,6 +24,31 @@ class AppRequest(HTTPConnection[State]):
     """
 
 
+class RequestSession(Session):
+    """The session of a request. Writes are errors unless `info["is_writable"]` is set."""
+
+
+def _require_writable(session: Session) -> None:
+    if not session.info.get("is_writable"):
+        raise RuntimeError("ReadSession is read-only: depend on WriteSession to change the database.")
+
+
+@event.listens_for(RequestSession, "do_orm_execute")
+def _check_statement(state: ORMExecuteState) -> None:
+    if state.is_insert or state.is_update or state.is_delete:
+        _require_writable(state.session)
+
+
+@event.listens_for(RequestSession, "before_flush")
+def _check_flush(session: Session, _context: object, _objects: object) -> None:
+    _require_writable(session)
+
+
+def _check_changes(session: AsyncSession) -> None:
+    if session.new or session.dirty or session.deleted:
+        _require_writable(session.sync_session)
+
+
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
     """Open the request's session in autocommit mode. The session connects to the database on first use.
 
@@ -29,15 +56,14 @@ async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
     would never be returned to the pool.
     """
     async with AsyncSession(
-        request.state["read_engine"], expire_on_commit=False, autoflush=False, close_resets_only=False
+        request.state["read_engine"],
+        sync_session_class=RequestSession,
+        expire_on_commit=False,
+        autoflush=False,
+        close_resets_only=False,
     ) as session:
         yield session
-        _check_nothing_is_pending(session)
-
-
-def _check_nothing_is_pending(session: AsyncSession) -> None:
-    if session.new or session.dirty or session.deleted:
-        raise RuntimeError("ReadSession is read-only: depend on WriteSession to change objects.")
+        _check_changes(session)
 
 
 # With scope="function", the code after `yield` runs before the response is sent. By default, it would run afterwards.
@@ -50,9 +76,10 @@ async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncI
     Reads and writes share one session, so that a request never needs two connections. If many requests each held one
     connection and waited for a second one, they would deadlock.
     """
-    _check_nothing_is_pending(session)
+    _check_changes(session)
     await session.commit()  # returns the connection of earlier reads to the pool
     session.sync_session.bind = request.state["engine"].sync_engine
+    session.info["is_writable"] = True
     yield session
     await session.commit()
 

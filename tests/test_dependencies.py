@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import Depends
 from fastapi.sse import EventSourceResponse
-from sqlalchemy import event, func, select, text
+from sqlalchemy import event, func, select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
@@ -69,7 +69,18 @@ async def change_name_then_open_transaction(_: Annotated[None, Depends(change_na
     pass  # without the error, opening the transaction would discard the change
 
 
-@pytest.mark.parametrize("endpoint", [change_name, change_name_then_open_transaction])
+async def update_name(session: ReadSession) -> None:
+    await session.execute(update(User).values(full_name="Bob"))
+
+
+async def flush_name(session: ReadSession) -> None:
+    await change_name(session)
+    await session.flush()
+
+
+@pytest.mark.parametrize(
+    "endpoint", [change_name, change_name_then_open_transaction, update_name, flush_name], ids=lambda each: each.__name__
+)
 async def test_change_in_read_session_is_an_error(
     service: Service, session: AsyncSession, endpoint: Callable[..., Awaitable[None]]
 ) -> None:

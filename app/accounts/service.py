@@ -1,6 +1,6 @@
 """Password reset, email verification and invitations. The caller opens and commits the session."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import and_, bindparam, delete, not_, or_, select, update
@@ -18,7 +18,8 @@ from app.users.models import User
 from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 
-class VerifiedToken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class VerifiedToken:
     """The user that a valid token belongs to, and the address that it was sent to.
 
     The token proves that the caller can read emails sent to `address`.
@@ -27,8 +28,8 @@ class VerifiedToken(NamedTuple):
     address: str
     user_id: int
     email: str
-    password_hash: str
-    security_stamp: UUID
+    password_hash: str = field(repr=False)
+    security_stamp: UUID = field(repr=False)
 
 
 _VERIFIED_TOKEN = (
@@ -126,4 +127,4 @@ async def _check(reader: FastReader, tokens: MailTokens, purpose: Purpose, token
     row = await reader.fetch_one(_VERIFIED_TOKEN, token_id=token_id, purpose=purpose, now=utc_now())
     if row is None:
         raise InvalidMailToken(reason="expired or used, or the account has changed")
-    return VerifiedToken._make(row)
+    return VerifiedToken(*row)

@@ -63,7 +63,7 @@ async def login(  # noqa: PLR0913  each is needed
         await session.execute(
             update(User)
             .where(User.id == user.id, User.password_hash == user.password_hash)
-            .values(password_hash=new_hash)
+            .values(password_hash=new_hash, updated_at=User.updated_at)
         )
 
     now = utc_now()

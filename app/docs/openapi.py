@@ -4,7 +4,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from app import PREFIX
 from app.errors import (
@@ -60,30 +59,22 @@ response without these headers was not counted.
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, which is built on the first call."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            contact=app.contact,
-            license_info=app.license_info,
-            tags=app.openapi_tags,
-            routes=app.routes,
-        )
-        schemas = document["components"]["schemas"]
-        schema = ErrorResponse.model_json_schema(mode="serialization", ref_template=REFERENCE)
-        schemas |= {**schema.pop("$defs"), ErrorResponse.__name__: schema}
-        for path in document["paths"].values():
-            for operation in path.values():
-                _add_implied_errors(operation)
-                _correct_media_types(operation)
-                _add_examples(operation, schemas)
-        for schema in schemas.values():
-            _drop_redundant_patterns(schema)
-        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's default format of a 422
-            schemas.pop(name, None)
-        app.openapi_schema = document
-    return app.openapi_schema
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    document = FastAPI.openapi(app)  # also stores the document as `app.openapi_schema`
+    schemas = document["components"]["schemas"]
+    schema = ErrorResponse.model_json_schema(mode="serialization", ref_template=REFERENCE)
+    schemas |= {**schema.pop("$defs"), ErrorResponse.__name__: schema}
+    for path in document["paths"].values():
+        for operation in path.values():
+            _add_implied_errors(operation)
+            _correct_media_types(operation)
+            _add_examples(operation, schemas)
+    for schema in schemas.values():
+        _drop_redundant_patterns(schema)
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's default format of a 422
+        schemas.pop(name, None)
+    return document
 
 
 def _add_implied_errors(operation: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Validation of the mail server's URL and of the sender. Error messages never repeat any part of these values."""
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr, validate_email
@@ -13,14 +14,15 @@ _SCHEMES: dict[str, tuple[Literal["none", "starttls", "tls"], int]] = {
 }
 
 
-class SMTPServer(NamedTuple):
+@dataclass(frozen=True)
+class SMTPServer:
     """The address, the encryption and the credentials of a mail server."""
 
     host: str
     port: int
     encryption: Literal["none", "starttls", "tls"]
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
 
 
 def parse_smtp_url(url: str) -> SMTPServer:

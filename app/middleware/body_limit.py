@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import PayloadTooLarge, error_response
-from app.middleware.paths import find_option, list_routes_with, route_path
+from app.middleware.paths import find_option, list_options, route_path
 
 # Maximum time in seconds to wait for the rest of a body that is too large. If a connection is closed while its buffer
 # contains unread data, the kernel resets it, and the client may lose the response.
@@ -49,7 +49,7 @@ class BodyLimitMiddleware:
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
         self.app = app
-        self.sizes = list_routes_with(routes, lambda route: getattr(route, "max_body_size", None))
+        self.sizes = list_options(routes, lambda route: getattr(route, "max_body_size", None), max_size)
         self.max_size = max_size
         self.max_total = max_total
         self.total = 0

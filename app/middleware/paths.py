@@ -37,24 +37,28 @@ def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
             yield from iter_routes(mounted.routes, path)
 
 
-def list_routes_with(
-    routes: Sequence[BaseRoute], get: Callable[[Any], Option | None]
+def list_options(
+    routes: Sequence[BaseRoute], get: Callable[[Any], Option | None], default: Option
 ) -> list[tuple[str, Pattern[str], Option]]:
-    """Return the method, the path pattern and the option of each route for which `get` returns an option.
+    """Return the method, the path pattern and the option of each route.
 
-    The options, for example rate limits, are declared on routes. With this list, middleware that runs before the router
-    can apply them.
+    Options, for example rate limits, are declared on routes. With this list, middleware that runs before the router can
+    apply them.
+
+    Args:
+        routes: The routes, in the order in which the router compares them with a request.
+        get: Returns the option of a route, or None if the route has the default.
+        default: The option of all other routes.
     """
     return [
-        (method, compile_path(path)[0], option)
+        (method, compile_path(path)[0], default if (option := get(route)) is None else option)
         for path, route in iter_routes(routes)
-        if (option := get(route)) is not None
         for method in route.methods or {"GET"}  # a WebSocket handshake is a GET
     ]
 
 
 def find_option(options: list[tuple[str, Pattern[str], Option]], method: str, path: str, default: Option) -> Option:
-    """Return the option of the first matching route in a list from `list_routes_with`, or the default."""
+    """Return the option of the first matching route in a list from `list_options`, or the default."""
     for route_method, pattern, option in options:
         if method == route_method and pattern.match(path):
             return option

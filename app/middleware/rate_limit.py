@@ -9,14 +9,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited, error_response
 from app.limiter import RateLimiter
-from app.middleware.paths import RESPONSE_STARTS, find_option, is_below, list_routes_with, route_path
+from app.middleware.paths import RESPONSE_STARTS, find_option, is_below, list_options, route_path
 
 _IPV6_HOST_BITS = 64
 
 
 def list_rate_limits(routes: Sequence[BaseRoute]) -> list[tuple[str, Pattern[str], str]]:
-    """Return the method, the path pattern and the limit of each route that is decorated with `rate_limit`."""
-    return list_routes_with(routes, lambda route: getattr(route.endpoint, "rate_limit", None))
+    """Return the method, the path pattern and the rate limit of each route."""
+    return list_options(routes, lambda route: getattr(route.endpoint, "rate_limit", None), "default")
 
 
 class RateLimitMiddleware:

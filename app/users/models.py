@@ -1,7 +1,7 @@
 """The tables of users and of their logins."""
 
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, LargeBinary, String
@@ -17,18 +17,19 @@ def _same_as_created_at(context: DefaultExecutionContext) -> datetime:
     return created_at
 
 
-class UserRecord(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class UserRecord:
     """A row of the table `users`, read by `FastReader` without an ORM session."""
 
     id: int
     email: str
     full_name: str
-    password_hash: str
+    password_hash: str = field(repr=False)
     is_active: bool
     is_superuser: bool
     email_verified: bool
     pending_email: str | None
-    security_stamp: UUID
+    security_stamp: UUID = field(repr=False)
     created_at: datetime
     updated_at: datetime
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,7 +22,7 @@ from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassw
 from app.users.models import Login, User, UserRecord
 from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate, UserResponse
 
-_RECORDS = select(*(getattr(User, name) for name in UserRecord._fields))
+_RECORDS = select(*(getattr(User, field.name) for field in fields(UserRecord)))
 _RECORD_BY_LOGIN = _RECORDS.join(Login, Login.user_id == User.id).where(
     User.id == bindparam("user_id"), Login.login_id == bindparam("login_id")
 )
@@ -48,7 +49,7 @@ _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full
 async def find_logged_in_user(reader: FastReader, user_id: int, login_id: UUID) -> UserRecord | None:
     """Return the user, or None if the user does not exist or the login has ended."""
     row = await reader.fetch_one(_RECORD_BY_LOGIN, user_id=user_id, login_id=login_id)
-    return UserRecord._make(row) if row else None
+    return UserRecord(*row) if row else None
 
 
 async def find_user_by_email(reader: FastReader, email: str) -> UserRecord | None:
@@ -57,7 +58,7 @@ async def find_user_by_email(reader: FastReader, email: str) -> UserRecord | Non
     The address must be the result of `normalize_email`.
     """
     row = await reader.fetch_one(_RECORD_BY_EMAIL, email=email)
-    return UserRecord._make(row) if row else None
+    return UserRecord(*row) if row else None
 
 
 async def get_user(session: AsyncSession, user_id: int) -> User:

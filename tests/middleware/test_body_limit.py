@@ -109,6 +109,18 @@ async def test_route_can_have_its_own_limit(service: Service) -> None:
     assert elsewhere.status_code == 413
 
 
+async def test_route_without_its_own_limit_does_not_use_that_of_a_later_route(service: Service) -> None:
+    async def upload(request: Request) -> int:
+        return len(await request.body())
+
+    service.app.post(PREFIX + "/uploads-in-a-test/import")(upload)
+    service.app.post(PREFIX + "/uploads-in-a-test/{name}", max_body_size=10 * LIMIT)(upload)
+
+    response = await service.client.post("/uploads-in-a-test/import", content=in_chunks(b"x" * (LIMIT + 1)))
+
+    assert (response.status_code, response.json()) == (413, PAYLOAD_TOO_LARGE)
+
+
 async def test_bodies_beyond_total_return_503_until_others_are_finished(settings: Settings) -> None:
     async with serve(change(settings, max_body_size=100_000, max_total_body_size=150_000)) as service:
         may_finish = asyncio.Event()

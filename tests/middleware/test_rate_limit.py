@@ -273,6 +273,19 @@ async def test_route_with_a_parameter_can_have_its_own_limit(settings: Settings)
     assert responses[2].headers["ratelimit-policy"] == '"register";q=2;w=60'
 
 
+async def test_route_without_its_own_limit_does_not_use_that_of_a_later_route(service: Service) -> None:
+    @service.app.post(PREFIX + "/limited-in-a-test/all")
+    async def every() -> None: ...
+
+    @service.app.post(PREFIX + "/limited-in-a-test/{number}")
+    @rate_limit("register")
+    async def limited(number: int) -> None: ...
+
+    response = await service.client.post("/limited-in-a-test/all")
+
+    assert response.headers["ratelimit-policy"].startswith('"default";')
+
+
 def test_rate_limit_without_a_setting_is_an_error_at_startup(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
