@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -14,10 +15,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.database import utc_now
 from app.lifespan import State
 from app.logging import configure_logging
 from app.settings import Settings
-from app.users.models import User
+from app.users.models import User, UserRecord
 from app.users.service import list_users
 
 URL = "postgresql+asyncpg://user:hunter2/@@db:5432/app"
@@ -55,6 +57,19 @@ def test_line_of_the_application_has_its_fields_and_context(capsys: pytest.Captu
     line = json.loads(last_line(capsys))
     assert list(line)[:4] == ["timestamp", "level", "logger", "event"]
     assert (line["logger"], line["event"], line["status"], line["request_id"]) == ("app", "request", 200, "abc")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_logged_user_hides_the_password_hash(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(make_settings(log_format=log_format))
+    user = UserRecord(1, "ann@example.com", "Ann", "s3cret", True, False, True, None, UUID(int=1), utc_now(), utc_now())
+
+    structlog.stdlib.get_logger("app").info("logged", user=user)
+
+    line = last_line(capsys)
+    assert "ann@example.com" in line
+    assert "s3cret" not in line
+    assert str(UUID(int=1)) not in line
 
 
 @pytest.mark.parametrize("name", ["gunicorn.access", "uvicorn.access"])

@@ -5,7 +5,7 @@ import re
 from base64 import urlsafe_b64decode
 from datetime import timedelta
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import PREFIX
 from app.accounts.models import AccountToken
+from app.accounts.service import VerifiedToken
 from app.database import Base, utc_now
 from app.mail.message import Content
 from app.mail.models import Mail
@@ -504,3 +505,11 @@ async def test_superuser_can_send_a_reset_link(
     assert (response.status_code, response.json()) == (202, ACCEPTED)
     assert (await reset(client, await token_from(mails, RESET))).status_code == 204
     assert (await client.post("/users/99/password-reset", headers=root.auth)).status_code == 404
+
+
+def test_repr_of_a_verified_token_hides_the_password_hash() -> None:
+    token = VerifiedToken("ann@example.com", 1, "ann@example.com", "s3cret", UUID(int=1))
+
+    assert "ann@example.com" in repr(token)
+    assert "s3cret" not in repr(token)
+    assert str(UUID(int=1)) not in repr(token)

@@ -64,10 +64,14 @@ async def test_login_upgrades_hash_with_old_parameters(client: httpx.AsyncClient
     await session.execute(update(User).values(password_hash=old_hash))
     await session.commit()
 
+    updated_at = await session.scalar(select(User.updated_at))
+    await session.rollback()  # release SQLite's write lock, which the next login needs
+
     assert (await log_in(client)).status_code == 200
 
     new_hash = await session.scalar(select(User.password_hash))
-    await session.rollback()  # release SQLite's write lock, which the next login needs
+    assert await session.scalar(select(User.updated_at)) == updated_at  # the user has changed nothing
+    await session.rollback()
     assert new_hash is not None
     assert new_hash.startswith("$argon2id$v=19$m=8,t=1,p=1$")
     assert (await log_in(client)).status_code == 200

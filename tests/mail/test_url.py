@@ -64,3 +64,10 @@ def test_sender_may_have_a_name(sender: str) -> None:
 def test_invalid_sender_is_rejected(sender: str) -> None:
     with pytest.raises(ValueError, match="must be like"):
         check_sender(sender)
+
+
+def test_repr_of_a_server_hides_the_password() -> None:
+    server = parse_smtp_url("smtps://ann:s3cret@mail.example.org")
+
+    assert "mail.example.org" in repr(server)
+    assert "s3cret" not in repr(server)
