@@ -79,7 +79,9 @@ async def flush_name(session: ReadSession) -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", [change_name, change_name_then_open_transaction, update_name, flush_name], ids=lambda each: each.__name__
+    "endpoint",
+    [change_name, change_name_then_open_transaction, update_name, flush_name],
+    ids=lambda each: each.__name__,
 )
 async def test_change_in_read_session_is_an_error(
     service: Service, session: AsyncSession, endpoint: Callable[..., Awaitable[None]]

@@ -24,9 +24,6 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-# Resolving a dependency takes about 10 µs, and most requests use the functions below. To save time, they read
-# `request.state` instead of depending on more functions, and `get_current_user` calls `get_access_token` itself. The
-# price: the few routes that depend on both `get_access_token` and `get_current_user` verify the token twice.
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Verify the access token in the Authorization header, and return its contents.
 
@@ -46,13 +43,12 @@ async def get_access_token(credentials: _Credentials, request: AppRequest) -> Ac
 AccessTokenDep = Annotated[AccessToken, Depends(get_access_token)]
 
 
-async def get_current_user(credentials: _Credentials, request: AppRequest) -> UserRecord:
+async def get_current_user(token: AccessTokenDep, request: AppRequest) -> UserRecord:
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
         AuthenticationFailed: There is no valid token, its login has ended, or the user is inactive.
     """
-    token = await get_access_token(credentials, request)
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
     user = await find_logged_in_user(request.state["fast_reader"], token.user_id, token.login_id)
     if user is None:
