@@ -21,27 +21,27 @@ from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
-# If another worker has only n connections, a worker with at least 2 * n + TOLERANCE connections stops accepting for
-# PAUSE_SECONDS. With a smaller tolerance, short-lived connections would also cause pauses. They need no balancing,
-# because they soon close.
+# A worker stops accepting for PAUSE_SECONDS if it has at least 2 * n + TOLERANCE connections, where n is the lowest
+# number of connections of any worker. With a smaller tolerance, short-lived connections would also cause pauses, but
+# these connections soon close, so they do not need to be balanced.
 TOLERANCE = 8
 # Maximum number of connections to accept from a socket in one iteration of the event loop. A larger batch would leave
-# fewer connections to the other workers. With smaller batches, a busy worker would need more iterations to empty the
+# fewer connections for the other workers. With smaller batches, a busy worker would need more iterations to empty the
 # backlog.
 BATCH_SIZE = 8
-# Duration of a pause, in seconds, if a worker has too many connections. After each pause, the worker accepts one
+# How long, in seconds, a worker with too many connections stops accepting. After each pause, the worker accepts one
 # connection, so that clients are served even if all other workers are stuck.
 PAUSE_SECONDS = 0.001
-# Duration of a pause, in seconds, if a worker is out of file descriptors or memory. Before this pause, the worker
-# closes connections whose clients have sent nothing, and cancels TLS handshakes that began more than EXHAUSTED_SECONDS
-# ago.
+# How long, in seconds, a worker stops accepting if it runs out of file descriptors or memory. Before this pause, the
+# worker closes connections whose clients have sent nothing, and cancels TLS handshakes that began more than
+# EXHAUSTED_SECONDS ago.
 EXHAUSTED_SECONDS = 1.0
 # Timeout of a TLS handshake, in seconds.
 HANDSHAKE_SECONDS = 20.0
 
-# One slot for each worker, in memory that all workers share. A slot contains the worker's number of connections plus
-# one, or 0 if the worker does not accept connections. Worker n uses slot n modulo the number of slots. If two workers
-# use the same slot, connections are balanced less evenly.
+# One slot for each worker, in memory that all workers share. A slot is 0 if the worker does not accept connections.
+# Otherwise, it is one more than the number of the worker's connections. Worker n uses slot n modulo the number of
+# slots. If two workers use the same slot, connections are balanced less evenly.
 SLOTS = memoryview(mmap(-1, 4 * 256)).cast("I")
 
 
@@ -62,7 +62,7 @@ class Acceptor:
 
     Args:
         listeners: The listening sockets. The acceptor closes them when it stops.
-        protocol_factory: Creates the protocol of a new connection.
+        protocol_factory: Creates the protocol for each new connection.
         tls: The TLS configuration, or None for plain HTTP.
         worker: The worker's sequence number, which gunicorn calls `age`.
         connections: The worker's open connections.
@@ -90,7 +90,10 @@ class Acceptor:
             asyncio.get_running_loop().add_reader(listener, self._accept_batch, listener)
 
     def stop(self) -> None:
-        """Stop accepting connections. The other workers accept the connections in the backlog and all later ones."""
+        """Stop accepting connections.
+
+        The other workers share the listening sockets. They accept the connections in the backlog and all later ones.
+        """
         clear_slot(self._worker)
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
@@ -104,7 +107,7 @@ class Acceptor:
         return count
 
     def accept_backlog(self) -> None:
-        """Accept connections until the backlog is empty or the process is out of file descriptors."""
+        """Accept connections until the backlog is empty or the process runs out of file descriptors."""
         for listener in self._listeners:
             while self._accept(listener):
                 pass
@@ -118,8 +121,8 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # All slots are 0 if no other worker accepts connections, and an older worker with the same slot as this one
-            # has just cleared it by stopping. The minimum is then 0 connections.
+            # If this worker shares its slot with an older worker that has just stopped, its slot is 0. If no other
+            # worker accepts connections, all slots are 0. The default then stands for 0 connections.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

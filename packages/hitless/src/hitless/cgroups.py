@@ -10,11 +10,11 @@ Limit = TypeVar("Limit", int, float)
 def read_limits(
     root: Path, controller: str, *, v1: Callable[[Path], Limit | None], v2: Callable[[Path], Limit | None]
 ) -> Iterator[Limit]:
-    """Yield the limits of this process's control group and of all its ancestors. All these limits apply.
+    """Yield the limits of this process's control group and of all its ancestors. The lowest limit is effective.
 
     In a container, /proc/self/cgroup may contain the group's path on the host. That path does not exist in the
-    container, because the group is mounted there as the root. The search therefore continues in each parent directory
-    up to the root.
+    container, where the group itself is the root of the cgroup file system. This function therefore reads each
+    directory from the path up to the root, and skips those that do not exist.
 
     Args:
         root: The directory that contains `proc` and `sys`.

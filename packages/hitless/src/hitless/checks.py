@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 Arbiter = Any  # gunicorn has no type hints
 Config = Any
 
-# Problems that `usable_pidfile` has found. It is called while gunicorn reads its configuration and cannot log yet, so
-# the `when_ready` hook logs them.
+# Problems that `usable_pidfile` has found. At startup, that function runs before gunicorn has set up logging, so the
+# `when_ready` hook logs the problems.
 pidfile_problems = set[str]()
 
 
@@ -21,7 +21,7 @@ class StartupError(Exception):
 
 
 def check_startup(arbiter: Arbiter) -> None:
-    """Check `reuse_port`, the TLS certificate and the addresses to listen on.
+    """Check that `reuse_port` is off, and that the TLS certificate and the listen addresses can be used.
 
     Raises:
         StartupError: The certificate or an address cannot be used, or gunicorn's `reuse_port` is on.
@@ -45,7 +45,7 @@ def check_address(host: str, port: int) -> None:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # Set the same option as gunicorn, so that connections in TIME_WAIT do not prevent binding.
+        # Set the same option as gunicorn does, so that connections in TIME_WAIT do not prevent binding.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -118,7 +118,7 @@ def _is_running(pid: int) -> bool:
 
 
 def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
-    """Load the application. Call this in an `on_starting` hook. With `preload_app`, all workers use this instance."""
+    """Load and return the application that all workers will use. Call this in an `on_starting` hook."""
     return arbiter.app.wsgi()
 
 

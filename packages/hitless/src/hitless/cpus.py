@@ -16,7 +16,10 @@ class CPUs(NamedTuple):
 
 
 def available_cpus(root: Path = Path("/")) -> CPUs:
-    """Return the lowest of the cgroup's CPU quota (rounded up), the CPU affinity and the machine's number of CPUs.
+    """Return the number of CPUs that this process may use, and what limits it.
+
+    The number is the lowest of the cgroup's CPU quota (rounded up), the number of CPUs in the affinity mask, and the
+    number of CPUs in the machine.
 
     Python's own functions respect the affinity (`docker run --cpuset-cpus`), but not the quota (`docker run --cpus`, or
     a CPU limit in Kubernetes).
@@ -28,7 +31,8 @@ def available_cpus(root: Path = Path("/")) -> CPUs:
     limits = [CPUs(ceil(quota), "the cgroup's CPU quota") for quota in quotas]
     machine = CPUs(os.cpu_count() or 1, "the machine")
     affinity = CPUs(_affinity() or machine.number, "the CPU affinity")
-    # `min` returns the first of equal items. The affinity comes last, so it is reported only if all others are higher.
+    # If several limits are equal, `min` returns the first. The affinity comes last, so it is reported only if it is
+    # lower than all others.
     return min([*limits, machine, affinity], key=lambda cpus: cpus.number)
 
 

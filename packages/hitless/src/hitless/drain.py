@@ -22,18 +22,18 @@ DRAINING, STOPPING = 1, 2
 # Shared by the master and its workers, because this module is imported before the fork.
 _draining = mmap.mmap(-1, 1)
 
-# How often to check whether any worker accepts connections, in seconds.
+# Interval, in seconds, at which the master checks whether any worker accepts connections, or sends SIGQUIT again.
 POLL_INTERVAL = 0.1
 
 # Defined in asm-generic/socket.h, and in Python's `socket` module since 3.14.
 SO_BINDTOIFINDEX = 62
-NO_INTERFACE = 2**31 - 1
+NO_INTERFACE = 2**31 - 1  # an index that no network interface has
 
 Arbiter = Any  # gunicorn has no type hints
 
 
 def is_draining() -> bool:
-    """Return whether the server is shutting down. Readiness checks should then fail."""
+    """Return whether the server is shutting down. If it is, readiness checks should fail."""
     return _draining[0] != 0
 
 
@@ -58,8 +58,8 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds or POLL_INTERVAL, POLL_INTERVAL)
 
     def stop(deadline: float, number: int, frame: FrameType | None) -> None:
-        # Refuse connections only if this server alone uses the sockets. After SIGUSR2, another master also uses them.
-        # With socket activation, systemd also uses them.
+        # Refuse connections only if no other server uses the sockets. After SIGUSR2, the old and the new master share
+        # them. With socket activation, systemd keeps them open for the next server.
         if arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd:
             if not any(worker.accepts for worker in list(arbiter.WORKERS.values())):
                 if time.monotonic() > deadline:  # no new worker has started, and the old workers have had time to stop
@@ -74,7 +74,7 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
     def stop_now(number: int, frame: FrameType | None) -> None:
         _draining[0] = STOPPING
-        # Send SIGQUIT repeatedly: the master may start more workers before its main loop handles the signal.
+        # Send SIGQUIT repeatedly: the master may start more workers before its main loop handles the stop signal.
         signal.signal(signal.SIGALRM, lambda *_: signal_workers(arbiter.WORKERS, signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, POLL_INTERVAL, POLL_INTERVAL)
         arbiter.signal(signal.SIGINT if number == signal.SIGINT else signal.SIGQUIT, frame)  # gunicorn logs the signal
@@ -82,14 +82,14 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
     signal.signal(signal.SIGTERM, start_draining)
     signal.signal(signal.SIGINT, stop_now)
     signal.signal(signal.SIGQUIT, stop_now)
-    # Cancel the timer at exit. Otherwise, an alarm would kill the master after Python has removed its signal handlers.
+    # Cancel the timer at exit. Otherwise, an alarm could kill the master after Python has removed the signal handlers.
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 
 
 def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal immediately to all workers, given their process ids.
+    """Send a signal to all workers immediately, given their process ids.
 
-    gunicorn would send it only in its main loop. After SIGHUP, the loop first waits for old workers to exit.
+    gunicorn itself would send it only in its main loop, which, after SIGHUP, first waits for the old workers to exit.
     """
     for pid in list(workers):
         with contextlib.suppress(ProcessLookupError):

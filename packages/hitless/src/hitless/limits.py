@@ -20,13 +20,13 @@ class Limits:
 
     Attributes:
         head_size: Maximum size of the request line and headers together, in bytes. Node.js has the same default.
-        header_lines: Maximum number of headers of a request. A short header takes up to 30 times its size in memory.
+        header_lines: Maximum number of headers in a request. In memory, a short header takes up to 30 times its size.
             gunicorn's `limit_request_fields` has the same default.
         pipelined_requests: Maximum number of requests that may wait on a connection while an earlier request is
             being answered. Browsers do not pipeline requests.
-        request_seconds: Initial time limit for receiving a request, in seconds. For each `bytes_per_second` bytes that
-            arrive, the limit is extended by one second. The remaining time never exceeds `request_seconds`, so a
-            stalled upload is rejected after at most this time.
+        request_seconds: Initial time limit for receiving a request, in seconds. Each received byte extends the limit by
+            1 / `bytes_per_second` seconds. The remaining time never exceeds `request_seconds`, so a stalled upload is
+            rejected after at most this time.
         bytes_per_second: Minimum upload rate after the first `request_seconds`.
         unread_seconds: Seconds after which a connection is closed if its client stops reading the response (Linux
             only).
@@ -49,7 +49,7 @@ class Limits:
 
 
 class Deadline:
-    """A time limit for receiving the current request on a connection. Received bytes extend it.
+    """A time limit for receiving the current request on a connection. It is extended as bytes arrive.
 
     Attributes:
         received: The number of bytes of the request received so far.
@@ -94,7 +94,10 @@ class Deadline:
 
 
 def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
-    """Make the kernel close an accepted connection if its client reads nothing for this many seconds."""
+    """Make the kernel close connections whose clients stop reading the response for `seconds` seconds.
+
+    Connections inherit this option from the listener that accepts them.
+    """
     for listener in listeners:
         with contextlib.suppress(OSError):  # only Linux has this option, and only for TCP
             listener.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, round(seconds * 1000))

@@ -30,9 +30,9 @@ Worker = Any
 def block_signals_during_fork() -> None:
     """Make workers react to stop signals from the moment they are forked. Call this once, in the master.
 
-    A forked worker inherits the master's signal handlers, which only queue signals for the master's main loop. Until it
-    has set its own handlers, it would ignore stop signals, and the master would wait for it forever. Stop signals are
-    therefore blocked during the fork, and the worker starts with the default handlers.
+    A forked worker inherits the master's signal handlers, which do not stop the worker. If a stop signal arrived before
+    the worker set its own handlers, the worker would keep running, and the master would wait for it forever. Stop
+    signals are therefore blocked during the fork. The worker restores the default handlers, then unblocks the signals.
     """
     os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_reset_signals)
 
@@ -64,8 +64,8 @@ class Supervisor:
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        # gunicorn's `reload` calls `spawn_worker` to start all workers at once. Make it a no-op, because
-        # `manage_workers` starts them.
+        # gunicorn's `reload` calls `spawn_worker` to start all workers at once. Make the arbiter's `spawn_worker` a
+        # no-op, because `manage_workers` starts the workers.
         arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
@@ -99,7 +99,11 @@ class Supervisor:
             self._delay_next_start(f"A worker cannot be started: {error}")
 
     def reap_workers(self) -> None:
-        """Remove exited workers. If one failed to start, retry later, or stop the server if none has ever started."""
+        """Reap workers that have exited. If a worker failed to start, delay the next start.
+
+        Raises:
+            HaltServer: A worker exited with a startup error, and no worker has ever started. gunicorn then exits.
+        """
         master_heartbeat[0] = time.monotonic()
         before = dict(self._arbiter.WORKERS)
         try:
@@ -146,9 +150,8 @@ class Supervisor:
     def setup(self, app: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
         """Apply a reloaded configuration, unless its addresses have changed.
 
-        gunicorn changes addresses by closing all its sockets and binding again. If that failed, gunicorn could not
-        start any more workers. It always fails if the new addresses include a present TCP address, because the old
-        workers still listen on it.
+        gunicorn changes addresses by closing all its sockets and binding again. If binding fails, gunicorn cannot start
+        any more workers. Binding always fails for a current TCP address, because the old workers still listen on it.
 
         Raises:
             StartupError: The addresses have changed.

@@ -15,7 +15,7 @@ def available_processes(root: Path = Path("/")) -> int | None:
 
 
 def _read(directory: Path) -> int | None:
-    """Return the limit from `pids.max`, which contains a number or `max` for no limit."""
+    """Return the limit from `pids.max`, or None if the file contains `max` (no limit) or does not exist."""
     file = directory / "pids.max"
     limit = file.read_text().strip() if file.is_file() else "max"
     return None if limit == "max" else int(limit)

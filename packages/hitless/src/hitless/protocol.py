@@ -32,18 +32,18 @@ else:
     HAS_WEBSOCKETS = True
 
 log = logging.getLogger("hitless")
-# Drop Uvicorn's log line about a malformed request. The logger `hitless` logs the request instead, with the client's
+# Drop Uvicorn's log line about a malformed request. The `hitless` logger logs the request instead, with the client's
 # address and a request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# Maximum time in seconds to wait for the rest of a request before its connection is closed, if the request was rejected
-# or was answered before its body had arrived. Closing a connection with unread data in the receive buffer would reset
-# it, and the client might never see the response.
+# If a request is rejected, or answered before its body has arrived, its connection stays open for up to this many
+# seconds, and the rest of the request is discarded. If the connection were closed with unread data in the receive
+# buffer, TCP would reset the connection, and the client might never see the response.
 LINGER_SECONDS = 1.0
-# Extension of the keep-alive timeout, in seconds, if the next request has arrived but has not been read yet.
+# Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
 # Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit: it resumes reading from the
-# connection each time the application calls `receive` in an earlier request, for example to check for a disconnect.
+# connection each time the application calls `receive` for an earlier request, for example to check for a disconnect.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
@@ -53,10 +53,10 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 
 
 def log_late_exceptions(app: Application) -> Application:
-    """Wrap an application so that exceptions raised after a complete response are only logged.
+    """Wrap an application so that exceptions raised after the response is complete are only logged.
 
-    Examples are exceptions in background tasks and in the exit code of dependencies with `yield`, and the exception
-    that Starlette re-raises after responding with 500. On its own, Uvicorn would also close the connection, and a
+    Such exceptions come, for example, from background tasks and from the code after `yield` in dependencies. Starlette
+    also re-raises an exception after responding with 500. On its own, Uvicorn would also close the connection, and a
     request that the client has just sent would be lost.
     """
 
@@ -79,10 +79,10 @@ def log_late_exceptions(app: Application) -> Application:
 
 
 class ResponseTransport:
-    """The part of a transport that a response uses. Its `close` only asks the protocol to close the connection.
+    """The part of a transport that a response uses.
 
-    The protocol may first have to discard the rest of a request body. The reference to the protocol is weak, so that a
-    closed connection is not part of a reference cycle.
+    `close` asks the protocol to close the connection, because the protocol may first have to discard the rest of the
+    request body. The reference to the protocol is weak, so that a closed connection is not part of a reference cycle.
     """
 
     def __init__(self, transport: asyncio.Transport, close: WeakMethod[Callable[[], None]]) -> None:
@@ -97,8 +97,8 @@ class ResponseTransport:
 class LimitedProtocol(HttpToolsProtocol):
     """Handle one HTTP connection.
 
-    A request that exceeds a limit is rejected, unless its response has already begun. Either way, it is the last
-    request on its connection.
+    A request that exceeds a limit is the last one on its connection. It is rejected with an error response, unless its
+    own response has already begun or an earlier request is still unanswered.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def close_after_response(self, idle_seconds: float) -> None:
         """Add `Connection: close` to the response to the latest request.
 
-        If the headers of that response have already been sent, keep the connection open for one more request, for at
-        most `idle_seconds` after the response.
+        If the headers of that response have already been sent, the client may send one more request. Keep the
+        connection open for that request, for at most `idle_seconds` after the response.
         """
         if self.cycle and not self.cycle.response_started:
             self.cycle.keep_alive = False
@@ -161,8 +161,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        The first call has no effect if `close_after_response` keeps the connection open for one more request. Then the
-        idle timeout or a second call closes it.
+        The first call has no effect if `close_after_response` keeps the connection open for one more request. In that
+        case, the connection is closed after that request, by the idle timeout, or by a second call.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False
@@ -217,7 +217,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._check_limits(is_new=is_new)
 
     def _check_limits(self, *, is_new: bool) -> None:
-        """Start the timer of a new request, stop that of a complete one, and reject a head that is too large."""
+        """Start the timer when a request begins, stop it when the request is complete, and reject oversized heads."""
         if self.is_discarding:
             return
         if not self.is_incomplete:
@@ -229,7 +229,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.start(self._refuse_slow_request)
 
     def _keep_alive_after_late_body(self) -> None:
-        """Restart the keep-alive timeout. Uvicorn cancels it if the rest of a request arrives after the response."""
+        """Restart the keep-alive timeout, which Uvicorn cancels if the rest of a body arrives after the response."""
         is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
         if is_idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -260,13 +260,13 @@ class LimitedProtocol(HttpToolsProtocol):
             raise ValueError
         if len(self.pipeline) == self.limits.pipelined_requests:
             raise ValueError
-        # Reject a request with `Upgrade` and a body. Because of `Upgrade`, the parser stops after the headers, so the
-        # body would be treated as the next request.
+        # Reject a request that has both an `Upgrade` header and a body. The parser stops after the headers of such a
+        # request, so the body would be treated as the next request.
         has_upgrade = self.parser.should_upgrade()
         if has_upgrade and any(name in _BODY_HEADERS and value != b"0" for name, value in self.headers):
             raise ValueError
         self.is_handshake = has_upgrade and self._is_valid_handshake()
-        # Reject a handshake while an earlier response is incomplete. Otherwise, the two responses would be mixed up.
+        # Reject a handshake while an earlier response is incomplete. Otherwise, the two responses would be interleaved.
         if self.is_handshake and self.cycle and not self.cycle.response_complete:
             raise ValueError
         super().on_headers_complete()
@@ -294,7 +294,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.is_incomplete = False
 
     def _head_size(self) -> int:
-        # Each header contains four more bytes: a colon, a space and the two bytes of the line ending.
+        # Besides name and value, each header takes four bytes: a colon, a space and the two bytes of the line ending.
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:

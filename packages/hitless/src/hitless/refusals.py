@@ -44,7 +44,7 @@ def plain_text(refusal: Refusal) -> RefusalResponse:
 
 
 def serialize(status: HTTPStatus, headers: Iterable[tuple[bytes, bytes]], response: RefusalResponse) -> bytes:
-    """Return the bytes of a response that closes its connection.
+    """Return the bytes of a response with `Connection: close`.
 
     Args:
         status: The HTTP status code.

@@ -21,16 +21,15 @@ from hitless.shared import Phase, heartbeat_loss_logged, master_heartbeat, start
 
 log = logging.getLogger("uvicorn.error")
 
-# How long, in seconds, idle connections stay open when the whole server stops. A client that sends requests steadily
-# sends its next request within this time. The response to that request contains `Connection: close`, so the client
-# sends no more on this connection.
+# How long, in seconds, idle connections stay open when the whole server stops. A busy client sends another request
+# within this time. The response contains `Connection: close`, so the client then stops using the connection.
 LAST_REQUESTS_SECONDS = 0.5
 # Maximum time, in seconds, that a stopping worker waits for TLS handshakes in progress.
 HANDSHAKE_SECONDS = 5
 # The part of gunicorn's `graceful_timeout`, in seconds, that is reserved for the lifespan shutdown.
 LIFESPAN_SECONDS = 5
-# How long, in seconds, a worker that has reached `max_requests` waits for its replacement before it logs a warning. If
-# the master sends no heartbeat for this long, the first worker to notice logs an error.
+# Seconds before a worker logs a problem: a warning if the worker has reached `max_requests` but no replacement has
+# started, or an error if the master has sent no heartbeat.
 WARN_SECONDS = 15.0
 
 
@@ -42,7 +41,7 @@ class GracefulServer(Server):
         worker: The worker's sequence number, which gunicorn calls `age`.
         phase: One byte of shared memory that tells the master which phase the worker is in.
         notify: Sends a heartbeat to the master.
-        grace_seconds: The time in seconds that requests in progress have to finish during the shutdown.
+        grace_seconds: How long, in seconds, requests in progress may take to finish during the shutdown.
     """
 
     def __init__(
@@ -60,8 +59,8 @@ class GracefulServer(Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  Uvicorn's signature
         """Start the shutdown.
 
-        Uvicorn's own handler would also raise the signal again after the shutdown. The signal would then end the
-        process before `worker_exit` and the `atexit` functions are called.
+        With its own handler, Uvicorn would raise the signal again after the shutdown. That would kill the process
+        before `worker_exit` and the `atexit` functions are called.
         """
         self.should_exit = True
 
@@ -104,7 +103,7 @@ class GracefulServer(Server):
             os.kill(os.getppid(), signal.SIGCHLD)  # makes the master check its workers immediately
 
     def _warn_without_successor(self) -> None:
-        """Log a warning once if this worker needs a replacement, but no worker has started for WARN_SECONDS."""
+        """Log a warning once if this worker needs a replacement, but no worker has started in the last WARN_SECONDS."""
         if starts[0] != self._starts:
             self._starts = starts[0]
             self._warn_at = max(self._warn_at, time.monotonic() + WARN_SECONDS)
@@ -122,7 +121,7 @@ class GracefulServer(Server):
             log.error("The master process has not responded for %d s: no worker is replaced", seconds_without_heartbeat)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain connections, let running requests finish within the grace period, then run the lifespan's shutdown."""
+        """Stop accepting connections, let requests finish within the grace period, then run the lifespan shutdown."""
         heartbeat = asyncio.create_task(self._send_heartbeat())
         deadline = asyncio.get_running_loop().time() + self._grace_seconds
         self._phase[0] = Phase.STOPPING
@@ -131,7 +130,8 @@ class GracefulServer(Server):
             # Accept every connection in the backlog, however busy this worker is. There may be no other worker left.
             await asyncio.sleep(LAST_REQUESTS_SECONDS)
             self._acceptor.accept_backlog()
-        # Unless the whole server is stopping, the other workers keep accepting connections on the same sockets.
+        # This closes the sockets only in this worker. Unless the whole server is stopping, the other workers keep
+        # accepting connections on them.
         self._acceptor.stop()
         remaining = deadline - asyncio.get_running_loop().time() - LAST_REQUESTS_SECONDS
         await self._acceptor.wait_for_handshakes(min(HANDSHAKE_SECONDS, remaining))
@@ -146,7 +146,7 @@ class GracefulServer(Server):
         """Add `Connection: close` to every response from now on.
 
         If the headers of a response have already been sent, the client does not know that the server will close the
-        connection, and may send another request. The connection therefore stays open for a while, like an idle one.
+        connection, and may send another request. The connection therefore stays open as long as an idle connection.
         """
         # Create a new list: requests that have already been received use the old list, which must not change.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
@@ -165,8 +165,8 @@ class GracefulServer(Server):
 
     def _idle_seconds(self) -> float:
         """Return how many seconds a connection may stay idle during the shutdown."""
-        # If the whole server is stopping, wait only briefly. Load balancers have already had `drain_seconds` to stop
-        # sending requests, and no worker accepts new connections.
+        # If the whole server is stopping, keep idle connections open only briefly. Load balancers have already had
+        # `drain_seconds` to stop sending requests, and no worker accepts new connections.
         if is_stopping():
             return LAST_REQUESTS_SECONDS
         # Wait for at most half of the grace period. The other half is for finishing the last requests.
@@ -175,7 +175,7 @@ class GracefulServer(Server):
     async def _finish_requests(self, deadline: float) -> None:
         """Wait for running requests until the deadline. Then cancel the rest, so that the application can send a 503.
 
-        Uvicorn would also cancel them, but it would shut down the lifespan before they could respond.
+        Uvicorn would also cancel the requests, but then shut down the lifespan without waiting for their responses.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -192,7 +192,7 @@ class GracefulServer(Server):
             await asyncio.wait(tasks, timeout=LAST_REQUESTS_SECONDS)
 
     async def _send_heartbeat(self) -> None:
-        """Send heartbeats for as long as a shutdown may take. If the worker takes longer, the master kills it."""
+        """Send heartbeats for the maximum duration of a shutdown. If the worker takes longer, the master kills it."""
         for _ in range(round(self._grace_seconds + LIFESPAN_SECONDS)):
             self._notify()
             await asyncio.sleep(1)

@@ -13,7 +13,7 @@ heartbeat_loss_logged = mmap(-1, 1)
 
 
 class Phase(IntEnum):
-    """The state of a worker. Each worker stores it in a byte of shared memory, which the master reads."""
+    """The state of a worker. Each worker stores its phase in one byte of shared memory, where the master reads it."""
 
     STARTING = 0
     ACCEPTING = 1

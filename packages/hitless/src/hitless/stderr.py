@@ -9,15 +9,15 @@ from threading import RLock
 from typing import TextIO
 
 log = logging.getLogger("hitless.stderr")
-# Without a handler, `logging` would write this logger's warnings directly to standard error, and that might block.
+# Without a handler, `logging` would write this logger's warnings directly to standard error, which might block.
 log.addHandler(logging.NullHandler())
 
 
 class LogStream:
-    """Write log lines to standard error. Drop them if standard error is a full pipe.
+    """Write log lines to standard error. Drop them if standard error is a pipe and the pipe is full.
 
-    A pipe usually holds 64 KiB. It becomes full if its reader, for example a log driver, stalls. A worker that waited
-    for free space could not serve requests. The number of dropped lines is logged before the next line that fits.
+    A pipe usually holds 64 KiB. It becomes full if its reader, for example a log driver, stalls. A worker that is
+    blocked by a full pipe cannot serve requests. The number of dropped lines is logged before the next line that fits.
 
     Args:
         stream: The stream to use instead of standard error.
@@ -43,7 +43,7 @@ class LogStream:
                 self._dropped += 1
 
     def flush(self) -> None:
-        """Flush the stream, unless it is a pipe. Writes to a pipe are not buffered."""
+        """Flush the stream, unless it is a pipe: writes to a pipe are not buffered, so there is nothing to flush."""
         if self._pipe < 0:
             (self._given or sys.stderr).flush()
 
@@ -67,7 +67,7 @@ class LogStream:
         return not self._rest or (self._write(self._rest) and not self._rest)
 
     def _report_dropped(self) -> bool:
-        """Log the number of dropped lines. Return whether the message fit into the pipe."""
+        """Log the number of dropped lines, if any. Return False if that log line did not fit into the pipe."""
         if self._dropped:
             number, self._dropped = self._dropped, 0
             log.warning("%d log lines were dropped because standard error was not read", number)
@@ -77,7 +77,7 @@ class LogStream:
         return True
 
     def _write(self, data: bytes) -> bool:
-        """Write as much as the pipe can take now, and keep the rest for later. Return whether anything was written."""
+        """Write as much as fits into the pipe, and keep the rest for later. Return whether anything was written."""
         try:
             written = os.write(self._pipe, data)
         except BlockingIOError:

@@ -21,23 +21,23 @@ from websockets.server import ServerProtocol
 
 from hitless.limits import Limits
 
-# How long, in seconds, to wait for the client's close frame after sending one. Closing a connection with unread data in
-# the receive buffer would reset it, and the client might never see the close code.
+# How long, in seconds, to wait for the client's close frame after sending one. If the connection were closed with
+# unread data in the receive buffer, TCP would reset the connection, and the client might never see the close code.
 LINGER_SECONDS = 1.0
 # Data is parsed in pieces of at most this many bytes. After each piece, the parser stops if the message queue is full.
-# The shortest message has six bytes, so a piece completes at most 171 messages.
+# The shortest message is six bytes long, so a piece can complete at most 171 messages.
 PIECE_SIZE = 1024
 
 log = logging.getLogger("uvicorn.error.websocket")
-# Drop records below WARNING. They duplicate the access log, and include all headers or the query string, which may
-# contain a token. Also drop the traceback for invalid UTF-8, because clients could use it to flood the log.
+# Drop records below WARNING. They duplicate the access log and contain headers or query strings, which may include a
+# token. Also drop the error about invalid UTF-8 with its traceback, because clients could use it to flood the log.
 log.addFilter(
     lambda record: record.levelno >= logging.WARNING and record.msg != "Invalid UTF-8 sequence received from client."
 )
 
 
 def is_valid_handshake(method: bytes, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Return whether a request is a WebSocket handshake that the library `websockets` accepts."""
+    """Return whether a request is a WebSocket handshake that the `websockets` library accepts."""
     lines = [b"%s: %s\r\n" % header for header in headers]
     protocol = ServerProtocol(logger=log)
     protocol.receive_data(b"".join([method, b" ", url, b" HTTP/1.1\r\n", *lines, b"\r\n"]))
@@ -49,7 +49,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
     """Handle one WebSocket connection.
 
     On shutdown, the application can still handle and answer its current message and those in the queue. Then the
-    connection is closed with code 1012 (Service Restart). Messages that arrive later are discarded.
+    connection is closed with code 1012 (Service Restart). All other messages are discarded.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.server_state = server_state
         self.limits = limits
         self.logger = log
-        # Do not support compression. It uses 40 KB of memory per connection, and a message of 100 bytes can expand to
+        # Do not enable compression. It uses 40 KB of memory per connection, and a message of 100 bytes can expand to
         # 100 KB.
         self.conn = ServerProtocol(max_size=limits.websocket_message_size, logger=log)
         self.ping_interval = self.ping_timeout = limits.websocket_idle_seconds / 2
@@ -132,14 +132,18 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Count the connection towards `max_requests` when it ends, not when it begins. The clients of a replaced worker
-        # reconnect immediately. If their connections were counted at once, the next worker would soon be replaced, too.
+        # reconnect immediately. If connections were counted when they begin, the replacement would itself soon reach
+        # `max_requests`.
         self.server_state.total_requests += 1
         super().connection_lost(exc)
 
     # Closing ---------------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """Close the connection once the application has handled all queued messages. A second call closes it now."""
+        """Close the connection once the application has handled all queued messages.
+
+        A second call closes the connection without waiting for the application.
+        """
         if self.is_draining:
             self._close_with_1012()
         self.is_draining = True

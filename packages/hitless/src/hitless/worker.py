@@ -48,7 +48,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
     # Set by the `pre_fork` hook.
     has_hooks = False
-    # Set by the master when it stops the worker.
+    # Set to True by the master when it stops an outdated or surplus worker.
     is_stopped = False
     limits = Limits()
     render_refusal: RenderRefusal = staticmethod(plain_text)
@@ -85,14 +85,14 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         atexit.register(_exit_without_freeing)
 
     def init_signals(self) -> None:
-        """Install handlers for SIGQUIT and SIGABRT, which Uvicorn lacks. They run even if the event loop is blocked."""
+        """Handle SIGQUIT and SIGABRT, which Uvicorn does not. The handlers run even if the event loop is blocked."""
         super().init_signals()
         signal.signal(signal.SIGQUIT, self.handle_quit)
         signal.signal(signal.SIGABRT, self.handle_abort)
 
     def handle_quit(self, _signal: int, _frame: FrameType | None) -> None:
         """Exit immediately."""
-        # The master sends the signal repeatedly. Ignore it from now on, so that it cannot interrupt coverage, which
+        # The master sends the signal repeatedly. Ignore it from now on, so that it cannot interrupt coverage.py, which
         # wraps `os._exit` to save its data.
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         os._exit(0)
@@ -105,7 +105,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         self.config.http = partial(LimitedProtocol, limits=self.limits, render_refusal=self.render_refusal)
-        # Use the plain sockets. gunicorn's wrappers would be closed twice, and the second time might close another file
+        # Use the plain sockets. gunicorn's wrappers would be closed twice, and the second call might close another file
         # that has been given the same descriptor.
         sockets = [listener.sock for listener in self.sockets]
         enable_send_timeout(sockets, self.limits.unread_seconds)
