@@ -24,16 +24,17 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-# Resolving a dependency takes about 10 µs, and most requests use the functions below. To save time, they read
-# `request.state` instead of depending on more functions, and `get_current_user` calls `get_access_token` itself. The
-# price: the few routes that depend on both `get_access_token` and `get_current_user` verify the token twice.
+# Resolving a dependency takes about 10 µs, and most requests use the functions below. To save time, these functions
+# read `request.state` instead of declaring further dependencies, and `get_current_user` calls `get_access_token`
+# itself. As a result, the few routes that depend on both `get_access_token` and `get_current_user` verify the token
+# twice.
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Verify the access token in the Authorization header, and return its contents.
 
-    This does not check whether the login of the token has ended, but `get_current_user` does.
+    This function does not check whether the token's login session is still active. `get_current_user` does.
 
     Raises:
-        AuthenticationFailed: There is no valid token.
+        AuthenticationFailed: The token is missing or invalid.
     """
     if credentials is None:
         raise AuthenticationFailed(reason="no token")
@@ -50,7 +51,7 @@ async def get_current_user(credentials: _Credentials, request: AppRequest) -> Us
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
-        AuthenticationFailed: There is no valid token, its login has ended, or the user is inactive.
+        AuthenticationFailed: The token is missing or invalid, its login session has ended, or the user is inactive.
     """
     token = await get_access_token(credentials, request)
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
