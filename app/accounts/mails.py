@@ -20,20 +20,20 @@ from app.mail.outbox import Writer
 from app.settings import Settings
 from app.users.models import User
 
-# How long an expired token stays in the database. If an email is sent again after a failure, `write_link` needs the
-# stored token to find out whether it has been used.
+# How long the row of an expired token stays in the database. If an email is sent again after a failure, `write_link`
+# needs this row to find out whether the token has been used.
 KEEP_EXPIRED = timedelta(days=7)
 
 NOTICES = ("password_changed", "email_change_requested", "email_changed")
 
 
 class Link(NamedTuple):
-    """A kind of email that contains a link with a token.
+    """A kind of link that is sent by email. The link contains a token.
 
     Attributes:
         purpose: The operation that the token allows.
         page: The URL of the page that the link opens.
-        url: The URL of the route that accepts the token.
+        url: The URL of the API route that accepts the token.
         lifetime: How long the token is valid.
         recipient_filter: Returns the SQL condition that selects an email's recipient from among the active users. The
             condition matches at most one user.
@@ -59,8 +59,8 @@ def mail_writers(settings: Settings) -> dict[str, Writer]:
             password_page,
             password_url,
             timedelta(minutes=settings.password_reset_minutes),
-            # Send no link of this kind to invited users who have not set a password yet. They need a new invitation,
-            # because its link is valid for days.
+            # Do not send this kind of link to invited users who have not set a password yet. They need a new invitation
+            # instead, whose link is valid for days.
             lambda mail: and_(User.email == mail.recipient, User.password_hash != ""),
         ),
         "invitation": Link(
@@ -97,7 +97,7 @@ async def write_notice(_: AsyncSession, mail: Mail) -> Content:
 
 
 async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
-    """Write an email with a link, and store the id of the link's token, the recipient and the user's security stamp.
+    """Write an email with a link. Store the recipient, the user's security stamp and the id of the link's token.
 
     Return None if the email must not be sent, for one of these reasons:
 

@@ -14,8 +14,8 @@ class AccountToken(Base):
 
     The token itself is not stored. It is derived from `token_id` (see tokens.py).
 
-    A token can be used only once, because its use invalidates it. Setting a password changes the user's security stamp,
-    so that the stamp in this row no longer matches. Verifying an email address deletes this row.
+    A token can be used only once. Setting a password changes the user's security stamp, so the stamp in this row no
+    longer matches. Verifying an email address deletes this row.
     """
 
     __tablename__ = "account_tokens"

@@ -29,7 +29,7 @@ _POLICY = (
 
 
 def read_page(name: str) -> Response:
-    """Return one of the pages that are linked from emails, or the script or the style sheet that they share.
+    """Return one of the static files: the pages that emails link to, their script and their style sheet.
 
     Raises:
         NotFound: There is no such file.

@@ -20,7 +20,7 @@ from app.users.service import add_user, new_security_stamp, raise_email_taken
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """The user that a valid token belongs to, and the address that it was sent to.
+    """The user that a valid token belongs to, and the address that the token was sent to.
 
     The token proves that the caller can read emails sent to `address`.
     """
@@ -81,12 +81,12 @@ async def verify_email(  # noqa: PLR0913  each is needed
 ) -> None:
     """Mark an email address as verified. If it replaces another address, send a notice to the old address.
 
-    The password is required because anyone can enter the address of another person. The password proves that the owner
-    of the address also owns the account.
+    The password is required because anyone can sign up with, or change to, someone else's address. The password proves
+    that the owner of the address also owns the account.
 
     Raises:
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since the token was issued.
-        RateLimited: Too many password attempts for this account, including attempts to log in.
+        RateLimited: There were too many password attempts for this account, including attempts to log in.
         IncorrectPassword: The password is wrong. The token remains valid.
         EmailTaken: Another user has taken the address.
     """
@@ -116,7 +116,7 @@ async def invite(session: AsyncSession, outbox: Outbox, data: Invitation) -> Use
     """Create a user without a password, and send them a link to set one.
 
     Raises:
-        EmailTaken: Another user has the address.
+        EmailTaken: Another user already has this email address.
     """
     outbox.add(session, "invitation", data.email)
     return await add_user(session, User(email=data.email, full_name=data.full_name, password_hash=""))

@@ -15,7 +15,7 @@ _ID_BYTES = 16
 
 
 class MailTokens:
-    """Derives tokens from ids.
+    """Derives tokens from ids by signing the ids with a secret key.
 
     The database stores only the ids, so tokens cannot be read from the database or its backups.
 
@@ -30,11 +30,11 @@ class MailTokens:
         ]
 
     def issue(self, purpose: Purpose, token_id: UUID) -> str:
-        """Return the token for an id. The same key, purpose and id always give the same token."""
+        """Return the token for an id. The same key, purpose and id always produce the same token."""
         return urlsafe_b64encode(token_id.bytes + _sign(self._keys[0], purpose, token_id)).decode()
 
     def verify(self, purpose: Purpose, token: str) -> UUID:
-        """Return the id in a token.
+        """Verify a token, and return the id that it was issued for.
 
         Raises:
             InvalidMailToken: The token was not issued by this service, or was issued for another purpose.

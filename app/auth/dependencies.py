@@ -9,7 +9,7 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Client(NamedTuple):
-    """The client of a request. Do not trust these values: clients and proxies can set them to any text."""
+    """The client of a request. Do not trust these values: clients and proxies can set them to arbitrary text."""
 
     ip_address: str | None
     user_agent: str | None

@@ -48,7 +48,7 @@ async def login(  # noqa: PLR0913  each is needed
         EmailNotVerified: The credentials are correct, but the address must be verified first.
     """
     user = await find_user_by_email(reader, credentials.email)
-    # Count by the user's id, because the user can change the address.
+    # If the account exists, count attempts by user id, because the user can change the email address.
     await limiter.enforce("account", str(user.id) if user else credentials.email)
     # Verifying the password takes 0.1 s. The request holds no database connection during this time, because the session
     # has not connected yet.
@@ -69,9 +69,10 @@ async def login(  # noqa: PLR0913  each is needed
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # Check the user again. While the hash was computed, another request may have changed the password, or deactivated
-    # or deleted the user. This query also locks the user's row, so that such requests wait until this transaction ends.
-    # Lock the user's row before the rows of the logins, to avoid deadlocks: deleting a user uses the same order.
+    # Check the user again. While the password was being verified, another request may have changed the password, or
+    # deactivated or deleted the user. This query also locks the user's row, so that such requests wait until this
+    # transaction ends. Lock the user's row before the rows of the logins, to avoid deadlocks: deleting a user locks the
+    # rows in the same order.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -94,13 +95,13 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    For a short time after the first use, using a token again returns the same new refresh token. Without this overlap,
-    a second browser tab or a retry after a lost response would log the user out. The new token is not stored, because
-    it can be derived from the used one.
+    For a short time after the first use, using a token again returns the same new refresh token. This overlap ends
+    early if the new token is used. Without the overlap, a second browser tab or a retry after a lost response would log
+    the user out. The new token is not stored, because it can be derived from the old one.
 
     Raises:
-        InvalidRefreshToken: The token is unknown or expired, its login has ended, or the token was used before and
-            cannot be used again. Such reuse also ends the login.
+        InvalidRefreshToken: The token is unknown or expired, its login session has ended, or the token was already used
+            and the overlap is over. Reuse after the overlap also ends the login session.
     """
     login_id, secret = _parse(token)
     now = utc_now()
@@ -108,8 +109,9 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     next_secrets = {_hash(following): following for following in tokens.derive_next_secrets(login_id, secret)}
     is_current = Login.secret_hash == used
     is_repeated = and_(
-        # An overlap of 0 must disable reuse. The condition on `rotated_at` below is not enough: it is also met if a
-        # concurrent request starts after this one but finishes first, because its `rotated_at` is later than our `now`.
+        # An overlap of 0 must disable reuse. The condition on `rotated_at` below does not ensure this: if a request
+        # that started after this one has already rotated the secret, `rotated_at` is later than `now`, and the
+        # condition is met even with an overlap of 0.
         literal(bool(tokens.refresh_overlap)),
         Login.previous_secret_hash == used,
         Login.secret_hash.in_(next_secrets),
@@ -148,12 +150,12 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
 
 
 async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:
-    """End the login if the rejected token is one of the login's earlier tokens. A forged token does not end it.
+    """End the login session if the rejected token is one of its earlier tokens. A forged token ends no session.
 
-    Return the reason for the rejection, for the log.
+    Return the reason for the rejection, to be logged.
     """
-    # This service issued the token if its signature is valid or its hash is stored. After a change of the secret key,
-    # the signature may no longer be valid, but the hash of the token before the current one is still stored.
+    # The token was issued by this service if its signature is valid or its hash is stored. If the secret key has
+    # changed, the signature may no longer be valid, but the previous token's hash is still stored.
     was_issued = or_(literal(is_signed), Login.previous_secret_hash == used)
     reused = delete(Login).where(Login.login_id == login_id, Login.secret_hash != used, was_issued)
     ended = await session.scalar(reused.returning(Login.login_id))
@@ -162,28 +164,28 @@ async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, ses
 
 
 async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> None:
-    """End the login that a refresh token belongs to. A token that was used before is also accepted.
+    """End the login session that a refresh token belongs to. A token that has already been used is also accepted.
 
     Raises:
         InvalidRefreshToken: The token is malformed.
     """
     login_id, secret = _parse(token)
     structlog.contextvars.bind_contextvars(login_id=login_id.hex)  # for the access log
-    # Accept only tokens that this service issued: their signature is valid, or their hash is stored. After a change of
-    # the secret key, signatures may no longer be valid, but the hashes of the current token and the one before it are
-    # still stored.
+    # Accept only tokens that this service issued, that is, tokens with a valid signature or a stored hash. If the
+    # secret key has changed, signatures may no longer be valid, but the hashes of the current and the previous token
+    # are still stored.
     is_stored = literal(_hash(secret)).in_([Login.secret_hash, Login.previous_secret_hash])
     was_issued = or_(literal(tokens.is_signed(login_id, secret)), is_stored)
     await session.execute(delete(Login).where(Login.login_id == login_id, was_issued))
 
 
 async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -> SessionList:
-    """Return at most MAX_SESSIONS active logins of a user, most recently used first.
+    """Return a user's active login sessions, at most MAX_SESSIONS, most recently used first.
 
     Args:
         session: The database session.
-        user_id: The user whose logins are listed.
-        current: The id of the login that the request belongs to.
+        user_id: The user whose login sessions are listed.
+        current: The id of the login session that the request belongs to.
     """
     last_used_at = func.coalesce(Login.rotated_at, Login.created_at)
     query = (
@@ -210,10 +212,10 @@ async def list_sessions(session: AsyncSession, user_id: int, *, current: UUID) -
 
 
 async def end_session(session: AsyncSession, user_id: int, login_id: UUID) -> None:
-    """End one of a user's logins.
+    """End one of a user's login sessions.
 
     Raises:
-        SessionNotFound: The user has no such login.
+        SessionNotFound: The user has no such login session.
     """
     by_id = delete(Login).where(Login.login_id == login_id, Login.user_id == user_id)
     if await session.scalar(by_id.returning(Login.login_id)) is None:
@@ -221,7 +223,7 @@ async def end_session(session: AsyncSession, user_id: int, login_id: UUID) -> No
 
 
 async def end_sessions(session: AsyncSession, user_id: int, *, keep: UUID | None = None) -> None:
-    """End all of a user's logins, except the one with the id `keep`."""
+    """End all of a user's login sessions, except the one with the id `keep`, if given."""
     await session.execute(delete(Login).where(Login.user_id == user_id, Login.login_id.is_distinct_from(keep)))
 
 

@@ -60,6 +60,6 @@ def autocommit(engine: AsyncEngine) -> AsyncEngine:
     """
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="AUTOCOMMIT")
-    # On SQLite, set an option that `_begin_immediate` reads. Setting the isolation level would take longer, because the
-    # driver does it in a separate thread.
+    # On SQLite, set an option that tells `_begin_immediate` not to begin a transaction. Setting the isolation level
+    # would take longer, because the driver does it in a separate thread.
     return engine.execution_options(autocommit=True)

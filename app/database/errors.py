@@ -12,11 +12,11 @@ from app.database.base import Base
 class DatabaseUnreachable(Exception):
     """The service cannot connect to the database, or the database does not answer.
 
-    This is a separate class, because not every OSError or TimeoutError comes from the database.
+    Raised instead of exceptions such as OSError and TimeoutError, which can also have causes other than the database.
     """
 
 
-# The exceptions by which database code reports a failure. `is_outage` tells whether the cause is an outage or a bug.
+# The exceptions that database code raises on failure. `is_outage` tells whether the cause is an outage or a bug.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection
@@ -29,7 +29,7 @@ DATABASE_ERRORS = (
 # This query fails if the database is unavailable or has no tables, for example after it was dropped and recreated.
 CHECK_SCHEMA = text("SELECT version_num FROM alembic_version")
 
-# The SQLSTATE with which a read-only server, for example a standby, rejects a write.
+# The SQLSTATE that a read-only server, such as a standby, returns when it rejects a write.
 READ_ONLY = "25006"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE_SQLSTATES = (
@@ -78,6 +78,11 @@ async def is_outage(error: Exception, engine: AsyncEngine, *, is_ongoing: bool) 
     """Return whether a database error means that the database is unavailable or has no tables.
 
     All other errors are bugs, for example a query with a misspelled table name.
+
+    Args:
+        error: The exception that database code raised.
+        engine: Connects to the database to check whether it has tables.
+        is_ongoing: Whether an outage is already known to be ongoing. A missing table then counts as part of the outage.
     """
     if is_unavailable(error) or not _is_missing_table(error):
         return is_unavailable(error)
@@ -97,11 +102,12 @@ def _is_missing_table(error: Exception) -> bool:
 
 
 def is_unique_violation(error: IntegrityError, *columns: str) -> bool:
-    """Return whether a row violated the unique constraint or the primary key on the given columns.
+    """Return whether a statement violated the unique constraint or the primary key on the given columns.
 
     Args:
         error: The exception that the statement raised.
-        columns: All columns of the constraint, in the order of its definition, for example `users.email`.
+        columns: All columns of the constraint, in the order in which the constraint lists them, for example
+            `users.email`.
     """
     table = Base.metadata.tables[columns[0].partition(".")[0]]
     (constraint,) = (

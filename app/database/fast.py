@@ -29,7 +29,7 @@ from app.settings import Settings
 
 # Maximum number of compiled queries in the cache.
 CACHE_SIZE = 500
-# Maximum time in seconds to wait until a connection pooler such as PgBouncer has cancelled a statement.
+# Maximum time in seconds to wait for a connection pooler such as PgBouncer to cancel a statement.
 CANCEL_SECONDS = 1.0
 
 Query = Select[*tuple[Any, ...]]
@@ -42,8 +42,8 @@ class CompiledQuery(NamedTuple):
     Attributes:
         sql: The statement.
         names: The names of its parameters, in order.
-        defaults: Values of parameters that callers may omit. They come from literals in the query, for example a limit,
-            and from the defaults of `bindparam`.
+        defaults: Values of parameters that callers may omit. They come from literals in the query, for example the 10
+            in `.limit(10)`, and from the defaults of `bindparam`.
     """
 
     sql: str
@@ -67,8 +67,8 @@ class CountingSemaphore(asyncio.Semaphore):
 class FastReader:
     """Runs single SELECT statements in autocommit mode.
 
-    The number of concurrent queries is limited to the size of the pool. Further queries wait in order of arrival. The
-    pool itself does not guarantee this order (https://github.com/sqlalchemy/sqlalchemy/issues/7679).
+    The number of concurrent queries is limited to the size of the pool. Further queries are queued in order of
+    arrival. The pool itself does not guarantee this order (https://github.com/sqlalchemy/sqlalchemy/issues/7679).
     """
 
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
@@ -91,7 +91,7 @@ class FastReader:
         """Return all rows. Define the query at module level, with `bindparam`, so that it is compiled only once.
 
         Raises:
-            KeyError: A parameter is missing.
+            KeyError: A parameter is missing, and asyncpg runs the query.
             StatementError: A parameter is missing, and SQLAlchemy runs the query, for example on SQLite.
         """
         compiled = self._compiled(query)
@@ -119,8 +119,8 @@ class FastReader:
                 return None
         compiled = query.compile(dialect=dialect)
         for bind in compiled.binds.values():
-            # If SQLAlchemy must convert a value, asyncpg cannot run the query. Booleans are an exception: SQLAlchemy
-            # only validates them, and asyncpg converts them.
+            # If SQLAlchemy must convert a value, the query cannot be passed directly to asyncpg. Booleans are an
+            # exception: SQLAlchemy only validates them, and asyncpg converts them.
             converts = bind.type.dialect_impl(dialect).bind_processor(dialect) and not isinstance(bind.type, Boolean)
             if bind.expanding or bind.literal_execute or bind.callable or converts:
                 return None

@@ -28,11 +28,11 @@ class OutageLog:
 
     @property
     def is_ongoing(self) -> bool:
-        """Return whether an outage is ongoing: its start has been logged, but not yet its end."""
+        """Return whether an outage is ongoing: its start has been logged, but its end has not."""
         return self._is_waiting
 
     def add(self, error: Exception) -> None:
-        """Record an error that was caused by an unavailable database."""
+        """Record an error caused by a database outage."""
         message = self._pool_timeout if isinstance(error, PoolTimeoutError) else getattr(error, "orig", error)
         reason = f"{type(getattr(error, 'driver_exception', error)).__name__}: {message}"
         self._reasons[reason] += 1

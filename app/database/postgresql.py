@@ -24,16 +24,16 @@ from app.urls import describe_database, split_hosts
 
 log = structlog.stdlib.get_logger("app.database")
 
-# Maximum age of a connection in seconds. Older connections are replaced, so that a server or a pooler can shut down
-# even if it waits for its clients to disconnect.
+# Maximum age of a connection in seconds. Older connections are replaced, so that a server or a pooler that waits for
+# its clients to disconnect can shut down.
 MAX_AGE_SECONDS = 300
 # Maximum age in seconds of a connection to a read-only server. Older connections are replaced: after a failover, the
 # host name may resolve to another server, which accepts writes.
 READ_ONLY_SECONDS = 5.0
 # A host is considered silent if an attempt to connect to it fails or is cancelled after more than this many seconds.
 SILENT_SECONDS = 0.5
-# How long, in seconds, a silent host is tried last. If it were tried first, each connection attempt would wait for it.
-# The readiness check, which times out after one second, would never reach the next host.
+# For this many seconds, a silent host is tried after all others. If it were tried first, each connection attempt would
+# wait for it, so the readiness check, which times out after one second, would never reach the next host.
 SILENT_HOST_SECONDS = 30.0
 
 # After one of these errors, try the next host. libpq does the same.
@@ -47,7 +47,7 @@ _LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout")
 
 
 def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create a PostgreSQL engine. Pass `options` on to `create_async_engine`."""
+    """Create a PostgreSQL engine. `options` are passed on to `create_async_engine`."""
     connector = get_connector(
         settings.database_url.get_secret_value(), settings.database_connect_timeout, settings.database_statement_timeout
     )
@@ -70,13 +70,14 @@ class Connector:
     """Connects to the first usable host of the URL. Remembers hosts that do not answer and servers that are read-only.
 
     Timeouts are sent to the server as startup parameters. If a pooler rejects these parameters, each transaction sets
-    its own timeouts, which costs a round trip. Statements outside transactions are then cancelled by asyncpg's timeout.
+    its own timeouts, which costs a round trip. Statements outside transactions are then limited only by asyncpg's own
+    timeout.
     """
 
     def __init__(self, url: str, connect_timeout: float, statement_timeout: float) -> None:
         self._parameters = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
-        # asyncpg applies its timeout to all hosts of a URL together, so use a separate URL for each host. For
-        # `prefer-standby`, try all hosts as `standby` first, then all hosts as `any`.
+        # asyncpg's timeout covers all hosts of a URL together, so use a separate URL for each host. For
+        # `target_session_attrs=prefer-standby`, first try each host with `standby`, then each host with `any`.
         attributes = ("standby", "any") if "target_session_attrs=prefer-standby" in url else ("",)
         self._hosts = [
             host.replace("target_session_attrs=prefer-standby", f"target_session_attrs={attribute}")
@@ -141,7 +142,7 @@ class Connector:
 
     @cached_property
     def _system_tls(self) -> ssl.SSLContext:
-        """The TLS context for `sslrootcert=system`. asyncpg would treat `system` as a file name.
+        """The TLS context for `sslrootcert=system`. It is needed because asyncpg would treat `system` as a file name.
 
         The context verifies host names, as libpq does.
         """
@@ -152,7 +153,7 @@ class Connector:
         return context
 
     def record_connection(self, _: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Record when the connection was opened, whether its server is read-only, and whether it applies timeouts."""
+        """Record when the connection was opened, whether the server is read-only, and whether it applies timeouts."""
         record.info["connected_at"] = time.monotonic()
         record.info["is_read_only"] = _is_read_only(get_driver_connection(record))
         record.info["has_server_limits"] = self._has_server_limits
@@ -160,8 +161,8 @@ class Connector:
     def replace_if_stale(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: PoolProxiedConnection) -> None:
         """Replace a connection if the server has closed it, or if a failover may have taken place since it was opened.
 
-        asyncpg notices closed connections and read-only servers without a round trip. `pool_pre_ping` would cost a
-        round trip per checkout.
+        This costs no round trip, because asyncpg already notices closed connections and read-only servers.
+        `pool_pre_ping` would cost a round trip per checkout.
         """
         connection = get_driver_connection(record)
         is_read_only = _is_read_only(connection)
@@ -175,15 +176,15 @@ class Connector:
     def _note_read_only(self) -> None:
         """Mark all open connections for replacement, because a server has become read-only.
 
-        After a failover, the host name may resolve to another server. Connections opened within the next
-        READ_ONLY_SECONDS are not marked: until the DNS entry changes, a replacement would reach the same server.
+        After a failover, the host name may resolve to another server. Do this at most once every READ_ONLY_SECONDS:
+        until the DNS entry changes, new connections reach the same server.
         """
         if time.monotonic() - self._read_only_at > READ_ONLY_SECONDS:
             log.warning("the database has become read-only: all connections are replaced")
             self._read_only_at = time.monotonic()
 
     def limit_transaction(self, connection: Connection) -> None:
-        """Set the timeouts for a transaction, unless the server already applies them to the whole connection."""
+        """Set the statement and idle timeouts of a transaction, unless the server applies them to the connection."""
         if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             return
         if not connection.info["has_server_limits"]:
@@ -194,7 +195,7 @@ class Connector:
 
         After a timeout or a cancelled request, the statement may still be running. The connection is usually
         terminated, because a graceful close would wait until the statement has been cancelled. It is closed gracefully
-        only after a timeout of a statement that the server does not cancel by itself (see `needs_cancel`).
+        only if the driver's timeout expired and the connection has no timeout on the server (see `needs_cancel`).
         """
         error = context.original_exception
         if context.connection and isinstance(error, OSError | asyncio.CancelledError):  # TimeoutError is an OSError
@@ -210,7 +211,7 @@ class Connector:
 
 @cache
 def get_connector(url: str, connect_timeout: float, statement_timeout: float) -> Connector:
-    """Return the connector for these arguments. All engines in this process that use the same arguments share it.
+    """Return the connector for these arguments. Engines in this process with the same arguments share one connector.
 
     gunicorn's master connects before it forks the workers, so the workers inherit the connector and its state.
     """
@@ -219,9 +220,10 @@ def get_connector(url: str, connect_timeout: float, statement_timeout: float) ->
 
 @cache
 def _log_rejected_limits(_database: str) -> None:
-    """Log, once per database, that a pooler rejects the startup parameters for the timeouts.
+    """Log that a pooler rejects the startup parameters that set the timeouts.
 
-    Migrations use a second connector for the same database, so logging once per connector would repeat the line.
+    The cache limits this to one line per database. Migrations use a second connector for the same database, so logging
+    once per connector would repeat the line.
     """
     log.info("a pooler rejects startup parameters: each transaction sets its own timeouts")
 
@@ -232,15 +234,15 @@ def get_driver_connection(connection: PoolProxiedConnection | ConnectionPoolEntr
 
 
 def _is_read_only(connection: asyncpg.Connection) -> bool:
-    """Return whether the server last reported that it is read-only. PgBouncer may report an outdated state."""
+    """Return whether the server was read-only according to its last report. PgBouncer may report an outdated state."""
     reported = connection.get_settings()
     return "on" in (getattr(reported, "in_hot_standby", ""), getattr(reported, "default_transaction_read_only", ""))
 
 
 def needs_cancel(connection: PoolProxiedConnection, error: BaseException) -> bool:
-    """Return whether a statement may keep running after the driver's timeout.
+    """Return whether the connection must be closed gracefully, so that asyncpg cancels the statement.
 
-    The statement keeps running if the server has no statement timeout. To cancel it, close the connection
-    gracefully. If the connection is terminated, asyncpg does not cancel the statement.
+    If the connection has no timeout on the server, a statement may keep running after the driver's timeout. Terminating
+    the connection would not cancel the statement.
     """
     return isinstance(error, TimeoutError) and not connection.info["has_server_limits"]

@@ -11,7 +11,7 @@ from app.settings import Settings
 
 
 def create_sqlite_engine(settings: Settings, options: dict[str, Any]) -> AsyncEngine:
-    """Create an SQLite engine. Pass `options` on to `create_async_engine`."""
+    """Create an SQLite engine. `options` are passed on to `create_async_engine`."""
     engine = create_async_engine(
         settings.database_url.get_secret_value(),
         connect_args={
@@ -35,8 +35,8 @@ def _set_sqlite_pragmas(connection: DBAPIConnection, _: object) -> None:
 def _begin_immediate(connection: Connection) -> None:
     """Acquire SQLite's write lock at the start of a transaction.
 
-    Otherwise a transaction that reads before it writes would fail immediately if another transaction had written in
-    between.
+    Otherwise, a transaction that reads before it writes would fail immediately if another transaction had written
+    between the two.
     """
     if not connection.get_execution_options().get("autocommit"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")

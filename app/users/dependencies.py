@@ -27,10 +27,10 @@ _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Verify the access token in the Authorization header, and return its contents.
 
-    This does not check whether the login of the token has ended, but `get_current_user` does.
+    This function does not check whether the token's login session is still active. `get_current_user` does.
 
     Raises:
-        AuthenticationFailed: There is no valid token.
+        AuthenticationFailed: The token is missing or invalid.
     """
     if credentials is None:
         raise AuthenticationFailed(reason="no token")
@@ -47,7 +47,7 @@ async def get_current_user(token: AccessTokenDep, request: AppRequest) -> UserRe
     """Return the user that the access token in the Authorization header belongs to.
 
     Raises:
-        AuthenticationFailed: There is no valid token, its login has ended, or the user is inactive.
+        AuthenticationFailed: The token is missing or invalid, its login session has ended, or the user is inactive.
     """
     structlog.contextvars.bind_contextvars(user_id=token.user_id, login_id=token.login_id.hex)  # for the access log
     user = await find_logged_in_user(request.state["fast_reader"], token.user_id, token.login_id)

@@ -8,8 +8,8 @@ class EmailTaken(RuleViolated):
 
 
 class WrongPassword(RuleViolated):
-    # Respond with 400, although a failed login responds with 401. The access token is valid, and clients would log out
-    # after a 401.
+    # Respond with 400, not with 401 as after a failed login. The access token is valid, but a 401 would make clients
+    # log out.
     message = "Incorrect current password"
 
 

@@ -62,20 +62,20 @@ class User(Base):
     email_verified: Mapped[bool] = mapped_column(default=False)
     # The address that will replace `email` once the user confirms it.
     pending_email: Mapped[str | None] = mapped_column(String(254))
-    # Every login and every access token contains a copy of this value, and is valid only while the two match. Replacing
-    # the value therefore logs the user out everywhere, for example when the password is changed or the account is
-    # deactivated.
+    # Every login session and every access token contains a copy of this value, and is valid only while its copy
+    # matches. Replacing the value therefore logs the user out everywhere. This happens, for example, when the password
+    # is changed or the account is deactivated.
     security_stamp: Mapped[UUID] = mapped_column(default=uuid4)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=_same_as_created_at, onupdate=utc_now)
 
 
 class Login(Base):
-    """A login, with its family of refresh tokens.
+    """A login session, with its family of refresh tokens.
 
     A refresh token consists of the login's id and a signed secret. Only the newest token is valid, except that the
-    previous one still works for a short time. Any other use of an old token may mean that it was stolen, so the row is
-    deleted, which ends the login.
+    previous one still works for a short time. Any other use of an old token may mean that the token was stolen. The row
+    is then deleted, which ends the login session.
 
     The table is defined in app/users, not in app/auth, because each authenticated request reads a user together with
     the login.

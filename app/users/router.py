@@ -28,8 +28,8 @@ from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate,
 
 router = APIRouter(prefix="/users", tags=["users"])
 
-# FastAPI compares each request with the routes in this order. The routes of the current user come first, because most
-# requests are for them, and because `/{user_id}` also matches `/me`.
+# FastAPI matches requests against the routes in this order. The `/me` routes come first, because they get most
+# requests, and because `/{user_id}` also matches `/me`.
 
 
 @router.get(
@@ -50,8 +50,8 @@ async def read_me(user: CurrentUser) -> UserRecord:
     response_description="The updated user",
     summary="Update the current user",
 )
-# This route shares the rate limit of registration, because it also reveals whether an address is taken. Updates of the
-# name alone also count, because requests are counted before their body is read.
+# This route shares its rate limit with registration, because it also reveals whether an address is taken. Requests that
+# change only the name also count, because requests are counted before their bodies are read.
 @rate_limit("register")
 async def update_me(
     user: CurrentUser, session: WriteSession, outbox: OutboxDep, limiter: LimiterDep, data: ProfileUpdate
@@ -106,7 +106,7 @@ async def delete_me(user: CurrentUser, session: WriteSession) -> None:
 def respond_401_if_user_is_gone() -> Iterator[None]:
     """Respond with 401 instead of 404 if an operation on the current user raises UserNotFound.
 
-    The user was deleted, or the user's security stamp was replaced, after the token was verified.
+    This happens if the user was deleted, or the user's security stamp was replaced, after the token was verified.
     """
     try:
         yield
@@ -170,8 +170,8 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     """
     users, next_cursor = await service.list_users(reader, limit=limit, after=cursor, search=q, is_active=is_active)
     headers = {"Link": next_page_link(request, next_cursor)} if next_cursor else {}
-    # Do not validate the rows. They already have the types of UserResponse, and validation would take a tenth of the
-    # request's time.
+    # Do not validate the rows. They already have the types of UserResponse, and validating them would account for about
+    # a tenth of the request's time.
     body = to_json({"items": users, "next_cursor": next_cursor})
     return Response(body, media_type="application/json", headers=headers)
 

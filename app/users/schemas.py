@@ -16,21 +16,21 @@ MAX_LOCAL_PART_BYTES = 64
 def normalize_email(address: str) -> str:
     """Return the normal form of an email address, which is used to store and compare addresses.
 
-    Lowercase each character separately, because `str.lower` converts the Greek letter sigma differently at the end of a
-    word. Compose the address again afterwards (Unicode NFC), because some accented letters have a composed form only in
-    lower case.
+    Characters are lowercased one by one, because `str.lower` converts the Greek letter sigma differently at the end of
+    a word. The result is normalized to Unicode NFC a second time, because some accented letters have a composed form
+    only in lower case.
     """
     return normalize("NFC", "".join(character.lower() for character in normalize("NFC", address)))
 
 
 def validate_normal_form(address: str) -> str:
-    """Check that the normal form of an address is a valid address, and return it.
+    """Check that the normal form of an email address is a valid address, and return the normal form.
 
-    It may be too long even if the original is not, because a character may have more bytes in lower case.
+    The normal form may be too long even if the original is not, because a character may take more bytes in lower case.
 
     Raises:
-        PydanticCustomError: The address has more than 254 bytes, in UTF-8 or with its domain in ASCII, or the part
-            before the @ has more than 64 (RFC 5321, section 4.5.3.1).
+        PydanticCustomError: The address is longer than 254 bytes (either in UTF-8 or with its domain in ASCII), or the
+            part before the @ is longer than 64 bytes (RFC 5321, section 4.5.3.1).
     """
     if len(address.partition("@")[0].encode()) > MAX_LOCAL_PART_BYTES:
         raise PydanticCustomError("value_error", "value is not a valid email address: too long before the @")
@@ -39,7 +39,8 @@ def validate_normal_form(address: str) -> str:
 
 
 Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
-# The address of a new account, or a new address. It is not used to look up accounts, which may have older addresses.
+# The email address of a new account, or the new address of an existing one. Do not use this type to look up accounts,
+# because their addresses may be older than this check.
 NewEmail = Annotated[Email, AfterValidator(validate_normal_form)]
 # Passwords are omitted from the repr of models, because a repr may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]
@@ -112,7 +113,7 @@ _USER: JsonDict = {
 class UserResponse(BaseModel):
     """A user."""
 
-    # `list_users` selects the columns by the names of these fields, so `User` needs an attribute for each of them.
+    # `list_users` uses the names of these fields to select columns, so `User` needs an attribute with each name.
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 

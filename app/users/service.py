@@ -38,10 +38,10 @@ _PAGE = (
     .order_by(User.id.desc())
     .limit(bindparam("limit"))
 )
-# `literal_execute` inserts the pattern into the statement. PostgreSQL then chooses the plan of each search according to
-# the estimated number of matches: it uses the search index if there are few, and the primary key if there are many.
-# With a parameter, PostgreSQL would soon use a generic plan for all patterns. With that plan, finding a rare name among
-# a million users takes seconds.
+# `literal_execute` inserts the pattern into the statement. PostgreSQL then chooses the plan for each search according
+# to the estimated number of matches: it uses the search index if there are few, and scans the primary key if there are
+# many. With a parameter, PostgreSQL would soon use a generic plan for all patterns. With that plan, finding a rare name
+# among a million users takes seconds.
 _PATTERN = bindparam("pattern", type_=String, literal_execute=True)
 _SEARCH_PAGE = _PAGE.where(or_(User.email.ilike(_PATTERN, escape="/"), User.full_name.ilike(_PATTERN, escape="/")))
 
@@ -75,7 +75,7 @@ async def get_user(session: AsyncSession, user_id: int) -> User:
 async def list_users(
     reader: FastReader, *, limit: int, after: int | None, search: str | None, is_active: bool | None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Return a page of users, newest first, and the cursor of the next page.
+    """Return a page of users, newest first, and the cursor for the next page.
 
     Each user is a dict with the fields of UserResponse. On the last page, the cursor is None.
 
@@ -120,7 +120,7 @@ async def add_user(session: AsyncSession, user: User) -> User:
     """Store a new user.
 
     Raises:
-        EmailTaken: Another user has the address.
+        EmailTaken: Another user already has this email address.
     """
     session.add(user)
     with raise_email_taken():
@@ -129,7 +129,7 @@ async def add_user(session: AsyncSession, user: User) -> User:
 
 
 async def register(session: AsyncSession, passwords: Passwords, outbox: Outbox, data: UserCreate) -> User:
-    """Create a user, and send an email to verify the address.
+    """Create a user and send a verification email.
 
     Raises:
         EmailTaken: Another user already has the address (compared case-insensitively).
@@ -146,20 +146,21 @@ async def update_profile(
     If email is enabled, a new address is pending until the user confirms it.
 
     Raises:
-        UserNotFound: The user was deleted. Or the new address must be confirmed, and the security stamp has been
-            replaced, for example by a password reset.
-        EmailTaken: Another user has the address.
+        UserNotFound: The user was deleted. Also raised for an address that must be confirmed, if the security stamp was
+            replaced in the meantime, for example by a password reset.
+        EmailTaken: Another user already has this email address.
         RateLimited: The user has changed the address too often.
     """
     if data.email in (MISSING, user.email) or not outbox.sends("email_change"):
         return await update_user(session, user.id, data)
-    # Also limit the changes per user. The limit per recipient does not stop a user who enters many different addresses.
+    # Also limit the email changes per user. The limit per recipient does not stop a user who enters many different
+    # addresses.
     await limiter.enforce("recipient", f"changes by {user.id}")
     outbox.add(session, "email_change", data.email, user_id=user.id)
     outbox.add(session, "email_change_requested", user.email)
     if await session.scalar(select(User.id).where(User.email == data.email)):
         raise EmailTaken
-    # A password reset cancels an unconfirmed change of the address, even if the reset happens during this request. The
+    # A password reset cancels a pending change of the email address, even if the reset happens during this request. The
     # reset changes the security stamp, so update the user only if the stamp is still the same.
     has_same_stamp = User.security_stamp == user.security_stamp
     changes = data.model_dump(exclude={"email"}) | {"pending_email": data.email}
@@ -167,11 +168,11 @@ async def update_profile(
 
 
 async def update_user(session: AsyncSession, user_id: int, data: ProfileUpdate) -> User:
-    """Update the given fields of a user. A new address counts as unverified.
+    """Update the given fields of a user. A new email address counts as unverified.
 
     Raises:
         UserNotFound: There is no such user.
-        EmailTaken: Another user has the address.
+        EmailTaken: Another user already has this email address.
         LastSuperuser: No active superuser would remain.
     """
     changes = data.model_dump()
@@ -206,9 +207,10 @@ async def change_password(  # noqa: PLR0913  each is needed
     """Set a new password, log the user out everywhere, and notify the user.
 
     Raises:
-        RateLimited: Too many password attempts for this account, including attempts to log in.
+        RateLimited: There were too many password attempts for this account, including attempts to log in.
         WrongPassword: The current password is wrong.
-        UserNotFound: The user was deleted, or the security stamp was replaced, for example by a deactivation.
+        UserNotFound: The user was deleted, or the security stamp was replaced, for example because the user was
+            deactivated.
     """
     await limiter.enforce("account", str(user.id))
     matches, _ = await passwords.verify(data.current_password, user.password_hash)
@@ -236,7 +238,7 @@ async def set_password(session: AsyncSession, passwords: Passwords, email: str, 
 
 
 async def end_logins(session: AsyncSession, email: str) -> None:
-    """Log the user with the given email address out everywhere.
+    """Log out the user with the given email address everywhere.
 
     Raises:
         UserNotFound: There is no such user.
@@ -250,7 +252,7 @@ async def _change_by_email(session: AsyncSession, email: str, **values: object) 
 
 
 def new_security_stamp() -> dict[str, object]:
-    """Return the column values that log a user out everywhere.
+    """Return column values that, once stored, log the user out everywhere.
 
     They also invalidate the links in emails to the user, and cancel a pending change of the email address.
     """
@@ -258,7 +260,7 @@ def new_security_stamp() -> dict[str, object]:
 
 
 async def delete_user(session: AsyncSession, user_id: int) -> None:
-    """Delete a user and everything that belongs to the user.
+    """Delete a user and all of the user's data.
 
     Raises:
         UserNotFound: There is no such user.
@@ -290,9 +292,9 @@ async def _require_another_superuser(session: AsyncSession, user_id: int) -> Non
 
 @contextmanager
 def raise_email_taken() -> Iterator[None]:
-    """Raise EmailTaken if the unique constraint on `users.email` is violated.
+    """Raise EmailTaken if the code in the `with` block violates the unique constraint on `users.email`.
 
-    A check before the write would leave a race condition.
+    A check before the write would be subject to a race condition.
     """
     try:
         yield
