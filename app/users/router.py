@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response, status
-from pydantic_core import to_json
 
 from app.dependencies import (
     FastReaderDep,
@@ -148,7 +147,6 @@ async def create_user(  # noqa: PLR0913  each is needed
 
 @router.get(
     "/",
-    response_model=UserPage,
     responses=responses(PermissionDenied)
     | {200: {"headers": {"Link": {"description": 'The next page, `rel="next"`', "schema": {"type": "string"}}}}},
     response_description="One page of users",
@@ -159,21 +157,20 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     _: CurrentSuperuser,
     reader: FastReaderDep,
     request: Request,
+    response: Response,
     limit: Limit = 50,
     cursor: Cursor = None,
     q: Annotated[Search | None, Query(description="Part of the email address or the name, ignoring case")] = None,
     is_active: Annotated[bool | None, Query(description="Only active users, or only inactive ones")] = None,
-) -> Response:
+) -> UserPage:
     """List users, newest first. Only superusers can call this.
 
     If there is a next page, `next_cursor` and the `Link` header point to it.
     """
-    users, next_cursor = await service.list_users(reader, limit=limit, after=cursor, search=q, is_active=is_active)
-    headers = {"Link": next_page_link(request, next_cursor)} if next_cursor else {}
-    # Do not validate the rows. They already have the types of UserResponse, and validating them would account for about
-    # a tenth of the request's time.
-    body = to_json({"items": users, "next_cursor": next_cursor})
-    return Response(body, media_type="application/json", headers=headers)
+    page = await service.list_users(reader, limit=limit, after=cursor, search=q, is_active=is_active)
+    if page.next_cursor:
+        response.headers["Link"] = next_page_link(request, page.next_cursor)
+    return page
 
 
 @router.get(

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
 from uuid import UUID, uuid4
 
 from pydantic import MISSING
@@ -20,7 +19,7 @@ from app.schemas import MAX_ID
 from app.security import Passwords
 from app.users.errors import EmailTaken, LastSuperuser, UserNotFound, WrongPassword
 from app.users.models import Login, User, UserRecord
-from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate, UserResponse
+from app.users.schemas import PasswordChange, ProfileUpdate, UserCreate, UserPage, UserResponse
 
 _RECORDS = select(*(getattr(User, field.name) for field in fields(UserRecord)))
 _RECORD_BY_LOGIN = _RECORDS.join(Login, Login.user_id == User.id).where(
@@ -74,10 +73,8 @@ async def get_user(session: AsyncSession, user_id: int) -> User:
 
 async def list_users(
     reader: FastReader, *, limit: int, after: int | None, search: str | None, is_active: bool | None
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Return a page of users, newest first, and the cursor for the next page.
-
-    Each user is a dict with the fields of UserResponse. On the last page, the cursor is None.
+) -> UserPage:
+    """Return a page of users, newest first.
 
     Args:
         reader: Runs the query.
@@ -93,7 +90,8 @@ async def list_users(
         escaped = re.sub("([%_/])", r"/\1", search)
         rows = await reader.fetch_all(_SEARCH_PAGE, **parameters, pattern=f"%{escaped}%")
     users = [dict(zip(_PAGE_FIELDS, row, strict=True)) for row in rows[:limit]]
-    return users, encode_cursor(users[-1]["id"]) if len(rows) > limit else None
+    next_cursor = encode_cursor(users[-1]["id"]) if len(rows) > limit else None
+    return UserPage.model_validate({"items": users, "next_cursor": next_cursor})
 
 
 async def create_user(
