@@ -18,7 +18,7 @@ ROUTERS = [
     auth,
     sessions,
 ]
-# The tags that group the routes in the API's documentation: one for each feature, with its description.
+# The tags that group the routes in the API documentation, one per feature.
 TAGS = [
     {"name": "auth", "description": "Log in, refresh tokens, log out, list and end sessions"},
     {"name": "users", "description": "Registration, the current user, and administration by superusers"},
@@ -38,8 +38,8 @@ def add_routers(app: FastAPI) -> None:
     """Add the routes and the email writers of every feature to the application.
 
     An email writer is a function that writes one kind of email. `app.state.mail_writers` contains one factory for each
-    feature that sends emails. At startup, the lifespan calls each factory with the settings, and gets the email writers
-    of the feature.
+    feature that sends emails. At startup, the lifespan calls each factory with the settings to get the email writers of
+    the feature.
     """
     for router in ROUTERS:
         app.include_router(router, prefix=PREFIX, responses=responses(*COMMON_ERRORS))

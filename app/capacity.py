@@ -9,14 +9,14 @@ from app.settings import Settings
 
 MIB = 2**20
 # Memory usage of gunicorn's master and of each worker, measured with 100 clients, and checked by
-# tests/container/test_memory.py. The master's number includes all memory that it shares with the workers. A worker's
-# number excludes password hashes and request bodies.
+# tests/container/test_memory.py. The master's figure includes all memory that it shares with the workers. A worker's
+# figure excludes the memory for hashing passwords and for request bodies.
 MASTER = 64 * MIB
 WORKER = 48 * MIB
 
 
-# Maximum number of processes and threads per worker: the worker itself, the threads that hash passwords, those of the
-# database driver, and those that asyncio starts to look up host names.
+# Maximum number of threads per worker: the main thread, the threads that hash passwords, those of the database driver,
+# and those that asyncio starts to look up host names.
 THREADS = 12
 
 
@@ -28,7 +28,7 @@ class Capacity(NamedTuple):
         hashes: Maximum number of concurrent password hashes per worker.
         needed: Peak memory of the master and all workers in bytes.
         description: A log message with the number of workers, the reason for this number, and the peak memory.
-        warning: If the memory is too small, a log message that names the settings to change; otherwise an empty string.
+        warning: If there is not enough memory, a log message that names the settings to change; otherwise empty.
     """
 
     workers: int
@@ -50,7 +50,7 @@ def check_process_limit(workers: int, limit: int | None) -> str:
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose how many workers and concurrent hashes fit into the memory, unless the settings specify the numbers."""
+    """Choose the numbers of workers and concurrent hashes to fit the CPUs and memory, unless they are configured."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

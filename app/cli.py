@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger("app")
 
 
 def main() -> None:
-    """Run the subcommand that is named in the arguments. If it fails, report the reason and exit with status 1."""
+    """Run the subcommand given on the command line. If it fails, report the reason and exit with status 1."""
     arguments = _create_parser().parse_args()
     try:
         match arguments.command:
@@ -88,9 +88,10 @@ class _NewPassword(_Account):
 
 
 def _read_user(email: str | None, full_name: str | None) -> UserCreate:
-    """Return the data of the new user. Prompt for missing values.
+    """Return the new user's data. Prompt for missing values.
 
-    If standard input is not a terminal, read the password from it, and exit if the email or the full name is missing.
+    If standard input is not a terminal, exit if the email or the full name is missing, and read the password from
+    standard input.
     """
     if sys.stdin.isatty():
         email = email or input("Email: ")

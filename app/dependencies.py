@@ -52,8 +52,8 @@ def _check_changes(session: AsyncSession) -> None:
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
     """Open the request's session in autocommit mode. The session connects to the database on first use.
 
-    Using the session after it is closed raises an error. Otherwise, the session would open another connection, which
-    would never be returned to the pool.
+    With `close_resets_only=False`, using the session after it is closed raises an error. By default, the session would
+    open another connection, which would never be returned to the pool.
     """
     async with AsyncSession(
         request.state["read_engine"],
@@ -71,7 +71,7 @@ ReadSession = Annotated[AsyncSession, Depends(get_read_session, scope="function"
 
 
 async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncIterator[AsyncSession]:
-    """Run the request's session in a transaction, and commit it before the response is sent.
+    """Yield the request's session in a transaction, which is committed before the response is sent.
 
     Reads and writes share one session, so that a request never needs two connections. If many requests each held one
     connection and waited for a second one, they would deadlock.
@@ -96,7 +96,7 @@ async def get_body_stream(request: Request) -> AsyncIterator[bytes]:
     return request.stream()
 
 
-# Use this type for large request bodies, in routes with their own `max_body_size`.
+# Use this type for large request bodies. The route also needs its own `max_body_size`.
 BodyStream = Annotated[AsyncIterator[bytes], Depends(get_body_stream)]
 
 

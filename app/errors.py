@@ -43,7 +43,7 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# Reason phrases of RFC 9110. Python versions before 3.13 have older phrases. The OpenAPI document must not depend on
+# Reason phrases from RFC 9110. Python versions before 3.13 have older phrases. The OpenAPI document must not depend on
 # the Python version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
@@ -54,13 +54,14 @@ _PHRASES = {
 _WITHOUT_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 # FastAPI's default handlers.
 _FASTAPI_HANDLERS = FastAPI().exception_handlers
-# FastAPI's message for a body that is not UTF-8, or nested too deeply.
+# FastAPI's message for a body that is not UTF-8 or is nested too deeply.
 _UNREADABLE = "There was an error parsing the body"
-# Errors include only field names that match this pattern. A client may have sent a secret as the name of a field.
+# Only field names that match this pattern appear in error responses, because a client may send a secret as a field
+# name.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
-# Pydantic's messages for these error types quote the input, so they are replaced.
+# Replacements for Pydantic's messages that quote the input, by error type.
 _UNQUOTED = {"uuid_parsing": "Not a valid UUID", "union_tag_invalid": "Not one of the expected tags"}
-# MAX_DETAILS, MAX_FIELD_LENGTH and MAX_MESSAGE_LENGTH keep the body of a 422 under 8 KiB, for any request.
+# These three limits keep the body of a validation error (422) under 8 KiB, whatever the request.
 MAX_DETAILS = 20
 MAX_FIELD_LENGTH = 128
 MAX_MESSAGE_LENGTH = 200
@@ -91,7 +92,7 @@ class StartupError(Exception):
 
 
 class AppError(Exception):
-    """An error that is turned into a response. An instance may have its own message and headers.
+    """An error that is turned into a response. An instance can override the message of its class and add headers.
 
     The `reason` is written to the access log, but is not part of the response.
     """
@@ -211,8 +212,8 @@ def error_response(
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """Build the `responses` argument of a route from the errors that it can return.
 
-    `build_openapi` adds the schema of the body later. The key `model` would also add the schema, but FastAPI would then
-    build a validator for each error of each route.
+    `build_openapi` adds the schema of the body later. The key `model` would add it too, but FastAPI would then build a
+    validator for each error of each route.
     """
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -238,9 +239,10 @@ def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into responses.
 
-    A mounted application keeps the handlers that it has registered itself.
+    `create_app` also calls this function for mounted applications, which keep the handlers that they have registered
+    themselves.
 
-    An exception that no other handler matches is a bug, and the response is 500. `_handle_bug` sends this response in
+    An exception without a more specific handler is a bug, and the response is 500. `_handle_bug` sends this response in
     mounted applications, and `UnhandledErrorMiddleware` in the main application.
     """
     handlers: dict[type[Exception], Callable[..., Awaitable[Response | None]]] = {
@@ -297,8 +299,8 @@ def _allowed_methods(request: Request) -> str:
     path = request.scope["path"].removeprefix(request.scope["root_path"])  # root_path includes the mount path
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
-    # A mounted static file (for example, of the documentation) is not a route, and supports only GET and HEAD. If the
-    # request is for such a file, ignore the methods of routes with the same path.
+    # A static file that a mount serves, such as a script of the documentation, is not a route. It supports only GET and
+    # HEAD. If the request is for such a file, ignore the methods of routes with the same path.
     if request.scope.get("endpoint") not in [route.endpoint for route in routes]:
         methods = {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
@@ -319,7 +321,7 @@ async def _handle_validation_error(_: Request, error: ValidationException) -> JS
 
 
 async def _ignore_disconnect(_: Request, __: Exception) -> None:
-    """Ignore the exception that Starlette raises in a route when the client of a WebSocket disconnects."""
+    """Ignore the exception that Starlette raises in a route when a WebSocket client disconnects."""
 
 
 def _describe(problem: dict[str, Any]) -> FieldError:

@@ -16,13 +16,13 @@ TIMEOUT = 10  # seconds
 
 
 def main() -> None:
-    """Request /health over HTTP, or over HTTPS if SSL_CERTFILE is set, because gunicorn.conf.py then enables HTTPS.
+    """Request /health. Use HTTPS if SSL_CERTFILE is set, because gunicorn.conf.py then enables HTTPS.
 
-    HOST, PORT and SSL_CERTFILE are read only from the environment, because loading all settings would take a second.
+    HOST, PORT and SSL_CERTFILE are read only from the environment, because loading all settings can take a second.
     """
     host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  does not listen here
-    # If the server listens on `::`, connect to `localhost`, which tries both ::1 and 127.0.0.1, because on a system
-    # without IPv6, the server can be reached only over IPv4.
+    # If HOST is `::`, connect to `localhost`, so that both ::1 and 127.0.0.1 are tried. On a system without IPv6, the
+    # server can be reached only over IPv4.
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(host, host)  # noqa: S104  as above
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     if os.getenv("SSL_CERTFILE"):

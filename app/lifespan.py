@@ -20,13 +20,13 @@ from app.security import Passwords, Tokens
 from app.settings import Settings
 from app.startup import prepare_to_serve
 
-# Maximum number of connections to Redis: one for the rate limiter, which batches waiting requests into one command, and
-# one for the readiness check.
+# Maximum number of connections to Redis: one for the rate limiter, which counts all waiting requests with one command,
+# and one for the readiness check.
 REDIS_CONNECTIONS = 2
 
 
 class State(TypedDict):
-    """The state that the lifespan yields. Requests read its items by name, for example `request.state["redis"]`."""
+    """The state that the lifespan yields. Its items are accessed by key, for example `request.state["redis"]`."""
 
     settings: Settings
     engine: AsyncEngine
@@ -44,7 +44,7 @@ class State(TypedDict):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-    """Create the objects of the `State` at startup, and close their connections at shutdown."""
+    """Create the objects in `State` at startup, and close their connections at shutdown."""
     asyncio.get_running_loop().set_exception_handler(ignore_abandoned_connections)
     settings: Settings = app.state.settings
     if not app.state.is_database_prepared:  # gunicorn.conf.py may have prepared it, once for all workers
@@ -85,11 +85,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
 
 
 def create_redis(settings: Settings) -> Redis | None:
-    """Return a Redis client, which connects on first use, or None if Redis is not configured."""
+    """Return a Redis client, or None if Redis is not configured. The client connects on first use."""
     if settings.redis_url is None:
         return None
-    # Let requests wait at most REDIS_SECONDS for Redis, without retries. redis-py's defaults are 5 seconds and 10
-    # retries.
+    # Wait for Redis for at most REDIS_SECONDS, without retries. redis-py's defaults are 5 seconds and 10 retries.
     pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         max_connections=REDIS_CONNECTIONS,
@@ -97,8 +96,8 @@ def create_redis(settings: Settings) -> Redis | None:
         socket_connect_timeout=REDIS_SECONDS,
         socket_timeout=REDIS_SECONDS,
         retry=Retry(NoBackoff(), 0),
-        # Disable maintenance notifications. With them, redis-py does not notice that a connection in its pool has been
-        # closed.
+        # Disable maintenance notifications. When they are enabled, redis-py does not notice that a connection in its
+        # pool has been closed.
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     return Redis.from_pool(pool)
@@ -107,8 +106,8 @@ def create_redis(settings: Settings) -> Redis | None:
 def ignore_abandoned_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Ignore connection attempts that a driver abandoned after a timeout; report every other unhandled exception.
 
-    asyncio reports an abandoned attempt as a plain future, not a task, that failed with an OSError. Failed tasks are
-    reported, because they may belong to the application.
+    asyncio passes an abandoned attempt to this handler as a plain future (not a task) that failed with an OSError.
+    Failed tasks are not ignored, because they may belong to the application.
     """
     future, error = context.get("future"), context.get("exception")
     if future is None or isinstance(future, asyncio.Task) or not isinstance(error, OSError):

@@ -25,11 +25,11 @@ log = structlog.stdlib.get_logger("app.limiter")
 
 # Maximum time in seconds that a request waits for Redis, which usually answers within a millisecond or two.
 REDIS_SECONDS = 0.25
-# Interval between attempts to use Redis while it is unavailable, in seconds.
+# Interval in seconds between attempts to use Redis while it is unavailable.
 RETRY_SECONDS = 1.0
-# Number of slots in the hash table of `MemoryCounter`. A slot stores the count of one client.
+# Number of slots in the hash table of `MemoryCounter`. Each slot stores one client's count.
 MEMORY_SLOTS = 32_768
-# Number of consecutive slots in the hash table of `MemoryCounter` to try for each key.
+# Number of consecutive slots in which `MemoryCounter` may store a key.
 PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -54,7 +54,7 @@ _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 def rate_limit(name: str) -> Callable[[_Endpoint], _Endpoint]:
     """Give a route its own rate limit instead of the default. The setting RATE_LIMIT_<NAME> defines the limit.
 
-    Requests are counted per client IP address, before their body is read.
+    Requests are counted per client IP address, before the body is read.
     """
 
     def decorate(endpoint: _Endpoint) -> _Endpoint:
@@ -65,14 +65,14 @@ def rate_limit(name: str) -> Callable[[_Endpoint], _Endpoint]:
 
 
 class Count(NamedTuple):
-    """The number of requests in a client's current window, and the seconds until the window ends."""
+    """The number of requests in a client's current rate limit window, and the seconds until the window ends."""
 
     used: int
     seconds_left: float
 
 
 class Usage(NamedTuple):
-    """A client's usage of a limit: `used` of `quota` requests in `window` seconds."""
+    """How much of a rate limit a client has used: `used` of `quota` requests in `window` seconds."""
 
     name: str
     quota: int
@@ -86,7 +86,7 @@ class Usage(NamedTuple):
         return self.used > self.quota
 
     def headers(self) -> dict[str, str]:
-        """Return the rate limit headers of a response.
+        """Return the rate limit headers for a response.
 
         They follow draft 11 of https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers.
         """
@@ -105,7 +105,7 @@ class MemoryCounter:
     same time, a count may be lost.
 
     Args:
-        size: The number of slots, of 20 bytes each.
+        size: The number of slots. Each takes 20 bytes.
     """
 
     def __init__(self, size: int = MEMORY_SLOTS) -> None:
@@ -116,7 +116,7 @@ class MemoryCounter:
         self._used = memoryview(mmap(-1, 4 * length)).cast("I")
 
     def hit(self, key: bytes, window: int) -> Count:
-        """Count one request. A window starts with its first request, and lasts `window` seconds."""
+        """Count one request for `key`. If the key has no open window, start one that lasts `window` seconds."""
         now, number = monotonic(), int.from_bytes(key[:8])  # all processes share the monotonic clock
         first = number % self._size
         slots = range(first, first + PROBES)
@@ -142,7 +142,7 @@ class RedisCounter:
         self._retry_at = 0.0
 
     async def hit(self, key: str, window: int) -> Count | None:
-        """Count one request, or return None if Redis does not answer."""
+        """Count one request. Return the new count, or None if Redis is unavailable or slow."""
         if not self.is_available:
             if monotonic() < self._retry_at:
                 return None
@@ -150,7 +150,7 @@ class RedisCounter:
         future: asyncio.Future[Count | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((key, window, future))
         if self._task is None or self._task.done():
-            # Start the task in an empty context. It counts the requests of many clients, so its log lines must not
+            # Start the task in an empty context. The task counts requests from many clients, so its log lines must not
             # contain this request's id.
             self._task = asyncio.create_task(self._send_batches(), context=Context())
         try:
@@ -189,7 +189,7 @@ class RedisCounter:
 
 
 class RateLimiter:
-    """Counts requests against named limits. A window starts with a client's first request.
+    """Counts requests against named limits. The time window starts with a client's first request.
 
     Clients are identified by a keyed hash, so that Redis stores neither IP addresses nor email addresses. If Redis is
     not configured, unavailable or slow, requests are counted in the memory of this server.
@@ -197,7 +197,7 @@ class RateLimiter:
     Args:
         settings: Settings with the limits.
         redis: The client for Redis, or None if it is not configured.
-        memory: A counter for each limit, so that the many clients of one limit cannot evict the counts of another.
+        memory: One counter per limit, so that clients under one limit cannot evict the counts of another limit.
     """
 
     def __init__(self, settings: Settings, redis: Redis | None, memory: Mapping[str, MemoryCounter]) -> None:
@@ -208,11 +208,11 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether the last attempt to count in Redis succeeded. A full or read-only Redis cannot count."""
+        """Return whether the last attempt to count in Redis succeeded. It fails if Redis is full or read-only."""
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
-        """Count a client's request against the limit called `name`, and return the client's usage of the limit."""
+        """Count a client's request against the limit called `name`, and return how much of it the client has used."""
         if name not in self._limits:
             raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
         quota, window = self._limits[name]

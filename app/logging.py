@@ -22,18 +22,18 @@ from app.settings import Settings
 
 
 def _mask_password(url: re.Match[str]) -> str:
-    """Mask the password in a URL. A password may contain an `@`, so only the last `@` ends it."""
+    """Mask the password in a URL. A password may contain an `@`, so it ends at the last `@`."""
     credentials, at, host = url[0].rpartition("@")
     user = re.search(r"://[^:/@]*:", credentials)
     return f"{credentials[: user.end()]}***@{host}" if at and user else url[0]
 
 
-# Each entry consists of a word, a pattern that matches secrets near the word, and their replacement. To save time, the
-# pattern is applied only to texts that contain the word. Patterns must match in linear time.
+# Each entry consists of a word, a pattern that matches secrets near the word, and the replacement for these secrets. To
+# save time, the pattern is applied only to text that contains the word. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
-    # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. The `repr`
-    # of an error contains a backslash and an `n` instead of the line feed.
+    # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. In the
+    # `repr` of an error, the line feed is escaped, so match a backslash and an `n` too.
     ("DETAIL:", re.compile(r"(?:\n|\\n)DETAIL:.*"), ""),
     # Mask LIKE patterns, because they contain the search term passed to `list_users` in app/users/service.py.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
@@ -46,7 +46,7 @@ _encode = json.JSONEncoder(default=repr).encode
 
 
 def configure_logging(settings: Settings) -> None:
-    """Configure `structlog`, `logging` and `warnings`. This function can be called repeatedly."""
+    """Configure `structlog`, `logging` and `warnings`. It is safe to call this function more than once."""
     logging.config.dictConfig(log_config(settings))
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -79,10 +79,10 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Limits how many lines are logged per second about requests that exceed a rate limit or are not counted.
+    """Limits how many lines per second are logged about requests that exceed a rate limit or bypass the rate limiter.
 
-    Otherwise, a client could flood the log until log rotation deletes the lines from before the attack. The number of
-    dropped lines is logged.
+    For example, malformed requests are rejected before the rate limiter counts them. Without this filter, a client
+    could flood the log until log rotation deletes older lines. The number of dropped lines is logged.
     """
 
     def __init__(self, lines_per_second: int) -> None:
@@ -104,7 +104,8 @@ class RefusalLog(logging.Filter):
             self._passed += 1
             return True
         if not self._dropped:
-            # Run the report in an empty context. It is about many requests, so it must not contain this request's id.
+            # Run the report in an empty context. The report covers many requests, so its log line must not contain the
+            # id of this one.
             asyncio.get_running_loop().call_later(1, self._report, context=Context())
         self._dropped += 1
         return False
@@ -120,18 +121,18 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 
 def shorten(text: str) -> str:
-    """Truncate text from a client so that it takes at most 512 characters in a log line."""
-    # To save time, encode only texts that may be too long. In JSON, one character becomes at most twelve: two escapes
-    # such as `\ud83d`.
+    """Truncate text from a client so that it takes up at most 512 characters in a log line."""
+    # To save time, encode only text that may be too long. In JSON, a character takes up at most twelve characters: a
+    # pair of escapes such as `\ud83d`.
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
 
 
 def log_config(settings: Settings) -> dict[str, Any]:
-    """Return the configuration for `logging.config.dictConfig`, which is also gunicorn's `logconfig_dict`.
+    """Return the configuration for `logging.config.dictConfig`. gunicorn also uses it, as `logconfig_dict`.
 
-    Lines go to standard error, because standard output is for the results of commands.
+    Log lines go to standard error, because standard output is for the results of commands.
     """
     level = settings.log_level.upper()
     to_stderr = {"handlers": ["stderr"], "level": level, "propagate": False}
@@ -165,13 +166,14 @@ def log_config(settings: Settings) -> dict[str, Any]:
             "uvicorn": to_stderr,
             "uvicorn.error": to_stderr,
             "hitless": {**to_stderr, "filters": ["refusals"]},
-            # Disable these loggers: the application's middleware writes the access log, to the logger `app.access`.
+            # Disable these loggers: the application's middleware writes its own access log to `app.access`.
             "gunicorn.access": {"handlers": [], "propagate": False},
             "uvicorn.access": {"handlers": [], "propagate": False},
-            # app/migrations/env.py already logs each migration. At INFO level, Alembic would add a few lines at every
-            # start.
+            # app/migrations/env.py already logs each migration. At INFO level, Alembic logs a few extra lines at each
+            # startup.
             "alembic": {"level": "WARNING"},
-            # At DEBUG level, aiosqlite logs the values of statements, including email addresses and password hashes.
+            # At DEBUG level, aiosqlite logs the parameters of SQL statements, including email addresses and password
+            # hashes.
             "aiosqlite": {"level": "INFO"},
             # At INFO level, httpx logs the full URL of each request, and URLs often contain tokens.
             "httpx": {"level": "WARNING"},
@@ -217,13 +219,13 @@ def _render_console() -> list[Processor]:
 
 
 def _drop_color_message(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Drop Uvicorn's second copy of each message, which contains terminal colors."""
+    """Drop Uvicorn's second copy of each message, which contains terminal color codes."""
     event.pop("color_message", None)
     return event
 
 
 def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Write control characters as hexadecimal escapes, except line feeds: messages may have several lines."""
+    """Replace control characters with hexadecimal escapes. Keep line feeds, because messages may have several lines."""
     return {key: value.translate(_ESCAPES) if isinstance(value, str) else value for key, value in event.items()}
 
 
@@ -231,7 +233,8 @@ def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     first = {key: event.pop(key, None) for key in ("timestamp", "level", "logger", "event")}
     line = _encode({**first, **event})
     if any(word in line for word, *_ in _SECRETS):
-        # Mask each value separately. In the whole line, a pattern could match across values, and leave invalid JSON.
+        # Mask each value separately. Applied to the whole line, a pattern could match across values and leave
+        # invalid JSON.
         line = _encode(_mask_values(json.loads(line)))
     return line
 
@@ -239,7 +242,7 @@ def _encode_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 def _mask_values(value: Any) -> Any:  # noqa: ANN401  any JSON value
     match value:
         case str():
-            # A value of a row in PostgreSQL's DETAIL may have several lines, so remove everything from there on.
+            # PostgreSQL's DETAIL may quote values that contain line feeds, so remove everything from DETAIL on.
             return _mask(re.split(r"(?:\n|\\n)DETAIL:", value, maxsplit=1)[0])
         case dict():
             return {_mask(key): _mask_values(item) for key, item in value.items()}
@@ -272,7 +275,7 @@ def log_uncaught_exceptions() -> None:
         log.critical("uncaught exception", exc_info=(kind, error, traceback))
 
     def log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-        # Python 3.14 names the object in `err_msg`. Other versions do not.
+        # In Python 3.14, `err_msg` includes the object's name. In earlier versions, `err_msg` may be None.
         message = unraisable.err_msg or f"Exception ignored in {unraisable.object!r}"
         log.error("%s", message, exc_info=unraisable.exc_value)
 

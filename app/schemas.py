@@ -11,9 +11,9 @@ MAX_ID = 2**63 - 1  # the maximum of PostgreSQL's bigint
 
 # An id in a URL path, for example in `/users/{user_id}`.
 Id = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1])]
-# The default pattern of strings in request bodies. It rejects NUL characters, which PostgreSQL cannot store.
+# The default pattern for strings in request bodies. It rejects NUL characters, which PostgreSQL cannot store.
 NO_NUL = r"^[^\x00]*$"
-# A pattern that accepts any text, even with control characters. Use it only for values that are never stored in the
+# A pattern that accepts any text, including control characters. Use it only for values that are never stored in the
 # database, such as passwords.
 ANY_TEXT = r"^"
 # A pattern for a single line of text without control characters, for example a name.

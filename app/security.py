@@ -22,11 +22,12 @@ ALGORITHM = "HS256"
 # Tolerated clock skew between machines in seconds.
 LEEWAY = 5
 
-# Concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. By default, there are two workers per CPU, so two
-# hashes per worker keep every CPU busy. More hashes would only slow each other down and take more memory.
+# Maximum number of concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. By default, there are two workers
+# per CPU, so two hashes per worker are enough to keep every CPU busy. More hashes would only slow each other down and
+# take more memory.
 MAX_CONCURRENT_HASHES = 2
-# Maximum number of requests that wait for a hash. The last one in a full queue waits for a few seconds. With a longer
-# queue, clients would time out before their hash is computed.
+# Maximum number of requests queued for password hashing. The last one in a full queue waits for a few seconds. With a
+# longer queue, clients would time out before their password is hashed.
 MAX_QUEUED_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -63,8 +64,8 @@ class Passwords:
         """Verify a password. If the hash is None, verify a dummy hash instead, so that the call takes just as long.
 
         Returns:
-            Whether the password matches, and a new hash to store, or None. There is a new hash if the password matches
-            and the old hash has outdated parameters.
+            A pair: whether the password matches, and either a new hash to store or None. A new hash is returned if the
+            password matches and the old hash has outdated parameters.
 
         Raises:
             HashingUnavailable: The queue is full, or the system is out of memory or threads.
@@ -85,9 +86,10 @@ class Passwords:
         return True, self._hasher.hash(password) if is_outdated else None
 
     def _equalize_timing(self, password: str, password_hash: str) -> None:
-        """Hash once more, so that verifying an outdated hash takes as long as verifying a current one.
+        """Hash the password once more if the stored hash was made with cheaper parameters than the current ones.
 
-        Otherwise, the response time of a failed login would reveal that the account exists.
+        Otherwise, verifying that hash would take less time, and the response time of a failed login would reveal that
+        the account exists.
         """
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
@@ -136,7 +138,7 @@ class AccessToken(NamedTuple):
 
 
 class Tokens:
-    """Issues and verifies access tokens (JWT, RFC 7519), and creates and verifies the secrets of refresh tokens.
+    """Issues and verifies access tokens (JWT, RFC 7519) and the secrets of refresh tokens.
 
     The secret of a login's first refresh token is random. Each later secret is derived from its predecessor.
 
@@ -161,7 +163,7 @@ class Tokens:
         return self._jwt.encode(_claims(token, now, now + self.access_seconds), self._keys[0], ALGORITHM)
 
     def verify(self, encoded: str) -> AccessToken:
-        """Verify an access token, and return its contents.
+        """Verify an access token and return its contents.
 
         Raises:
             InvalidAccessToken: The token was not issued by this service, or has expired.
@@ -189,7 +191,7 @@ class Tokens:
         raise InvalidAccessToken(reason)
 
     def create_refresh_secret(self, login_id: UUID) -> bytes:
-        """Create the secret of a login's first refresh token: 16 random bytes, followed by their signature."""
+        """Create the secret for a login's first refresh token: 16 random bytes, followed by their signature."""
         return _sign(self._refresh_keys[0], login_id, secrets.token_bytes(16))
 
     def derive_next_secrets(self, login_id: UUID, secret: bytes) -> list[bytes]:
@@ -197,7 +199,7 @@ class Tokens:
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
     def is_signed(self, login_id: UUID, secret: bytes) -> bool:
-        """Return whether the secret of a refresh token has a valid signature for this login."""
+        """Return whether a refresh token's secret was signed for this login."""
         return any(hmac.compare_digest(secret, _sign(key, login_id, secret[:16])) for key in self._refresh_keys)
 
 

@@ -6,7 +6,8 @@ from dotenv import dotenv_values
 
 from app.settings import Settings
 
-# Names that are not settings but may be in a `.env` file: the compose files and other programs use them.
+# Environment variables that are not settings but may be in a `.env` file, because the compose files and other programs
+# use them.
 COMPOSE_VARIABLES = {
     "DATABASE_OWNER_URL",
     "DB_MEMORY",

@@ -15,9 +15,9 @@ from app.urls import check_redis_url, parse_database_url, parse_web_database_url
 SECRET_KEY_BYTES = 32
 # The example value in .env.example and docker-compose.yml, which is rejected in production.
 EXAMPLE_SECRET_KEY = "change-me-to-the-output-of-openssl-rand-hex-32"  # noqa: S105  an example
-# All IPv4 addresses, in IPv6 notation, and all IPv6 addresses of the internet (RFC 4291, section 2.4).
+# All IPv4 addresses, mapped to IPv6, and all IPv6 addresses that IANA assigns as global unicast (RFC 3587).
 _EVERYBODY = IPv6Network("::ffff:0:0/96"), IPv6Network("2000::/3")
-# IPv4 addresses that no client has: multicast and reserved ones.
+# IPv4 addresses that no client can have: multicast and reserved addresses.
 _NOBODY = "224.0.0.0/3"
 
 
@@ -40,7 +40,7 @@ def _split(value: object) -> object:
 
 def _check_networks(values: list[str]) -> list[str]:
     # Accept only IP addresses and networks: Uvicorn treats any other string as a host name. Reject networks that
-    # together contain all IPv4 or all IPv6 addresses, because they would trust every client.
+    # together contain all IPv4 or all IPv6 addresses, because every client would then be trusted.
     try:
         networks = collapse_addresses(_to_ipv6(ip_network(value)) for value in [*values, _NOBODY])
         is_valid = not any(everybody.subnet_of(network) for network in networks for everybody in _EVERYBODY)
@@ -54,7 +54,7 @@ def _check_networks(values: list[str]) -> list[str]:
 
 
 def _to_ipv6(network: IPv4Network | IPv6Network) -> IPv6Network:
-    """Convert an IPv4 network to the form that its addresses have on a socket that listens on `::`."""
+    """Convert an IPv4 network to its IPv4-mapped IPv6 form, as seen on a socket that listens on `::`."""
     if isinstance(network, IPv6Network):
         return network
     return IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")

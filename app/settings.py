@@ -91,8 +91,8 @@ class Settings(SettingsFiles):
         5, ge=1, description="Connections per worker for requests; the readiness check has one more"
     )
     database_pool_timeout: Seconds = Field(2, description="Seconds to wait for a free connection before responding 503")
-    # The default is shorter than that of `database_pool_timeout`, so that during an outage, an attempt to connect fails
-    # before the requests that wait for a free connection reach that other timeout.
+    # Shorter than the default of `database_pool_timeout`, so that during an outage, a connection attempt fails before
+    # the requests that wait for a free connection time out.
     database_connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a new connection")
     database_statement_timeout: Seconds = Field(5, description="Seconds after which a statement is cancelled")
     database_migrate: bool | None = Field(
@@ -262,9 +262,9 @@ class Settings(SettingsFiles):
 
 
 def load_settings() -> Settings:
-    """Read the settings, or exit with a message that lists every problem, but no values.
+    """Read the settings, or exit with a message that lists every problem without revealing any values.
 
-    Later sources override earlier ones: `.env`, `.env.<ENVIRONMENT>`, the environment, the files in SECRETS_DIR.
+    Later sources override earlier ones: `.env`, `.env.<ENVIRONMENT>`, the environment, and the files in SECRETS_DIR.
 
     Raises:
         SystemExit: A setting is not valid, or a file cannot be read.
@@ -274,8 +274,8 @@ def load_settings() -> Settings:
         environment = SettingsFiles(_env_file=env_files).environment
         env_files += (f".env.{environment}",)
         secrets_dir = SettingsFiles(_env_file=env_files).secrets_dir
-        # Treat warnings as errors. pydantic-settings only warns when it skips a secret file, for example because Docker
-        # has created a directory in its place.
+        # Treat warnings as errors. pydantic-settings merely warns when it skips a secret file, for example because
+        # Docker has created a directory in its place.
         with warnings.catch_warnings(action="error", category=UserWarning):
             settings = Settings(_env_file=env_files, _secrets_dir=secrets_dir if secrets_dir.is_dir() else None)
     except ValidationError as error:

@@ -23,7 +23,9 @@ _ALLOWED_CONNECTIONS = text("""
 
 
 async def prepare_to_serve(settings: Settings) -> None:
-    """Prepare the database. Warn if SECRET_KEY is not set, because a restart would then invalidate access tokens.
+    """Migrate the database, or check that its schema is up to date.
+
+    Warn if SECRET_KEY is not set, because a restart would then invalidate access tokens.
 
     gunicorn's master calls this function once, before the first fork. Workers do not call it, because a worker that
     starts during an outage would fail and stop the whole server.
@@ -63,7 +65,7 @@ async def prepare_database(settings: Settings) -> None:
 
 
 def create_sqlite_file(settings: Settings) -> None:
-    """Create the database file and its directory, so that a failure is reported more clearly than by the driver.
+    """Create the database file and its directory, so that a failure gets a clearer message than the driver's.
 
     Raises:
         StartupError: The directory or the file cannot be created.
@@ -77,15 +79,15 @@ def create_sqlite_file(settings: Settings) -> None:
 
 
 def connections_per_worker(settings: Settings) -> int:
-    """Return the maximum number of database connections per worker: the pool's, and one for the readiness check."""
+    """Return the maximum number of database connections per worker: the pool size plus one for the readiness check."""
     return settings.database_pool_size + 1
 
 
 async def check_connection_limit(settings: Settings, workers: int) -> str | None:
     """Return a warning if the workers may open more connections than the database allows.
 
-    One extra worker is counted, because a worker's replacement starts before the worker stops. Other clients of the
-    database are not counted, so there may be too many connections even without a warning.
+    One extra worker is counted, because a replacement starts before the old worker stops. Other clients of the database
+    are not counted, so the limit may be exceeded even without a warning.
 
     Raises:
         StartupError: The database is unreachable.

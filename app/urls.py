@@ -34,11 +34,11 @@ KNOWN_PARAMETERS: dict[str, set[str] | None] = {
     "target_session_attrs": {"any", "primary", "standby", "prefer-standby", "read-write", "read-only"},
     "user": None,
 }
-# asyncpg would send these parameters to the server, so they are removed from the URL that asyncpg is given. `Connector`
-# applies the connect timeout. Channel binding is ignored.
+# asyncpg would send these parameters to the server, so they are removed from the URL that is passed to asyncpg.
+# `Connector` applies `connect_timeout`. `channel_binding` is ignored.
 NOT_FOR_ASYNCPG = {"channel_binding", "connect_timeout"}
 
-# The pattern of RFC 3986, appendix B. `urllib.parse.urlsplit` would reject some URLs with several hosts, for example
+# The pattern from RFC 3986, appendix B. `urllib.parse.urlsplit` would reject some URLs with several hosts, for example
 # `postgresql://a,[::1]/app`.
 _URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
 _ESCAPE = "is not valid; special characters in a password must be percent-encoded, such as %40 for @"
@@ -48,7 +48,9 @@ MAX_PORT = 65_535
 
 
 def parse_database_url(value: SecretStr) -> SecretStr:
-    """Check a PostgreSQL or SQLite URL, and return it in normalized form. Accept it as hosting providers write it.
+    """Check a PostgreSQL or SQLite URL, and return it in normalized form.
+
+    Variants that hosting providers use, such as the scheme `postgres://`, are accepted.
 
     Raises:
         ValueError: The URL is not valid.
@@ -74,8 +76,8 @@ def _parse_postgresql_url(url: str) -> str:
         parameters = _join_hosts(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError(_ESCAPE) from None
-    # If a password contains an unescaped `/`, `?` or `#`, everything after it, including the `@`, ends up in the path,
-    # the query or the fragment.
+    # If a password contains an unescaped `/`, `?` or `#`, everything after that character, including the `@`, ends up
+    # in the path, the query or the fragment.
     if parts.fragment or "@" in parts.query or re.search(r"[@:/]", parts.path[1:]):
         raise ValueError(_ESCAPE)
     if unsupported := parameters.keys() - KNOWN_PARAMETERS:
@@ -103,7 +105,7 @@ def _parse_netloc(parts: SplitResult, parameters: dict[str, str]) -> str:
     """Check the credentials and hosts of a URL, and return its network location, `user:password@host:port,host:port`.
 
     Hosts in the parameter `host` replace those of the URL, and ports in the parameter `port` are added to hosts without
-    a port. asyncpg itself would read these parameters only if the URL has no host before its path.
+    a port. asyncpg itself ignores these parameters if the URL has a host before its path.
     """
     credentials, at, hosts = parts.netloc.rpartition("@")
     if "host" in parameters:
@@ -151,7 +153,7 @@ def split_hosts(url: str) -> list[str]:
 
 
 def describe_ignored_parameters(url: str) -> list[str]:
-    """Return a warning for each parameter that asyncpg ignores."""
+    """Return a warning for each URL parameter that asyncpg ignores."""
     warning = (
         "DATABASE_URL: asyncpg ignores channel_binding=require. Remove it, and use sslmode=verify-full, which checks "
         "the server's certificate"
@@ -160,7 +162,7 @@ def describe_ignored_parameters(url: str) -> list[str]:
 
 
 def describe_database(url: str) -> str:
-    """Return the hosts and the name of a database, or the file of an SQLite database, without credentials."""
+    """Describe a database without credentials: its hosts and name, or the file of an SQLite database."""
     parts = _split(url)
     if parts.scheme == "postgresql":
         return unquote(parts.netloc.rpartition("@")[2] + parts.path)
@@ -168,14 +170,14 @@ def describe_database(url: str) -> str:
 
 
 def check_redis_url(value: SecretStr) -> SecretStr:
-    """Check a Redis URL, and return it.
+    """Check a Redis URL and return it.
 
     Raises:
         ValueError: The URL is not valid.
     """
     url = value.get_secret_value()
     try:
-        # Check the parameters by creating a connection object, which does not connect.
+        # Creating a connection object checks the parameters without connecting.
         BlockingConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]  # it has no type hints
         parts = urlsplit(url)
         is_valid = parts.scheme == "unix" or bool(_HOST.fullmatch(parts.netloc.rpartition("@")[2]) and parts.hostname)

@@ -78,7 +78,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_implied_errors(operation: dict[str, Any]) -> None:
-    """Add the error responses that follow from an operation's security, body and parameters."""
+    """Add the error responses that an operation's security requirements, body and parameters imply."""
     errors: list[type[AppError]] = []
     if "security" in operation:
         errors.append(AuthenticationFailed)
@@ -92,7 +92,7 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
 
 
 def _correct_media_types(operation: dict[str, Any]) -> None:
-    """Describe all errors as JSON, even if the route returns another media type, and remove the field `itemSchema`."""
+    """Document all errors as JSON, even if the route returns another media type. Also remove the field `itemSchema`."""
     for status, response in operation["responses"].items():
         if int(status) >= HTTPStatus.BAD_REQUEST:
             schema = {"$ref": REFERENCE.format(model=ErrorResponse.__name__)}
@@ -102,9 +102,9 @@ def _correct_media_types(operation: dict[str, Any]) -> None:
 
 
 def _drop_redundant_patterns(schema: dict[str, Any]) -> None:
-    """Remove the default pattern of `Input` from strings that have a format.
+    """Remove the default pattern of `Input` from string fields that have a `format`.
 
-    Few tools can generate values that match both.
+    Few tools can generate values that match both a pattern and a format.
     """
     for field in schema.get("properties", {}).values():
         if "format" in field:
@@ -112,7 +112,7 @@ def _drop_redundant_patterns(schema: dict[str, Any]) -> None:
 
 
 def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Copy the examples of schemas to parameters, bodies and responses, where Swagger UI looks for them."""
+    """Copy the schemas' examples to parameters, bodies and responses, where Swagger UI looks for them."""
     for parameter in operation.get("parameters", []):
         if "examples" in parameter["schema"]:
             parameter["example"] = parameter["schema"]["examples"][0]
@@ -126,6 +126,6 @@ def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
 
 
 def _in_field_order(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema's example with its fields in the order of definition. Pydantic sorts them alphabetically."""
+    """Return the schema's example with its fields in definition order. Pydantic sorts them alphabetically."""
     example = schema["examples"][0]
     return {name: example[name] for name in schema["properties"] if name in example}

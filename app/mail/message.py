@@ -22,7 +22,7 @@ _HTML = """\
 
 
 class Content(NamedTuple):
-    """The subject and the text of an email. Empty lines separate the paragraphs of the text."""
+    """The subject and the text of an email. Paragraphs are separated by blank lines."""
 
     subject: str
     text: str

@@ -24,7 +24,7 @@ class Mail(Base):
     recipient: Mapped[str] = mapped_column(String(254))
     context: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
-    # This column is also a lease. Before a worker sends the email, it moves this time into the future, so that no other
-    # worker sends the same email.
+    # This column also serves as a lease. Before a worker sends the email, it sets the column to a later time, so that
+    # no other worker sends the same email.
     next_attempt_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
     attempts: Mapped[int] = mapped_column(default=0)

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.mail.message import Content
 from app.mail.models import Mail
 
-# A function that is called inside a transaction to write an email's text. It returns None if the email is no longer
+# A function that writes an email's subject and text, inside a transaction. It returns None if the email is no longer
 # needed.
 Writer = Callable[[AsyncSession, Mail], Awaitable[Content | None]]
 
@@ -18,8 +18,8 @@ class Outbox:
     """Adds emails to a database session, and wakes this worker's sender once the session is committed.
 
     Args:
-        writers: Maps each kind of email to the function that writes its text. Emails of other kinds are ignored, so
-            callers need not check whether email is enabled.
+        writers: Maps each kind of email to the function that writes it. If email is disabled, the mapping is empty.
+            Emails without a writer are ignored, so callers need not check whether email is enabled.
     """
 
     def __init__(self, writers: Mapping[str, Writer]) -> None:
@@ -27,7 +27,7 @@ class Outbox:
         self.wake_event = asyncio.Event()
 
     def sends(self, kind: str) -> bool:
-        """Return whether this kind of email has a writer. Emails of other kinds are not sent."""
+        """Return whether emails of this kind are sent, which requires a function in `writers`."""
         return kind in self.writers
 
     def add(self, session: AsyncSession, kind: str, recipient: str, **context: int) -> None:
@@ -37,8 +37,8 @@ class Outbox:
             session: The session of the transaction.
             kind: The kind of email, for example `password_reset`.
             recipient: The recipient's address.
-            context: Values that the text depends on, for example the id of a user. They are stored, so they must not be
-                secret.
+            context: Values for writing the text, for example a user's id. They are stored in the database, so they must
+                not be secret.
         """
         if self.sends(kind):
             session.add(Mail(kind=kind, recipient=recipient, context=context))

@@ -33,8 +33,8 @@ FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=10), timedelta(minutes=10)
 MAX_AGE = timedelta(days=2)
 # Maximum time in seconds before an unavailable mail server is tried again.
 LONGEST_PAUSE = 60.0
-# Maximum time in seconds that a shutdown waits for the current email. If sending takes longer, the email may be sent
-# twice.
+# Maximum time in seconds that a shutdown waits for the current email to be sent. If sending takes longer, the email may
+# be sent twice.
 SHUTDOWN_SECONDS = 3.0
 
 
@@ -42,13 +42,13 @@ class Sender:
     """Sends the emails in the outbox one at a time, and deletes each one after it is sent.
 
     Each email is sent at least once. It may be sent twice, for example if the service is killed before it deletes the
-    email. No transaction is open while an email is transferred to the mail server.
+    email. No transaction is open while an email is being transmitted to the mail server.
 
     Args:
         settings: The mail server and the sender's address.
         engine: Connects to the database.
-        outbox: Signals new emails, and provides the functions that write their subjects and texts.
-        limiter: Limits how many emails of one kind a recipient gets. Emails above the limit are not sent.
+        outbox: Wakes the sender after new emails are committed, and provides the functions that write emails.
+        limiter: Limits how many emails of one kind a recipient gets. Emails over the limit are not sent.
         outages: Logs database outages.
     """
 
@@ -69,8 +69,8 @@ class Sender:
     def is_available(self) -> bool:
         """Return whether the mail server is available, as far as this worker knows.
 
-        A failure is forgotten after a while. Otherwise, a worker might report it forever: if other workers send the
-        remaining emails, this worker does not try the server again.
+        A failure expires after a while, because a worker notices a recovery only when it sends an email. If other
+        workers send all remaining emails, this worker would otherwise report the failure forever.
         """
         return self._failures == 0 or monotonic() > self._retry_at + LONGEST_PAUSE
 
@@ -114,8 +114,8 @@ class Sender:
     async def _claim(self) -> Mail | None:
         """Claim the email that has been due the longest, so that no other worker sends it."""
         now = utc_now()
-        # During a rollout, another release may add emails of kinds that this release does not know. Leave them to that
-        # release. When they are older than MAX_AGE, claim them, but only to drop them.
+        # During a rollout, another release may add kinds of email that this release does not know. Leave those to the
+        # other release. Once they are older than MAX_AGE, claim them, but only to drop them.
         is_known_or_expired = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
         due = (
             select(Mail.id)

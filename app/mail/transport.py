@@ -23,7 +23,7 @@ log = structlog.stdlib.get_logger("app.mail")
 
 # Maximum time in seconds to send one email, including the time to connect.
 SEND_SECONDS = 30.0
-# Seconds that a single SMTP command may take. RFC 5321 allows slow servers more time.
+# Timeout of a single SMTP command, in seconds. RFC 5321 recommends longer timeouts (section 4.5.3.2).
 COMMAND_SECONDS = 10.0
 # https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
 SERVICE_NOT_AVAILABLE, PERMANENT_FAILURE = 421, 500
@@ -40,7 +40,7 @@ class Deferred(Exception):
 
 
 class MailServerUnavailable(Exception):
-    """The mail server cannot be reached, accepts no email at all, or lacks the required encryption."""
+    """The mail server cannot be reached, does not accept any email, or lacks the required encryption."""
 
 
 class Transport(Protocol):
@@ -97,13 +97,13 @@ class SMTPTransport:
         return self._client
 
     def _explain(self, error: SMTPResponseException) -> Exception:
-        # The replies of many mail servers contain the recipient's address, which must not be logged.
+        # Replies from many mail servers contain the recipient's address, which must not be logged.
         reason = _ADDRESS.sub("***", f"{error.code} {error.message}")
         if error.code == SERVICE_NOT_AVAILABLE:
             self._disconnect()
             return MailServerUnavailable(reason)
-        # Status codes 5.7.x mean that the sender lacks a permission (RFC 3463), for example "Relay access denied".
-        # Treat them as temporary failures, so that the email is sent once the permission is granted.
+        # Status codes 5.7.x mean that the sender lacks permission (RFC 3463), for example "Relay access denied".
+        # Treat them as temporary failures, so that the email is sent once permission is granted.
         is_permanent = error.code >= PERMANENT_FAILURE and not error.message.startswith("5.7.")
         return Undeliverable(reason) if is_permanent else Deferred(reason)
 
@@ -132,5 +132,5 @@ class LogTransport:
 
 
 def create_transport(settings: Settings) -> Transport:
-    """Return a transport for the configured mail server, or one that writes to the log if none is configured."""
+    """Return a transport for the configured mail server, or one that writes to the log if there is no mail server."""
     return SMTPTransport(settings.smtp_url.get_secret_value()) if settings.smtp_url else LogTransport()

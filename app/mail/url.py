@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr, validate_email
 
-# The encryption and the default port of each URL scheme (RFC 8314, RFC 6409).
+# The encryption mode and default port of each URL scheme (RFC 8314, RFC 6409).
 _SCHEMES: dict[str, tuple[Literal["none", "starttls", "tls"], int]] = {
     "smtp": ("none", 25),
     "smtp+starttls": ("starttls", 587),
@@ -50,7 +50,7 @@ def parse_smtp_url(url: str) -> SMTPServer:
 
 
 def check_smtp_url(value: SecretStr) -> SecretStr:
-    """Check the URL of a mail server, and return it.
+    """Check the URL of a mail server and return it.
 
     Raises:
         ValueError: The URL is not valid.
@@ -60,7 +60,7 @@ def check_smtp_url(value: SecretStr) -> SecretStr:
 
 
 def check_sender(value: str) -> str:
-    """Check a sender such as `no-reply@example.com`, optionally preceded by a name, and return it.
+    """Check a sender such as `no-reply@example.com` or `Example <no-reply@example.com>`, and return it.
 
     Raises:
         ValueError: The address is not valid.

@@ -14,7 +14,8 @@ _PORT = re.compile(rb":[0-9]*$")
 class AllowedHostsMiddleware:
     """Allows only the given host names; `*.example.com` allows every subdomain of example.com.
 
-    Paths under `exempt` accept any Host header, because health checks connect by IP address.
+    Requests to the paths in `exempt`, and to paths below them, may have any Host header, because health checks connect
+    by IP address.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Collection[str], exempt: tuple[str, ...]) -> None:
@@ -30,7 +31,7 @@ class AllowedHostsMiddleware:
             await error_response(UnknownHost)(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        # Reject requests with several Host headers. A proxy may have checked a different one than this service would.
+        # Reject requests with several Host headers. A proxy may have checked another one than this service uses.
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return False

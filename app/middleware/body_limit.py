@@ -11,20 +11,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import PayloadTooLarge, error_response
 from app.middleware.paths import find_option, list_options, route_path
 
-# Maximum time in seconds to wait for the rest of a body that is too large. If a connection is closed while its buffer
-# contains unread data, the kernel resets it, and the client may lose the response.
+# Maximum time in seconds to read and discard the rest of a body that is too large. If a connection is closed while its
+# buffer contains unread data, the kernel resets the connection, and the client may lose the response.
 LINGER_SECONDS = 1.0
-# Estimated memory usage of parsed JSON, in bytes per occurrence of each character. For example, the estimate for
+# Estimated memory in bytes that each occurrence of a character adds to the parsed JSON. For example, the estimate for
 # `{"":0},` is 176 bytes, and the actual usage is 192 bytes. Without this estimate, 16 concurrent bodies of 1 MiB could
 # take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
-# Maximum size of a small body, in bytes. Small bodies are accepted even if the bodies in memory exceed `max_total`.
-# Otherwise, a few large uploads could block logins.
+# Bodies up to this size, in bytes, are accepted even if the total memory of all bodies exceeds `max_total`. Otherwise,
+# a few large uploads could block logins.
 SMALL_SIZE = 16_384
 
 
 class BodyRejected(HTTPException):
-    """Raised while a route reads a body, if the body exceeds a limit.
+    """Raised when a body that a route is reading exceeds a limit.
 
     This is an HTTPException rather than an AppError, because FastAPI responds with 400 to any other exception that is
     raised while it reads a body.
@@ -34,17 +34,17 @@ class BodyRejected(HTTPException):
 class BodyLimitMiddleware:
     """Responds with 413 if a body is too large, and with 503 if all bodies together would use too much memory.
 
-    A body is too large if its Content-Length exceeds the limit, or as soon as a route has read more than the limit.
+    A body is too large if its Content-Length exceeds the limit, or if a route has read more than the limit.
 
-    Only data that a route has read counts towards `max_total`, because the server buffers little of a body before. If
-    the route streams the body, only the current chunk counts.
+    Only data that a route has read counts towards `max_total`, because the server buffers little of a body before that.
+    If the route streams the body, only the current chunk counts.
 
     Args:
         app: The next application.
-        routes: The routes. A route may have its own limit, FastAPI's `max_body_size`.
+        routes: The routes. A route may have its own limit (FastAPI's `max_body_size`).
         max_size: The maximum body size of all other routes, in bytes.
-        max_total: The maximum memory of all concurrent bodies, in bytes. If a body would exceed it, the response is
-            503. Exceptions: the body is streamed, is small (see SMALL_SIZE), or is the only one in memory.
+        max_total: The maximum memory of all concurrent bodies, in bytes. It does not apply to a body that is streamed,
+            small (see SMALL_SIZE), or the only one in memory.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], max_size: int, max_total: int) -> None:
@@ -108,7 +108,7 @@ async def _reject(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _send_and_linger(message: Message, receive: Receive, send: Send) -> None:
-    """Send a response, but delay its end, by at most LINGER_SECONDS, until the whole request body has arrived."""
+    """Send a response, but do not finish it until the request body is complete or LINGER_SECONDS have passed."""
     if message["type"] != "http.response.body":
         await send(message)
         return

@@ -14,7 +14,7 @@ class PreflightRejected(RuleViolated):
 
 
 class CORSMiddleware(StarletteCORSMiddleware):
-    """Starlette's CORS middleware. Its response to a rejected preflight request is in the API's error format."""
+    """Starlette's CORS middleware, except that rejected preflight requests get a response in the API's error format."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Respond to a preflight request."""

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class HeadMiddleware:
     """Makes every GET route also answer HEAD (RFC 9110, section 9.3.2), which monitors and load balancers use.
 
-    FastAPI's own solution, a route with both methods, would document every operation twice.
+    In FastAPI itself, each route would have to declare both methods, and every operation would be documented twice.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -19,12 +19,12 @@ def route_path(scope: Scope) -> str:
     """Return the path used for route matching: the request path without the ROOT_PATH prefix."""
     path: str = scope["path"]
     # Remove a trailing line feed. Starlette's route patterns end with `$`, which also matches before a trailing line
-    # feed, so Starlette routes `/auth/login\n` like `/auth/login`.
+    # feed, so `/auth/login\n` matches the route `/auth/login`.
     return path.removeprefix(scope.get("root_path", "")).removesuffix("\n")
 
 
 def is_below(path: str, roots: tuple[str, ...]) -> bool:
-    """Return whether a path is one of the roots or below it. Each root ends with a slash, for example `/health/`."""
+    """Return whether a path is one of the roots or is below one. Each root ends with a slash, such as `/health/`."""
     return f"{path}/".startswith(roots)
 
 

@@ -26,9 +26,9 @@ class RateLimitMiddleware:
 
     Args:
         app: The next application.
-        routes: The routes. Those decorated with `rate_limit` have their own limits. All others share the limit
-            `default`.
-        exempt: Paths with a trailing slash, such as `/health/`. Requests to them and to paths below are not counted.
+        routes: The routes. Those decorated with `rate_limit` have their own limits. All others share the default limit.
+        exempt: Paths with a trailing slash, such as `/health/`. Requests to these paths and to paths below them are not
+            counted.
     """
 
     def __init__(self, app: ASGIApp, *, routes: list[BaseRoute], exempt: tuple[str, ...]) -> None:
@@ -51,8 +51,8 @@ class RateLimitMiddleware:
         headers = [(name.lower().encode(), value.encode()) for name, value in usage.headers().items()]
 
         async def send_with_headers(message: Message) -> None:
-            # If the route itself responded with 429, do not add headers: it checked a different limit, and already
-            # added that limit's headers.
+            # If the route itself responded with 429, do not add headers. The route has checked a different limit, and
+            # has already added the headers for that limit.
             if message["type"] in RESPONSE_STARTS and message.get("status") != RateLimited.status:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)

@@ -15,7 +15,7 @@ from app.middleware.paths import RESPONSE_STARTS, is_below, route_path
 
 access_log = structlog.stdlib.get_logger("app.access")
 
-# Background tasks that take longer than this number of seconds are logged on a separate line.
+# Background tasks that take longer than this many seconds are logged on a separate line.
 SLOW_BACKGROUND = 1.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -27,8 +27,8 @@ class RequestContextMiddleware:
 
     Args:
         app: The application.
-        quiet: Paths with a trailing slash, such as `/health/`. Requests to their routes, and to routes below them, are
-            logged at DEBUG level.
+        quiet: Paths with a trailing slash, such as `/health/`. Requests to routes at or below these paths are logged at
+            DEBUG level.
     """
 
     def __init__(self, app: ASGIApp, *, quiet: tuple[str, ...]) -> None:
@@ -81,13 +81,14 @@ class RequestContextMiddleware:
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
         is_quiet = route is not None and is_below(route_path(outer), self.quiet)
-        # Clients can send any number of requests that exceed a rate limit or are not counted, so log only some of them.
+        # Clients can send any number of requests that exceed a rate limit or bypass the rate limiter, so log only some
+        # of them.
         is_accepted = "rate_limit" in scope and status != RateLimited.status
         if not (is_quiet or is_accepted or refusal_log.allow()):
             return
         if route is not None:
             # For a route of a mounted application, prepend the mount path, which is part of `root_path`. Then remove
-            # PREFIX, so that no logged route has it: FastAPI includes it only in the paths of mounts and WebSockets.
+            # PREFIX. Routes are logged without it, but FastAPI includes it in the paths of mounts and WebSockets.
             route = (scope.get("root_path", "").removeprefix(outer.get("root_path", "")) + route).removeprefix(PREFIX)
         # Log health checks at DEBUG level, because they are frequent and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
@@ -109,8 +110,11 @@ class RequestContextMiddleware:
         )
 
 
-# Only WebSockets have a close code. To add a WebSocket route, see docs/websockets.md.
 def _close_code(message: Message) -> int | None:
+    """Return the close code if the message ends a WebSocket, otherwise None.
+
+    To add a WebSocket route, see docs/websockets.md.
+    """
     is_last = message["type"] in {"websocket.close", "websocket.disconnect"}
     return message.get("code", 1000) if is_last else None  # 1000 is ASGI's default
 

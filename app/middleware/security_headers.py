@@ -14,8 +14,8 @@ _BASIC = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
-# Two years, the max-age that browsers' preload lists recommend. The header does not cover subdomains, which may belong
-# to other services.
+# Two years, the max-age recommended for browsers' HSTS preload lists. `includeSubDomains` is omitted, because
+# subdomains may belong to other services.
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _NO_STORE = (b"cache-control", b"no-store")
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -28,7 +28,10 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def strict_headers(*, hsts: bool) -> list[tuple[bytes, bytes]]:
-    """Return the headers of responses that the server generates itself, without calling the application."""
+    """Return the security headers for responses that the server generates itself, without calling the application.
+
+    With `hsts`, they include Strict-Transport-Security.
+    """
     return [*_BASIC, *([_HSTS] if hsts else []), _NO_STORE, _POLICY]
 
 
@@ -40,7 +43,8 @@ class SecurityHeadersMiddleware:
     Args:
         app: The application.
         docs_pages: The paths of the documentation pages, which contain scripts.
-        public: Paths with a trailing slash, such as `/docs/`. Responses for them and for paths below may be cached.
+        public: Paths with a trailing slash, such as `/docs/`. Responses for these paths and for paths below them
+            may be cached.
         hsts: Whether to add a Strict-Transport-Security header to HTTPS responses.
     """
 
@@ -82,7 +86,7 @@ class SecurityHeadersMiddleware:
 
 
 def _docs_policy(page: bytes) -> tuple[bytes, bytes]:
-    """Build a policy that allows the page's own inline scripts by their hashes, and no others."""
+    """Build a Content-Security-Policy header whose only allowed inline scripts are the page's own, by their hashes."""
     hashes = (b64encode(sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(page))
     scripts = "".join(f" 'sha256-{digest}'" for digest in hashes)
     return b"content-security-policy", _DOCS_POLICY.format(scripts).encode()

@@ -13,7 +13,7 @@ log = structlog.stdlib.get_logger("app.error")
 
 
 class UnhandledErrorMiddleware:
-    """Responds with 500 to unhandled exceptions, and re-raises them, so that the server logs them and tests fail.
+    """Responds with 500 to unhandled exceptions, and re-raises them so that the server logs them and tests see them.
 
     This middleware runs inside the middleware that adds headers, so its own responses also have these headers.
     """
@@ -39,15 +39,16 @@ class UnhandledErrorMiddleware:
         try:
             await self.app(scope, receive, track_response)
         except asyncio.CancelledError:
-            # The server is stopping, and the grace period is over. Do not re-raise the exception: the task is about to
-            # end, and Uvicorn would log a traceback.
+            # The server is stopping, and the grace period is over. Do not re-raise the exception, because Uvicorn would
+            # log a traceback. The task is about to end anyway.
             if is_complete:
                 log.warning("cancelled after the response", path=shorten(scope["path"]))
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug in a route; re-raised below
-            # The response may already be complete: a background task or the exit code of a dependency with `yield` has
-            # failed, or a mounted application has responded with 500 itself. Only the last case has a status of 500.
+            # The response may already be complete, because a background task or the code after the `yield` of a
+            # dependency failed, or because a mounted application sent a 500 itself. Only in the last case is the status
+            # 500.
             if is_complete and status < HTTPStatus.INTERNAL_SERVER_ERROR:  # the server logs the error itself
                 log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response

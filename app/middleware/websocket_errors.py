@@ -14,8 +14,9 @@ POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1008, 1011, 1013
 class WebSocketErrorMiddleware:
     """Sends an error as a response to the handshake, or as a close frame once the WebSocket is accepted.
 
-    A response has the usual error body. It is also sent if the application closes the WebSocket before accepting it. A
-    close frame has the code 1008 for a status below 500, 1013 for 503, and 1011 for all other statuses.
+    The response has the usual error body. It is also sent if the application closes the WebSocket before accepting it.
+
+    The code of the close frame is 1008 for a status below 500, 1013 for 503, and 1011 for any other status.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -33,12 +33,12 @@ from app.urls import split_credentials
 
 log = structlog.stdlib.get_logger("app.migrations")
 
-# Statement timeout of migrations in seconds. It is long, because migrations take longer than requests. They may also
-# wait for another process to finish migrating.
+# Statement timeout for migrations, in seconds. Migrations take longer than requests, and may have to wait for another
+# process to finish migrating.
 MIGRATION_SECONDS = 3600.0
 # Maximum time in seconds that a statement in a migration waits for each lock.
 LOCK_SECONDS = 4
-# Maximum number of attempts to migrate. Another attempt follows if a statement did not get a lock in time.
+# Maximum number of attempts to migrate. A migration is retried if a statement cannot get a lock in time.
 LOCK_ATTEMPTS = 5
 LOCK_NOT_AVAILABLE = "55P03"
 ADVISORY_LOCK = 0x6661737461706900  # an arbitrary number, unique in the database
@@ -58,7 +58,7 @@ _LOCK_HOLDERS = text("""
 
 
 class MigrationFailed(Exception):
-    """A migration failed, and changed nothing. The message tells the operator why, in one line."""
+    """A migration failed and was rolled back. The message is a one-line explanation for the operator."""
 
 
 class LockTimeout(Exception):
@@ -96,8 +96,8 @@ async def migrate(settings: Settings, revision: str = "head") -> None:
     """Migrate the database to a revision. If another process is migrating it, wait until that process has finished.
 
     If a later release has already migrated the database, leave the schema unchanged, so that a rollback to this release
-    is possible. If WEB_DATABASE_URL is set, a migration to `head` also sets up the role that it names: creates it if it
-    is missing, and sets its password and privileges.
+    is possible. If WEB_DATABASE_URL is set, a migration to `head` also sets up the role in that URL: it creates the
+    role if necessary, and sets the role's password and privileges.
 
     Raises:
         MigrationFailed: A statement failed, a lock was not available, or the role in WEB_DATABASE_URL could not be
@@ -139,7 +139,7 @@ async def _grant_to_web_role(connection: AsyncConnection, url: str) -> None:
 
 
 async def _find_lock_holders(engine: AsyncEngine) -> str:
-    """Describe the sessions that hold locks on the schema's tables in transactions older than LOCK_SECONDS."""
+    """Describe the sessions that hold locks on the schema's tables and have a transaction older than LOCK_SECONDS."""
     async with engine.connect() as connection:
         rows = await connection.execute(_LOCK_HOLDERS, {"seconds": LOCK_SECONDS})
         return ", ".join(
@@ -151,8 +151,8 @@ def include_object(dialect: str) -> Callable[..., bool]:
     """Return a function for Alembic's `include_object` option, which selects the objects to compare with the models.
 
     Indexes that use a PostgreSQL-specific access method, for example GIN, are ignored on SQLite. Columns that are
-    missing from the models are ignored, because the previous release still uses them during a rollout. A later
-    migration drops them.
+    missing from the models are ignored: the previous release may still use them during a rollout, and a later migration
+    drops them.
     """
 
     def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any object
@@ -173,7 +173,7 @@ rewriter = Rewriter()
 
 @rewriter.rewrites(ModifyTableOps)
 def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
-    """Alter a table with AUTOINCREMENT in place if SQLite supports all operations of the migration on it.
+    """Alter a table in place if it uses AUTOINCREMENT and SQLite supports all of the migration's operations on it.
 
     `batch_alter_table` would recreate the table, which would then lack AUTOINCREMENT.
     """
@@ -186,9 +186,10 @@ def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTa
 
 
 def lock_migrations(connection: Connection) -> None:
-    """Prevent other processes from migrating until the transaction ends, and set a timeout for all other locks.
+    """Take the migration lock until the transaction ends, and set a timeout for all later locks.
 
-    Without this timeout, a migration that waits for a lock on a table would block all later queries on that table.
+    The migration lock prevents other processes from migrating. Without the timeout, a migration that waits for a lock
+    on a table would block all later queries on that table.
     """
     if connection.dialect.name == "postgresql":  # SQLite's transactions exclude each other
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -204,8 +205,8 @@ def _migrate(connection: Connection, revision: str) -> None:
         return
     current, known = _current_revision(connection), _known_revisions()
     if current not in (None, *known):
-        # Either a later release has migrated the database, or a migration was deleted after it had run. In both cases,
-        # the database may lack columns that the models define, so log them.
+        # Either a later release has migrated the database, or a migration was deleted after it had run. In either
+        # case, the database may lack columns that the models define, so log the missing columns.
         log.warning(
             "unknown revision, probably of a later release: the schema is not changed",
             revision=current,
@@ -242,7 +243,7 @@ def _shorten(statement: str | None) -> str:
 async def is_migration_pending(engine: AsyncEngine) -> bool:
     """Return whether the schema is older than this code.
 
-    A newer schema is accepted, because a later release may have migrated the database during a rollout.
+    For a newer schema, the result is False, because a later release may have migrated the database during a rollout.
     """
     async with engine.connect() as connection:
         current = await connection.run_sync(_current_revision)

@@ -18,7 +18,7 @@ log = structlog.stdlib.get_logger("app.migrations")
 
 
 def report(*, step: MigrationInfo, **_: object) -> None:
-    """Log a migration in one line. Alembic would log several lines."""
+    """Log a migration on a single line. Alembic itself would log several."""
     context.config.attributes["revision"] = step.up_revision_id
     log.info("migration", direction="up" if step.is_upgrade else "down", revision=step.up_revision_id)
 
