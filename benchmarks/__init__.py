@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-# Some benchmarks import helpers of the tests. pytest finds them through its `pythonpath` setting, but Python does not.
+# Some benchmarks import test helpers. pytest finds them through its `pythonpath` setting, which plain Python ignores.
 sys.path.append(str(Path(__file__).parent.parent / "packages/hitless/tests"))

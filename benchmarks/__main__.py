@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """The number and length of the measurements, the databases, and a superuser's access token."""
+    """The settings of a benchmark: rounds, seconds per measurement, database URLs, and a superuser's access token."""
 
     rounds: int
     seconds: int
@@ -61,12 +61,12 @@ class Benchmark(NamedTuple):
     token: str = ""
 
     def alternate(self, *measurements: Callable[[], Load]) -> list[Load]:
-        """Take each measurement once per round, so that a busy machine affects all of them. Return the medians."""
+        """Take each measurement once per round, so that other load affects all of them equally. Return the medians."""
         rounds = [[measure() for measure in measurements] for _ in range(self.rounds)]
         return [load.median_load(loads) for loads in zip(*rounds, strict=True)]
 
     def get(self, server: servers.Server, path: str, connections: int = 32) -> Callable[[], Load]:
-        """Return a function that measures GET requests to a path."""
+        """Return a function that measures the rate and the response times of GET requests to a path."""
         return lambda: load.get(server.url + path, self.token, seconds=self.seconds, connections=connections)
 
     def log_in(self, server: servers.Server) -> Load:
@@ -130,14 +130,17 @@ def measure(benchmark: Benchmark) -> Iterator[tuple[str, ...]]:
 
 
 def compare(benchmark: Benchmark, name: str, limit: servers.Server, service: servers.Server, path: str) -> Row:
-    """Compare the service's responses at a path with the minimal server's."""
+    """Compare the speed of the service with that of the minimal server, for GET requests to a path."""
     fastest, ours = benchmark.alternate(benchmark.get(limit, path), benchmark.get(service, path))
     ratios = f"{ratio(ours.rate, fastest.rate)}, p99 {ratio(ours.p99, fastest.p99)}"
     return Row(name, describe(fastest), describe(ours), ratios)
 
 
 def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare logins with password hashing alone, and health checks during logins with health checks without load."""
+    """Compare the rate of logins with the rate of password hashing alone.
+
+    Also compare the response times of health checks during logins with those without load.
+    """
     hashing, logins = benchmark.alternate(
         lambda: Load(hashes_per_second(LOGIN_SECONDS), 0, 0), lambda: benchmark.log_in(service)
     )
@@ -166,7 +169,7 @@ def compare_logins(benchmark: Benchmark, service: servers.Server) -> Iterator[Ro
 
 
 def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row]:
-    """Compare the first page with a page far down the list and with searches. Use a single connection."""
+    """Compare the response times of the first page, a page far down the list, and searches. Use a single connection."""
     deep = "cursor=NTAwMDAw"  # after the user with id 500,000
     comparisons = {
         "page 1 and a page after 500,000 users": ("/users/", f"/users/?{deep}"),
@@ -181,7 +184,7 @@ def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row
 
 
 def measure_sizes(database_url: str) -> Iterator[tuple[str, str]]:
-    """Measure the memory and the startup time of five workers before they serve any load."""
+    """Measure the startup time of five workers, and their memory before they are under load."""
     with servers.service(database_url, WEB_CONCURRENCY="5") as service:
         start = service.start_seconds
         if sys.platform == "linux":
@@ -206,7 +209,7 @@ def is_in_group(entry: Path, group: int) -> bool:
 
 
 def read_pss(pid: int) -> int:
-    """Return a process's PSS in KiB: its memory, with shared pages divided by the number of sharing processes."""
+    """Return a process's PSS in KiB: its memory, with each shared page divided by the number of processes using it."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
@@ -250,12 +253,12 @@ async def execute(url: str, statement: str) -> None:
 
 
 def describe(measured: Load) -> str:
-    """Format a measurement as a cell of the table."""
+    """Format a measurement as a table cell."""
     return f"{measured.rate:,.0f}/s, p50 {measured.p50:.2f}, p99 {measured.p99:.2f} ms"
 
 
 def ratio(value: float, reference: float) -> str:
-    """Format a ratio as a cell of the table."""
+    """Format the ratio of two values as a table cell."""
     return f"{value / reference:.2f}"
 
 

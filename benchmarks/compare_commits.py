@@ -38,21 +38,21 @@ REQUESTS = {
     "`PATCH /users/me`": Request("/users/me", "PATCH", '{"full_name": "Ann %d"}'),
 }
 
-# Count only the requests, and not the start of the server.
+# Do not count instructions until the server has started. Then `callgrind_control` enables counting.
 VALGRIND = ["valgrind", "--quiet", "--tool=callgrind", "--trace-children=yes", "--instr-atstart=no"]
-# In Valgrind, a process is about fifty times slower, so no timeout may expire.
+# Under Valgrind, a process runs about fifty times slower, so the default timeouts might expire.
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
     "DATABASE_CONNECT_TIMEOUT": "60",
     "DATABASE_POOL_TIMEOUT": "60",
     "DATABASE_STATEMENT_TIMEOUT": "60",
 }
-# The first requests of a kind, which are not counted, because they fill caches.
+# Number of requests to send before each measurement. They fill caches, so they are not counted.
 WARM_UP = 50
 
 
 class Subject(NamedTuple):
-    """A service that runs in Valgrind: its URL, its only worker's process id, a user's token, and Valgrind's folder."""
+    """A service under Valgrind: its URL, its only worker's process id, a user's token, and Valgrind's output folder."""
 
     url: str
     worker: int
@@ -74,16 +74,16 @@ class Subject(NamedTuple):
 
 
 def control(*arguments: str | int) -> None:
-    """Send a command to a process that runs in Valgrind."""
+    """Send a command to a process that runs under Valgrind."""
     command = ["callgrind_control", *map(str, arguments)]
     subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  our own
 
 
 @contextlib.contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """Check out a commit, and install its dependencies for this Python.
+    """Check out a commit, install its dependencies for the running Python version, and yield its directory.
 
-    The development dependencies are installed as well, because the working tree has them.
+    The development dependencies are included, because they are also installed for the working tree.
     """
     with TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
@@ -100,7 +100,7 @@ def checkout(commit: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def run(tree: Path, server_url: str, database: str) -> Iterator[Subject]:
-    """Run the service from a source tree with one worker and a new database, and register a user."""
+    """Run the service from a source tree, with one worker and a new database, and register a user."""
     asyncio.run(execute(server_url, f"CREATE DATABASE {database}"))
     database_url = make_url(server_url).set(database=database).render_as_string(hide_password=False)
     with TemporaryDirectory() as folder:
@@ -115,14 +115,14 @@ def run(tree: Path, server_url: str, database: str) -> Iterator[Subject]:
 
 
 def table(costs: Mapping[str, tuple[float, float]]) -> str:
-    """Return a Markdown table of the old and new instructions per request."""
+    """Return a Markdown table of the number of instructions per request, before and after the change."""
     lines = ["| request | old | new | ratio |", "|---|---|---|---|"]
     lines += [f"| {name} | {old:,.0f} | {new:,.0f} | {new / old:.3f} |" for name, (old, new) in costs.items()]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    """Compare a commit with the working tree, and print the table."""
+    """Compare a commit with the working tree, and print the results as a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare_commits", description=__doc__)
     parser.add_argument("commit", help="the earlier commit, such as a hash or a branch")
     parser.add_argument("--requests", type=int, default=500, help="requests of each kind")

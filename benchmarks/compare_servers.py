@@ -39,13 +39,13 @@ WRK_SECONDS, REPLACING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
 TICKS = 100  # clock ticks per second; /proc/<pid>/stat contains CPU times in clock ticks
 
-# Options that are not given here have their default values.
+# All other options have their default values.
 GUNICORN = ["gunicorn", "app.main:app", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]
 UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-access-log"]
 
 
 def servers(max_requests: int) -> dict[str, list[str]]:
-    """Return the command of each server. A worker is replaced after `max_requests` requests, or never if this is 0."""
+    """Map each server's name to its command. A worker is replaced after `max_requests` requests, or never if 0."""
     replacing = [f"--max-requests={max_requests}"]
     return {
         "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=/app/gunicorn.conf.py", *replacing],
@@ -56,7 +56,7 @@ def servers(max_requests: int) -> dict[str, list[str]]:
 
 
 def start(stack: ExitStack, image: str, command: list[str]) -> Container:
-    """Start a server, and wait until it responds."""
+    """Start a server and wait until it responds."""
     settings = options(MAX_REQUESTS_JITTER="0", PYTHONPATH="/app")
     # Change the working directory, so that gunicorn uses gunicorn.conf.py only if the command names the file.
     return stack.enter_context(
@@ -73,7 +73,7 @@ class Speed(NamedTuple):
 
 
 def speed(container: Container) -> Speed:
-    """Measure a route that does not use the database at maximum load."""
+    """Measure the server under maximum load, on a route that does not use the database."""
     cpu = cpu_seconds(container)
     command = ["wrk", "--threads=1", "--connections=16", f"--duration={WRK_SECONDS}", "--latency"]
     url = f"http://{container.ip}:8000/health/live"
@@ -85,16 +85,19 @@ def speed(container: Container) -> Speed:
 
 
 def cpu_seconds(container: Container) -> float:
-    """Return the user and system CPU time of all processes so far. Reading them takes hardly any CPU time itself."""
+    """Return the CPU time in seconds (user and system) that all processes in the container have used so far.
+
+    Reading this time takes hardly any CPU time itself.
+    """
     stats = container.execute("sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true").splitlines()
     fields = [line.rpartition(")")[2].split() for line in stats]
     return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
 
 
 def losses(container: Container) -> list[str]:
-    """Return the number of lost requests with `max_requests`, at SIGHUP and at `docker stop`, each like "2 of 1000".
+    """Count the requests that are lost with `max_requests`, during two reloads by SIGHUP, and during `docker stop`.
 
-    The last item is the longest response time in seconds.
+    Return the three counts in this order, each in the form "2 of 1000", and then the longest response time in seconds.
     """
     reports = []
     for step in (_replace, _reload, _stop):
@@ -121,7 +124,7 @@ def _stop(container: Container) -> None:
 
 
 def main(image: str) -> str:
-    """Take all measurements, and return a text with the date, the versions, the machine and the table."""
+    """Take all measurements. Return a report with the date, versions, machine details, and a table of the results."""
     with ExitStack() as stack:
         containers = {name: start(stack, image, command) for name, command in servers(NEVER).items()}
         rounds = [{name: speed(container) for name, container in containers.items()} for _ in range(ROUNDS)]

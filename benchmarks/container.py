@@ -38,7 +38,7 @@ for process in Path("/proc").glob("[0-9]*"):
 
 
 def measure(image: str) -> dict[str, float]:
-    """Return a dictionary of figures. Each key contains the unit."""
+    """Return the measured values by name. Each name includes the unit, except that of a ratio."""
     (base,) = re.findall("^ARG PYTHON_IMAGE=(.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     image_size, base_size = (int(run_docker("image", "inspect", "--format={{.Size}}", name)) for name in (image, base))
     started_at = time.monotonic()

@@ -21,8 +21,8 @@ def argon2() -> PasswordHasher:
 
 def hashes_per_second(seconds: float) -> float:
     """Measure password verifications per second, with as many processes and threads as the service uses."""
-    # Use `spawn`, so that the measurement is the same on every system and Python version. The function for these
-    # processes must not be in `__main__`, which they cannot import.
+    # Use `spawn` on every system and Python version, so that the results are comparable. The function that the
+    # processes run must not be in `__main__`, because the processes cannot import that module.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as executor:
         return sum(executor.map(_count_verifications, [seconds] * WORKERS)) / seconds
 

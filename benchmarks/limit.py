@@ -43,7 +43,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _verify(token: str) -> int:
-    """Verify an access token, and return its user id."""
+    """Verify an access token, and return the id of its user."""
     claims = jwt.decode(token, os.environ["SECRET_KEY"], algorithms=["HS256"], audience=NAME, issuer=NAME)
     return int(claims["sub"])
 
@@ -51,7 +51,7 @@ def _verify(token: str) -> int:
 async def _run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
     url = os.environ["DATABASE_URL"]
-    # Do not reset connections. By default, the pool does so after each query, which costs a round trip.
+    # Do not reset connections. By default, the pool resets a connection after each query, which costs a round trip.
     async with asyncpg.create_pool(url, min_size=POOL_SIZE, max_size=POOL_SIZE, reset=_keep_settings) as pool:
         scope["state"]["pool"] = pool
         await send({"type": "lifespan.startup.complete"})
@@ -60,4 +60,4 @@ async def _run_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _keep_settings(_: object) -> None:
-    """Do nothing, because no query changes the connection's settings."""
+    """Do nothing instead of resetting a connection, because no query changes its settings."""

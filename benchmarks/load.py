@@ -21,7 +21,7 @@ class Load(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request and the expected status of its response. `%d` in the JSON body becomes the request's number."""
+    """A request and the expected status of its response. `%d` in the JSON body stands for the request's number."""
 
     path: str
     method: str = "GET"
@@ -30,17 +30,17 @@ class Request(NamedTuple):
 
 
 def median_load(loads: Iterable[Load]) -> Load:
-    """Return the medians of the rate and of both percentiles."""
+    """Return the median rate, the median p50 and the median p99."""
     return Load(*map(median, zip(*loads, strict=True)))
 
 
 def get(url: str, token: str, *, seconds: int, connections: int = 32) -> Load:
-    """Send GET requests as fast as the server responds."""
+    """Send GET requests as fast as the server can answer them."""
     return _wrk(url, seconds, connections, ["--header", f"Authorization: Bearer {token}"])
 
 
 def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
-    """Send POST requests with a JSON body as fast as the server responds."""
+    """Send POST requests with a JSON body as fast as the server can answer them."""
     with TemporaryDirectory() as folder:
         script = Path(folder, "post.lua")
         script.write_text(
@@ -49,7 +49,7 @@ def post(url: str, body: str, *, seconds: int, connections: int = 32) -> Load:
         return _wrk(url, seconds, connections, ["--script", str(script)])
 
 
-# wrk has no option for the number of requests, so the function `response` counts responses, and exits after the last
+# wrk has no option for the number of requests, so the function `response` counts responses and exits after the last
 # one. wrk calls `done` only if the time limit `-d` expires first.
 _SEND = """
 local number, count, status = 0, {count}, {status}

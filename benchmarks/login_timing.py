@@ -41,12 +41,12 @@ LOGINS = {
     "inactive user": {"email": "inactive@example.com", "password": PASSWORD},
 }
 RESETS = {f"{name} user": {"email": f"{name}@example.com"} for name in ("active", "inactive", "unknown")}
-# Groups of requests to compare, each with the path, the requests by kind, and the expected status.
+# Groups of requests to compare. Each group has a path, the request bodies by kind, and the expected status.
 GROUPS = {
     "failed login": ("/auth/login", LOGINS, httpx.codes.UNAUTHORIZED),
     "request for a reset": ("/auth/password-reset", RESETS, httpx.codes.ACCEPTED),
 }
-# For each group, one run in a hundred reports a difference by chance, even if there is none.
+# The probability, for each group, that a run reports a difference although there is none.
 SIGNIFICANCE = 0.01
 NO_LIMIT = "999999999/second"
 
@@ -55,7 +55,7 @@ Seconds = dict[str, list[float]]
 
 
 async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
-    """Return all response times in seconds, by group and kind of request."""
+    """Return all response times in seconds, by group and then by kind of request."""
     settings = Settings(
         environment="test",
         database_url=SecretStr(f"sqlite:///{folder}/app.db"),
@@ -98,14 +98,14 @@ async def measure(samples: int, folder: Path) -> dict[str, Seconds]:
 
 
 async def wait_until_outbox_is_empty(state: State) -> None:
-    """Wait until the background task has processed the emails of earlier requests."""
+    """Wait until the background task has processed the emails that earlier requests added."""
     async with AsyncSession(state["engine"]) as session:
         while await session.scalar(select(func.count()).select_from(Mail)):
             await session.rollback()
 
 
 def mann_whitney(one: list[float], other: list[float]) -> float:
-    """Return the p-value of a two-sided Mann-Whitney U test, by the normal approximation."""
+    """Return the p-value of a two-sided Mann-Whitney U test, using the normal approximation."""
     ranks = {value: rank for rank, value in enumerate(sorted(one + other), 1)}
     u = sum(ranks[value] for value in one) - len(one) * (len(one) + 1) / 2
     mean = len(one) * len(other) / 2
@@ -114,7 +114,7 @@ def mann_whitney(one: list[float], other: list[float]) -> float:
 
 
 def main() -> None:
-    """Measure all requests, print the figures, and exit with status 1 if times tell kinds of requests apart."""
+    """Measure all requests and print the results. Exit with status 1 if the times in a group differ significantly."""
     parser = argparse.ArgumentParser(description="Try to tell by the time of a response whether an account exists.")
     parser.add_argument("--samples", type=int, default=300, help="requests of each kind; takes some minutes")
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def compare(group: str, seconds: Seconds) -> bool:
-    """Print the figures of a group, and return whether response times tell its kinds of requests apart."""
+    """Print a group's results. Return whether the response times of any two kinds of request differ significantly."""
     for kind, values in seconds.items():
         low, median, high = (1000 * value for value in statistics.quantiles(values, n=4))
         print_line(f"{group}, {kind:15}  median {median:.2f} ms, half of them between {low:.2f} and {high:.2f} ms")

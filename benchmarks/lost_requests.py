@@ -57,7 +57,7 @@ COMMANDS = {
 
 @dataclass
 class Group:
-    """A group of clients that treat connections in the same way, and their numbers of sent and lost requests."""
+    """A group of clients that treat connections in the same way, and how many requests they have sent and lost."""
 
     keeps: bool
     notices: bool
@@ -76,7 +76,7 @@ async def request(connection: Connection) -> bool:
     """Send a request, and return whether the connection can be used again.
 
     Raises:
-        OSError, EOFError, TimeoutError: The request was lost: no complete response with the status 200 arrived.
+        OSError, EOFError, TimeoutError: The request was lost: no complete response with status 200 arrived.
     """
     reader, writer = connection
     writer.write(REQUEST)
@@ -116,7 +116,7 @@ async def run_client(port: int, group: Group, stop: asyncio.Event, *, delay: flo
 
 @contextlib.asynccontextmanager
 async def load(port: int, rate: int) -> AsyncIterator[list[Group]]:
-    """Run all clients until the `async with` block ends. Yield the groups, which count the requests."""
+    """Run all clients until the `async with` block ends. Yield the groups of clients, which count their requests."""
     stop, groups = asyncio.Event(), make_groups()
     every = CLIENTS * len(groups) / rate
     async with asyncio.TaskGroup() as tasks:
@@ -150,7 +150,7 @@ def serve(command: list[str], *options: str) -> Iterator[tuple[int, subprocess.P
 
 
 async def measure(port: int, server: subprocess.Popen[bytes], event: str, rate: int, seconds: float) -> list[Group]:
-    """Count the lost requests of each group during an event."""
+    """Count the requests that each group of clients sends and loses during an event."""
     async with load(port, rate) as groups:
         await asyncio.sleep(1)
         if event == "SIGHUP":
@@ -165,7 +165,7 @@ async def measure(port: int, server: subprocess.Popen[bytes], event: str, rate: 
 
 
 def measure_all(seconds: float) -> Iterator[list[str]]:
-    """Yield the table's rows as they are measured."""
+    """Yield each row of the table as soon as its measurements are complete."""
     for (name, command), rate in itertools.product(COMMANDS.items(), RATES):
         cells, sent = [], 0
         for event in EVENTS:
@@ -178,7 +178,7 @@ def measure_all(seconds: float) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Measure all servers, and print the table and the machine's load average."""
+    """Measure all servers. Print the results as a table, followed by the machine's load average."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lost_requests", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     arguments = parser.parse_args()

@@ -31,7 +31,7 @@ _ENVIRONMENT = {name: value for name, value in os.environ.items() if name.lower(
 
 
 class Server(NamedTuple):
-    """A running server: its URL, the seconds from its start to the first response, and its process group."""
+    """A running server: its URL, the number of seconds from its start to its first response, and its process group."""
 
     url: str
     start_seconds: float
@@ -40,9 +40,9 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def container(image: str, port: int, *options: str) -> Iterator[str]:
-    """Run a container, and yield its host and port.
+    """Run a container and yield its host and port.
 
-    On Linux, the host is the container's own IP address. With a published port, every round trip would pass through
+    On Linux, the host is the container's own IP address, because a published port would route every round trip through
     Docker's proxy.
     """
     name = f"benchmark-{uuid4().hex}"
@@ -58,7 +58,10 @@ def container(image: str, port: int, *options: str) -> Iterator[str]:
 
 
 def parse_image(module: str, description: str | None) -> str:
-    """Return the image given on the command line, or the default. If the image does not exist, exit with one line."""
+    """Return the image given on the command line, or the default.
+
+    If Docker or the image is missing, exit with a one-line error message.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,8 +98,8 @@ def service(database_url: str, tree: Path = ROOT, wrapper: Sequence[str] = (), *
     """Run the service with its production settings, and write its log to a file.
 
     By default, workers are not replaced, because the cost of replacing them is measured separately. If `tree` is
-    another source tree, the service runs in that tree's virtual environment. `wrapper` is the start of a command that
-    runs the rest of its arguments, for example a profiler.
+    another source tree, the service runs in that tree's virtual environment. `wrapper` is prepended to the server's
+    command, for example to run the server under a profiler.
     """
     environment = {
         "ENVIRONMENT": "production",

@@ -11,19 +11,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE, NAME, DATABASE = "FastAPI Application", "fastapi-app", "fastapi_db"
-# Not versioned, or must keep the old name.
+# Files and directories that are not under version control, or that must keep the old name.
 SKIPPED = {
     *(".git", ".venv", ".uv", "data", "node_modules", "packages"),
     *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"),
 }
-# The clause of docs/testing.md about the test of this script.
+# The clause to remove from docs/testing.md. It is about this script's test.
 CLAUSE = "the project can be renamed, "
-# The section of the README about this script.
+# A pattern for the section to remove from README.md. It is about this script.
 SECTION = r"^### (?:(?!^##).)*?uv run scripts/rename\.py.*?(?=^##)"
 
 
 def main() -> None:
-    """Ask for the title, and derive the other spellings from it."""
+    """Ask for the new title, derive the other spellings of the name from it, and rename the project."""
     try:
         title = input("What is the name of your service, such as Acme Billing? ").strip()
     except (EOFError, KeyboardInterrupt):
@@ -36,8 +36,8 @@ def main() -> None:
     if is_dependency(name):
         sys.exit(f"{name} is a package that this service depends on.")
     spellings = {TITLE: title, NAME: name, DATABASE: name.replace("-", "_")}
-    # Match the new spellings, too, and the longest first: if the new name contains the old one, a second run changes
-    # nothing.
+    # Also match the new spellings, and match the longest ones first. Otherwise, if the new name contains the old one, a
+    # second run would replace part of it.
     pattern = re.compile("|".join(sorted({*spellings, *spellings.values()}, key=len, reverse=True)))
 
     def replace_names(text: str) -> str:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def is_dependency(name: str) -> bool:
-    """Return whether the lock file contains another package of this name."""
+    """Return whether the lock file contains a package with this name, other than the project itself."""
     line = f'name = "{name}"\n'
     return line in (ROOT / "uv.lock").read_text() and line not in (ROOT / "pyproject.toml").read_text()
 

@@ -66,7 +66,7 @@ async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
 async def run_at_once(
     session: AsyncSession, database_url: str, *requests: Coroutine[None, None, httpx.Response]
 ) -> list[httpx.Response]:
-    """Run requests so that all of them read the user before the first one updates it. Return their responses."""
+    """Run requests concurrently, so that all of them read the user before the first update. Return the responses."""
     await session.rollback()  # start a new transaction
     await session.execute(select(User.id).with_for_update())
     tasks = [asyncio.create_task(request) for request in requests]
@@ -91,5 +91,5 @@ async def request_verification(client: httpx.AsyncClient, email: str = "ann@exam
 
 
 async def verify(client: httpx.AsyncClient, token: str, password: str) -> httpx.Response:
-    """Verify an address with the token from the email."""
+    """Verify an email address with the token from the email and the account's password."""
     return await client.post("/auth/email-verification/confirm", json={"token": token, "password": password})

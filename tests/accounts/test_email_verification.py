@@ -68,9 +68,9 @@ async def test_registration_with_a_taken_address_sends_no_mail(
 
 
 async def test_wrong_password_leaves_the_token_valid(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """An attacker may register someone else's address. If that person opens the link, the account must stay unverified.
+    """Verification requires the account's password.
 
-    Verification requires the account's password, which only the attacker knows.
+    Otherwise, an attacker could register another person's address, and that person might verify it with the link.
     """
     ann = await sign_up(client)
     token = await token_from(mails, VERIFICATION)
@@ -294,7 +294,7 @@ async def test_concurrent_reset_and_confirmation_do_not_both_succeed(
 async def test_email_change_during_password_reset_returns_401(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str, mails: MailServer
 ) -> None:
-    """An intruder who is logged out by a password reset must not leave a pending change of the address behind."""
+    """An intruder who is logged out by a password reset must not leave behind a pending email change."""
     ann = await sign_up(client)
     await mails.wait_for(VERIFICATION)
     await wait_until_outbox_is_empty(session)
@@ -328,7 +328,7 @@ async def test_password_change_during_verification_makes_the_link_invalid(
 
 
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """A token verifies only the address to which it was sent, so a newer change makes older tokens invalid."""
+    """A token verifies only the address to which it was sent. Requesting another email change invalidates it."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "first@example.com"})
     first = await token_from(mails, CHANGE, "first@example.com")

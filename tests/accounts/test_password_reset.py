@@ -66,7 +66,7 @@ async def test_mail_contains_the_link_as_text_and_html_and_nothing_that_a_user_e
     client: httpx.AsyncClient, mails: MailServer
 ) -> None:
     await register(client, fields={"full_name": "Buy <b>now</b>: https://spam.example"})
-    # The link must not contain the Host header, which an attacker can choose.
+    # The link must not be built from the Host header, which an attacker can choose.
     await client.post(
         "/auth/password-reset",
         json={"email": "ann@example.com"},
@@ -107,9 +107,9 @@ async def test_link_leads_to_the_configured_page(settings: Settings, mails: Mail
 async def test_response_is_the_same_if_no_mail_is_sent(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer, kind: str
 ) -> None:
-    """The look-alike address contains a dotless i.
+    """In the look-alike address, a dotless i (U+0131) replaces the i.
 
-    Both `i` and the dotless i have the upper case `I`, so a case-insensitive comparison may treat them as equal.
+    Both letters become `I` in upper case, so a case-insensitive comparison may treat them as equal.
     """
     await register(client, "mike@example.com")
     if kind == "inactive":
@@ -235,7 +235,10 @@ async def test_newer_link_makes_an_older_one_invalid(client: httpx.AsyncClient, 
 async def test_mail_whose_link_was_used_is_not_sent_again(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """If a worker is killed after sending an email but before deleting it, the email stays in the outbox."""
+    """If a worker is killed after sending an email but before deleting it, the email stays in the outbox.
+
+    The email is then sent again, unless its link has been used.
+    """
     await register(client)
     await request_reset(client)
     await reset(client, await token_from(mails, RESET))
@@ -252,7 +255,7 @@ async def test_mail_whose_link_was_used_is_not_sent_again(
 async def test_delayed_mail_is_not_sent_after_a_newer_one(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """A mail server may defer the older mail. Sending it later would make the newer link invalid."""
+    """A mail server may defer an email. Sending it after a newer one would invalidate the newer email's link."""
     await register(client)
     await request_reset(client)
     newer = await token_from(mails, RESET)
@@ -334,7 +337,7 @@ async def test_forged_tokens_are_invalid(client: httpx.AsyncClient, mails: MailS
 async def test_reset_cancels_a_pending_change_of_the_address(
     client: httpx.AsyncClient, session: AsyncSession, mails: MailServer
 ) -> None:
-    """Before the reset, an intruder with access to the account may have requested a change to their own address."""
+    """Before the reset, an intruder may have requested that the account's email address be changed to their own."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "thief@example.com"})
     token = await token_from(mails, CHANGE, "thief@example.com")

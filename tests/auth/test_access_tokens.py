@@ -29,7 +29,7 @@ LOGIN, STAMP = uuid4(), uuid4()
 async def ann(client: httpx.AsyncClient, session: AsyncSession) -> Person:
     """A user whose security stamp and login id are known, so that tests can forge the user's tokens.
 
-    The next id belongs to a user with the same stamp.
+    The user with the next user id has the same stamp.
     """
     ann = await sign_up(client)
     bob = await sign_up(client, "bob@example.com")
@@ -45,7 +45,7 @@ async def status(client: httpx.AsyncClient, token: str) -> int:
 
 
 def claims(user_id: int, **changes: object) -> dict[str, Any]:
-    """Return the claims of a valid token, with `changes` applied. The value None removes a claim."""
+    """Return the claims of a valid token, with `changes` applied. A value of None removes the claim."""
     now = int(time.time())
     valid = {
         "sub": str(user_id),
@@ -157,7 +157,7 @@ async def test_reactivation_does_not_revive_access_tokens(client: httpx.AsyncCli
 async def test_token_of_deleted_user_is_not_valid_for_next_user_with_same_id(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
-    """After a backup is restored, new users may get the ids of users who registered after the backup."""
+    """Once a backup is restored, new users may get the ids of users who had registered after it was made."""
     ann = await sign_up(client)
     await client.delete("/users/me", headers=ann.auth)
     if database_url.startswith("sqlite"):

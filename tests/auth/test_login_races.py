@@ -121,7 +121,10 @@ async def test_deactivation_during_password_change_returns_401(
 async def test_upgrade_of_the_hash_during_password_change_does_not_affect_it(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """A concurrent login replaces the stored hash if the hash parameters have changed."""
+    """If the hash parameters have changed, a concurrent login replaces the stored hash.
+
+    The password change must succeed anyway.
+    """
     ann = await sign_up(client)
     body = {"current_password": PASSWORD, "new_password": "another password"}
 

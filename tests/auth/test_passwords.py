@@ -127,7 +127,7 @@ async def test_hashing_does_not_block_event_loop() -> None:
 async def test_hashing_failure_returns_503(
     client: httpx.AsyncClient, logs: list[structlog.typing.EventDict], error: Exception
 ) -> None:
-    """Hashing fails if the container runs out of memory or threads. The password must not be reported as wrong."""
+    """If the container is out of memory or threads, hashing fails. The password must then not be reported as wrong."""
     await register(client)
 
     with mock.patch.object(PasswordHasher, "verify", side_effect=error):
@@ -165,7 +165,10 @@ async def test_hash_of_another_algorithm_matches_no_password(
 
 
 async def test_wrong_password_costs_the_same_for_a_cheaper_stored_hash() -> None:
-    """After a cost increase, logins to accounts with old hashes would fail faster and reveal that they exist."""
+    """After a cost increase, verifying an old hash takes less time.
+
+    Without extra work, a failed login would therefore be faster and reveal that the account exists.
+    """
     cheap = await Passwords(make_settings(argon2_memory_kib=1024, argon2_time_cost=2)).hash(PASSWORD)
     passwords = Passwords(make_settings(argon2_memory_kib=2048, argon2_time_cost=5))
     passes: list[int] = []

@@ -41,7 +41,7 @@ async def test_refresh_returns_new_token_pair(client: httpx.AsyncClient) -> None
 
 @pytest.fixture
 async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
-    """Return a function that backdates the rotation of all refresh tokens. Old tokens can then no longer be reused."""
+    """Return a function that ends the overlap, the time in which a used refresh token is still accepted."""
 
     async def let_overlap_end() -> None:
         await session.execute(update(Login).values(rotated_at=utc_now() - timedelta(seconds=11)))
@@ -168,7 +168,7 @@ async def test_refresh_by_inactive_user_returns_401(client: httpx.AsyncClient, s
 async def test_expired_refresh_token_returns_401_and_is_not_deleted(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """If expired tokens were deleted, a server clock that is briefly ahead would log users out for good."""
+    """If expired tokens were deleted, a server clock that was briefly ahead would log users out permanently."""
     ann = await sign_up(client)
     for expires_at, expected in ((-60, 401), (-2, 200)):
         await session.execute(update(Login).values(expires_at=utc_now() + timedelta(seconds=expires_at)))
@@ -209,7 +209,7 @@ async def test_logout_with_used_token_ends_login(client: httpx.AsyncClient) -> N
 
 @pytest.mark.parametrize("of_another_login", [False, True])
 async def test_forged_secret_does_not_end_login(client: httpx.AsyncClient, of_another_login: bool) -> None:
-    """Attackers may know the id of a login, because access tokens and the log contain it."""
+    """Access tokens and the log contain the id of a login, so the id alone must not be enough to end the login."""
     ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
     secret = urlsafe_b64decode(bob.refresh_token)[16:] if of_another_login else bytes(32)
     forged = urlsafe_b64encode(urlsafe_b64decode(ann.refresh_token)[:16] + secret).decode()

@@ -16,11 +16,11 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:
-    """The Chromium that is installed on this machine."""
+    """Run the Chromium that is installed on this machine."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if not program:
         cannot_run("pages in a browser: Chromium is not installed")
-    # Make Chromium resolve no host names and connect only to 127.0.0.1.
+    # Prevent Chromium from resolving host names, and from connecting to any address except 127.0.0.1.
     offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program, args=[offline], timeout=TIMEOUT * 1000)
@@ -57,7 +57,10 @@ StartServer = Callable[..., str]
 
 @pytest.fixture
 def start_server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[StartServer]:
-    """Return a function that starts the service with arguments and settings on a new database, and returns its URL."""
+    """Return a function that starts the service with a new database, and returns the service's URL.
+
+    The function takes command-line arguments for Uvicorn and settings for the service.
+    """
     processes = []
 
     def start(*arguments: str, port: int | None = None, **settings: str) -> str:

@@ -40,12 +40,12 @@ async def link_from(mails: MailServer, subject: str) -> str:
 
 
 async def take_screenshot(visit: Visit, folder: Path, name: str) -> None:
-    """If the variable SCREENSHOTS names a directory, save a screenshot there for visual review."""
+    """If the environment variable SCREENSHOTS names a directory, save a screenshot there for visual review."""
     await visit.page.screenshot(path=Path(os.environ.get("SCREENSHOTS", folder)) / f"{name}.png", full_page=True)
 
 
 def errors(visit: Visit) -> list[str]:
-    """Return the messages in the console, except Chromium's advice about forms."""
+    """Return the console messages, except Chromium's advice about forms."""
     return [message for message in visit.console if not message.startswith("[DOM]")]
 
 
@@ -122,21 +122,21 @@ async def test_link_without_a_token_shows_an_error(visit: Visit, url: str) -> No
 
 @pytest.fixture
 def maildev(docker: None) -> Iterator[Container]:  # noqa: ARG001  skips the test if there is no Docker engine
-    """A mail server with a web page that shows the emails it received."""
+    """A mail server with a web page that shows the emails it has received."""
     with run_container(MAILDEV, "--publish=127.0.0.1::1025", "--publish=127.0.0.1::1080") as container:
         until(lambda: get_or_none(f"http://{address_of(container, 1080)}/healthz"), "maildev responds")
         yield container
 
 
 def address_of(container: Container, port: int) -> str:
-    """Return the host and port at which Docker publishes a port of the container."""
+    """Return the host address, as `host:port`, at which Docker publishes a container port."""
     return run_docker("port", container.name, f"{port}/tcp").splitlines()[0]
 
 
 async def click_link_in_mail(visit: Visit, maildev: Container, subject: str) -> Page:
-    """Open an email on maildev's web page, click its link, and return the page that opens."""
+    """Open an email in maildev's web interface, click its link, and return the page that opens."""
     url = f"http://{address_of(maildev, 1080)}"
-    # Wait before loading the page, because the page may miss an email that arrives while it loads.
+    # Wait for the email before loading the page, because the page may miss an email that arrives while it loads.
     await asyncio.to_thread(until, lambda: subject in httpx.get(f"{url}/email").text, f"maildev has the mail {subject}")
     await visit.page.goto("about:blank")
     await visit.page.goto(f"{url}/")

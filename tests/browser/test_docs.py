@@ -86,7 +86,7 @@ async def execute(page: Page, operation: str, **changes: str) -> tuple[int, Any]
 
 
 async def authorize(page: Page, token: str) -> None:
-    """Enter an access token in Swagger UI, which sends it with all later requests. Replace any earlier token."""
+    """Enter an access token in Swagger UI, replacing any earlier one. Swagger UI sends it with all later requests."""
     await page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
     dialog = page.locator(".dialog-ux")
     if await dialog.get_by_role("button", name="Remove authorization").is_visible():
@@ -97,7 +97,7 @@ async def authorize(page: Page, token: str) -> None:
 
 
 async def use_account(page: Page) -> None:
-    """Register with the example request, execute every operation on the user's own account, and delete the account."""
+    """Register with the page's example request, execute every operation on the new account, and delete the account."""
     status, user = await execute(page, "users-create_user")
     assert (status, user["email"]) == (201, "user@example.com")
     taken = {"error": "Email already registered", "type": "validation_error"}
@@ -125,7 +125,7 @@ async def use_account(page: Page) -> None:
 
 
 async def list_users_as_superuser(page: Page) -> None:
-    """Log in as a superuser, and list all users."""
+    """Log in as a superuser and list all users."""
     _, tokens = await execute(page, "auth-login", **SUPERUSER)
     await authorize(page, tokens["access_token"])
     await execute(page, "users-create_user")
@@ -185,7 +185,7 @@ async def test_docs_pages_work_below_a_path_prefix(start_server: StartServer, vi
 async def test_screenshot_for_the_readme_can_be_taken(
     start_server: StartServer, chromium: Browser, tmp_path: Path
 ) -> None:
-    """To update the README's image after a page change, run this test with `DOCS_SCREENSHOT=.github/docs.png`."""
+    """To update the image of the docs page in the README, run this test with `DOCS_SCREENSHOT=.github/docs.png`."""
     file = Path(os.environ.get("DOCS_SCREENSHOT", tmp_path / "docs.png"))
     page = await chromium.new_page(viewport={"width": 960, "height": 1145}, device_scale_factor=1.5)
     await page.goto(f"{start_server()}/docs")

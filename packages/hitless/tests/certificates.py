@@ -8,7 +8,7 @@ import trustme
 
 
 class TLS(NamedTuple):
-    """A certificate, its private key, and an SSL context for clients, which trusts the certificate."""
+    """A certificate, its private key, and a client SSL context that trusts the certificate."""
 
     certfile: Path
     keyfile: Path

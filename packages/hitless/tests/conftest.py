@@ -22,7 +22,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 def start_in(folder: Path) -> Iterator[Start]:
     """Yield a function that starts gunicorn in a directory. Stop all servers when the `with` block ends.
 
-    The function accepts gunicorn's arguments and environment variables. Each server listens on a free port.
+    It accepts command-line arguments and environment variables for gunicorn. Each server listens on a free port.
     """
     servers = []
 
@@ -52,7 +52,7 @@ def gunicorn(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def launch(gunicorn: Start) -> Start:
-    """Return a function that starts the example application on `hitless.Worker` and does not wait for it."""
+    """Return a function that starts the example application, without waiting until it accepts requests."""
     return partial(gunicorn, *EXAMPLE)
 
 
@@ -64,7 +64,7 @@ def start(launch: Start) -> Start:
 
 @pytest.fixture(scope="module")
 def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Return a function like `start`. Its servers run until the end of the module."""
+    """Return a function like `start`, except that its servers run until the end of the test module."""
     with start_in(tmp_path_factory.mktemp("server")) as start:
         yield partial(start_and_wait, partial(start, *EXAMPLE))
 

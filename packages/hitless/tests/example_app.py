@@ -17,7 +17,7 @@ FAILING = Path(os.environ.get("STARTUP_FAILS_WITH", "nothing"))
 
 
 class Noisy:
-    """An object that writes a line when Python frees it. At a normal exit, Python frees all objects."""
+    """An object that writes a line when Python frees it. On a normal exit, Python frees all objects."""
 
     def __del__(self) -> None:
         os.write(2, b"freed\n")
@@ -27,7 +27,7 @@ noisy = Noisy()
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912  one branch per action
-    """Run the action named in the path. Respond with its result or the worker's process id."""
+    """Run the action named in the path. Respond with its result, or with the worker's process id if it has none."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
@@ -69,7 +69,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
 
 
 async def websocket(path: str, receive: Receive, send: Send) -> None:
-    """Answer each message with the worker's process id and the message. Some paths and messages trigger an action."""
+    """Answer each message with the worker's process id and the message. Some paths and messages change this."""
     await receive()
     if path == "/handshake":
         log.info("a handshake is waiting")
@@ -112,7 +112,7 @@ async def count_body(receive: Receive) -> int:
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    """Hang at startup or shutdown, or fail at startup, if an environment variable is set. Log a normal shutdown."""
+    """Depending on environment variables, hang at startup or shutdown, or fail at startup. Log a normal shutdown."""
     await receive()
     if os.environ.get("STARTUP_HANGS"):
         await asyncio.Event().wait()

@@ -41,14 +41,14 @@ logging.getLogger("hitless").setLevel(logging.INFO)
 
 
 def pre_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Raise the error of a fork that exceeds the process limit, if the file named by FORK_FAILS_WITH exists."""
+    """If the file named by FORK_FAILS_WITH exists, raise the error that `fork` raises at the process limit."""
     if Path(os.environ.get("FORK_FAILS_WITH", "nothing")).exists():
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     hooks.pre_fork(arbiter, worker)
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """If environment variables are set, limit open files, and delay the worker before it sets its signal handlers."""
+    """Limit open files to MAX_FILES and delay the signal handlers by FORK_DELAY seconds, if these variables are set."""
     arbiter.log.info("forked")
     atexit.register(arbiter.log.info, "worker %d has run its atexit handlers", worker.pid)
     if files := int(os.environ.get("MAX_FILES", "0")):

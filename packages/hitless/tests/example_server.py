@@ -4,6 +4,6 @@ import os
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# The environment lets gunicorn import the modules that the arguments name.
+# The environment lets gunicorn import the modules named in its arguments.
 EXAMPLE = ("example_app:app", f"--config={HERE / 'example_conf.py'}")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE)}

@@ -62,7 +62,7 @@ class Gunicorn:
         return httpx.get(self.url + path, timeout=TIMEOUT)
 
     def get_in_background(self, executor: ThreadPoolExecutor, path: str) -> Future[httpx.Response]:
-        """Send a request in a thread, and return its future as soon as the application has received the request."""
+        """Send a request in a thread. Once the application has received it, return a future of the response."""
         response = executor.submit(self.get, path)
         self.wait_for_log("a request is waiting")
         return response

@@ -13,12 +13,12 @@ import pytest
 
 T = TypeVar("T")
 
-# Seconds to wait for an event. This is much longer than necessary, so that no test depends on speed.
+# Seconds to wait for an event. This is much longer than necessary, so that tests do not fail on slow machines.
 TIMEOUT = 120
 
 
 def until(condition: Callable[[], T | None], description: str) -> T:
-    """Wait until a condition returns a true value, and return this value."""
+    """Wait until a condition returns a truthy value, and return this value. On timeout, fail with the description."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         if result := condition():

@@ -19,7 +19,7 @@ from gunicorn_process import Gunicorn, Start
 from hitless.server import LAST_REQUESTS_SECONDS
 from processes import TIMEOUT, until
 
-# Maximum number of open files of a worker.
+# Maximum number of open files per worker.
 MAX_FILES = 300
 
 
@@ -44,7 +44,7 @@ def read_pid(client: socket.socket) -> bytes:
 
 
 def connection_counts(url: str, verify: ssl.SSLContext | bool = True) -> list[int]:
-    """Return the number of open connections of each worker that accepts new ones."""
+    """Return the number of open connections for each worker that accepts new connections."""
     counts: list[int] = httpx.get(f"{url}/connections", verify=verify, timeout=TIMEOUT).json()
     return counts
 

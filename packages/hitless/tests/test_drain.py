@@ -120,7 +120,7 @@ def test_sigterm_after_sigusr2_leaves_the_new_master_serving(start: Start) -> No
     assert not server_is_draining(server)
 
 
-# systemd passes sockets as the file descriptors 3, 4 and so on, and their number in LISTEN_FDS.
+# systemd passes sockets as file descriptors 3, 4 and so on, and sets LISTEN_FDS to the number of sockets.
 SOCKET_ACTIVATION = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)

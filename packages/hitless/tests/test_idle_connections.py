@@ -20,7 +20,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 class Connection(NamedTuple):
-    """The client's socket and the server's protocol of a connection that is idle after one request."""
+    """A connection that is idle after one request: the client's socket and the server's protocol instance."""
 
     client: socket.socket
     protocol: LimitedProtocol

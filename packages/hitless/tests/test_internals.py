@@ -27,12 +27,12 @@ MODULES = [
     "uvicorn.server",
     "uvicorn_worker._workers",
 ]
-# Names that the modules above define as well, but that hitless defines for itself or takes from Python or asyncio.
+# Names that the modules above also define, although hitless defines them itself or takes them from Python or asyncio.
 OWN = {"__init__", "__str__", "_transport", "Worker", "bind", "body", "close", "reason", "start", "stop"}
 
 
 class Row(NamedTuple):
-    """A row of a table in INTERNALS.md: some names, the files of hitless that use them, and a test."""
+    """A row of a table in INTERNALS.md: names, the hitless files that use them, and the test that covers them."""
 
     names: list[str]
     files: list[str]
@@ -65,7 +65,7 @@ def assigned(statement: ast.stmt) -> list[ast.Name]:
 
 
 def names_used(source: str) -> set[str]:
-    """Return the names that a module imports, accesses as attributes, or defines (and so possibly overrides)."""
+    """Return the names that a module imports, accesses as attributes, or defines. A definition may be an override."""
     nodes = list(ast.walk(ast.parse(source)))
     imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     return imported | {node.attr for node in nodes if isinstance(node, ast.Attribute)} | set(names_defined(source))

@@ -22,7 +22,7 @@ def delays(server: Gunicorn) -> list[int]:
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Path:
-    """The path of a file that makes the application fail to start while the file exists."""
+    """The path of a file. While the file exists, the application fails to start."""
     return tmp_path / "failing"
 
 
@@ -188,7 +188,8 @@ def test_error_during_a_reload_does_not_stop_the_server(gunicorn: Start, tmp_pat
 
 def test_changed_addresses_are_not_reloaded(gunicorn: Start, tmp_path: Path) -> None:
     conf = tmp_path / "conf.py"
-    # The argument `--bind` applies at the start, and `bind` at the reload.
+    # At startup, the argument `--bind` overrides the setting `bind`. The configuration file removes the argument, so
+    # `bind` applies on reload.
     drop_argument = 'import sys; sys.argv[:] = [each for each in sys.argv if not each.startswith("--bind=")]'
     conf.write_text(f'{EXAMPLE_CONF}{drop_argument}; bind = "127.0.0.1:0"')
     server = gunicorn("example_app:app", f"--config={conf}")

@@ -28,7 +28,7 @@ PEERS = Path(__file__).parent / "peers"
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]
 DIFFERENCES = tomllib.loads((PEERS / "differences.toml").read_text())
-# Parts of FastAPI's tutorial that need large packages, but test no more of a server than the other parts.
+# Parts of FastAPI's tutorial that need large packages, but exercise nothing in a server that the other parts do not.
 OMITTED = ["graphql", "opentelemetry", "sql_databases", "wsgi"]
 
 
@@ -38,18 +38,18 @@ def require_package_index() -> None:
 
 
 def outside_of_the_project() -> dict[str, str]:
-    """Return the environment variables, except those of the virtual environment in which this test runs."""
+    """Return the environment variables, except those that refer to the virtual environment of this test run."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "UV_PROJECT"))}
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a virtual environment with the locked versions of the group `peers`, and return its Python interpreter."""
+    """Create a virtual environment with the locked dependency group `peers`, and return its Python interpreter."""
     require_package_index()
     folder = tmp_path_factory.mktemp("environment")
     environment = os.environ | {"UV_PROJECT_ENVIRONMENT": str(folder)}
-    # Compile the bytecode now. Otherwise, the first gunicorn process of a suite starts seconds later than the suite
-    # expects.
+    # Compile to bytecode now. Otherwise, the first gunicorn process of a test suite would start seconds later than the
+    # suite expects.
     options = ["--quiet", "--frozen", "--package=hitless", "--no-default-groups", "--group=peers", "--compile-bytecode"]
     subprocess.run(["uv", "sync", *options], cwd=ROOT, env=environment, check=True)
     return folder / "bin/python"
@@ -81,7 +81,7 @@ def test_hitless_works_on_the_lowest_versions_of_its_dependencies(tmp_path: Path
 
 
 def download(name: str, folder: Path) -> Path:
-    """Download and unpack the locked source distribution of a package. Return its directory."""
+    """Download and unpack the source distribution of a package's locked version. Return the unpacked directory."""
     packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
     (sdist,) = [package["sdist"] for package in packages if package["name"] == name]
     archive = httpx.get(sdist["url"], follow_redirects=True, timeout=60).raise_for_status().content
@@ -93,7 +93,7 @@ def download(name: str, folder: Path) -> Path:
 
 
 def run_suite(python: Path, folder: Path, plugin: str, *arguments: str, **variables: str) -> dict[str, str]:
-    """Run a suite with a plugin. Return each test's outcome: `passed`, `skipped`, `failure` or `error`."""
+    """Run a test suite with a pytest plugin. Return each test's outcome: `passed`, `skipped`, `failure` or `error`."""
     (folder / "empty.ini").write_text("[pytest]\n")
     # pytest finds the plugin through PYTHONPATH, and the suite finds gunicorn through PATH.
     environment = os.environ | {"PYTHONPATH": str(PEERS), "PATH": f"{python.parent}:{os.environ['PATH']}"} | variables

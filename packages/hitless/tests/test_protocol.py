@@ -40,7 +40,7 @@ def server(start_for_module: Start) -> Iterator[Gunicorn]:
 
 @contextmanager
 def connect(server: Gunicorn, data: bytes = b"") -> Iterator[socket.socket]:
-    """Open a connection and send data on it."""
+    """Open a connection and send data over it."""
     with socket.create_connection(server.address, TIMEOUT) as client:
         client.sendall(data)
         yield client
@@ -162,7 +162,7 @@ def test_head_too_large_returns_431(server: Gunicorn, request_: bytes) -> None:
     ],
 )
 def test_too_many_headers_return_431(server: Gunicorn, request_: bytes) -> None:
-    """Short headers use so much memory that the size of the head is no sufficient limit."""
+    """Short headers use so much memory that limiting the size of the head is not enough."""
     assert len(request_) < HEAD_SIZE
 
     with connect(server, request_) as client:
@@ -210,7 +210,7 @@ def test_size_of_a_body_does_not_count_for_the_next_head(server: Gunicorn) -> No
 
 
 def test_pipelined_requests_beyond_the_limit_are_not_answered(server: Gunicorn) -> None:
-    """Without a limit, the queue would fill the memory: a queued request uses a hundred times its size."""
+    """Without a limit, the queue could exhaust memory: a queued request uses a hundred times its size on the wire."""
     with connect(server, (GET + b"\r\n") * 5000) as client:
         responses = read_all(client)
 
@@ -297,7 +297,7 @@ SLOW_REQUESTS = {
 
 
 def trickle(server: Gunicorn, data: bytes, rest: bytes) -> list[int]:
-    """Send `data`, then `rest` byte by byte until the server closes the connection. Return the responses' statuses."""
+    """Send `data`, then `rest` byte by byte until the server closes the connection. Return the status codes."""
     responses, deadline = b"", time.monotonic() + TIMEOUT
     with connect(server, data) as client:
         client.settimeout(0.2)
@@ -333,7 +333,7 @@ def test_request_sent_byte_by_byte_is_timed_out(server: Gunicorn, background: Th
 
 
 def test_response_before_the_end_of_the_body_is_not_reset(start: Start) -> None:
-    """If the connection were closed at once, the client could neither send the rest nor read the response."""
+    """If the connection were closed at once, the client could not send the rest of the body or read the response."""
     server = start("--keep-alive=3600", LINGER_SECONDS="3600")
     size = 20_000_000  # more than the socket buffers take
     with connect(
@@ -357,7 +357,7 @@ def test_client_that_disconnects_while_it_sends_the_body_causes_no_error(start: 
 
 
 def test_connection_without_a_request_is_closed_at_once(start: Start) -> None:
-    """If it stayed open for a while like after a rejected request, a request sent then would be lost."""
+    """If it stayed open for a while, as after a rejected request, a request sent in that time would be lost."""
     server = start(REQUEST_SECONDS="1", LINGER_SECONDS="3600")
     with connect(server) as client:
         assert read_all(client) == b""
@@ -385,7 +385,7 @@ def test_slow_but_steady_upload_is_accepted(server: Gunicorn) -> None:
 
 
 def test_body_without_progress_is_timed_out_however_much_has_arrived(server: Gunicorn) -> None:
-    """With a minimum rate as the only limit, the server would keep 2 MB of this client in memory for an hour."""
+    """If the minimum rate were the only limit, the server would keep the client's 2 MB in memory for an hour."""
     body = b"x" * 2_000_000
     with connect(server, POST + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body) as client:
         response = read_all(client)
@@ -416,7 +416,7 @@ def test_request_over_tls_is_rejected(start: Start, tls: TLS, data: bytes, statu
 
 
 def open_files(server: Gunicorn) -> int:
-    """Return the number of open files and connections of the only worker."""
+    """Return how many files and connections the server's only worker has open."""
     (worker,) = re.findall(r"Started server process \[(\d+)\]", server.log)
     return len(list(Path(f"/proc/{worker}/fd").iterdir()))
 

@@ -22,7 +22,7 @@ README = (PACKAGE / "README.md").read_text()
 
 
 def table(head: str) -> dict[str, list[str]]:
-    """Return a table of the README as a dictionary. The names in a row's first cell are keys for its other cells."""
+    """Return the README's table with this first header. Map each name in a row's first cell to the other cells."""
     (text,) = re.findall(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return {name: cells for names, *cells in rows for name in re.findall(r"`(\w+)`", names)}
@@ -72,13 +72,13 @@ def test_first_table_has_the_sums_of_the_second() -> None:
 
 @pytest.fixture
 def address() -> str:
-    """Return a free address to use instead of the one in the README."""
+    """Return a host and a free port to use instead of the README's address."""
     return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
 def run(tmp_path: Path, address: str) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Return a function that runs the README's commands on the README's files, and returns the server's process."""
+    """Write the README's files. Return a function that runs the README's commands and returns the server process."""
     if problem := package_index_problem():
         cannot_run(f"the README of hitless: {problem}")
     for name, text in re.findall(r"^`([\w.]+)`:\n\n```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):

@@ -18,7 +18,7 @@ LINE = "x" * 99  # 100 bytes with the line feed
 
 
 class Pipe(NamedTuple):
-    """A pipe in the place of standard error, and a log stream that writes to the pipe."""
+    """A pipe that replaces standard error, and a log stream that writes to the pipe."""
 
     reader: int
     stream: LogStream
@@ -39,7 +39,7 @@ class Pipe(NamedTuple):
 
 
 def dropped(lines: list[str]) -> int:
-    """Return the number of dropped lines according to the log."""
+    """Return how many lines were dropped, as reported in the log."""
     warning = r"^(\d+) log lines were dropped because standard error was not read$"
     return sum(int(number) for line in lines for number in re.findall(warning, line))
 
@@ -102,7 +102,7 @@ def test_number_is_kept_until_it_fits(pipe: Pipe) -> None:
 
 
 def test_number_that_no_handler_takes_does_not_block() -> None:
-    """`logging` itself writes warnings without a handler to standard error."""
+    """If a logger has no handler, `logging` itself writes its warnings to standard error, which could block."""
     flood = "import hitless; [hitless.log_stream.write('x' * 100) for _ in range(10_000)]"
     with subprocess.Popen([sys.executable, "-c", flood], stderr=subprocess.PIPE) as process:
         assert process.wait(TIMEOUT) == 0

@@ -45,13 +45,13 @@ def open_websocket(server: Gunicorn, path: str = "/echo") -> ClientConnection:
 
 
 def ask(client: ClientConnection, message: str | bytes) -> str:
-    """Send a message and return the answer without the worker's process id."""
+    """Send a message, and return the reply with the worker's process id removed."""
     client.send(message)
     return str(client.recv(TIMEOUT)).partition(" ")[2]
 
 
 def close_code(client: ClientConnection) -> int | None:
-    """Read until the server closes the connection. Return the close code."""
+    """Read until the server closes the connection, and return the close code."""
     try:
         while True:
             client.recv(TIMEOUT)
@@ -61,7 +61,7 @@ def close_code(client: ClientConnection) -> int | None:
 
 @contextmanager
 def open_raw(server: Gunicorn, head: bytes = HANDSHAKE) -> Iterator[socket.socket]:
-    """Open a WebSocket connection on a plain socket, for frames that no client library would send."""
+    """Open a WebSocket connection on a plain socket, to send frames that no client library would send."""
     with socket.socket() as client:
         client.settimeout(TIMEOUT)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -72,7 +72,7 @@ def open_raw(server: Gunicorn, head: bytes = HANDSHAKE) -> Iterator[socket.socke
 
 
 def frame(first_byte: int, payload: bytes = b"") -> bytes:
-    """Return a client's frame with up to 65,535 bytes of payload. A mask of 0 leaves the payload unchanged."""
+    """Return a masked WebSocket frame with a payload of up to 65,535 bytes. The mask 0 leaves the payload unchanged."""
     length = bytes([len(payload)]) if len(payload) < 126 else b"\x7e" + struct.pack("!H", len(payload))
     return bytes([first_byte, length[0] | MASKED]) + length[1:] + bytes(4) + payload
 
@@ -228,7 +228,7 @@ def test_message_too_large_closes_with_1009(server: Gunicorn, fragments: int) ->
 
 
 def test_client_that_is_still_sending_sees_the_close_code(server: Gunicorn) -> None:
-    """Closing a connection with unread data would reset it, and the client would never see the close frame."""
+    """Closing a connection while received data is unread would reset it. The client might never see the close frame."""
     with open_raw(server) as client:
         client.sendall(frame(FINAL | TEXT, b"\xff") + frame(FINAL | TEXT, b"x" * 60_000) * 20)
 
@@ -285,7 +285,7 @@ def test_idle_client_that_answers_pings_stays_connected(server: Gunicorn) -> Non
 
 
 def test_client_of_a_slow_application_is_not_disconnected(server: Gunicorn) -> None:
-    """While the application's queue is full, the server reads no pongs, so it must not treat them as missing."""
+    """While the application's queue is full, the server reads no pongs. Missing pongs must not end the connection."""
     with open_websocket(server, "/busy") as client:
         client.send("one")
         client.send("two")

@@ -35,7 +35,7 @@ class Clients:
         self.pids: list[set[str]] = [set() for _ in range(CONNECTIONS)]
 
     async def run(self, server: Gunicorn, disturb: Callable[[], Awaitable[None]]) -> None:
-        """Run all clients. When each of them has received an answer, call `disturb`, and then stop the server."""
+        """Run all clients. Once each client has received an answer, call `disturb`, and then stop the server."""
         clients = asyncio.gather(*(self._talk(client) for client in range(CONNECTIONS)))
         async with asyncio.timeout(2 * TIMEOUT):
             await self.until(lambda: all(self.pids))
@@ -111,7 +111,8 @@ async def test_sighup_loses_no_message(server: Gunicorn, clients: Clients) -> No
     await clients.run(server, replace_workers)
 
     check(server, clients)
-    # Workers are replaced one after another, so a client may reconnect to a worker that has yet to be replaced.
+    # The reload and the stop each disconnect every client. Workers are replaced one after another, so a client may
+    # reconnect to a worker that has yet to be replaced, which disconnects the client once more.
     assert 2 * CONNECTIONS <= clients.codes.total() <= 3 * CONNECTIONS
 
 

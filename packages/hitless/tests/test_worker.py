@@ -29,7 +29,7 @@ def ask(client: socket.socket) -> bytes:
 
 
 def worker_of(response: bytes) -> str:
-    """Return the process id in a response. The body is a single chunk, which contains only this id."""
+    """Return the worker's process id from a raw response, whose body is a single chunk with only this id."""
     return response.splitlines()[-3].decode()
 
 
@@ -138,7 +138,7 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
 
 
 def test_replaced_worker_announces_the_close_in_the_response_to_an_earlier_request(start: Start) -> None:
-    """The worker makes new default headers every second. The request has those from its arrival."""
+    """Uvicorn creates new default response headers every second. A response uses those from its request's arrival."""
     server = start(*NO_TIMEOUT, REQUEST_SECONDS="3600")
     old = server.get("/pid").text
     with socket.create_connection(server.address) as client:
@@ -169,7 +169,7 @@ def test_sigterm_answers_pipelined_requests(start: Start) -> None:
 
 
 def test_replaced_worker_answers_the_next_request_after_a_response_that_had_begun(start: Start) -> None:
-    """The response began before the reload, so it does not contain `Connection: close`."""
+    """The response began before the reload, without `Connection: close`, so the client reuses the connection."""
     server = start(*NO_TIMEOUT)
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
         with client.stream("GET", "/stream/3") as response:

@@ -33,7 +33,7 @@ from websockets.sync.client import ClientConnection, connect
 httpx: Any = starlette.testclient.httpx  # type: ignore[attr-defined]
 
 TIMEOUT = 30  # seconds; no step of these tests takes longer
-# `TestClient` has set these headers already, and `websockets` sets them again.
+# Headers to remove from the handshake request of `TestClient`, because `websockets` sets them itself.
 HANDSHAKE_HEADERS = {"host", "connection", "sec-websocket-key", "sec-websocket-version"}
 worker_numbers = itertools.count()
 
@@ -47,12 +47,12 @@ class Call:
 
 
 class ServerThread(threading.Thread):
-    """A server in a thread.
+    """A server that runs in a thread.
 
     Attributes:
         app: The application. Tests may replace it between requests.
         root_path: The path prefix in the application's scope.
-        calls: Calls to the application that no client has waited for yet.
+        calls: Calls to the application that the next `wait_for_calls` waits for.
         connections: A connection pool for all clients. It does not create a TLS context, which would take 20 ms.
     """
 
@@ -125,13 +125,13 @@ class ServerThread(threading.Thread):
             call.has_returned.set()
 
     def wait_for_calls(self, *, raise_errors: bool) -> None:
-        """Wait until the application has returned from all calls, as `TestClient` does."""
+        """Wait for all application calls, as `TestClient` does. Re-raise the first error if `raise_errors` is true."""
         calls, self.calls = self.calls, []
         for call in calls:
             assert call.has_returned.wait(TIMEOUT)
             if call.error:
-                # After an exception, Uvicorn closes the connection without sending `Connection: close`. Do not use it
-                # again.
+                # After an exception, Uvicorn closes the connection without sending `Connection: close`, so the pool
+                # must not reuse it.
                 self.connections.close()
                 self.connections = httpx.HTTPTransport(verify=False)
             if call.error and raise_errors:
@@ -139,7 +139,7 @@ class ServerThread(threading.Thread):
 
 
 class Stream(httpx.SyncByteStream):  # type: ignore[misc]
-    """A response body. When it is closed, it waits until the application has returned."""
+    """A response body. Closing it waits for the application to return."""
 
     def __init__(self, stream: Any, server: ServerThread, *, raise_errors: bool) -> None:
         self.stream = stream
@@ -159,7 +159,7 @@ class Stream(httpx.SyncByteStream):  # type: ignore[misc]
 
 
 class WireSession(WebSocketTestSession):
-    """A WebSocket connection. At the end of its `with` block, it waits until the application has returned."""
+    """A WebSocket connection. Leaving its `with` block closes it and waits for the application to return."""
 
     connection: ClientConnection
     call: Call
@@ -196,8 +196,8 @@ class WireSession(WebSocketTestSession):
         self.server.calls.append(self.call)
         try:
             # FastAPI's tests expect WebSocketDisconnect from the application, because they close the connection first.
-            # `TestClient` also raises it after a failed assertion, so that the test passes. Do not raise it in that
-            # case.
+            # `TestClient` also raises it after a failed assertion, which makes the test pass by mistake. Do not raise
+            # it in that case.
             self.server.wait_for_calls(raise_errors=isinstance(error, WebSocketDisconnect | None))
         except WebSocketDisconnect as disconnect:
             if disconnect.code != self.close_code:
@@ -225,7 +225,7 @@ shared_servers: list[ServerThread] = []
 
 
 class WireTransport(httpx.BaseTransport):  # type: ignore[misc]
-    """The transport of a `TestClient`. It accepts the arguments of the original transport."""
+    """A transport for `TestClient` that sends requests over TCP. It accepts the same arguments as Starlette's."""
 
     def __init__(self, app: ASGIApp, *, raise_server_exceptions: bool, root_path: str, **_: object) -> None:
         self.app = app

@@ -10,13 +10,13 @@ import hitless
 import pytest
 import uvicorn_worker  # type: ignore[import-untyped]  # it has no type hints
 
-# Maximum number of seconds that gunicorn may take to start or to exit. The suite's own timeouts are shorter: on a busy
-# machine, it could send a signal before gunicorn has started.
+# Maximum number of seconds that gunicorn may take to start or to exit. The suite's own timeouts are too short: on a
+# busy machine, the suite could send a signal before gunicorn has started.
 TIMEOUT = 60
 
 
 class PatientProcess(subprocess.Popen[bytes]):
-    """A replacement for the suite's `Process`. Its method `poll` waits until the application has started."""
+    """A replacement for the suite's `Process`. Its `poll` method first waits until the application has started."""
 
     output: IO[bytes]
 
