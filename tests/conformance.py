@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator
 
 
 def check_conformance(document: dict[str, Any]) -> Callable[[httpx.Response], Awaitable[None]]:
-    """Return an httpx event hook that fails the test if a response does not match the document."""
-    # Sort fixed paths first: like the router, match `/users/me` before `/users/{user_id}`.
+    """Return an httpx event hook that fails the test if a response does not match the OpenAPI document."""
+    # Put fixed paths first, so that `/users/me` is matched before `/users/{user_id}`, as in the router.
     paths = sorted(document["paths"], key=lambda path: "{" in path)
     patterns = {path: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))) for path in paths}
 

@@ -108,7 +108,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def docker() -> str:
-    """The name of the image, built from the working tree. The test is skipped if Docker cannot build the image."""
+    """The name of the image under test. The image is built from the working tree unless it already exists.
+
+    The test is skipped if Docker cannot build the image.
+    """
     if problem := docker_problem():
         cannot_run(f"container tests: {problem}")
     return image.build()
@@ -116,7 +119,7 @@ def docker() -> str:
 
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
-    """Environment variables for programs that tests start, without settings. PYTHONPATH makes `app` importable."""
+    """Environment variables without settings, for programs started by tests. PYTHONPATH makes `app` importable."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -130,19 +133,19 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> str:
-    """The URL of a PostgreSQL server for test databases: TEST_DATABASE_URL if it is set, otherwise a container."""
+    """The URL of a PostgreSQL server for test databases: TEST_DATABASE_URL if set, otherwise a container's URL."""
     return servers.postgresql_url()
 
 
 @pytest.fixture(autouse=True)
 def relaxed_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise the timeouts of Redis and of the readiness check, because the machine may be busy."""
+    """Raise the timeouts for Redis and the readiness check, because the machine may be busy."""
     set_timeouts(monkeypatch, TIMEOUT)
 
 
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the timeouts of Redis and of the readiness check to one second, for tests with an unresponsive server."""
+    """Set the timeouts for Redis and the readiness check to one second, for tests with an unresponsive server."""
     set_timeouts(monkeypatch, 1)
 
 
@@ -154,7 +157,7 @@ def set_timeouts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 @pytest.fixture(scope="session")
 def redis_url() -> str:
-    """The URL of a Redis server: TEST_REDIS_URL if it is set, otherwise a container."""
+    """The URL of a Redis server: TEST_REDIS_URL if set, otherwise a container's URL."""
     return servers.redis_url()
 
 
@@ -261,7 +264,7 @@ def settings(database_url: str) -> Settings:
 
 
 class Service(NamedTuple):
-    """The running application, its lifespan's state, and an unauthenticated client."""
+    """The running application, its lifespan state, and an unauthenticated client."""
 
     app: FastAPI
     state: State
@@ -270,7 +273,7 @@ class Service(NamedTuple):
 
 @cache
 def openapi_document(*, mail: bool) -> dict[str, Any]:
-    """Return the OpenAPI document with or without the routes that need email. No other setting affects it.
+    """Return the OpenAPI document with or without the routes that need email. No setting except `mail` affects it.
 
     It is cached, because building it takes 0.2 s of CPU time.
     """
@@ -281,7 +284,7 @@ def openapi_document(*, mail: bool) -> dict[str, Any]:
 async def serve(
     settings: Settings, *, prepared: bool = False, root_path: str = "", raises: bool = True, sends_mail: bool = True
 ) -> AsyncIterator[Service]:
-    """Run the application's lifespan. Like a server, add the lifespan's state to each request.
+    """Run the application's lifespan and, as a server does, add the lifespan state to each request.
 
     Args:
         settings: The settings.
@@ -318,7 +321,7 @@ def with_state(service: Service) -> ASGIApp:
 
 
 def client_at(host: str, app: ASGIApp) -> httpx.AsyncClient:
-    """Return a client whose requests seem to come from the IP address `host`."""
+    """Return a client whose requests appear to come from the IP address `host`."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1234)), base_url=f"http://test{PREFIX}")
 
 
@@ -330,7 +333,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def service_with_bug(settings: Settings) -> AsyncIterator[Service]:
-    """The running application. If a route raises an unhandled exception, the client receives a 500 response."""
+    """The running application. Unhandled exceptions result in a 500 response, and are not raised in the test."""
     async with serve(settings, raises=False) as service:
         yield service
 

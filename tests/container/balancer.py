@@ -14,7 +14,7 @@ PROBE_INTERVAL = 0.2  # seconds between the readiness checks of a backend
 
 
 class Balancer:
-    """Connect each client to the next ready backend. Tests may change `backends` at any time."""
+    """Connects each client to the next ready backend. Tests may change `backends` at any time."""
 
     def __init__(self) -> None:
         self.backends: list[str] = []
@@ -26,7 +26,7 @@ class Balancer:
         until(lambda: backend in self._ready, f"{backend} is ready")
 
     async def run(self, started: threading.Event, stop: threading.Event) -> None:
-        """Set `started` once the balancer accepts connections, and serve until `stop` is set."""
+        """Set `started` as soon as the balancer accepts connections, then serve until `stop` is set."""
         async with await asyncio.start_server(self._connect, "127.0.0.1", 0) as server:
             self.port = server.sockets[0].getsockname()[1]
             started.set()

@@ -29,7 +29,7 @@ def image(docker: str) -> str:
 
 @pytest.fixture(scope="module")
 def network(docker: str) -> Iterator[str]:  # noqa: ARG001  skips the tests if there is no Docker engine
-    """A network in which containers reach each other by name. Their addresses may change when they are restarted."""
+    """A network on which containers can reach each other by name. A restart may change their addresses."""
     name = f"test-{uuid4().hex}"
     run_docker("network", "create", name)
     yield name
@@ -50,12 +50,12 @@ class Database:
         self.server = server
         self.name = f"test_{uuid4().hex}"
         self.url = f"postgresql://postgres:password@{server.ip}/{self.name}"
-        # The name remains valid if the server gets another address, but it is known only in the server's network.
+        # The name remains valid if the server gets a new address, but it resolves only on the server's network.
         self.url_by_name = f"postgresql://postgres:password@{server.name}/{self.name}"
         server.execute("psql", "--username=postgres", f"--command=CREATE DATABASE {self.name}")
 
     def query(self, statement: str) -> str:
-        """Run a statement with psql, and return its output."""
+        """Run a statement with psql and return its output."""
         psql = ("psql", "--username=postgres", f"--dbname={self.name}", "--tuples-only", "--no-align")
         return self.server.execute(*psql, f"--command={statement}")
 

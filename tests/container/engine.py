@@ -36,7 +36,10 @@ def run_docker(*arguments: str | Path, **environment: str) -> str:
 
 @contextlib.contextmanager
 def follow_docker(*arguments: str) -> Iterator[Iterator[str]]:
-    """Run a docker command such as `logs --follow`. Yield an iterator over its lines, which ends at the TIMEOUT."""
+    """Run a docker command such as `logs --follow`. Yield an iterator over the lines of its output.
+
+    The iterator ends when the command exits, at the latest after TIMEOUT seconds.
+    """
     command = ["docker", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
@@ -65,23 +68,23 @@ class Container:
 
     @property
     def url(self) -> str:
-        """The URL of the API, at the host's port that is published for the container's port 8000."""
+        """The URL of the API, using the host port on which the container's port 8000 is published."""
         return f"http://{run_docker('port', self.name, '8000/tcp').splitlines()[0]}{PREFIX}"
 
     @property
     def ip(self) -> str:
-        """The container's IP address. A published port would accept connections that the container refuses."""
+        """The container's IP address. A published port would accept connections even if the container refuses them."""
         return self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 
     @property
     def log(self) -> str:
-        """The container's output so far, which combines standard output and standard error."""
+        """The container's output so far, with standard output and standard error combined."""
         command = ["docker", "logs", self.name]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
 
     @property
     def log_lines(self) -> list[dict[str, Any]]:
-        """The lines of the log, parsed. Each line must be a JSON object."""
+        """The parsed log lines. Each line must be a JSON object."""
         return json_lines(self.log)
 
     @property
@@ -126,7 +129,7 @@ class Container:
         run_docker("kill", "--signal", name, self.name)
 
     def stop(self, seconds: int = 10) -> None:
-        """Send SIGTERM, and SIGKILL if the container still runs after `seconds`. Docker has the same default."""
+        """Send SIGTERM, then SIGKILL if the container is still running after `seconds`. Docker has the same default."""
         run_docker("stop", "--time", str(seconds), self.name)
 
     def start(self) -> "Container":
@@ -135,7 +138,7 @@ class Container:
         return self
 
     def wait_for_exit(self) -> int:
-        """Wait until the container exits, and return its exit code."""
+        """Wait until the container exits and return its exit code."""
         command = ["docker", "wait", self.name]
         return int(subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT).stdout)
 
@@ -146,7 +149,10 @@ class Container:
 
 @contextlib.contextmanager
 def run_container(image: str, *options: str | Path, command: Sequence[str] = ()) -> Iterator[Container]:
-    """Run a container in the background. Finally, print its log in short, which pytest shows if the test fails."""
+    """Run a container in the background. When the `with` block ends, print its shortened log and remove the container.
+
+    pytest shows the log if the test fails.
+    """
     container = Container(f"test-{uuid4().hex}")
     run_docker("run", "--detach", "--name", container.name, *options, image, *command)
     try:
@@ -157,7 +163,7 @@ def run_container(image: str, *options: str | Path, command: Sequence[str] = ())
 
 
 class Compose:
-    """A Compose project with a unique name. Its variables set the published ports, among other things."""
+    """A Compose project with a unique name. Its environment variables set, for example, the published ports."""
 
     def __init__(self, file: Path, variables: dict[str, str]) -> None:
         self.file = file
@@ -169,7 +175,10 @@ class Compose:
         return run_docker("compose", "--project-name", self.name, "--file", self.file, *arguments, **self.variables)
 
     def run(self, script: str, **variables: str) -> str:
-        """Run commands from the documentation in the project's directory, and return their output."""
+        """In the project's directory, run commands from the documentation and return their output.
+
+        `variables` are added to the commands' environment.
+        """
         environment = {**os.environ, **self.variables, **variables, "COMPOSE_PROJECT_NAME": self.name}
         result = subprocess.run(
             ["bash", "-euc", script],
@@ -185,18 +194,21 @@ class Compose:
         return result.stdout
 
     def container(self, service: str) -> Container:
-        """Return the only container of a service, even if it has exited."""
+        """Return the service's only container, even if it has exited."""
         return Container(self("ps", "--all", "--quiet", service))
 
     @property
     def url(self) -> str:
-        """The URL of the API at the published port of `web`."""
+        """The URL of the API, using the published port of `web`."""
         return f"http://{self('port', 'web', '8000')}{PREFIX}"
 
 
 @contextlib.contextmanager
 def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
-    """Yield a project for the caller to start. Finally, print its logs in short, and remove all that it created."""
+    """Yield a project for the caller to start.
+
+    When the `with` block ends, print the project's shortened logs and remove everything that it created.
+    """
     compose = Compose(file, variables)
     try:
         yield compose
@@ -206,7 +218,7 @@ def compose_project(file: Path, **variables: str) -> Iterator[Compose]:
 
 
 def shorten_log(log: str) -> str:
-    """Return the last lines of a log. Of the lines before them, return all except those of level `info`.
+    """Return the last lines of a log, and all earlier lines except those at level `info`.
 
     Under load, the last lines are about successful requests, and the cause of a failure is often further up.
     """

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from processes import until
 
-# Few enough for two slow CPUs, but enough to use every connection frequently.
+# The load is low enough for two slow CPUs, but high enough to use every connection frequently.
 CLIENTS = 8
 REQUESTS_PER_SECOND = 80
 CONNECT_TIMEOUT = 5  # seconds; long enough to retransmit a lost packet twice
@@ -28,7 +28,10 @@ RESPONSE_TIMEOUT = 30
 
 
 class Target(NamedTuple):
-    """A request that clients repeat. Half of them keep their connection open, the others open one for each request."""
+    """A request that clients repeat.
+
+    Half of the clients keep their connection open. The others open a new one for each request.
+    """
 
     host: str
     port: int
@@ -48,7 +51,7 @@ class Target(NamedTuple):
 
 
 class ErrorResponse(NamedTuple):
-    """A complete response with a status other than 2xx, and the time when its request was sent."""
+    """A complete response with a status other than 2xx, and the time its request was sent."""
 
     sent_at: float
     status: int
@@ -69,7 +72,7 @@ class Report:
 
 
 def continue_load(report: Report, seconds: float = 1) -> None:
-    """Let the load continue for `seconds`, and then wait for another response."""
+    """Keep the load running for `seconds`, then wait for one more response."""
     responses = report.responses
     time.sleep(seconds)
     until(lambda: report.responses > responses, "responses continue")

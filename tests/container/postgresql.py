@@ -8,8 +8,7 @@ from processes import until
 from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container
 
-# A script that copies the primary and runs as its standby. It does not use the image's data directory, which is a
-# volume.
+# A script that copies the primary and starts a standby from the copy. The copy is in /tmp, outside the image's volume.
 STANDBY = """
 until pg_basebackup --pgdata=/tmp/standby --write-recovery-conf --checkpoint=fast \
     --dbname="host=$PRIMARY user=postgres password=password application_name=standby"
@@ -34,7 +33,7 @@ def configure(server: Container, **settings: str) -> None:
 
 
 def authenticate(server: Container, rule: str) -> None:
-    """Insert a rule at the top of pg_hba.conf. It takes effect with the next call of `configure`."""
+    """Insert a rule at the top of pg_hba.conf. It takes effect on the next call to `configure`."""
     server.execute("sed", "-i", f"1i {rule}", psql(server, "SHOW hba_file"))
 
 
@@ -50,7 +49,7 @@ def run_primary(network: str, *options: str) -> Iterator[Container]:
 
 @contextmanager
 def run_standby(primary: Container, network: str, *settings: str) -> Iterator[Container]:
-    """Run a standby of the primary. Do not wait until it has started."""
+    """Run a standby of the primary. It may still be starting when the `with` block begins."""
     options = (f"--network={network}", f"--env=PRIMARY={primary.name}", "--user=postgres", "--entrypoint=sh")
     command = ["-c", STANDBY, "sh", *(option for setting in settings for option in ("-c", setting))]
     with run_container(POSTGRESQL, *options, *POSTGRESQL_OPTIONS, command=command) as server:

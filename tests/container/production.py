@@ -19,7 +19,7 @@ FILE = "docker-compose.production.yml"
 
 @contextmanager
 def production_project(folder: Path, image: str) -> Iterator[Compose]:
-    """Create a project in a directory with only the Compose file and new secrets. Do not start it."""
+    """Create a project in a directory with only the Compose file and new secrets. The caller starts it."""
     shutil.copy(ROOT / FILE, folder)
     network = f"10.{randrange(128, 254)}.{randrange(256)}"  # noqa: S311  random, so that other test runs use another network
     with compose_project(folder / FILE, WEB_PORT="0", WEB_NETWORK=network, IMAGE=image) as compose:

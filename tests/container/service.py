@@ -21,9 +21,9 @@ SETTINGS = {
     **dict.fromkeys(map(str.upper, RATE_LIMITS), NO_LIMIT),
     "LOG_LEVEL": "info",
 }
-# A statement that makes the first migration fail, because the migration creates a table with the same name.
+# A statement that makes the first migration fail, by creating a table that the migration also creates.
 CONFLICTING_TABLE = "CREATE TABLE users (id int)"
-# An option that mounts slow_app.py into a container, which then runs `slow_command()`.
+# A `docker run` option that mounts slow_app.py into a container. The container's command must be `slow_command()`.
 SLOW_APP = f"--volume={Path(__file__).with_name('slow_app.py')}:/app/slow_app.py:ro"
 
 
@@ -46,7 +46,7 @@ def run_service(image: str, *docker_options: str, command: Sequence[str] = (), *
 
 
 def wait_for_workers(container: Container, number: int) -> None:
-    """Wait until `number` workers have started. Workers that have exited since then count as well."""
+    """Wait until `number` workers have started. Workers that have since exited also count."""
     container.wait_for_log("Application startup complete.", times=number)
 
 
@@ -55,7 +55,7 @@ def count_started_workers(container: Container) -> int:
 
 
 def api(container: Container) -> str:
-    """Return the URL of the API at the container's IP address."""
+    """Return the URL of the API, using the container's IP address."""
     return f"http://{container.ip}:8000{PREFIX}"
 
 
@@ -64,7 +64,11 @@ def get(container: Container, path: str, headers: dict[str, str] | None = None) 
 
 
 def get_in_background(executor: ThreadPoolExecutor, container: Container, path: str) -> Future[httpx.Response]:
-    """Request a slow route in a thread, and return the future once the application has received the request."""
+    """Request a slow route in a thread, and wait until the application has received the request.
+
+    Returns:
+        A future for the response.
+    """
     response = executor.submit(get, container, path)
     container.wait_for_log("slow request")
     return response
@@ -77,7 +81,7 @@ def log_in(url: str) -> dict[str, str]:
 
 
 def make_targets(container: Container, host: str = "", port: int = 8000) -> list[Target]:
-    """Register a user. Return two requests for the load: one without database access, and one that reads the user.
+    """Register a user. Return two requests for `load`: one without database access, and one that reads the user.
 
     Args:
         container: The service.

@@ -22,7 +22,7 @@ async def slow(seconds: float) -> int:
 
 @app.get(PREFIX + "/stuck/{seconds}")
 async def stuck(seconds: float) -> int:
-    """Block the event loop, as a route with a bug may do."""
+    """Block the event loop, as a buggy route might."""
     log.info("slow request")
     time.sleep(seconds)  # noqa: ASYNC251  blocks on purpose
     return os.getpid()

@@ -22,7 +22,7 @@ async def news() -> str:
 
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Compose]:  # noqa: ARG001  its build fills the cache
-    """The running project. Its directory is a copy of the repository, which tests may change."""
+    """The running Compose project. Its directory is a copy of the repository that tests may modify."""
     folder = tmp_path_factory.mktemp("compose") / "repository"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "data"))
     shutil.copy(ROOT / ".dockerignore", folder)
@@ -33,7 +33,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Co
 
 
 def stored_emails(compose: Compose) -> list[str]:
-    """Return the email addresses of all users that PostgreSQL has stored."""
+    """Return the email addresses of all users stored in PostgreSQL."""
     psql = ["psql", "--username=user", "--dbname=fastapi_db"]
     query = ["--tuples-only", "--no-align", "--command=SELECT email FROM users"]
     return compose("exec", "-T", "db", *psql, *query).splitlines()

@@ -17,7 +17,7 @@ DEFINITION = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Iterator[list[str]]:
-    """The beginning of all docker compose commands for this test's project."""
+    """The arguments that every docker compose command for this test's project starts with."""
     folder = copy_repository(tmp_path / "copy") / ".devcontainer"
     files = [f"--file={folder / file}" for file in DEFINITION["dockerComposeFile"]]
     compose = ["compose", f"--project-name={NAME}-{uuid4().hex}", *files]
@@ -29,7 +29,7 @@ def test_tests_pass_in_the_development_container(compose: list[str]) -> None:
     run_docker(*compose, "up", "--build", "--detach", "--wait", *DEFINITION["runServices"])
 
     # Omit container tests, because the development container has no Docker engine. Run all other tests on SQLite, and
-    # only the tests of users on PostgreSQL as well. The container's user does not own the workspace in this test, so
+    # only the user tests on PostgreSQL as well. In this test, the container's user does not own the workspace, so
     # Python cannot store bytecode there.
     pytest_command = "uv run pytest -p no:cacheprovider --ignore tests/container -k 'not postgresql or users'"
     groups = " or ".join(group for group in GROUPS if group != "server")

@@ -14,7 +14,7 @@ from tests.container.load import assert_no_request_lost, continue_load, load
 from tests.container.service import PERSON, SETTINGS, count_started_workers, get, make_targets, run_service
 
 WORKERS = int(SETTINGS["WEB_CONCURRENCY"])
-# During an outage, each worker logs it at most once in this number of seconds.
+# During an outage, each worker logs the outage at most once every OUTAGE_SECONDS seconds.
 OUTAGE_SECONDS = 30
 FILLER = "/var/lib/postgresql/filler"
 

@@ -18,7 +18,7 @@ from tests.container.service import api, run_service
 from tests.people import PASSWORD
 
 CLIENTS = 8
-# Seconds that a client sleeps before each request, so that the machine is busy, but not overloaded.
+# Seconds that a client sleeps before each request, to keep the machine busy but not overloaded.
 PAUSE = 0.03
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
@@ -41,7 +41,7 @@ for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
 
 @pytest.fixture
 def database(network: str) -> Iterator[Database]:
-    """A database on disk. With PostgreSQL's default settings, every commit is synced to the disk."""
+    """A database on disk with PostgreSQL's default settings, so that every commit is synced to the disk."""
     with run_container(POSTGRESQL, f"--network={network}", *POSTGRESQL_OPTIONS) as container:
         yield Database(container.wait_until_healthy())
 
@@ -54,7 +54,7 @@ def service(image: str, network: str, database: Database) -> Iterator[Container]
 
 @dataclass
 class Account:
-    """A user, with the writes that the service has acknowledged. Other writes may or may not have been stored."""
+    """A user, and the user's acknowledged writes. Unacknowledged writes may or may not have been stored."""
 
     email: str
     name: str = "first name"
@@ -69,7 +69,7 @@ class UnexpectedResponse(Exception):
 
 
 class Clients:
-    """Clients that register users, change their names, refresh their tokens, and record the acknowledged writes."""
+    """Clients that register users, change names, refresh tokens, and record which writes were acknowledged."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -84,7 +84,7 @@ class Clients:
             await asyncio.gather(*(self.run_client(number, stop) for number in range(CLIENTS)))
 
     async def run_client(self, number: int, stop: threading.Event) -> None:
-        """Create one account after another, and use each of them."""
+        """Register one account after another. Change each account's name and refresh its tokens several times."""
         for generation in itertools.count():
             if stop.is_set():
                 return
@@ -102,7 +102,9 @@ class Clients:
     async def request(
         self, method: str, path: str, account: Account, expected: set[int], **fields: str
     ) -> httpx.Response:
-        """Send a request. If the connection fails, return a 503, because in both cases the outcome is unknown.
+        """Send a request. If the connection fails, return a 503.
+
+        After a failed connection or a 503 response, it is unknown whether the request took effect.
 
         Raises:
             UnexpectedResponse: The status is neither in `expected` nor 503.
@@ -123,13 +125,14 @@ class Clients:
     async def post(
         self, path: str, account: Account, status: int, *, repeated: int | None = None, **fields: str
     ) -> httpx.Response:
-        """Send a POST request, and repeat it while the response is 503.
+        """Send a POST request, and retry it until the status is not 503.
 
         Args:
             path: The path.
             account: The account that sends the request.
             status: The expected status.
-            repeated: A second accepted status, for a retry after an attempt that succeeded without being acknowledged.
+            repeated: Another status to accept on a retry, because an earlier attempt may have succeeded without being
+                acknowledged.
             fields: The request's body.
         """
         expected = {status}
@@ -159,7 +162,10 @@ class Clients:
             account.unacknowledged_names.append(name)
 
     async def refresh(self, account: Account) -> None:
-        """Exchange the refresh token. If an unacknowledged attempt has already used it, the retry revokes the login."""
+        """Exchange the refresh token.
+
+        If an earlier attempt used the token but was not acknowledged, retrying revokes the login.
+        """
         response = await self.post("/auth/refresh", account, 200, repeated=401, refresh_token=account.refresh_token)
         if response.is_success:
             account.used_tokens.append(account.refresh_token)

@@ -58,7 +58,7 @@ def busy(host: str) -> Iterator[None]:
 
 
 def guess(host: str, end: float) -> Counter[int]:
-    """Log in with wrong passwords until `end`, and count the statuses."""
+    """Try to log in with wrong passwords until `end`, and count the response statuses."""
     statuses = Counter[int]()
     # Use a new connection for each request, so that requests reach all workers.
     with httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0)) as client:
@@ -76,7 +76,7 @@ def test_guesses_stay_within_the_quota_while_a_thousand_connections_are_busy(ima
             "REDIS_URL": f"redis://{redis.name}",
             "RATE_LIMIT_LOGIN": f"{QUOTA}/minute",
             "WEB_CONCURRENCY": str(WORKERS),
-            # Use long timeouts, so that only the rate limit rejects guesses
+            # Use long timeouts so that only the rate limit rejects password guesses
             "DATABASE_POOL_TIMEOUT": "60",
             "DATABASE_STATEMENT_TIMEOUT": "60",
         }

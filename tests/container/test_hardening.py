@@ -55,7 +55,7 @@ def list_files(image: str) -> Files:
 
 
 def describe_files(image: str) -> dict[str, tuple[object, ...]]:
-    """Map each file name to the file's metadata, except times, and a hash of its content."""
+    """Map each file name to the file's metadata (without times) and a hash of its content."""
     with export(image) as tar:
         return {
             file.name: (
@@ -67,7 +67,7 @@ def describe_files(image: str) -> dict[str, tuple[object, ...]]:
 
 
 def is_program(name: str) -> bool:
-    """Return whether a file belongs to the service and not to the base image."""
+    """Return whether a file belongs to the service rather than to the base image."""
     return name.startswith(tuple(f"{folder}/" for folder in PROGRAM))
 
 
@@ -84,7 +84,7 @@ def base_files() -> Files:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the build context, which tests may change."""
+    """A copy of the build context that tests may modify."""
     for name in ("pyproject.toml", "uv.lock", "gunicorn.conf.py", "Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("app", "packages"):
@@ -140,7 +140,7 @@ def test_image_adds_no_setuid_or_setgid_file(files: Files, base_files: Files) ->
 
 @pytest.fixture
 def build(copy: Path) -> Iterator[Build]:
-    """Return a function that builds an image from the copy, and returns the image's name and the build's output."""
+    """A function that builds an image from `copy` and returns the image's name and the build output."""
     tags = []
 
     def build(*options: str) -> tuple[str, str]:
@@ -163,14 +163,14 @@ def test_two_builds_contain_the_same_files(copy: Path, build: Build) -> None:
     first, second = describe_files(image), describe_files(other_image)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
-    # The third field is the date of the last password change. Check it separately, because two builds on the same day
-    # have the same date.
+    # The third field is the date of the last password change. The comparison above would not detect a date, because two
+    # builds on the same day have the same one.
     user = run_docker("run", "--rm", "--user=0", image, "grep", "^appuser:", "/etc/shadow")
     assert user.split(":")[2] == ""
 
 
 def executed_instructions(output: str) -> list[str]:
-    """Return the instructions of the builder stage that were executed, not taken from the cache."""
+    """Return the instructions of the builder stage that were executed rather than taken from the cache."""
     steps = re.findall(r"^(#\d+) \[builder +\d+/\d+\] (?!FROM)(.*)", output, re.MULTILINE)
     return [instruction for step, instruction in steps if f"{step} CACHED" not in output]
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.smoke
 
 @pytest.fixture(scope="module")
 def service(image: str) -> Iterator[Container]:
-    """A running container of the image, published on a free port."""
+    """A running container of the image, with its port published on a free host port."""
     with run_container(image, "--publish", "127.0.0.1::8000") as container:
         yield container.wait_until_healthy()
 

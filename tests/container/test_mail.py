@@ -16,8 +16,8 @@ from tests.container.engine import Container, run_container, run_docker
 from tests.container.service import PERSON, run_service, wait_for_workers
 
 CLIENTS = 16
-# Seconds within which all emails must arrive. If a worker is killed while it sends an email, the email is not retried
-# before its lease expires after five minutes.
+# Maximum time in seconds until all emails have arrived. If a worker is killed while sending an email, the email is not
+# retried until its lease expires, which takes up to five minutes.
 DELIVERY_SECONDS = 900
 CREATE_ACCOUNTS = """
 INSERT INTO users (email, full_name, password_hash, is_active, is_superuser, security_stamp, created_at, updated_at)
@@ -56,7 +56,7 @@ def service(image: str, network: str, database: Database, maildev: Container) ->
 
 
 async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list[int]:
-    """Send a request for each body, and return the statuses. Retry requests without a response or with a 503."""
+    """Send a request for each body, and return the statuses. Retry requests that get no response or a 503."""
     queue = iter(enumerate(bodies))
     statuses = [0] * len(bodies)
 
@@ -74,7 +74,7 @@ async def run_clients(url: str, path: str, bodies: list[dict[str, str]]) -> list
 
 
 def links_by_account(maildev: Container) -> dict[str, set[str]]:
-    """Map each email address to the tokens in the emails that it has received."""
+    """Map each email address to the tokens in the emails sent to it."""
     links = defaultdict(set)
     for mail in httpx.get(f"http://{maildev.ip}:1080/email", timeout=TIMEOUT).json():
         (token,) = re.findall(r"#token=(\S+)", mail["text"])
@@ -127,7 +127,8 @@ async def test_kills_during_a_mail_server_outage_lose_no_mail(
     confirmations = [{"token": token, "new_password": "a new password"} for token in tokens]
     first = await run_clients(url, "/auth/password-reset/confirm", confirmations)
     second = await run_clients(url, "/auth/password-reset/confirm", confirmations)
-    # Requests without a response were retried, so an account may have several links. Only the newest one is valid.
+    # Requests that got no response were retried, so an account may have been sent several links. Only the newest link
+    # is valid.
     assert first.count(204) == accounts
     assert first.count(400) == len(tokens) - accounts
     assert set(second) == {400}
@@ -136,7 +137,7 @@ async def test_kills_during_a_mail_server_outage_lose_no_mail(
 
 @pytest.fixture
 def certificates(readable_path: Path) -> Path:
-    """A directory with a certificate and key for a mail server, and with the authority's certificate."""
+    """A directory with a mail server's certificate and key, and the certificate of the CA that issued it."""
     authority = trustme.CA()
     certificate = authority.issue_cert("mail.test")
     authority.cert_pem.write_to_path(readable_path / "authority.pem")
@@ -147,7 +148,7 @@ def certificates(readable_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
 def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path, scheme: str) -> None:
-    """Maildev does not offer STARTTLS. An attacker on the network could remove the offer of any server."""
+    """Maildev does not offer STARTTLS. A STARTTLS stripping attack on any mail server would look the same."""
     docker_options = f"--network={network}", f"--volume={certificates}:/tls:ro"
     tls = ["--incoming-secure", "--incoming-cert=/tls/cert.pem", "--incoming-key=/tls/key.pem"]
     command = [*(tls if scheme == "smtps" else []), "--incoming-user=ann", "--incoming-pass=p/w"]

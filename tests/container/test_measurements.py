@@ -3,12 +3,12 @@
 from benchmarks.container import measure
 from tests.pages import table
 
-# Maximum factors by which a measurement may differ from the documented figure, because machines differ.
+# Maximum factors by which a measurement may deviate from the documented figure. The figures depend on the machine.
 SIZE_TOLERANCE, MEMORY_TOLERANCE, RATIO_TOLERANCE = 1.1, 1.5, 3
 
 
 def tolerance(name: str) -> float | None:
-    """Return the factor by which a figure may differ, or None if it is a time, because times vary too much."""
+    """Return the allowed deviation of a figure as a factor, or None for times, which vary too much."""
     if "Image" in name:
         return SIZE_TOLERANCE
     if "Memory" in name:

@@ -27,7 +27,7 @@ def test_many_logins_in_small_container_lose_no_request(
     memory = [f"--memory={mebibytes}m", f"--memory-swap={mebibytes}m", "--cpus=2"]
     rates = [f"--env=RATE_LIMIT{name}=1000000/minute" for name in ("", "_LOGIN", "_REGISTER")]
     settings = [f"--env=DATABASE_URL={database.url}", "--env=DATABASE_MIGRATE=true", "--env=MAX_REQUESTS=0"]
-    # If something else takes the CPUs, connecting to the database may take longer than the default timeouts.
+    # If other processes are using the CPUs, connecting to the database may take longer than the default timeouts.
     settings += ["--env=DATABASE_CONNECT_TIMEOUT=60", "--env=DATABASE_POOL_TIMEOUT=60"]
     with run_container(image, *memory, *rates, *settings) as container:
         container.wait_until_healthy()
@@ -49,7 +49,7 @@ async def log_in_and_read(container: Container, seconds: int) -> tuple[Counter[i
     """Log in with 100 concurrent clients while other clients read at a steady rate.
 
     Returns:
-        The statuses of the logins, the duration of each read in seconds, and the exceptions.
+        The statuses of the logins, the duration of each read in seconds, and the exceptions raised by the clients.
     """
     logins, reads, failures = Counter[int](), list[float](), list[str]()
     limits = httpx.Limits(max_connections=None)

@@ -47,7 +47,7 @@ def read_me(compose: Compose, auth: dict[str, str]) -> int:
 
 @contextmanager
 def locked_users(compose: Compose) -> Iterator[None]:
-    """Lock the table of users in a psql session that sleeps until the `with` block ends."""
+    """Lock the `users` table in a psql session that sleeps until the `with` block ends."""
     script = ["docker", "exec", compose.container("db").name, "psql", "--username=app"]
     script += ["--command=BEGIN", "--command=LOCK TABLE users", "--command=SELECT pg_sleep(3600)"]
     with subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -142,8 +142,8 @@ def test_web_starts_again_after_other_containers_ran_while_it_was_restarting(pro
         process.stdin.flush()
         assert process.stdout.readline() == "10001\n"
         restarts = int(web.inspect("{{.RestartCount}}"))
-        # The count rises each time `web` exits. After the second exit, `web` has started at least once while the shell
-        # ran.
+        # The count rises each time `web` exits. The first exit may end a run that began before the shell. Before the
+        # second exit, `web` must have started while the shell was running.
         until(lambda: int(web.inspect("{{.RestartCount}}")) >= restarts + 2, "it restarts while the shell runs")
     assert "schema is not up to date" in web.log
 
@@ -208,14 +208,14 @@ def test_migration_that_waits_for_a_lock_names_its_holder(production: Compose) -
 
 
 def test_restore_replaces_everything_with_the_backup(production: Compose) -> None:
-    # PostgreSQL allows every role to create large objects, which belong to no schema.
+    # PostgreSQL allows every role to create large objects. They belong to no schema, so DROP SCHEMA keeps them.
     query(production, "SELECT lo_create(4711)")
     run(production, command("backup"))
     backup = f"backup-{datetime.now().astimezone():%F}"
     assert oct(production.file.with_name(backup).stat().st_mode).endswith("600")
     query(production, "SELECT lo_create(4712)")
     query(production, "DELETE FROM users")
-    # A later release may have added a table with a foreign key to the table of users.
+    # A later release may have added a table with a foreign key to the `users` table.
     query(production, "CREATE TABLE later (user_id bigint REFERENCES users)")
 
     run(production, command("restore").replace(BACKUP, backup))

@@ -23,14 +23,14 @@ from tests.container.load import Report, Target, continue_load, load
 from tests.container.service import count_started_workers, make_targets, run_service
 
 UNAVAILABLE = {"error": "Service unavailable, try again", "type": "service_unavailable"}
-# Seconds within which readiness checks must fail after an outage has begun, and succeed after it has ended.
+# Maximum time in seconds until readiness checks fail after the start of an outage, and succeed after its end.
 READINESS_DELAY = 4
 # Maximum response time: 2 seconds to get a connection, 6 for the database's response, and a margin for a busy machine.
 MAX_RESPONSE_SECONDS = 10
 # Maximum number of connections that the service opens. Each of its two workers opens two for requests and one for
 # readiness checks.
 CONNECTIONS = 6
-# The database's connection limit, for all clients together.
+# The database's connection limit, across all clients.
 MAX_CONNECTIONS = 20
 # A name server that never responds. When a container is disconnected or stopped, Docker no longer knows its name, and
 # forwards queries for the name to this server.
@@ -42,7 +42,7 @@ with contextlib.suppress(OSError):
     socket.gethostbyname("nobody.invalid")
 print(time.monotonic() - started_at)
 """
-# An outage of this number of seconds is longer than the timeouts of statements, new connections and the pool.
+# The length of an outage in seconds. It exceeds the statement, connection and pool timeouts.
 LONG_OUTAGE = 10
 
 
@@ -61,7 +61,7 @@ def database(server: Container) -> Database:
 
 @pytest.fixture(scope="module")
 def service(image: str, network: str, database: Database) -> Iterator[Container]:
-    """The service, with an unresponsive name server and fewer database connections than the load has clients."""
+    """The service, with an unresponsive name server and fewer database connections than there are clients."""
     settings = {
         "DATABASE_URL": database.url_by_name,
         "DATABASE_MIGRATE": "true",
@@ -91,27 +91,28 @@ class Outage:
         self.client = httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
 
     def request(self, target: Target) -> int:
-        """Send a request in addition to the load, and return the status."""
+        """Send one request on top of the background load, and return its status."""
         content = target.json or None
         headers = {**target.headers, "Content-Type": "application/json"}
         return self.client.request(target.method, self.url + target.path, headers=headers, content=content).status_code
 
     def check_readiness(self) -> set[int]:
-        """Send several readiness checks concurrently, so that they reach several workers, and return their statuses."""
+        """Send several readiness checks at once, to reach several workers. Return the set of response statuses."""
         with ThreadPoolExecutor(4) as executor:
             return set(executor.map(self.request, [self.read._replace(path=f"{PREFIX}/health/ready")] * 4))
 
     def assert_readiness_fails(self) -> None:
-        """Assert that readiness fails within READINESS_DELAY. Call this right after the outage has begun."""
+        """Assert that the readiness check fails within READINESS_DELAY. Call this as soon as the outage begins."""
         started_at = time.monotonic()
         until(lambda: self.check_readiness() == {503}, "readiness fails")
         print(f"-- not ready after {time.monotonic() - started_at:.2f} s")  # noqa: T201  shown by `pytest -rP`
         assert time.monotonic() - started_at < READINESS_DELAY
 
     def assert_recovery(self) -> None:
-        """Wait until the database has recovered. Assert that the service is ready then, and later requests succeed.
+        """Wait until the database has recovered, then assert that the service is ready within READINESS_DELAY.
 
-        The database has recovered when other clients can use as many connections as the service may open.
+        The database has recovered when another client can open as many connections as the service may open. `outage`
+        checks that all requests sent after this time succeed.
         """
         host = self.database.server.ip
         until(lambda: asyncio.run(answers_on_all_connections(host)), "the database answers")
@@ -126,7 +127,7 @@ async def connect(host: str) -> "asyncpg.Connection[asyncpg.Record]":
 
 
 async def answers_on_all_connections(host: str) -> bool:
-    """Return whether a PostgreSQL server accepts CONNECTIONS connections at once, and responds on each."""
+    """Return whether a PostgreSQL server accepts CONNECTIONS simultaneous connections and responds on each of them."""
 
     async def query() -> None:
         async with asyncio.timeout(1):
@@ -161,7 +162,7 @@ def outage(service: Container, database: Database) -> Iterator[Outage]:
     assert [(error.sent_at - outage.recovered_at, error.body) for error in late] == []
     assert {(error.status, error.headers.get("retry-after")) for error in errors} <= {(503, "1")}
     assert [error for error in errors if json.loads(error.body) != UNAVAILABLE] == []
-    # Every failed request got a complete response. No connection was reset or refused, and no response is missing.
+    # Every failed request got a complete error response. No connection was reset or refused, and no response was lost.
     assert (len(report.failures), report.refused) == (len(errors), 0)
     assert report.slowest < MAX_RESPONSE_SECONDS
     assert {line["level"] for line in json_lines(service.log[log_before:])} <= {"info", "warning"}
@@ -218,7 +219,7 @@ def test_disconnected_database_returns_503_until_it_is_connected_even_at_another
 
 @contextmanager
 def take_all_connections(database: Database) -> Iterator[None]:
-    """Use all connections that the server allows, and terminate the service's, until the `with` block ends."""
+    """Terminate the service's connections. Hold all connections that the server allows until the `with` block ends."""
     connections: list[asyncpg.Connection[asyncpg.Record]] = []
 
     async def take() -> None:
@@ -258,7 +259,7 @@ def test_database_without_free_connections_returns_503_until_there_are_some(
 def test_statement_timeouts_return_503_while_readiness_succeeds(
     service: Container, database: Database, background: ThreadPoolExecutor
 ) -> None:
-    """Every request waits for a lock, so the connection pool becomes exhausted."""
+    """Every request waits for a lock, so the connection pool is exhausted."""
     with outage(service, database) as it:
         lock = background.submit(database.query, f"BEGIN; LOCK users; SELECT pg_sleep({LONG_OUTAGE})")
         until(lambda: it.report.error_responses, "statements time out")

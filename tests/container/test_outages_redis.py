@@ -15,7 +15,7 @@ from tests.container.load import assert_no_request_lost, continue_load, load
 from tests.container.service import api, get, make_targets, run_service
 
 SLOW_PROXY = Path(__file__).with_name("slow_proxy.py")
-# Maximum response time in seconds, even on a busy machine. With redis-py's default timeouts, it would be 50 seconds.
+# Maximum response time in seconds, even on a busy machine. redis-py's default timeouts would allow 50 seconds.
 MAX_RESPONSE_SECONDS = 4
 UNAVAILABLE = "Redis cannot count: requests are counted in memory"
 AVAILABLE = "Redis counts again: requests are counted in Redis"
@@ -29,7 +29,7 @@ def redis(network: str) -> Iterator[Container]:
 
 @pytest.fixture(scope="module")
 def proxy(image: str, network: str, redis: Container) -> Iterator[Container]:
-    """A proxy in front of Redis. SIGUSR1 makes the proxy slow or fast."""
+    """A proxy in front of Redis. SIGUSR1 switches it between slow and fast."""
     options = [f"--network={network}", f"--volume={SLOW_PROXY}:/slow_proxy.py:ro", "--no-healthcheck"]
     with run_container(image, *options, command=("python", "/slow_proxy.py", redis.name, "6379", "0.3")) as container:
         yield container
@@ -43,7 +43,10 @@ def service(image: str, network: str, proxy: Container) -> Iterator[Container]:
 
 
 def change_redis(redis: Container, proxy: Container, action: str) -> None:
-    """Start or end an outage. `slow` and `fast` signal the proxy. Other actions are docker commands for Redis."""
+    """Start or end an outage.
+
+    `slow` and `fast` switch the proxy. Any other action is a docker command that is run on the Redis container.
+    """
     match action:
         case "slow" | "fast":
             proxy.send_signal("USR1")
@@ -63,7 +66,7 @@ def is_counted_in_redis(service: Container, redis: Container) -> bool:
 
 
 def count_messages(service: Container, log_before: int) -> Counter[str]:
-    """Count the rate limiter's messages in the log after the first `log_before` characters."""
+    """Count the rate limiter's messages in the log. Ignore the log's first `log_before` characters."""
     lines = json_lines(service.log[log_before:])
     return Counter(line["event"] for line in lines if line["logger"] == "app.limiter")
 
@@ -92,7 +95,7 @@ def test_redis_outage_counts_in_the_workers_without_long_delays(
     assert_no_request_lost(report)
     assert report.slowest < MAX_RESPONSE_SECONDS
     # Each of the two workers logs one warning. On a busy machine, one of them may have logged its warning before the
-    # outage, and only the other one is counted.
+    # outage, in which case only the other one is counted.
     assert 1 <= warnings <= 2
 
 
@@ -103,8 +106,8 @@ def test_workers_of_two_containers_share_one_rate_limit(
     on_network = f"--network={network}"
     with run_service(image, on_network, **settings) as one, run_service(image, on_network, **settings) as other:
         until(lambda: is_counted_in_redis(one, redis), "requests are counted in Redis")
-        # Set the count in Redis to 900, so that its counts can be recognized. If Redis times out on a busy machine, a
-        # worker counts in memory from 1.
+        # Set the count in Redis to 900, to tell it apart from the workers' own counts. If Redis times out on a busy
+        # machine, a worker counts in memory, starting at 1.
         redis_cli(redis, "SET", redis_cli(redis, "KEYS", "*"), "900", "KEEPTTL")
         urls = [f"{api(container)}/users/me" for container in (one, other)] * 100
 

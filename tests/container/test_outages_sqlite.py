@@ -24,9 +24,9 @@ time.sleep(8)
 
 @pytest.fixture
 def service(image: str) -> Iterator[Container]:
-    """The service with its database on a disk of 4 MiB.
+    """The service with its database on a 4 MiB disk.
 
-    The pool is large enough for all writes of the load to wait in one worker while reads still get a connection.
+    The connection pool is so large that reads get a connection even if all of the load's writes wait in one worker.
     """
     disk = "--tmpfs=/data:size=4m,uid=10001,gid=0,mode=0770"
     with run_service(image, disk, MAX_REQUESTS="0", DATABASE_POOL_SIZE="10") as container:
@@ -35,7 +35,7 @@ def service(image: str) -> Iterator[Container]:
 
 @contextmanager
 def outage(service: Container) -> Iterator[Report]:
-    """Put the service under load, wait after the `with` block until writes succeed again, and check all responses."""
+    """Put the service under load. After the `with` block, wait until writes succeed again, then check all responses."""
     _, read = make_targets(service)
     write = read._replace(method="PATCH", json='{"full_name": "Ann"}')
 

@@ -31,7 +31,7 @@ FOLDER = Path(__file__).with_name("pgbouncer")
 # PgBouncer's limit on connections to the server, as set in pgbouncer.ini
 SERVER_CONNECTIONS = 5
 CLIENTS = 200
-# Long timeouts, so that tests of other behaviour pass on a busy machine
+# Long timeouts, so that tests that are not about timeouts pass on a busy machine
 PATIENT = {
     "database_connect_timeout": 60,
     "database_pool_timeout": 60,
@@ -41,7 +41,7 @@ PATIENT = {
 
 @pytest.fixture(scope="module")
 def server(network: str) -> Iterator[Container]:
-    """The PostgreSQL server, on a network in which PgBouncer reaches it by its host name."""
+    """The PostgreSQL server, on a network where PgBouncer can reach it by its host name."""
     options = (f"--network={network}", "--network-alias=postgresql", "--tmpfs=/var/lib/postgresql")
     with run_container(POSTGRESQL, *POSTGRESQL_OPTIONS, *options) as container:
         yield container.wait_until_healthy()
@@ -69,7 +69,10 @@ def database(server: Container) -> str:
 
 @pytest.fixture
 def url(pooler: Container, database: str) -> str:
-    """The database's URL through PgBouncer. Migrations at startup work with it, because they run in one transaction."""
+    """The URL for connecting to the database through PgBouncer.
+
+    Migrations at startup also work through PgBouncer, because they run in one transaction.
+    """
     return f"postgresql://postgres:password@{pooler.ip}:6432/{database}"
 
 
@@ -124,7 +127,7 @@ async def lock(server: Container, database: str, statement: str) -> AsyncIterato
 
 
 def running_statements(server: Container, database: str) -> str:
-    """Return the running statements that wait for a lock or sleep."""
+    """Return the database's statements that are waiting for a lock or running `pg_sleep`."""
     waits = "datname = '{}' AND state = 'active' AND (wait_event_type = 'Lock' OR wait_event = 'PgSleep')"
     return psql(server, f"SELECT query FROM pg_stat_activity WHERE {waits.format(database)}")
 
@@ -209,7 +212,11 @@ class Load:
             self.statuses[response.status_code] += 1
 
     async def wait(self, seconds: float) -> Counter[int]:
-        """Wait for `seconds` and two responses per client on average. Return the statuses since the last call."""
+        """Wait at least `seconds`, and until the clients have received two responses each on average.
+
+        Returns:
+            The statuses received since the last call.
+        """
         await asyncio.sleep(seconds)
         async with asyncio.timeout(300):
             while self.statuses.total() < 2 * CLIENTS:  # noqa: ASYNC110  there is no event to wait for
@@ -235,7 +242,7 @@ async def test_prepared_statements_of_many_clients_work_on_few_connections(
             after_added_column = await load.wait(seconds)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")
             after_reconnect = await load.wait(seconds)
-            # Change the result type of prepared statements. PgBouncer keeps these statements until it reconnects.
+            # Change the result type of prepared statements. PgBouncer keeps the old ones until it reconnects.
             change_type = "ALTER TABLE users ALTER COLUMN full_name TYPE varchar(300)"
             await asyncio.to_thread(psql, server, change_type, database)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")

@@ -16,7 +16,7 @@ from tests.container.service import api, count_started_workers, make_targets, ru
 from tests.container.writers import SETTINGS, Writers, run_writers
 
 WORKERS = 2
-# Seconds within which all workers must use the new primary, even though the old one is still running.
+# Maximum time in seconds until all workers use the new primary, even though the old one is still running.
 SWITCHOVER_SECONDS = 10
 
 
@@ -98,7 +98,7 @@ def test_failover_loses_no_acknowledged_write(image: str, network: str, primary:
 
 
 def change_address(service: Container, server: Container) -> None:
-    """Point the host name `database` to another server."""
+    """In the service's container, make the host name `database` resolve to the given server."""
     # Rewrite the file in place: Docker has mounted it, so it cannot be replaced. Do not truncate it, because the
     # service may read it at any time.
     script = (
@@ -117,7 +117,11 @@ def switch_over(primary: Container, standby: Container) -> None:
 
 
 def wait_until_replaced(primary: Container, standby: Container) -> float:
-    """Wait until all of the service's connections lead to the new primary. Return the number of seconds this took."""
+    """Wait until all of the service's connections go to the new primary.
+
+    Returns:
+        The number of seconds until no connection to the old primary was left.
+    """
     started_at = time.monotonic()
     count = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{NAME}'"
     until(lambda: psql(primary, count) == "0", "no connection leads to the old primary")

@@ -16,8 +16,8 @@ from tests.conftest import make_settings, serve
 from tests.container.engine import Container, run_docker
 from tests.container.postgresql import run_primary, run_standby
 
-# Seconds within which the service must connect to the second host. The attempt to connect to the first host may take
-# 1.5 of these seconds (DATABASE_CONNECT_TIMEOUT).
+# Maximum time in seconds to connect to the second host. It includes up to 1.5 seconds (DATABASE_CONNECT_TIMEOUT) for
+# the attempt to connect to the first host.
 SECONDS = 3
 
 
@@ -43,14 +43,14 @@ def starting_server(primary: Container, network: str) -> Iterator[Container]:
 
 
 def make_url(*hosts: Container | str, **parameters: str) -> str:
-    """Return a unique URL, because the service remembers for each URL which hosts were usable."""
+    """Return a URL that is different on each call, because the service remembers unresponsive hosts per URL."""
     names = ",".join(host if isinstance(host, str) else host.ip for host in hosts)
     query = "&".join(f"{name}={value}" for name, value in {"application_name": uuid4().hex, **parameters}.items())
     return f"postgresql://postgres:password@{names}/postgres?{query}"
 
 
 async def is_standby(url: str) -> bool:
-    """Connect to the URL, and return whether the chosen server is a standby."""
+    """Connect to a URL that may name several servers, and return whether the selected server is a standby."""
     engine = create_engine(make_settings(database_url=url))
     async with engine.connect() as connection:
         in_recovery: bool = (await connection.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
@@ -77,7 +77,7 @@ async def test_primary_is_used_if_the_preferred_standby_is_missing(primary: Cont
 
 @contextmanager
 def dropping_host() -> Iterator[str]:
-    """The address of a listener with a full backlog: the kernel drops the packets of new connections."""
+    """The address of a listener whose backlog is full, so that the kernel drops packets for new connections."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         clients = [socket.socket() for _ in range(4)]
@@ -128,7 +128,7 @@ async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
 
 @pytest.mark.parametrize("host", [HOSTS["packets dropped"], HOSTS["paused"]], ids=["packets dropped", "paused"])
 async def test_unresponsive_first_host_is_ready(request: pytest.FixtureRequest, primary: Container, host: Host) -> None:
-    """The first readiness check may give up while it waits for the first host. The later checks try that host last."""
+    """The first readiness check may time out while waiting for the first host. Later checks try that host last."""
     await migrate(make_settings(database_url=make_url(primary)))
     with host(request) as first:
         url = make_url(first, primary, target_session_attrs="read-write")

@@ -22,9 +22,9 @@ from tests.container.conftest import POSTGRESQL, POSTGRESQL_OPTIONS
 from tests.container.engine import Container, run_container, run_docker
 from tests.container.postgresql import authenticate, configure, psql
 
-# If the server rejects a connection, asyncpg does not wait until its transport is closed, and the garbage collector
-# warns about the transport. The tests in this file ignore the warning. Each of them also collects its garbage, because
-# the warning could otherwise fail a test in another file.
+# If the server rejects a connection, asyncpg does not wait for its transport to close, and the garbage collector warns
+# about the transport. The tests in this file ignore the warning. The garbage collector runs after each of them, because
+# otherwise the warning could make a test in another file fail.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 PUBLISH = "--publish=127.0.0.1::5432"  # 127.0.0.1 is the address in the certificate
@@ -38,7 +38,7 @@ def collect_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with certificates of a server at 127.0.0.1, of clients, and of two unrelated authorities."""
+    """A directory with certificates for a server at 127.0.0.1 and for clients, and those of two unrelated CAs."""
     folder = tmp_path_factory.mktemp("postgresql-tls")
     authority, other = trustme.CA(), trustme.CA()
     yesterday = datetime.now(UTC) - timedelta(days=1)
@@ -80,7 +80,7 @@ def use_certificate(server: Container, name: str) -> None:
 
 
 class Urls:
-    """A function that builds URLs of the server. Certificates are given as file names in the folder."""
+    """Builds URLs for connecting to the server. Certificates and keys are passed as names of files in `folder`."""
 
     def __init__(self, server: Container, folder: Path) -> None:
         self.port = run_docker("port", server.name, "5432/tcp").rpartition(":")[2]
@@ -101,7 +101,7 @@ def url(server: Container, folder: Path) -> Urls:
 
 
 async def describe_connection(settings: Settings) -> tuple[str, str]:
-    """Connect, and return the TLS version and the subject of the client certificate."""
+    """Connect to the database. Return the TLS version and the client certificate's subject."""
     engine = create_engine(settings)
     async with engine.connect() as connection:
         query = "SELECT version, coalesce(client_dn, '') FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
@@ -111,7 +111,7 @@ async def describe_connection(settings: Settings) -> tuple[str, str]:
 
 
 async def connect(url: str) -> str:
-    """Connect with the service's startup code, and return the subject of the client certificate."""
+    """Run the service's startup code, connect to the database, and return the client certificate's subject."""
     settings = make_settings(database_url=url, database_migrate=True)
     await prepare_database(settings)
     version, subject = await describe_connection(settings)
@@ -120,7 +120,7 @@ async def connect(url: str) -> str:
 
 
 async def refuse(url: str) -> str:
-    """Run the service's startup code, which must fail, and return the error message."""
+    """Run the service's startup code, assert that it fails, and return the reason from the error message."""
     with pytest.raises(StartupError) as caught:
         await prepare_database(make_settings(database_url=url))
     message = str(caught.value)

@@ -96,7 +96,7 @@ def test_database_and_redis_have_no_connection_to_the_outside(production: Compos
 
 
 def test_fixed_address_is_given_to_no_other_container(production: Compose) -> None:
-    """If another container took the address of `web` while `web` restarts, Docker could not start `web` again."""
+    """If another container took `web`'s address while `web` was restarting, Docker could not start `web` again."""
     network = f"{production.name}_outside"
     attached = json.loads(production.container("web").inspect("{{json .NetworkSettings.Networks}}"))
     (ipam,) = json.loads(run_docker("network", "inspect", "--format", "{{json .IPAM.Config}}", network))
@@ -132,7 +132,7 @@ def test_each_container_has_resource_limits_and_no_capabilities(production: Comp
     assert config["Memory"] > 0
     assert 0 < config["PidsLimit"] <= 1024
     assert container.inspect("{{.Config.User}}") not in {"", "root", "0"}
-    # PostgreSQL also writes to files outside its data directory.
+    # The root file system of `db` is writable, because PostgreSQL also writes outside its data directory.
     assert config["ReadonlyRootfs"] is (service != "db")
     mounts = json.loads(container.inspect("{{json .Mounts}}"))
     assert {mount["Destination"].rpartition("/")[0] for mount in mounts if mount["Type"] == "bind"} <= {"/run/secrets"}
@@ -155,7 +155,7 @@ def test_forwarded_address_from_the_proxy_on_this_host_is_trusted(production: Co
 
 @contextmanager
 def run_proxy(folder: Path, compose: Compose) -> Iterator[str]:
-    """Run the proxy from the documentation, but without HTTPS, and yield its URL."""
+    """Run the proxy as configured in the documentation, but without HTTPS, and yield its URL."""
     (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
     url = f"http://localhost:{free_port()}"
     text = caddyfile.text.replace("api.example.com", url)
@@ -226,7 +226,7 @@ def test_release_with_an_empty_secret_leaves_the_old_version_running(production:
 def test_release_behind_the_documented_proxy_loses_no_request(
     tmp_path_factory: pytest.TempPathFactory, readable_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While `web` is replaced, the proxy holds new requests until they can be served."""
+    """While `web` is being replaced, the proxy holds new requests until they can be served."""
     monkeypatch.setattr("tests.container.load.RESPONSE_TIMEOUT", TIMEOUT)
     later = f"{image}-later"
     run_docker("tag", image, later)

@@ -27,12 +27,15 @@ def run_limited_service(image: str, **settings: str) -> Iterator[Container]:
 
 
 def get_status(container: Container, forwarded_for: str) -> int:
-    """Send a request, and return the status. The container sees the gateway of its network as the client."""
+    """Send a request with this X-Forwarded-For header and return the status.
+
+    To the container, the request comes from the gateway of the container's network.
+    """
     return get(container, "/users/me", {"X-Forwarded-For": forwarded_for}).status_code
 
 
 def logged_clients(container: Container, number: int) -> list[str]:
-    """Wait until the access log contains `number` requests, and return their client addresses."""
+    """Wait until the access log contains `number` requests, and return the clients' addresses."""
     container.wait_for_log('"event": "request"', times=number)
     return [line["client"] for line in container.log_lines if line["event"] == "request"]
 
@@ -60,7 +63,7 @@ def test_clients_behind_a_trusted_proxy_are_identified_by_the_address_that_it_ad
 
 
 async def post_after_five_idle_seconds(url: str) -> Counter[object]:
-    """Open many connections, let each one idle for about five seconds, and then send a POST. Count the results."""
+    """Open many connections, send a POST request on each after about five idle seconds, and count the results."""
 
     async def post(client: httpx.AsyncClient) -> object:
         await client.get(f"{PREFIX}/health/live")
@@ -82,7 +85,7 @@ async def post_after_five_idle_seconds(url: str) -> Counter[object]:
 async def test_longer_keepalive_than_nginx_loses_no_request(image: str, network: str) -> None:
     nginx = run_docker("build", "--quiet", Path(__file__).with_name("nginx"))
     options = (f"--network={network}", "--network-alias=service")
-    # MAX_REQUESTS is 0, so that no worker is replaced. A replaced worker would close its idle connections.
+    # Set MAX_REQUESTS to 0 so that no worker is replaced. A replaced worker would close its idle connections.
     with (
         run_service(image, *options, KEEPALIVE_SECONDS="65", MAX_REQUESTS="0") as service,
         run_container(nginx, f"--network={network}") as proxy,

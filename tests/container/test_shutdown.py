@@ -19,7 +19,7 @@ COUNT_CONNECTIONS = (
 
 @pytest.fixture
 def database(database: Database) -> Database:
-    """A database whose server logs each connection that is closed without a Terminate message, even an idle one."""
+    """A database whose server logs every connection closed without a Terminate message, including idle ones."""
     database.query(f"ALTER DATABASE {database.name} SET log_min_messages = debug1")
     return database
 

@@ -20,7 +20,7 @@ PUBLISH = "--publish=127.0.0.1::8000"  # 127.0.0.1 is the address in the certifi
 
 
 def mount(folder: Path) -> str:
-    """Return the option that mounts the folder at the path that SETTINGS name for the certificate and key."""
+    """Return the Docker option that mounts the folder at the path where SETTINGS expects the certificate and key."""
     return f"--volume={folder}:/tls:ro"
 
 

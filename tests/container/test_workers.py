@@ -20,7 +20,7 @@ from tests.container.service import (
     wait_for_workers,
 )
 
-# A script that runs in the container. It kills the only worker, and prints the seconds until a replacement responds.
+# A script that runs in the container. It kills the only worker and prints after how many seconds a new one responds.
 KILL_WORKER = """
 import http.client, os, sys, time
 killed_at = time.monotonic()
@@ -45,7 +45,7 @@ def test_killed_worker_fails_only_its_open_requests_and_is_replaced_within_2_sec
 
         assert container.log.count("was sent SIGKILL") == KILLS
         assert median(seconds) < 2, seconds
-        # At most one request fails on each accepted connection. Connections in the backlog wait for the replacement.
+        # At most one request fails on each accepted connection. Connections in the backlog wait for the new worker.
         assert len(report.failures) <= KILLS * CLIENTS
         assert report.refused == 0
 

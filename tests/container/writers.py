@@ -15,7 +15,7 @@ from app import PREFIX
 from tests.people import PASSWORD
 
 CLIENTS = 4
-# Seconds that a client sleeps before each request, so that the machine is busy, but not overloaded.
+# Seconds that a client sleeps before each request, to keep the machine busy but not overloaded.
 PAUSE = 0.05
 # Settings that make password hashes cheap and rate limits unreachable
 SETTINGS = {
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class Writers:
-    """Several clients, and the responses that they have received so far."""
+    """Several clients that register users, and the responses that the clients have received so far."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -66,7 +66,7 @@ class Writers:
 
 @contextmanager
 def run_writers(url: str) -> Iterator[Writers]:
-    """Run the clients in a thread until the `with` block ends."""
+    """Run clients that register users, in a thread, until the `with` block ends."""
     writers, stop = Writers(url), threading.Event()
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(asyncio.run, writers.run(stop))

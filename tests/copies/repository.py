@@ -20,7 +20,7 @@ CHECKS = command("lint").strip() + " && pytest"
 
 
 def copy_repository(folder: Path) -> Path:
-    """Copy the files that a clone would contain."""
+    """Copy the files that a Git clone of the repository would contain to `folder`."""
     shutil.copytree(ROOT, folder, ignore=_UNVERSIONED)
     if (cache := ROOT / ".mypy_cache").exists():  # makes mypy half a minute faster
         shutil.copytree(cache, folder / cache.name)
@@ -36,16 +36,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database_url: str = "") -> str:
-    """Run a documented command in a copy, with this environment's packages, and return its output.
+    """Run a documented command in a copy of the repository, with this environment's packages, and return its output.
 
     Tests in the copy cannot use Docker.
 
     Args:
-        folder: The copy.
-        script: The command, from which `uv run` is removed.
+        folder: The folder of the copy.
+        script: The command. `uv run` is removed from it.
         stdin: The standard input.
         tests: An expression for `pytest -k` that selects the tests to run. If REQUIRE_ALL_TESTS is set, all tests run.
-        database_url: The URL of a PostgreSQL server for the tests. By default they run only on SQLite.
+        database_url: The URL of a PostgreSQL server for the tests. Without it, the tests run only on SQLite.
     """
     options = ["-k", tests] if tests and not os.environ.get(REQUIRE_ALL) else []
     inherited = {
@@ -55,7 +55,8 @@ def run(folder: Path, script: str, *, stdin: str = "", tests: str = "", database
     }
     environment = inherited | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        # Import the copy's packages. Without this, Python would import this repository's packages, which are installed.
+        # Import the copy's packages. Without this, Python would import the installed packages, which are this
+        # repository's.
         "PYTHONPATH": os.pathsep.join(map(str, [folder, *folder.glob("packages/*/src")])),
         "PYTEST_ADDOPTS": shlex.join(options),
         "DOCKER_HOST": f"unix://{folder}/no-docker",

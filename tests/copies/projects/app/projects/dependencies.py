@@ -25,7 +25,7 @@ async def get_current_staff(user: CurrentUser) -> UserRecord:
 
 
 async def get_readable_project(project_id: Id, user: CurrentUser, session: ReadSession) -> Project:
-    """Return the project for its members and for staff.
+    """Return the project if the current user is one of its members, a member of staff or a superuser.
 
     Raises:
         ProjectNotFound: There is no such project.
@@ -38,7 +38,7 @@ async def get_readable_project(project_id: Id, user: CurrentUser, session: ReadS
 
 
 async def get_own_project(project_id: Id, user: CurrentUser, session: ReadSession) -> Project:
-    """Return the project for its owners.
+    """Return the project if the current user is one of its owners.
 
     Raises:
         ProjectNotFound: There is no such project.

@@ -22,7 +22,7 @@ class Status(StrEnum):
 
 
 class MemberRole(StrEnum):
-    """What a member may do: owners also invite others."""
+    """A member's role in a project. Only owners may add members and upload the document."""
 
     OWNER = "owner"
     MEMBER = "member"
@@ -61,7 +61,7 @@ class Project(Base):
 
     @property
     def budget(self) -> Decimal:
-        """Return the budget as a decimal with two places."""
+        """Return the budget as a Decimal, converted from cents."""
         return Decimal(self.budget_cents) / 100
 
     def role_of(self, user_id: int) -> MemberRole | None:

@@ -12,5 +12,5 @@ reports = FastAPI(title="Reports", openapi_url=None, redirect_slashes=False)
 
 @reports.get("/projects")
 async def count_projects(_: CurrentStaff, session: ReadSession) -> dict[Status, int]:
-    """Return the number of projects in each state."""
+    """Return the number of projects with each status."""
     return await service.count_projects(session)

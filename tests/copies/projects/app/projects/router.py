@@ -73,7 +73,7 @@ async def list_projects(  # noqa: PLR0913  one argument per query parameter
     min_budget: Annotated[Money | None, Query(description="Only projects with at least this budget")] = None,
     key: Annotated[UUID | None, Query(description="Only the project with this key")] = None,
 ) -> dict[str, object]:
-    """List the projects of the current user, newest first. Staff and superusers see all of them."""
+    """List the projects of the current user, newest first. Staff and superusers see all projects."""
     member_id = None if user.is_staff or user.is_superuser else user.id
     where = service.Filter(member_id, state, starts_after, min_budget, key)
     projects, next_cursor = await service.list_projects(session, limit=limit, after=cursor, where=where)
@@ -90,7 +90,7 @@ async def list_projects(  # noqa: PLR0913  one argument per query parameter
     summary="Get a project",
 )
 async def read_project(project: ReadableProject) -> Project:
-    """Return a project. For its members and for staff."""
+    """Return a project. Only its members, staff and superusers can call this."""
     return project
 
 
@@ -106,7 +106,7 @@ async def read_project(project: ReadableProject) -> Project:
 async def add_member(
     project: OwnProject, session: WriteSession, data: MemberCreate, tasks: BackgroundTasks, request: AppRequest
 ) -> Member:
-    """Make a user a member, and tell the user. For owners of the project."""
+    """Add a user to the project as a member, and notify the user. Only owners of the project can call this."""
     tasks.add_task(service.notify_member, request.state["engine"], project.id, data.user_id)
     return await service.add_member(session, project.id, data)
 
@@ -120,7 +120,7 @@ async def add_member(
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}},
 )
 async def upload_document(project: OwnProject, session: WriteSession, body: BodyStream) -> DocumentResponse:
-    """Upload a document of at most 20 MiB. For owners of the project."""
+    """Upload a document of at most 20 MiB. Only owners of the project can call this."""
     size, digest = 0, sha256()
     async for chunk in body:
         size += len(chunk)
@@ -137,9 +137,10 @@ async def upload_document(project: OwnProject, session: WriteSession, body: Body
     summary="Follow a project",
 )
 async def follow_project(project: ReadableProject, request: AppRequest) -> AsyncIterator[ServerSentEvent]:
-    """Send an event for each member, and end. Browsers connect again after five seconds."""
+    """Send one event for each member of the project, then end the stream. Browsers reconnect after five seconds."""
     for user_id in [member.user_id for member in project.members]:
-        # The request's session is already closed. A new session per event holds no connection between the events.
+        # The request's session is already closed. Open a new session for each event, so that no connection is held
+        # between events.
         async with AsyncSession(request.state["read_engine"]) as session:
             member = await session.get(Member, (project.id, user_id))
         if member:
@@ -151,7 +152,7 @@ async def follow_project(project: ReadableProject, request: AppRequest) -> Async
 async def chat(
     websocket: WebSocket, request: AppRequest, project: ReadableProject, user: CurrentUser, session: ReadSession
 ) -> None:
-    """Send each message back with the user who wrote it. For members of the project and for staff."""
+    """Echo each message with its author's id. Only members of the project, staff and superusers can connect."""
     await session.close()  # return the connection to the pool, because a WebSocket may stay open for hours
     await websocket.accept()
     while True:

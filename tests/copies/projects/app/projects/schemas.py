@@ -13,9 +13,10 @@ from app.schemas import MAX_ID, SINGLE_LINE, Input
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=SINGLE_LINE)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=30, pattern=SINGLE_LINE)]
-# Pydantic alone would also accept a number of seconds since 1970 as a date in a query string.
+# Pydantic alone would also accept a Unix timestamp as a date in a query string.
 QueryDate = Annotated[date, BeforeValidator(date.fromisoformat)]
-# State the limits, which Pydantic's generated schema omits: clients that generate requests from the schema need them.
+# State the limits explicitly, because Pydantic's generated schema omits them. Clients that generate requests from the
+# schema need the limits.
 _MONEY: JsonDict = {
     "anyOf": [
         {"type": "number", "minimum": 0, "maximum": 9_999_999_999.99, "multipleOf": 0.01},
@@ -55,7 +56,7 @@ class ProjectCreate(Input):
 
 
 class MemberCreate(Input):
-    """A user who becomes a member, and the role."""
+    """The user to add as a member, and the member's role."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": 2, "role": "member"}]})
 

@@ -20,7 +20,7 @@ from app.users.errors import UserNotFound
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions that listed projects must meet. None disables a condition."""
+    """Conditions that listed projects must meet. A condition that is None is not applied."""
 
     member_id: int | None
     status: Status | None
@@ -33,7 +33,7 @@ async def create_project(session: AsyncSession, owner_id: int, data: ProjectCrea
     """Create a project with its first owner.
 
     Raises:
-        KeyTaken: Another project has the key.
+        KeyTaken: Another project already uses this key.
     """
     project = Project(
         **data.model_dump(exclude={"budget", "tags"}),
@@ -54,7 +54,7 @@ async def create_project(session: AsyncSession, owner_id: int, data: ProjectCrea
 async def list_projects(
     session: AsyncSession, *, limit: int, after: int | None, where: Filter
 ) -> tuple[list[Project], str | None]:
-    """Return a page of projects, newest first, and the cursor of the next page."""
+    """Return a page of projects, newest first, and the cursor for the next page."""
     query = select(Project).options(selectinload(Project.members)).order_by(Project.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Project.id < after)
@@ -119,6 +119,6 @@ async def set_document(session: AsyncSession, project_id: int, size: int, sha256
 
 
 async def count_projects(session: AsyncSession) -> dict[Status, int]:
-    """Return the number of projects in each state."""
+    """Return the number of projects with each status."""
     rows = await session.execute(select(Project.status, func.count()).group_by(Project.status))
     return dict.fromkeys(Status, 0) | dict(rows.all())
