@@ -32,13 +32,13 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Remove the image if this test run named it."""
+    """Remove the image if `start` chose its name."""
     if _named_here and not docker_problem():
         subprocess.run(["docker", "rmi", "--force", os.environ[VARIABLE]], capture_output=True, check=False)
 
 
 def build() -> str:
-    """Build the image unless it exists, and return its name.
+    """Build the image unless it already exists, and return its name.
 
     Skip the test if Docker cannot download the base image.
     """

@@ -23,7 +23,7 @@ _TABLE = re.compile(r"^<!-- table=([\w-]+) -->\n+\|.*\n\|[-| ]+\|\n((?:\|.*\n)+)
 
 
 class Block(NamedTuple):
-    """A code block on a page of the documentation. Its name and title may be empty."""
+    """A code block on a documentation page. Its name and title may be empty."""
 
     page: Path
     language: str
@@ -44,7 +44,7 @@ def blocks() -> list[Block]:
 
 
 def command(name: str) -> str:
-    """Return the shell commands in the block with this name. Blocks with the same name must have the same content."""
+    """Return the commands in the code block named `name`. Blocks with the same name must have the same content."""
     found = {block.text for block in blocks() if block.name == name}
     assert found, f"no block is named {name}. If the documentation needs none, delete this test"
     assert len(found) == 1, f"blocks with different commands are named {name}"
@@ -52,13 +52,13 @@ def command(name: str) -> str:
 
 
 def tutorial() -> list[Block]:
-    """Return the tutorial's blocks in order: new files, changes to files, and commands."""
+    """Return the tutorial's code blocks (new files, changes to files, and commands) in order of appearance."""
     return [block for block in blocks() if block.page.name == "add-a-feature.md"]
 
 
 @cache
 def tables() -> dict[str, list[list[str]]]:
-    """Return the rows of all named tables by table name. Each row is a list of cells. The header is omitted."""
+    """Return the rows of all named tables, keyed by table name. Each row is a list of cells. Headers are omitted."""
     found = {}
     for page in PAGES:
         for name, rows in _TABLE.findall(page.read_text()):
@@ -70,6 +70,6 @@ def tables() -> dict[str, list[list[str]]]:
 
 
 def table(name: str) -> list[list[str]]:
-    """Return the rows of the table with this name. Each row is a list of cells. The header is omitted."""
+    """Return the rows of the table named `name`, without the header. Each row is a list of cells."""
     assert name in tables(), f"no table is named {name}. If the documentation needs none, delete this test"
     return tables()[name]

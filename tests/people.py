@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.users.models import User
 
 PASSWORD = "correct horse battery staple"
-# Addresses whose normal form is too long to send an email to, because "İ" is longer in lower case: in UTF-8, and with
-# the domain in ASCII.
+# Addresses that become too long when they are normalized, because "İ" has more bytes in lower case. The first is then
+# too long in UTF-8, and the second is too long once its domain is encoded in ASCII.
 TOO_LONG_IN_LOWER_CASE = [
     "İ" * 20 + "12345@" + ".".join(["x" * 60] * 3) + ".example.com",
     "İ" * 20 + "@" + "ü." * 25 + "com",
@@ -20,7 +20,7 @@ TOO_LONG_IN_LOWER_CASE = [
 
 @dataclass
 class Person:
-    """A registered user and the token pair of their login."""
+    """A registered user and the token pair from their login."""
 
     id: int
     email: str
@@ -58,7 +58,10 @@ async def sign_up(client: httpx.AsyncClient, email: str = "ann@example.com") -> 
 async def sign_up_superuser(
     client: httpx.AsyncClient, session: AsyncSession, email: str = "root@example.com"
 ) -> Person:
-    """Register a user, log in, and make the user a superuser. No route can do that, so change the database."""
+    """Register a user, log in, and make the user a superuser.
+
+    Change the database directly, because the route for this needs another superuser.
+    """
     person = await sign_up(client, email)
     await session.execute(update(User).where(User.id == person.id).values(is_superuser=True))
     await session.commit()

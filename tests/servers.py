@@ -17,7 +17,7 @@ _containers: list[str] = []
 
 
 def start() -> None:
-    """Start a container for each server whose URL is not set. Fixtures wait until it accepts connections."""
+    """Start a container for each server whose URL is not set. Fixtures wait until the servers accept connections."""
     if "TEST_DATABASE_URL" not in os.environ:
         password = uuid4().hex
         options = ["--tmpfs", "/var/lib/postgresql", "--env", f"POSTGRES_PASSWORD={password}"]
@@ -35,7 +35,7 @@ def stop() -> None:
 
 
 def _run(image: str, port: int, options: list[str], command: list[str]) -> str:
-    """Run a container and return its published address. If it cannot be run, return an empty string."""
+    """Run a container, and return its published address, or an empty string if the container cannot be started."""
     if problem := docker_problem():
         os.environ[PROBLEM] = problem
         return ""
@@ -59,7 +59,7 @@ def postgresql_url() -> str:
 
 
 def redis_url() -> str:
-    """Return the URL of the Redis server once it answers, or skip the test."""
+    """Wait until the Redis server answers, and return its URL. Skip the test if there is no server."""
     url = os.environ.get("TEST_REDIS_URL")
     if not url:
         cannot_run(f"on Redis: {os.environ[PROBLEM]}, and TEST_REDIS_URL is not set")

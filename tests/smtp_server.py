@@ -11,7 +11,7 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-# Seconds to wait for an email. The machine may run many tests in parallel.
+# Seconds to wait for an email. This is long, because the machine may be running many tests in parallel.
 PATIENCE = 60
 
 
@@ -24,8 +24,8 @@ class MailServer:
         replies: Replies such as `550 no such user`, by recipient. The key `*` applies to every recipient, and `DATA` to
             the content of an email.
         login: The user name and password of the last client that authenticated.
-        is_asked: This event is set when a client has sent a recipient.
-        may_reply: While this event is cleared, the server does not reply to recipients. It is initially set.
+        is_asked: This event is set when a client has sent a RCPT command.
+        may_reply: While this event is cleared, the server does not reply to RCPT commands. It is initially set.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  aiosmtpd's options
@@ -90,7 +90,7 @@ class MailServer:
         return "250 OK"
 
     async def wait_for(self, subject: str, recipient: str = "ann@example.com", *, number: int = 1) -> EmailMessage:
-        """Wait for `number` emails with this subject to the recipient, and return the newest one."""
+        """Wait until the recipient has received `number` emails with this subject, and return the last of them."""
 
         def find() -> list[EmailMessage]:
             return [mail for mail in self.mails if (mail["Subject"], mail["X-Recipient"]) == (subject, recipient)]

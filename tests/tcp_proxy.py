@@ -16,7 +16,7 @@ class TCPProxy:
         address: The proxy's own address, `host:port`.
         sent: The data that clients have sent, one item per read. asyncpg and redis-py wait for a response before they
             send more data, so each item is a round trip.
-        delay: The delay of each response in the state `slow`, in seconds.
+        delay: How long each response is delayed in the state `slow`, in seconds.
     """
 
     def __init__(self, host: str, port: int) -> None:

@@ -31,7 +31,10 @@ from tests.websocket_client import open_websocket
 
 
 class Role(Enum):
-    """A kind of caller. To add a role, add a description and the values of the user's columns that grant the role."""
+    """A kind of caller.
+
+    To add a role, add its description and the values that the columns of the user must have.
+    """
 
     UNAUTHENTICATED = "a caller without valid credentials"
     SELF = "the user that the request is about"
@@ -54,10 +57,10 @@ SUPERUSERS = frozenset({Role.SUPERUSER})
 
 @dataclass(frozen=True)
 class Route:
-    """A route, the roles that may call it, a request to it, and the status of the response to these roles.
+    """A route, the roles that may call it, a request to it, and the status that these roles get.
 
-    A WebSocket route has the method WEBSOCKET and the status 101. If a role is not allowed, the status is `refusal`,
-    which is 403 by default. For unauthenticated callers, it is always 401.
+    A WebSocket route has the method WEBSOCKET and the status 101. Roles that are not allowed get `refusal`, which is
+    403 by default. Unauthenticated callers that are not allowed always get 401.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Route:
 def routes(user: Person) -> list[Route]:
     """Return every route of the application, with requests that act on `user`.
 
-    To test a new route, add a line.
+    To test a new route, add it to this list.
     """
     login = {"email": user.email, "password": PASSWORD}
     token = {"refresh_token": user.refresh_token}
@@ -141,7 +144,7 @@ def routes(user: Person) -> list[Route]:
 
 
 class People(NamedTuple):
-    """A user of each role, and two superusers who have lost access: one is deleted, the other is inactive."""
+    """One user with each role, and two superusers who have lost access: one is deleted, the other is inactive."""
 
     of_role: dict[Role, Person]
     deleted: Person
@@ -157,7 +160,7 @@ def access_token_of(role: Role) -> Token:
 
 
 def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -> Token:
-    """Return a function that forges an access token of a superuser. With the default arguments, the token is valid."""
+    """Return a function that creates a superuser's access token. With the default arguments, the token is valid."""
 
     def encode(people: People) -> str:
         now = int(time.time())
@@ -169,7 +172,7 @@ def forged(key: str = SECRET_KEY, algorithm: str = "HS256", **changes: object) -
 
 
 def with_other_payload(people: People) -> str:
-    """Return a user's access token with the payload of the superuser's token."""
+    """Return a user's access token with its payload replaced by that of the superuser's token."""
     header, _, signature = people.of_role[Role.SELF].access_token.split(".")
     _, payload, _ = people.of_role[Role.SUPERUSER].access_token.split(".")
     return f"{header}.{payload}.{signature}"
@@ -177,7 +180,7 @@ def with_other_payload(people: People) -> str:
 
 CALLERS: dict[str, tuple[Role, Token | None]] = {
     **{role.name: (role, access_token_of(role)) for role in Role if role in USERS},
-    # A forged token without changes is valid. This shows that the other tokens are rejected because of their changes.
+    # `forged()` creates a valid token. This shows that the other forged tokens are rejected because of their changes.
     "forged without a fault": (Role.SUPERUSER, forged()),
     "no token": (Role.UNAUTHENTICATED, None),
     "expired": (Role.UNAUTHENTICATED, forged(iat=1, exp=2)),
@@ -193,7 +196,7 @@ CALLERS: dict[str, tuple[Role, Token | None]] = {
 }
 
 
-# Tokens like those in the service's emails. They belong to the user that the requests are about.
+# Tokens like those in the service's emails. They belong to the user that the requests act on.
 MAIL_TOKENS = MailTokens(make_settings())
 TOKEN_IDS: dict[Purpose, UUID] = {"password_reset": uuid4(), "email_verification": uuid4()}
 
@@ -218,7 +221,7 @@ async def add_mail_tokens(session: AsyncSession, person: Person) -> None:
 
 
 async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> People:
-    """Sign up a user of each role, a deleted user and an inactive user."""
+    """Sign up one user with each role, a deleted user and an inactive user."""
 
     async def create(name: str, **columns: object) -> Person:
         person = await sign_up(client, f"{name}@example.com")

@@ -13,7 +13,7 @@ from app.api import TAGS
 from tests.conftest import ROOT
 
 FEATURES = {path.parent.name for path in (ROOT / "app").glob("*/router.py")}
-# Parts of `app` below the features. They must not import any feature.
+# Parts of `app` on which the features are built. They must not import any feature.
 FOUNDATION = {
     "capacity",
     "database",
@@ -33,7 +33,7 @@ FOUNDATION = {
     "startup",
     "urls",
 }
-# The parts of `app` that each part may import.
+# For each part of `app`, the parts that it may import.
 MAY_IMPORT = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     **dict.fromkeys(FEATURES, FOUNDATION | {"users"}),
@@ -50,7 +50,7 @@ MAY_IMPORT = {
 FILES_MAY_IMPORT = {"migrations/env.py": {"api"}}  # to import all models
 # Names that any module may import from `app` itself.
 CONSTANTS = {"NAME", "PREFIX", "TITLE", "__version__"}
-# Modules of dependencies that `app` may import. All of them are documented as public API.
+# Third-party modules that `app` may import. All of them are documented as public API.
 DOCUMENTED_MODULES = {
     "aiosmtplib",
     "alembic",
@@ -124,7 +124,7 @@ DOCUMENTED_MODULES = {
     "structlog.tracebacks",
     "structlog.typing",
 }
-# These methods are public. The underscore only prevents conflicts with field names:
+# These methods are public. The underscore is there only to prevent conflicts with field names:
 # https://docs.python.org/3/library/collections.html#collections.namedtuple
 NAMED_TUPLE_METHODS = {"_asdict", "_fields", "_make", "_replace"}
 
@@ -149,7 +149,7 @@ def imported_names(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def app_imports(path: Path) -> set[str]:
-    """Return the dotted names that a module imports from `app`, and the modules that define them."""
+    """Return the dotted names that a module imports from `app`, and those of the modules that define them."""
     names = {dotted for _, dotted in imported_names(path)}
     return {name for dotted in names for name in (dotted, dotted.rpartition(".")[0]) if name.partition(".")[0] == "app"}
 

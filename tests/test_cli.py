@@ -41,7 +41,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: Settings) -> Run:
-    """Return a function that runs a command in the test process, because a new process takes a second to start."""
+    """Return a function that runs an `app` command in the test process. A new process takes a second to start."""
 
     def run(*arguments: str, stdin: str = "", settings: Settings = settings) -> Result:
         monkeypatch.setattr(sys, "argv", ["app", *arguments])
@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set
 
 
 class CommandLine:
-    """Run `python -m app` in a new process, with the given working directory and environment variables."""
+    """Runs `python -m app` in a new process, with the given working directory and environment variables."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
         self.directory = directory
@@ -99,7 +99,7 @@ class CommandLine:
         retry_at = time.monotonic() + TIMEOUT / 2
         while time.monotonic() < deadline:
             # Send a control key again, because it may be lost if it arrives before the program waits for input. Text is
-            # buffered.
+            # buffered, so it need not be sent again.
             if not prompts and not last_answer.isprintable() and time.monotonic() > retry_at:
                 os.write(controller, f"{last_answer}\n".encode())
                 retry_at = deadline
@@ -196,7 +196,10 @@ async def test_end_logins_ends_all_logins_of_one_user(run: Run, service: Service
 
 
 async def logins_of(client: httpx.AsyncClient, *people: Person) -> dict[str, int]:
-    """Return the status of each person's requests, by email address. It must be the same for both of their tokens."""
+    """Return the status of each person's requests, keyed by email address.
+
+    Requests with the access token and with the refresh token must have the same status.
+    """
     statuses = {}
     for person in people:
         access = await client.get("/users/me", headers=person.auth)

@@ -96,7 +96,7 @@ async def test_change_in_read_session_is_an_error(
 
 
 async def test_use_of_a_closed_session_is_an_error(service: Service) -> None:
-    """Without the error, the session would open another connection and never return it to the pool."""
+    """If this were not an error, the session would open another connection and never return it to the pool."""
 
     @service.app.get(PREFIX + "/test", response_class=EventSourceResponse)
     async def follow(session: ReadSession) -> AsyncIterator[int | None]:
@@ -152,7 +152,10 @@ async def test_exception_after_writes_rolls_all_of_them_back(
 
 
 async def test_read_session_holds_no_lock_between_statements(settings: Settings) -> None:
-    """On SQLite, a transaction takes the write lock when it begins, so another request would wait for the reader."""
+    """On SQLite, a transaction takes the write lock when it begins.
+
+    If the read session kept a transaction open, other requests would have to wait.
+    """
     has_read, may_end = asyncio.Event(), asyncio.Event()
     async with serve(change(settings, database_statement_timeout=1)) as service:
 
@@ -211,7 +214,7 @@ async def test_request_with_both_sessions_needs_one_connection(service: Service)
 
 
 async def test_concurrent_requests_of_every_kind_share_one_connection(service: Service) -> None:
-    """The requests include updates, which read the current user with `FastReader` and then write."""
+    """Updates read the current user with `FastReader` and then write, but must not use two connections at once."""
     ann = await sign_up(service.client)
 
     async with asyncio.timeout(60):
@@ -269,7 +272,7 @@ async def test_read_session_searches_escaped_text_and_fires_events(service: Serv
 async def test_dependencies_can_be_overridden(
     client: httpx.AsyncClient, service: Service, session: AsyncSession
 ) -> None:
-    """Overrides work as FastAPI documents them: the keys are the functions inside the annotated types."""
+    """The keys of `dependency_overrides` are the functions in the `Annotated` types, as in FastAPI's documentation."""
     ann = make_user("ann@example.com")
     session.add(ann)
     await session.flush()

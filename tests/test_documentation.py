@@ -18,7 +18,7 @@ from tests.conftest import GROUPS, ROOT, make_settings
 from tests.pages import PAGES, Block, blocks, command, table, tables
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-# Line limits of pages that may be longer than the others.
+# Line limits for pages to which the default limit does not apply.
 MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "AGENTS.md": 60}
 
 
@@ -26,7 +26,7 @@ MAX_LINES = {"operations.md": 330, "README.md": 200, "add-a-feature.md": 199, "A
 
 
 def test_every_command_of_a_page_is_run_by_a_test() -> None:
-    """Every command that a test runs must also be on a page."""
+    """Conversely, every command that a test runs must be on a page."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     used = set(re.findall(r'\bcommand\("([\w-]+)"\)', tests))
     used |= set(re.findall(r"name=([\w-]+)", (ROOT / ".ci/run").read_text()))
@@ -44,7 +44,7 @@ def test_every_shell_block_has_a_name() -> None:
     "block", [block for block in blocks() if block.language == "diff"], ids=lambda block: block.title
 )
 def test_diff_can_be_applied(block: Block) -> None:
-    """A diff also passes if it has already been applied."""
+    """The test also passes if the diff has already been applied."""
     text = (ROOT / block.title).read_text()
     for hunk in block.text.split("@@\n"):
         lines = hunk.splitlines(keepends=True)
@@ -71,7 +71,7 @@ def anchors(page: Path) -> set[str]:
 
 @every_page
 def test_links_lead_to_existing_files_headings_and_tests(page: Path) -> None:
-    # Links with this prefix do not lead to a file, but to one of GitHub's own pages about the repository.
+    # Links with this prefix lead to GitHub's own pages about the repository, not to files.
     up = "../" * (1 + len(page.relative_to(ROOT).parts))
     text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
@@ -92,7 +92,7 @@ def test_links_lead_to_existing_files_headings_and_tests(page: Path) -> None:
 
 
 def default(info: FieldInfo) -> str:
-    """Return a setting's default, written as in an environment variable, or an empty string if it has none."""
+    """Return a setting's default, formatted as in an environment variable, or an empty string if there is none."""
     value = info.get_default()
     if isinstance(value, SecretStr):
         return value.get_secret_value()

@@ -26,8 +26,8 @@ from app.settings import Settings
 from tests.conftest import GROUPS, ROOT
 from tests.pages import PAGES, blocks
 
-# Matches the start of a command: a program with subcommands, a program with options only, or a program whose --help is
-# not checked.
+# Matches the start of a command: a program with subcommands, a program with options only, or a program whose --help
+# these tests do not read.
 COMMAND = re.compile(
     r"(?:(docker (?:compose|container|image|network|system|volume)|docker|python -m app|alembic|fastapi|uv)"
     r"(?: [a-z][\w-]*)?|(gunicorn|uvicorn|pytest)|python -m|\.ci/run)(?!\S)"
@@ -35,13 +35,13 @@ COMMAND = re.compile(
 VARIABLE = re.compile(r"(?:-e )?([A-Z][A-Z\d_]+)=")
 OTHER_VARIABLES = {"HTTPS_PROXY", "HTTP_PROXY", "LANG", "NO_PROXY", "PATH", "TZ"}
 OF_REPOSITORY = re.compile(r"(?:app|benchmarks|docs|packages|scripts|tests)(?:[./][\w./:-]*)?")
-# Commands that run another command, and the number of arguments that precede the other command.
+# Commands that run another command, and the number of positional arguments before that command.
 RUNNERS = {"uv run": 0, "docker run": 1, "docker exec": 1, "docker compose run": 1, "docker compose exec": 1}
 OF_SERVICES = re.compile(r"docker compose (?:build|exec|kill|logs|ps|pull|restart|rm|run|start|stop|up)")
 
 
 def inline_commands() -> Iterator[tuple[str, str, str]]:
-    """Yield each command, its file and line number, and the files that the page tells readers to create."""
+    """Yield each command, its location (`file:line`), and the files that the page tells readers to create."""
     for page in [*PAGES, ROOT / ".github/pull_request_template.md", *sorted((ROOT / "packages").glob("*/*.md"))]:
         created = " ".join(block.title for block in blocks() if block.page == page)
         text = re.sub(r"(?ms)^```.*?^```$", lambda block: "\n" * block[0].count("\n"), page.read_text())
@@ -54,14 +54,17 @@ def inline_commands() -> Iterator[tuple[str, str, str]]:
 
 
 def simple_commands(command: str) -> list[list[str]]:
-    """Split a command line at operators such as `|` and `&&`. Return the words of each part, without placeholders."""
+    """Split a command line at operators such as `|` and `&&`, and return the words of each part.
+
+    Placeholders such as `<name>` are omitted.
+    """
     lexer = shlex.shlex(re.sub(r"<[^<>]+>|…|\d(?=>)", " ", command), posix=True, punctuation_chars="|;&>")
     lexer.whitespace_split = True
     return [list(words) for separates, words in groupby(lexer, lambda word: set(word) <= set("|;&>")) if not separates]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program without PYTEST_ADDOPTS, because its option `--cov` would delete the coverage data of this run."""
+    """Run a program without PYTEST_ADDOPTS, whose option `--cov` would delete the coverage data of this test run."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"} | {"COLUMNS": "200"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
@@ -84,8 +87,8 @@ def usage(command: str) -> str:
 def arguments(words: list[str], text: str) -> Iterator[int]:
     """Yield the positions of the positional arguments.
 
-    The command's help, `text`, shows which options take a value. Without help, any word after an option may be its
-    value, so stop at the first option.
+    The command's help, `text`, shows which options take a value. If it is empty, any word after an option may be the
+    option's value, so stop at the first option.
     """
     option = ""
     for position, word in enumerate(words):
@@ -98,7 +101,7 @@ def arguments(words: list[str], text: str) -> Iterator[int]:
 
 
 def problems(words: list[str], created: str) -> Iterator[str]:
-    """Yield the problems of a command, and of a command that it runs, for example with `docker compose run`."""
+    """Yield the problems with a command, and with any command that it runs, as in `docker compose run`."""
     while variable := VARIABLE.match(" ".join(words)):
         if not is_read(variable[1]):
             yield f"{variable[1]} is not a setting. If another program reads it, add it to OTHER_VARIABLES"
@@ -124,7 +127,7 @@ def problems(words: list[str], created: str) -> Iterator[str]:
 
 
 def unknown_names(name: str, rest: list[str], given: list[str], created: str) -> Iterator[str]:
-    """Yield a problem for each service, test and group of tests that a command names but that does not exist."""
+    """Yield a problem for each missing service, test, test group or part of `.ci/run` that a command names."""
     if OF_SERVICES.fullmatch(name):
         files = "".join(path.read_text() for path in ROOT.glob("*compose*.y*ml"))
         sections = "".join(re.findall(r"(?m)^services:\n((?:[ #].*\n|\n)*)", files))
@@ -154,12 +157,12 @@ def unknown_names(name: str, rest: list[str], given: list[str], created: str) ->
 
 
 def operands(*expressions: str) -> set[str]:
-    """Return the names in pytest expressions, for example in `drills or browser`."""
+    """Return the names used in pytest expressions: `drills` and `browser` for `drills or browser`."""
     return set(re.findall(r"\w+", " ".join(expressions))) - {"and", "or", "not"}
 
 
 def is_read(variable: str) -> bool:
-    """Return whether the application, a Compose file, a test or another program reads this variable."""
+    """Return whether the application, a Compose file, a test or another program reads the variable."""
     if variable in {*map(str.upper, Settings.model_fields), *COMPOSE_VARIABLES, *OTHER_VARIABLES}:
         return True
     tests = (path.read_text() for folder in ("tests", "packages") for path in (ROOT / folder).rglob("*.py"))
@@ -167,13 +170,13 @@ def is_read(variable: str) -> bool:
 
 
 def exists(name: str, created: str) -> bool:
-    """Return whether a file, folder or module exists or the page tells readers to create it."""
+    """Return whether a file, folder or module exists, or is one that the page tells readers to create (`created`)."""
     path = ROOT / (name.partition("::")[0] if "/" in name else name.partition(":")[0].replace(".", "/"))
     return path.exists() or path.with_suffix(".py").exists() or name in created
 
 
 def mistakes(command: str, created: str) -> list[str]:
-    """Return the problems of a command in inline code."""
+    """Return the problems with a command from the documentation, for example that a file does not exist."""
     found = []
     for words in simple_commands(command):
         found += [
@@ -186,7 +189,7 @@ def mistakes(command: str, created: str) -> list[str]:
 COMMANDS = {command: (place, created) for command, place, created in inline_commands()}
 
 
-# For a command with `-k`, pytest imports all tests, which takes seconds, so the group `copies` checks these commands.
+# For a command with `-k`, pytest imports all tests, which takes seconds. Only the group `copies` checks such commands.
 @pytest.mark.parametrize(
     "command",
     [

@@ -82,7 +82,7 @@ async def test_unexpected_json_type_returns_422(client: httpx.AsyncClient, body:
 
 @pytest.fixture
 def failing_routes(service_with_bug: Service) -> httpx.AsyncClient:
-    """A client of an application with additional routes, which raise unexpected exceptions."""
+    """A client for an application with additional routes that raise exceptions."""
     app = service_with_bug.app
 
     @app.get(PREFIX + "/crash")

@@ -20,7 +20,7 @@ from app import PREFIX, healthcheck
 
 @contextmanager
 def serve_health(status: HTTPStatus, tls: TLS | None = None, host: str = "127.0.0.1") -> Iterator[int]:
-    """Run a server and yield its port. It responds to /health with this status, and to other paths with 404."""
+    """Run a server and yield its port. It responds to /health with the given status, and to other paths with 404."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

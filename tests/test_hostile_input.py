@@ -40,13 +40,13 @@ STRINGS = {
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The running application with all of its routes and the background task that writes emails."""
+    """The running application with all of its routes and the background task that sends emails."""
     async with serve(change(settings, mail=True)) as service:
         yield service
 
 
 def requests_with(value: str, ann: Person) -> list[tuple[str, str, dict[str, Any] | None]]:
-    """Return requests (method, URL and body) with the value in every place that accepts a string."""
+    """Return requests (method, URL and body) that together have the value in every place that accepts a string."""
     user, query = {"email": "bob@example.com", "password": PASSWORD, "full_name": "Bob"}, quote(value, errors="replace")
     password = {"current_password": PASSWORD, "new_password": "another password"}
     return [

@@ -189,7 +189,10 @@ async def test_redis_keys_are_hashed_and_expire(redis: Redis, settings: Settings
 
 
 async def test_seconds_left_are_at_least_one(redis: Redis, settings: Settings) -> None:
-    """At the end of a window, Redis may report 0 ms left. The test uses -1 instead, from a key that never expires."""
+    """At the end of a window, Redis may report that 0 ms are left.
+
+    This is hard to time, so the test uses a key that never expires, for which Redis reports -1.
+    """
     limiter = RateLimiter(settings, redis, defaultdict(MemoryCounter))
     before = set(await redis.keys("{rate}:default:*"))
     await limiter.hit("default", "ann")

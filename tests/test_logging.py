@@ -85,7 +85,8 @@ def test_access_log_of_the_server_is_disabled(name: str, capsys: pytest.CaptureF
 def test_warning_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        # An earlier test may have captured warnings. pytest has undone this, but `logging` does not capture them again.
+        # An earlier test may have called `captureWarnings`. pytest has undone the effect, but another call does nothing
+        # until `logging` is reset.
         logging.captureWarnings(capture=False)
         configure_logging(make_settings())
         warnings.warn("deprecated", UserWarning, stacklevel=1)

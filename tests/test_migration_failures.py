@@ -76,7 +76,7 @@ async def test_no_request_waits_behind_a_blocked_migration_longer_than_its_lock_
     newest = await holder.fetchval("SELECT version_num FROM alembic_version")
     async with serve(change(settings, database_statement_timeout=20)) as service:
         person = await sign_up(service.client)
-        # The first statement of the migration after 0002 alters the table `users`.
+        # The migration after 0002 begins by altering the table `users`, so it waits for the lock that is taken below.
         await holder.execute("UPDATE alembic_version SET version_num = '0002'")
         async with holder.transaction():
             await holder.execute("LOCK TABLE users IN ACCESS SHARE MODE")

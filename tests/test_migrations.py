@@ -45,8 +45,8 @@ from app.users.models import Login, User
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
-# Migrations are tested on rows with these values. VALUES has one value per column type. ROWS has the values of columns
-# that need other ones.
+# Migrations are tested on rows with these values. VALUES maps each column type to its default value. ROWS maps tables
+# to the values of columns that need a specific value.
 VALUES: dict[type, object] = {
     bool: True,
     bytes: b"a",
@@ -70,7 +70,7 @@ TIMEOUT = 600  # seconds per command, on a machine that runs many tests in paral
 def database(database_url: str) -> Iterator[Settings]:
     """Settings with a migrated database.
 
-    After the test, the database is migrated again, because tests share one PostgreSQL database.
+    The test may undo migrations. Afterwards, they are applied again, because tests share one PostgreSQL database.
     """
     database = make_settings(database_url=database_url)
     yield database
@@ -232,7 +232,7 @@ async def test_migrations_run_up_and_down_on_tables_with_rows(database: Settings
 async def test_sqlite_never_reuses_an_id(database: Settings) -> None:
     """Every table keeps AUTOINCREMENT, even after a downgrade.
 
-    Alembic's batch operations recreate a table, and omit AUTOINCREMENT by default.
+    Alembic's batch operations recreate a table and omit AUTOINCREMENT by default.
     """
     solution = (
         "{} loses AUTOINCREMENT. Write op.add_column and op.drop_column. For other changes, write "
@@ -334,7 +334,7 @@ async def test_schema_of_a_later_release_is_not_changed(
 async def test_missing_columns_of_an_unknown_revision_are_logged(
     database: Settings, logs: list[structlog.typing.EventDict], change_schema: str, undo: str, missing: list[str]
 ) -> None:
-    """For example, a migration was deleted after it had run, and another one was added in its place."""
+    """A revision is unknown if, for example, its migration was replaced by another one after it had run."""
     engine = create_engine(database)
     async with engine.begin() as connection:
         newest = await connection.scalar(text("SELECT version_num FROM alembic_version"))

@@ -25,7 +25,7 @@ from tests.people import sign_up
 
 
 def mount_application(app: FastAPI) -> None:
-    """Mount an application with one route for each test."""
+    """Mount a sub-application on `app`, with routes for the tests."""
     reports = FastAPI(title="Reports")
 
     @reports.get("/me")
@@ -56,7 +56,7 @@ def mount_application(app: FastAPI) -> None:
 
 
 def mount_own_handlers(app: FastAPI) -> None:
-    """Mount an application with its own exception handlers."""
+    """Mount a sub-application that has its own exception handlers."""
     own = FastAPI(openapi_url=None)
 
     @own.exception_handler(RequestValidationError)

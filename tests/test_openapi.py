@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.conftest import ROOT, change, make_settings, serve
 
 SNAPSHOT = ROOT / "tests" / "openapi.json"
-# Operations that check credentials other than an access token, and therefore can return 401 as well.
+# Operations that check credentials other than an access token, so they too can return 401.
 LOGINS = {
     "POST /auth/login",
     "POST /auth/refresh",
@@ -56,7 +56,7 @@ def test_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
 
 
 def test_document_equals_the_committed_one(document: dict[str, Any]) -> None:
-    """After an intended change, run `python -m app openapi > tests/openapi.json`, so that reviews show the change."""
+    """After an intended change, run `python -m app openapi > tests/openapi.json`, so that a review shows the change."""
     assert json.loads(SNAPSHOT.read_text()) == document
 
 

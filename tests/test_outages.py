@@ -88,7 +88,7 @@ async def test_rejected_connection_returns_503_and_logs_the_reason(
 
 
 async def test_logout_during_an_outage_returns_503(unreachable: Settings) -> None:
-    """A 204 would tell the client that the logout was stored, although it was not."""
+    """A 204 would tell the client that the logout had been stored when it had not."""
     async with serve(unreachable, prepared=True) as service:
         response = await service.client.post("/auth/logout", json={"refresh_token": "A" * 64})
 
@@ -121,7 +121,7 @@ async def test_exhausted_pool_returns_503(settings: Settings) -> None:
 
 
 async def test_cancelled_requests_return_their_connections(settings: Settings) -> None:
-    """Workers cancel requests at shutdown. The test cancels requests after different delays."""
+    """Workers cancel requests at shutdown. Cancel requests after different delays, to interrupt them at many stages."""
     async with serve(change(settings, database_pool_size=4)) as service:
         ann = await sign_up(service.client)
         for milliseconds in range(30):
@@ -177,9 +177,9 @@ async def test_invalid_statement_is_raised_and_no_outage(
 
 
 async def test_missing_table_during_an_outage_returns_503(service: Service, session: AsyncSession) -> None:
-    """While a backup is restored, a request may fail because a table is missing.
+    """While a backup is being restored, a request may fail because a table is missing.
 
-    The table may exist again when the error is handled, so the 503 must not depend on a second check.
+    The table may exist again by the time the error is handled, so the 503 must not depend on a second check.
     """
     connection = await session.connection()
     await connection.exec_driver_sql("ALTER TABLE users RENAME TO hidden_users")
@@ -199,7 +199,7 @@ async def test_missing_table_during_an_outage_returns_503(service: Service, sess
 async def test_database_without_tables_returns_503_until_they_are_back(
     client: httpx.AsyncClient, session: AsyncSession, logs: list[structlog.typing.EventDict]
 ) -> None:
-    """This happens if the schema is dropped or the database is recreated."""
+    """Tables are missing if the schema was dropped or the database is being recreated."""
     tables = ("users", "alembic_version")
     connection = await session.connection()
     for table in tables:
@@ -276,13 +276,14 @@ async def test_silent_server_returns_503_after_one_timeout(
     reasons = [entry["reason"] for entry in logs if entry["event"] == "database unavailable"]
     assert reasons[-1] == "TimeoutError: no answer within 1 s"
     assert after.status_code == 200
-    # The timeouts are 3 and 1 s. If the driver closed connections gracefully, both requests would take longer.
+    # The driver's timeout for statements is 3 s, and the timeout of the readiness check is 1 s. If the driver closed
+    # connections gracefully, both requests would take longer.
     assert seconds < 4.9
     assert ready_seconds < 2.9
 
 
 async def execute_on_two_connections(service: Service, statement: str) -> set[int]:
-    """Execute a statement on two connections, and return the process ids of their server processes."""
+    """Execute a statement on two connections, and return the PIDs of their server processes."""
     pid = text("SELECT pg_backend_pid()")
     async with AsyncSession(service.state["engine"]) as one, AsyncSession(service.state["engine"]) as two:
         pids = {(await session.scalars(pid)).one() for session in (one, two)}
@@ -292,8 +293,9 @@ async def execute_on_two_connections(service: Service, statement: str) -> set[in
         return pids
 
 
-# After a failover, the host name may resolve to another server. For some seconds, engines with the same settings share
-# what one of them has learned about the server. The next two tests therefore use different settings.
+# After a failover, the host name may resolve to another server. Engines with the same URL and timeouts share a
+# `Connector`, which marks all connections for replacement at most once in READ_ONLY_SECONDS. The next two tests
+# therefore use different timeouts.
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

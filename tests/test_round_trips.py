@@ -24,7 +24,7 @@ async def database_proxy(postgresql_url: str) -> AsyncIterator[TCPProxy]:
 
 @pytest.fixture
 def proxied_settings(settings: Settings, database_proxy: TCPProxy, postgresql_url: str) -> Settings:
-    """Settings with the URL of the database proxy."""
+    """Settings whose database URL points to the proxy."""
     host, port = database_proxy.address.split(":")
     url = make_url(postgresql_url).set(host=host, port=int(port))
     return change(settings, database_url=url.render_as_string(hide_password=False))
@@ -44,8 +44,8 @@ REQUESTS: dict[str, tuple[int, Request]] = {
         READ_ONE + WRITE_ONE,
         lambda client, root: client.patch("/users/me", headers=root.auth, json={"full_name": "R"}),
     ),
-    # One read of the user, then a transaction with two more statements. It locks the user, stores the token, and
-    # deletes expired tokens.
+    # Read the user. Then, in one transaction, lock the user, store the token, and delete expired tokens: two statements
+    # more than in the other writes.
     "log in": (READ_ONE + WRITE_ONE + 2, lambda client, _: log_in(client, "root@example.com")),
     "refresh": (
         WRITE_ONE,
@@ -87,7 +87,7 @@ async def test_requests_run_the_minimum_of_statements_in_one_round_trip_each(
 def count_statements(sent: bytes) -> int:
     """Count the `Query` and `Execute` messages, each of which makes PostgreSQL run a statement.
 
-    Each message is a type byte, the length of the rest, and the rest:
+    Each message consists of a type byte, a length that includes itself, and the contents:
     https://www.postgresql.org/docs/current/protocol-message-formats.html
     """
     number = start = 0

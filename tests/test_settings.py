@@ -20,7 +20,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load_problems() -> dict[str, str]:
-    """Load the settings, which must fail. Return the problem of each invalid variable, by name."""
+    """Load invalid settings, and return the error message for each invalid variable, keyed by variable name."""
     with pytest.raises(SystemExit) as caught:
         load_settings()
     first, *lines = str(caught.value).splitlines()

@@ -55,7 +55,7 @@ def test_sys_exit_in_a_thread_is_not_logged(clean_environment: dict[str, str]) -
 
 
 def run(code: str, exit_code: int, environment: dict[str, str]) -> list[dict[str, Any]]:
-    """Run Python code, check its exit code, and return the lines that it logs."""
+    """Run Python code, check its exit code, and return the lines that it logs, parsed as JSON."""
     command = [sys.executable, "-c", SETUP + code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == exit_code

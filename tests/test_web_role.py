@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=Tr
 async def role(database_url: str) -> AsyncIterator[str]:
     """The name of a role that does not exist yet.
 
-    It contains the name of this process's database, because test processes share the server and its roles.
+    The name of this process's database makes it unique, because test processes share the server and its roles.
     """
     role = f"web of '{make_url(database_url).database}\""
     yield role

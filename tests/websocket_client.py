@@ -10,11 +10,11 @@ from tests.conftest import Service
 
 
 class WebSocketClient:
-    """A WebSocket connection to the application, as the server sees it.
+    """A WebSocket client that exchanges ASGI messages with the application, in place of a server.
 
     Attributes:
         sent: The ASGI messages that the application has sent.
-        received: The ASGI messages that the application has not read yet.
+        received: The ASGI messages that are queued for the application.
         task: The task that runs the application.
     """
 

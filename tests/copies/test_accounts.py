@@ -15,7 +15,7 @@ from tests.pages import command
 
 @pytest.fixture
 def server(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[tuple[str, Path]]:
-    """The URL of the service, which runs with default settings, and the path of its log."""
+    """The URL of a service with default settings, and the path of its log."""
     port, log = free_port(), tmp_path / "service.log"
     script = command("serve-with-log").replace("uv run uvicorn", f"exec {sys.executable} -m uvicorn --port={port}")
     process = subprocess.Popen(["bash", "-euc", script], cwd=tmp_path, env=clean_environment)

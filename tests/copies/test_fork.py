@@ -23,7 +23,7 @@ def apply(diff: str, file: Path, *, backwards: bool = False) -> None:
 
 @pytest.fixture(scope="module")
 def with_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with the tutorial's feature."""
+    """A copy of the repository with the feature from the tutorial added."""
     copy = copy_repository(tmp_path_factory.mktemp("fork") / "with-notes")
     for block in tutorial():
         if block.language == "python":
@@ -37,7 +37,7 @@ def with_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_routes(with_notes: Path, tmp_path: Path) -> Path:
-    """A copy with the feature, but without the changes that the tutorial makes to existing files."""
+    """A copy of the repository with the files that the tutorial adds, but without its changes to existing files."""
     copy = tmp_path / "without-notes"
     shutil.copytree(with_notes, copy)
     for block in tutorial():
@@ -83,5 +83,5 @@ def test_feature_is_removed(without_routes: Path, tmp_path: Path) -> None:
     migrations = sorted(Path(path).name.partition("_")[2] for path in left.keys() - before.keys())
     assert migrations == ["add_notes.py", "drop_notes.py"]
     assert {path for path in before if left.get(path) != before[path]} == set()
-    # The files hardly differ from this repository, so a few tests suffice.
+    # The copy is nearly identical to this repository, so a few tests suffice.
     run(copy, f"{CHECKS} -k 'access or architecture or openapi or migrations'")

@@ -37,7 +37,7 @@ TESTS = ["test_access.py", "test_architecture.py", "test_documentation.py", "tes
 
 
 class Addition(NamedTuple):
-    """Lines to insert into a file, after the only line that begins with `after`."""
+    """Lines to insert into a file, below the only line that begins with the text in `after`."""
 
     file: str
     after: str
@@ -118,7 +118,7 @@ PROJECT = {
 
 
 def insert(file: Path, after: str, added: str) -> None:
-    """Insert lines after the only line that begins with `after`."""
+    """Insert lines below the line that begins with `after`. There must be exactly one such line."""
     lines = file.read_text().splitlines()
     (number,) = [number for number, line in enumerate(lines, 1) if line.startswith(after)]
     lines[number:number] = added.splitlines()
@@ -126,7 +126,10 @@ def insert(file: Path, after: str, added: str) -> None:
 
 
 def add_feature(copy: Path) -> None:
-    """Add the feature's files, and its lines to existing files. Generate its migration and the OpenAPI document."""
+    """Add the feature's new files, and insert its lines into existing files.
+
+    Then generate the feature's migration and the OpenAPI document.
+    """
     shutil.copytree(FEATURE, copy, dirs_exist_ok=True)
     for file, after, added in ADDITIONS:
         insert(copy / file, after, added)
@@ -146,7 +149,7 @@ def add_setting_to_documentation(copy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """A copy with the feature, and the contents of its files from before the feature was added."""
+    """A copy of the repository with the feature, and the contents of all files before the feature was added."""
     copy = copy_repository(tmp_path_factory.mktemp("fork") / "with-projects")
     before = contents(copy)
     add_feature(copy)
@@ -180,7 +183,7 @@ def test_feature_passes_static_checks(with_projects: Path, check: str) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_feature_passes_tests(with_projects: Path, database: str, request: pytest.FixtureRequest) -> None:
-    """Run the feature's own tests, and those that check every feature."""
+    """Run the feature's own tests, and the tests that apply to every feature."""
     paths = " ".join(f"tests/{name}" for name in ("projects", *TESTS))
     server = request.getfixturevalue("postgresql_server") if database == "postgresql" else ""
     selected = f"({database} or not (sqlite or postgresql)) and not generated"
@@ -191,7 +194,7 @@ def test_feature_passes_tests(with_projects: Path, database: str, request: pytes
 
 
 def test_default_tests_pass_with_the_feature(with_projects: Path) -> None:
-    """Run the other default tests, which must not break when a feature adds routes, tables and settings."""
+    """Run the remaining default tests. New routes, tables and settings must not break them."""
     others = " ".join(f"--ignore=tests/{name}" for name in ("projects", *TESTS))
 
     output = run(with_projects, f"pytest -n 2 {others} -k 'not postgresql and not generated'")
@@ -224,7 +227,7 @@ SETTINGS = {
 
 @dataclass
 class Acknowledged:
-    """The operations that the service has acknowledged, and all error responses and exceptions."""
+    """The operations that the service has acknowledged, and the errors that the clients have seen."""
 
     projects: set[str] = field(default_factory=set)
     invitations: int = 0
@@ -236,7 +239,7 @@ class Acknowledged:
 
 
 class Client:
-    """A client that calls each of the feature's endpoints in turn, and never retries a request."""
+    """A client that creates and uses projects, and never retries a request."""
 
     def __init__(self, http: httpx.AsyncClient, number: int, acknowledged: Acknowledged) -> None:
         self.http = http
@@ -245,7 +248,7 @@ class Client:
         self.auth: dict[str, str] = {}
 
     async def send(self, method: str, path: str, **options: Any) -> httpx.Response | None:  # noqa: ANN401  httpx's options
-        """Send a request. Return the response if it is successful, else record the failure and return None."""
+        """Send a request. Return the response if it is successful. Otherwise, record the failure and return None."""
         try:
             response = await self.http.request(method, path, headers=self.auth, **options)
         except httpx.TransportError as error:
@@ -275,7 +278,7 @@ class Client:
         await chat
 
     async def use_project(self, other_user: int) -> int | None:
-        """Create a project, use each of its routes, and return its id."""
+        """Create a project, add a member and a document to it, and return its id, or None if it was not created."""
         done, key = self.acknowledged, str(uuid4())
         project = {
             "key": key,

@@ -18,21 +18,21 @@ from tests.conftest import ROOT
 from tests.copies.repository import copy_repository
 from tests.pages import command
 
-# Puts uv on PATH, so it runs before every other command, in the same shell.
+# This command puts uv on PATH, so it must run before every other command, in the same shell.
 WITH_UV = command("install-uv")
-# The timeout is far longer than needed, so that no test depends on speed.
+# The timeout is far longer than needed, so that the tests do not fail on slow machines.
 MINUTES = 10
 
 
 @pytest.fixture(scope="module")
 def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the files that a clone would contain."""
+    """A copy of the files that a clone of the repository would contain."""
     return copy_repository(tmp_path_factory.mktemp("clone") / "app")
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables like those of a new developer, without the virtual environment of these tests."""
+    """The environment variables of a new developer. The virtual environment of these tests is not on PATH."""
     path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if ".venv" not in part)
     kept = {
         name: value for name, value in os.environ.items() if name in {"HOME", "LANG"} or "PIP" in name or "SSL" in name
@@ -102,7 +102,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(fresh_copy: Path, environment: dict[str, str]) -> Run:
-    """Return a function that runs a command in the copy, in a shell with uv on PATH, and returns its output."""
+    """Return a function that runs a shell script in the copy and returns its output. uv is on PATH."""
 
     def run(script: str, stdin: str = "") -> str:
         return subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 from tests.copies.repository import CHECKS, copy_repository, run
 from tests.pages import command
 
-# Names that belong to the feature: those that the documented command searches for, and those of its tests.
+# Names that belong to the feature: those that the documented command searches for, and others that tests use.
 NAMES = re.compile(
     command("find-accounts").split('"')[1]
     + r"|AccountToken|MailTokens|MAIL_TOKENS|TOKEN_IDS|add_mail_tokens|confirmations|by_mail|\binvited\b"
@@ -17,7 +17,11 @@ NAMES = re.compile(
 
 
 def delete_references(file: Path) -> None:
-    """For each line that matches NAMES, delete the smallest list element, set element, statement or test around it."""
+    """Delete all references to the feature.
+
+    For each line that matches NAMES, delete the smallest list element, set element, statement or test function that
+    contains the line.
+    """
     lines = file.read_text().splitlines(keepends=True)
     nodes = list(ast.walk(ast.parse("".join(lines))))
     tests = [
@@ -40,7 +44,7 @@ def delete_references(file: Path) -> None:
 
 
 def delete_text(file: Path, *patterns: str) -> None:
-    """Delete the text that matches each pattern. Each must match exactly once."""
+    """Delete the text that matches each pattern. Each pattern must match exactly once."""
     text = file.read_text()
     for pattern in patterns:
         text, count = re.subn(pattern, "", text, flags=re.MULTILINE)

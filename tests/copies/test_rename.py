@@ -44,7 +44,7 @@ def test_rename_replaces_the_name_everywhere_and_all_checks_pass(copy: Path) -> 
         "app/__init__.py": b'NAME = "acme-billing-and-invoicing-2"',
     }.items():
         assert text in after[path], path
-    # The script changes no file in packages/, because the packages keep their names and licences.
+    # The script does not change packages/, because the packages keep their names and licences.
     assert {path for path in before if path.startswith("packages/") and after[path] != before[path]} == set()
     tests = "access or architecture or openapi or documentation or database or gunicorn_conf"
     run(copy, f"{CHECKS} && pytest tests/server/test_gunicorn_conf.py", tests=tests)
@@ -58,7 +58,10 @@ def test_code_is_formatted_after_a_short_or_long_name(copy: Path, title: str) ->
 
 
 def rewrite(page: str) -> str:
-    """Replace all sentences and unnamed tables of a page with dummy text. Keep code, headings and named tables."""
+    """Replace the sentences on a page with dummy text. Keep the code and the headings.
+
+    Tables are replaced too, except those with a `<!-- table=… -->` comment, which tests read.
+    """
     lines: list[str] = []
     is_kept = False
     for line in page.splitlines():

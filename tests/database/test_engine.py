@@ -57,7 +57,7 @@ async def test_postgresql_connection_has_a_name_and_timeouts(session: AsyncSessi
 
 
 async def read_limit(database_url: str, **settings: object) -> object:
-    """Connect to a URL that may have parameters of a hosting provider, and return the statement timeout in effect."""
+    """Connect to the database, and return the statement timeout that is in effect."""
     engine = create_engine(make_settings(database_url=database_url, **settings))
     try:
         async with engine.connect() as connection:

@@ -68,7 +68,7 @@ async def test_sqlite_error_is_classified_by_name(
     os.mkfifo("fifo")  # a FIFO can be opened, but is not a database file
 
     with pytest.raises(DBAPIError) as caught:
-        # The list keeps each result open, so that its table stays locked while the next statement runs.
+        # Keep every result in a list, so that results stay open and tables stay locked while the next statement runs.
         [await session.stream(text(statement)) for statement in statements]
 
     name = getattr(caught.value.orig, "sqlite_errorname", None)

@@ -48,7 +48,7 @@ def reader(engine: AsyncEngine, settings: Settings) -> FastReader:
 
 
 async def fetch_values(reader: FastReader, query: Query, **parameters: object) -> tuple[object, ...]:
-    """Return the values of the first row of a query's result."""
+    """Run the query, and return the values in the first row of the result."""
     row = await reader.fetch_one(query, **parameters)
     assert row is not None
     return tuple(row)
@@ -160,7 +160,10 @@ async def test_waiting_requests_are_served_in_order_of_arrival(reader: FastReade
 
 
 async def test_cancelled_request_passes_its_turn_to_the_next(reader: FastReader, engine: AsyncEngine) -> None:
-    """Each round cancels the second request a little later: at first while it is queued, finally after its turn."""
+    """Each round cancels the second request a little later.
+
+    The first rounds cancel it while it is queued, and the last rounds after its turn has come.
+    """
     loop = asyncio.get_running_loop()
     cancel_second: list[Callable[[], None]] = []
 

@@ -114,7 +114,7 @@ async def test_redis_not_answering_does_not_delay_readiness(settings: Settings, 
 
 @pytest.fixture
 def draining() -> Iterator[None]:
-    """Set the flag that gunicorn's master process sets on SIGTERM."""
+    """During the test, set the flag that gunicorn's master process sets on SIGTERM."""
     drain._draining[0] = 1  # noqa: SLF001  a real SIGTERM would end the tests
     yield
     drain._draining[0] = 0  # noqa: SLF001  as above

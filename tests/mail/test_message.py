@@ -20,7 +20,7 @@ ID = UUID("6f1c2d3e-4b5a-4978-8695-a4b3c2d1e0f9")
 
 
 def build(recipient: str = "ann@example.com", *, subject: str = "Hello", text: str = "Hello.") -> EmailMessage:
-    """Build a message, serialize it, and parse it like a recipient's email client."""
+    """Build a message, serialize it, and parse it as the recipient's email client would."""
     mail = Mail(id=ID, kind="test", recipient=recipient, context={}, created_at=datetime(2026, 1, 2, tzinfo=UTC))
     message = build_message(mail, Content(subject, text), "Éva <no-reply@example.org>")
     return message_from_bytes(bytes(message), _class=EmailMessage, policy=default)
@@ -34,7 +34,7 @@ def test_message_that_is_built_twice_has_the_same_id_and_date() -> None:
 
 @pytest.mark.parametrize("subject", [f"Erősítse meg az új email-címét a szolgáltatásban: {TITLE}", "é" * 200])
 def test_long_subject_with_accents_is_parsed_unchanged(subject: str) -> None:
-    """Before Python 3.13, the `email` package has a bug: it may drop a space when it folds such a subject."""
+    """In Python versions before 3.13, the `email` package may drop a space when it folds such a subject."""
     message = build(subject=subject)
 
     assert message["Subject"] == subject

@@ -79,7 +79,7 @@ async def test_documented_writer_writes_to_existing_users(client: httpx.AsyncCli
 
 
 class Worker:
-    """An outbox and a sender, like those of each worker process."""
+    """The outbox and the sender of one worker process."""
 
     def __init__(self, settings: Settings, engine: AsyncEngine, write: Writer = write_number) -> None:
         self.outbox = Outbox({"test": write})
@@ -105,7 +105,7 @@ async def stored_mails(engine: AsyncEngine) -> list[Mail]:
 
 
 async def wait_for_mails(engine: AsyncEngine, condition: Callable[[list[Mail]], bool]) -> list[Mail]:
-    """Wait until the emails in the outbox meet the condition, and return these emails."""
+    """Wait until the emails in the outbox meet the condition, and return them."""
     while not condition(found := await stored_mails(engine)):  # noqa: ASYNC110  there is no event to wait for
         await asyncio.sleep(0.01)
     return found
@@ -117,7 +117,7 @@ async def wait_until_empty(engine: AsyncEngine) -> None:
 
 
 async def wait_for_availability(sender: Sender, *, available: bool) -> None:
-    """Wait until the sender considers the mail server available, or unavailable."""
+    """Wait until the sender considers the mail server available, or unavailable if `available` is false."""
     async with asyncio.timeout(TIMEOUT):
         while sender.is_available is not available:  # noqa: ASYNC110  there is no event to wait for
             await asyncio.sleep(0.01)
@@ -170,7 +170,7 @@ async def test_mail_without_content_is_deleted(worker: Worker, engine: AsyncEngi
 async def test_mail_of_an_unknown_kind_stays_in_the_outbox(
     worker: Worker, engine: AsyncEngine, mails: MailServer
 ) -> None:
-    """During a rollout, a newer release may add emails of a kind that the older release does not know."""
+    """During a rollout, a newer release may queue emails whose kind the older release does not know."""
     async with AsyncSession(engine) as session:
         session.add(Mail(kind="later", recipient="ann@example.com", context={}))
         worker.outbox.add(session, "unknown", "ann@example.com", number=1)
@@ -185,7 +185,7 @@ async def test_mail_of_an_unknown_kind_stays_in_the_outbox(
 async def test_mail_of_an_unknown_kind_is_given_up_after_two_days(
     worker: Worker, engine: AsyncEngine, mails: MailServer, logs: Logs
 ) -> None:
-    """After two days, the release that added the email is unlikely to run again."""
+    """The email waits for a release that knows its kind. After two days, such a release is unlikely to run again."""
     old = utc_now() - MAX_AGE - timedelta(seconds=1)
     async with AsyncSession(engine) as session, session.begin():
         session.add(Mail(kind="later", recipient="ann@example.com", context={}, created_at=old, next_attempt_at=old))
@@ -258,7 +258,7 @@ async def test_workers_send_each_mail_once(settings: Settings, engine: AsyncEngi
 async def test_mail_that_another_worker_is_taking_is_skipped(
     worker: Worker, engine: AsyncEngine, mails: MailServer
 ) -> None:
-    """This runs only on PostgreSQL. On SQLite, which has no row locks to skip, one transaction waits for the other."""
+    """This runs only on PostgreSQL. SQLite has no row locks: there, one transaction waits for the other."""
     await add(engine, worker.outbox, 1)
     async with AsyncSession(engine) as session, session.begin():
         await session.execute(select(Mail.id).with_for_update())
@@ -290,7 +290,7 @@ async def test_no_transaction_is_open_while_the_mail_server_is_slow(
 async def test_worker_that_finishes_after_its_lease_does_not_affect_the_next(
     settings: Settings, engine: AsyncEngine, mails: MailServer, reply: str, copies: int
 ) -> None:
-    """A worker exceeds its lease if, for example, its machine is suspended while it sends an email."""
+    """A worker exceeds its lease if, for example, its machine is suspended while the worker is sending an email."""
     mails.replies["*"] = reply
     mails.may_reply.clear()
     async with mail_server() as other_server, AsyncExitStack() as stack:
@@ -309,8 +309,8 @@ async def test_worker_that_finishes_after_its_lease_does_not_affect_the_next(
         other_server.may_reply.set()
         await wait_until_empty(engine)
 
-    # If the first worker's server accepted the email, it is deleted. If the server deferred it, the email stays, and so
-    # does the second worker's lease.
+    # If the first worker's mail server accepted the email, the email is deleted from the outbox. If the mail server
+    # deferred it, both the email and the second worker's lease remain.
     assert leases == ([] if reply == "250 OK" else [(2, True)])
     assert len(mails.mails + other_server.mails) == copies
     assert len({mail["Message-ID"] for mail in mails.mails + other_server.mails}) == 1

@@ -42,7 +42,7 @@ async def send(url: str, *messages: EmailMessage) -> None:
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """A certificate authority that this process trusts, like the authorities of the operating system."""
+    """A certificate authority that TLS connections of this process trust by default."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
@@ -141,7 +141,7 @@ async def test_refused_content_does_not_block_others() -> None:
 
 
 async def test_server_that_refuses_the_sender_is_unavailable() -> None:
-    """A server that refuses the sender would refuse every email, so no email may be dropped.
+    """A server that refuses the sender would refuse every email. It counts as unavailable, so that no email is dropped.
 
     Here, the server refuses the MAIL command because of the message size.
     """

@@ -23,7 +23,7 @@ async def test_cors_is_disabled_by_default(settings: Settings) -> None:
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The running application, which allows the origin `https://app.example`."""
+    """The running application, which allows CORS requests from `https://app.example`."""
     async with serve(change(settings, **CORS)) as service:
         yield service
 

@@ -29,7 +29,10 @@ async def test_head_requires_authentication_like_get(client: httpx.AsyncClient) 
 
 
 async def test_head_requests_are_logged_like_get(client: httpx.AsyncClient, logs: list[EventDict]) -> None:
-    """All requests are logged. `RefusalLog` drops only lines about requests that exceed or bypass the rate limits."""
+    """All of these requests are logged.
+
+    `RefusalLog` drops only lines about requests that exceed a rate limit or are not counted.
+    """
     for _ in range(20):
         await client.head("/users/me")
 

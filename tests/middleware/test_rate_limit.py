@@ -29,7 +29,7 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
 
 
 def client_behind_proxy(host: str, service: Service) -> httpx.AsyncClient:
-    """Return a client with the IP address `host`. The server trusts X-Forwarded-For only from PROXY."""
+    """Return a client that connects from the IP address `host`. X-Forwarded-For is trusted only if `host` is PROXY."""
     app: Any = ProxyHeadersMiddleware(with_state(service), trusted_hosts=[PROXY])  # type: ignore[arg-type]  # Uvicorn has its own types for ASGI
     return client_at(host, app)
 
@@ -54,7 +54,7 @@ async def test_remaining_quota_is_in_headers_until_429(client: httpx.AsyncClient
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/swagger-ui.css", "/redoc/redoc.standalone.js", "/openapi.json"])
 async def test_requests_for_docs_are_limited(client: httpx.AsyncClient, path: str) -> None:
-    """Their responses are large. Clients that do not read them would fill the memory."""
+    """The responses are large. Without a limit, clients that do not read them could exhaust the server's memory."""
     responses = [await client.get(path) for _ in range(4)]
 
     assert [response.status_code for response in responses] == [200, 200, 200, 429]
@@ -168,7 +168,7 @@ async def test_clients_without_address_share_a_limit(service: Service) -> None:
 async def test_forged_x_forwarded_for_does_not_evade_limit(service: Service, host: str) -> None:
     """Uvicorn uses the header only if a trusted proxy sent it.
 
-    The client is then the last address in the header that does not belong to a trusted proxy.
+    The client's address is then the last address in the header that does not belong to a trusted proxy.
     """
     async with client_behind_proxy(host, service) as client:
         for forged in ("198.51.100.1", "198.51.100.2"):
@@ -233,7 +233,7 @@ async def test_email_changes_share_the_limit_of_registrations(settings: Settings
 
 
 async def test_password_changes_share_the_limit_of_logins_to_the_account(settings: Settings) -> None:
-    """A thief with an access token must not be able to guess the current password by trying to change it many times."""
+    """Someone with a stolen access token must not be able to guess the current password through repeated attempts."""
     async with serve(change(settings, rate_limit_login="3/minute")) as service:
         ann = await sign_up(service.client)
         body = {"current_password": "wrong", "new_password": "another password"}

@@ -8,7 +8,7 @@ from app.middleware.startup_errors import StartupErrorMiddleware
 
 
 class FailingLifespan:
-    """An ASGI application whose lifespan reports a failed startup in the same way as Starlette."""
+    """An ASGI application whose startup fails. If `reports` is true, it sends a traceback first, as Starlette does."""
 
     def __init__(self, error: Exception, *, reports: bool) -> None:
         self.error = error

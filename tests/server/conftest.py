@@ -25,9 +25,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def gunicorn(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Return a function that starts gunicorn on a free port, with arguments and environment variables.
+    """Return a function that starts gunicorn with the given arguments and environment variables.
 
-    The process runs in an empty directory.
+    By default, gunicorn listens on a free port. The process runs in an empty directory.
     """
     servers = []
 
@@ -63,7 +63,10 @@ LoadConf = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def load_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadConf:
-    """Return a function that runs gunicorn.conf.py with environment variables, and returns the settings it defines."""
+    """Return a function that runs gunicorn.conf.py and returns the settings that it defines.
+
+    The arguments of the function are environment variables.
+    """
 
     def load(**variables: str) -> dict[str, Any]:
         monkeypatch.chdir(tmp_path)

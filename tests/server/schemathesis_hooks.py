@@ -37,7 +37,7 @@ async def _create_user(email: str) -> None:
 
 
 class Login:
-    """Log in as a new user every second, because generated requests may delete or deactivate the previous user."""
+    """Logs in as a new user every second, because generated requests may delete or deactivate the previous user."""
 
     def get(self, case: schemathesis.Case[Any], _: schemathesis.AuthContext) -> str:
         """Return an access token."""
@@ -58,7 +58,7 @@ if CALLER != "anonymous":
 
 # A cursor is opaque: only strings that a page returned as `next_cursor` are valid.
 schemathesis.openapi.format("cursor", strategies.integers(min_value=1, max_value=MAX_ID).map(encode_cursor))
-# By default, schemathesis also generates addresses in reserved domains like `.test`, which are rejected.
+# By default, schemathesis also generates email addresses in reserved domains like `.test`, which the service rejects.
 schemathesis.openapi.format("email", strategies.integers(min_value=0).map("{}@example.com".format))
 
 

@@ -34,7 +34,7 @@ def test_limit_returns_the_same_responses_as_the_service(database_url: str) -> N
     "module", [command("benchmark").split()[-1], "benchmarks.container", "benchmarks.compare_servers"]
 )
 def test_documented_command_starts(module: str, clean_environment: dict[str, str]) -> None:
-    """This tests only the start, because a full run takes minutes and uses the whole machine."""
+    """Test only that the command starts, because a full run takes minutes and uses the whole machine."""
     subprocess.run([sys.executable, "-m", module, "--help"], env=clean_environment, cwd=ROOT, check=True, timeout=600)
 
 

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.pages import table
 from tests.server.conftest import GUNICORN_CONF, LoadConf
 
-# Expected table cells for settings whose value depends on the machine or cannot be written in a table.
+# Expected table cells for settings whose value depends on the machine or does not fit in a table cell.
 DESCRIBED = {
     "workers": "`2 x CPUs + 1`",
     "worker_tmp_dir": "`/dev/shm`",
@@ -26,7 +26,7 @@ DESCRIBED = {
 
 
 def names_in_conf() -> list[str]:
-    """Return the names of the gunicorn settings in gunicorn.conf.py, in the order of the file."""
+    """Return the names of the gunicorn settings in gunicorn.conf.py, in order of appearance."""
     known = {setting.name for setting in KNOWN_SETTINGS}
     names = []
     for node in ast.parse(GUNICORN_CONF.read_text()).body:

@@ -25,7 +25,10 @@ from tests.server.conftest import GUNICORN_CONF, LoadConf
 
 @pytest.fixture
 def start(gunicorn: Start) -> Start:
-    """Return a function that starts the service as in production, but on SQLite, without waiting until it is ready."""
+    """Return a function that starts the service with gunicorn.conf.py, by default on SQLite.
+
+    The function does not wait until the service is ready.
+    """
 
     def start(**variables: str) -> Gunicorn:
         return gunicorn("app.main:app", f"--config={GUNICORN_CONF}", **variables)
@@ -58,7 +61,7 @@ def test_settings_have_the_usual_values(load_conf: LoadConf) -> None:
         "certfile": None,
     }
     assert {name: settings[name] for name in expected} == expected
-    # The value is None if another server on this machine uses the file.
+    # `pidfile` is None if another server on this machine is using the file.
     assert settings["pidfile"] in {"/tmp/gunicorn.pid", None}  # noqa: S108  the documented path
 
 
@@ -120,7 +123,7 @@ def test_every_log_line_from_start_to_stop_is_one_json_object(start: Start) -> N
     assert server.wait() == 0
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert {"gunicorn.error", "uvicorn.error", "app.access"} <= {line["logger"] for line in lines}
-    # Ignore the warning that is logged if another server on this machine uses the pidfile.
+    # Ignore the warning that is logged if another server on this machine is using the pidfile.
     assert {line["level"] for line in lines if "runs without a pidfile" not in line["event"]} == {"info"}
     assert lines[-1]["event"] == "Shutting down: Master"
 
@@ -220,7 +223,7 @@ def test_links_in_mails_work_without_a_secret_key(start: Start) -> None:
     assert httpx.post(url, json={"token": token, "password": person["password"]}, timeout=TIMEOUT).status_code == 204
 
 
-# Runs gunicorn in a process that cannot start threads, like a container with a `pids` limit of 1.
+# Runs gunicorn in a process that cannot start threads, as in a container with a `pids` limit of 1.
 WITHOUT_THREADS = """
 import threading
 from gunicorn.app.wsgiapp import run

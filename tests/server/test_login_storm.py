@@ -19,7 +19,7 @@ HASH_KIB = Settings.model_fields["argon2_memory_kib"].default
 
 
 def peak_memory(server: Gunicorn) -> int:
-    """Return the only worker's peak memory in KiB."""
+    """Return the peak memory usage of the single worker, in KiB."""
     (worker,) = re.findall(r"Started server process \[(\d+)\]", server.log)
     (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
     return int(kib)

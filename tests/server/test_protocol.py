@@ -29,7 +29,10 @@ POST = f"POST {PREFIX}/auth/logout HTTP/1.1\r\nHost: test\r\nContent-Type: appli
 
 @pytest.fixture
 def start_service(tmp_path: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Return a function that starts the service with one worker and short limits, until the test ends."""
+    """Return a function that starts the service with one worker and short timeouts.
+
+    The service is stopped when the test ends.
+    """
     servers = []
 
     def start(**variables: str) -> Gunicorn:
@@ -113,7 +116,7 @@ def test_rejected_request_gets_the_headers_of_an_application_error(
     server = start_service(DATABASE_URL=database_url, **production, **files)
 
     def send(request: bytes) -> dict[str, str]:
-        """Send a request, and return the response's headers, without the values that differ in every response."""
+        """Send a request, and return the response headers. Values that vary between responses are left empty."""
         with ExitStack() as stack:
             client = stack.enter_context(connect(server))
             if files:
@@ -143,7 +146,7 @@ NUMBER_OF_CLIENTS = 100
 
 
 def open_files(server: Gunicorn) -> int:
-    """Return the number of files and connections that are open in the only worker."""
+    """Return the number of files and connections that the single worker has open."""
     (worker,) = re.findall(r"Started server process \[(\d+)\]", server.log)
     return len(list(Path(f"/proc/{worker}/fd").iterdir()))
 
@@ -166,7 +169,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
         client.post("/users/", json=ann | {"full_name": "Ann"})
         auth = f"Bearer {client.post('/auth/login', json=ann).json()['access_token']}"
         before = open_files(server)
-        # For clients that never read their responses, which are too large for the socket buffers.
+        # Clients that send these requests never read the responses, which are too large for the socket buffers.
         me = f"GET {PREFIX}/users/me HTTP/1.1\r\nHost: test\r\nAuthorization: {auth}\r\n\r\n".encode()
         large = f"GET {PREFIX}/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: test\r\n\r\n".encode() * 16
 
@@ -177,7 +180,7 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
 
         assert [response.status_code for response in responses] == [200] * 50
         until(lambda: open_files(server) <= before, "all slow clients are disconnected")
-        # The count may be higher: it includes requests for the documentation, which are not rate limited either.
+        # Three of the slow requests get a 408: the one with incomplete headers, and the two POST requests.
         until(lambda: count_refusals(server.log) >= 3 * NUMBER_OF_CLIENTS, "the last second's refusals are counted")
         assert server.log.count(f'"path": "{PREFIX}/users/me", "status": 200') == NUMBER_OF_CLIENTS + 50
         assert client.get("/health/ready").status_code == 200
@@ -185,7 +188,8 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
 
 # Addresses behind proxies --------------------------------------------------------------------------------------------
 
-# The peer's address, its X-Forwarded-For headers, and the client: the last address that is not a trusted proxy.
+# Each row: the peer's address, its X-Forwarded-For headers, and the expected client address. This is the last address
+# that is not a trusted proxy.
 FORWARDED = [
     ("127.0.0.1", [], "127.0.0.1"),
     ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),

@@ -30,7 +30,7 @@ PUBLIC = f"GET {PREFIX}/health.*|POST {PREFIX}/auth/.*|POST {PREFIX}/users/"
 
 
 class Run(NamedTuple):
-    """A schemathesis run: caller, route pattern, number of examples to generate, and minimum number of test cases."""
+    """A schemathesis run: caller's role, route pattern, number of examples to generate, and minimum number of cases."""
 
     caller: str
     routes: str = ALL
@@ -49,8 +49,8 @@ RUNS = {
 def run_schemathesis(server: Gunicorn, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run schemathesis, and return its exit code and its output.
 
-    If schemathesis sends no request for five minutes, it is stuck. SIGABRT then makes it print a traceback and exit.
-    This happened in one of about 70 runs on Python 3.11, because the garbage collector hung while it cleared a dict.
+    If schemathesis sends no request for five minutes, it is considered stuck. SIGABRT then makes it print a traceback
+    and exit. This happened in about one run in 70 on Python 3.11: the garbage collector hung while it cleared a dict.
     """
     output = server.folder / "schemathesis.log"
     with (

@@ -59,7 +59,7 @@ def wait_for_close(client: ClientConnection) -> int | None:
 
 
 def wait_for_lines(server: Gunicorn) -> list[dict[str, Any]]:
-    """Wait for the WebSocket's line in the access log, and return all log lines with its request id."""
+    """Wait for the WebSocket's line in the access log, and return all log lines with the same request id."""
 
     def lines() -> list[dict[str, Any]]:
         return [json.loads(line) for line in server.log.splitlines() if "my-chat" in line]

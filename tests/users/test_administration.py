@@ -157,7 +157,7 @@ async def test_superusers_removing_each_other_leave_one(
         remaining = [person for person in pair if (await client.get("/users/", headers=person.auth)).status_code == 200]
         assert len(remaining) == 1, statuses
         assert sorted(statuses) in ([200, 409], [204, 409], [200, 401], [204, 401], [200, 403], [204, 403])
-        # Add another superuser, because the last one cannot be deleted.
+        # Add another superuser, because the only remaining one cannot be deleted.
         spare = {
             "email": f"spare{attempt}@example.com",
             "full_name": "Spare",

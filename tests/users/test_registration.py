@@ -115,7 +115,7 @@ async def test_validation_error_does_not_echo_input(client: httpx.AsyncClient) -
 
     assert response.status_code == 422
     details = response.json()["details"]
-    # An error repeats the name of an unknown field only if the name is an identifier.
+    # A response includes the name of an unknown field only if the name is an identifier.
     assert [detail["field"] for detail in details] == ["email", "password", "body", secret]
     assert not any(secret in detail["message"] for detail in details)
 
