@@ -26,4 +26,4 @@ class AccountToken(Base):
     email: Mapped[str] = mapped_column(String(254))  # the recipient of the email
     security_stamp: Mapped[UUID]  # the user's stamp when the token was issued
     requested_at: Mapped[datetime]
-    expires_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)

@@ -78,12 +78,13 @@ async def test_login_upgrades_hash_with_old_parameters(client: httpx.AsyncClient
     assert await session.scalar(select(User.password_hash)) == new_hash
 
 
-async def test_login_deletes_own_expired_tokens(client: httpx.AsyncClient, session: AsyncSession) -> None:
+async def test_login_deletes_expired_tokens_of_all_users(client: httpx.AsyncClient, session: AsyncSession) -> None:
     ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
     for _ in range(3):
         await log_in(client)
     await session.execute(update(Login).values(expires_at=utc_now()))
     await session.commit()
+    await log_in(client, "bob@example.com")  # deletes Ann's logins, too
 
     await log_in(client)
 

@@ -9,8 +9,9 @@ from unittest import mock
 from uuid import uuid4
 
 import httpx
+import pytest
 from argon2 import PasswordHasher
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import utc_now
@@ -100,6 +101,19 @@ async def test_concurrent_login_and_account_deletion_do_not_deadlock(
     await session.commit()
 
     assert (await login).status_code == 401
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has no row locks
+async def test_login_does_not_wait_for_a_locked_expired_login(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    await sign_up(client)
+    await session.execute(update(Login).values(expires_at=utc_now()))
+    await session.commit()
+    await session.execute(select(Login).with_for_update())
+
+    response = await log_in(client)
+
+    assert response.status_code == 200
+    assert await session.scalar(select(func.count()).select_from(Login)) == 2
 
 
 async def test_deactivation_during_password_change_returns_401(
