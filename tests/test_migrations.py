@@ -21,7 +21,7 @@ from alembic.autogenerate import compare_metadata, produce_migrations, render_py
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Integer, MetaData, Uuid, bindparam, delete, func, inspect, select, text
+from sqlalchemy import Column, Integer, MetaData, Table, Uuid, bindparam, delete, func, inspect, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -396,6 +396,18 @@ def test_alembic_command_line_works(
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=TIMEOUT)
 
 
+def test_sql_mode_is_rejected(clean_environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "alembic", "--config", str(ROOT / "pyproject.toml"), "upgrade", "head", "--sql"]
+
+    result = subprocess.run(
+        command, cwd=tmp_path, env=clean_environment, capture_output=True, text=True, check=False, timeout=TIMEOUT
+    )
+
+    assert result.returncode != 0
+    assert "--sql cannot be used" in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+
+
 def test_datetime_column_is_rendered_without_its_sqlite_variant() -> None:
     assert render_item("type", Login.__table__.c.created_at.type, None) == "sa.DateTime(timezone=True)"
     assert render_item("type", Login.__table__.c.user_id.type, None) is False
@@ -423,6 +435,30 @@ async def test_new_migration_uses_no_batch_for_a_column_of_a_table_with_autoincr
 
     assert "op.add_column('users', sa.Column('added'" in migration
     assert "with op.batch_alter_table('refresh_tokens'" in migration
+
+
+async def test_new_migration_makes_a_removed_column_nullable(database: Settings) -> None:
+    """The previous release still uses the column during a rollout, and this release inserts rows without it."""
+    models = MetaData()
+    columns = [column for column in TABLES["mails"].columns if column.name != "recipient"]
+    Table("mails", models, *(Column(each.name, each.type, primary_key=each.primary_key) for each in columns))
+
+    def generate(connection: Connection) -> tuple[str, str]:
+        options = {"include_object": include_object(connection.dialect.name)}
+        script = produce_migrations(MigrationContext.configure(connection, opts=options), models)
+        assert script.upgrade_ops
+        assert script.downgrade_ops
+        return render_python_code(script.upgrade_ops), render_python_code(script.downgrade_ops)
+
+    engine = create_engine(database)
+    async with engine.connect() as connection:
+        upgrade, downgrade = await connection.run_sync(generate)
+    await engine.dispose()
+
+    for migration, is_nullable in ((upgrade, True), (downgrade, False)):
+        arguments = migration.partition("op.alter_column('mails', 'recipient',")[2].partition(")\n")[0].split()
+        assert f"nullable={is_nullable}" in arguments
+    assert "op.drop_column" not in upgrade
 
 
 def test_migration_can_be_generated_from_changed_models(clean_environment: dict[str, str], tmp_path: Path) -> None:

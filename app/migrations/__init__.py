@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import structlog
 from alembic import command
-from alembic.autogenerate import Rewriter
+from alembic.autogenerate import Rewriter, comparators
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations.ops import (
     AddColumnOp,
+    AlterColumnOp,
     CreateIndexOp,
     DropColumnOp,
     DropIndexOp,
@@ -20,7 +21,7 @@ from alembic.operations.ops import (
     ModifyTableOps,
 )
 from alembic.script import ScriptDirectory
-from sqlalchemy import DateTime, event, inspect, text
+from sqlalchemy import DateTime, Table, event, inspect, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
@@ -166,6 +167,31 @@ def include_object(dialect: str) -> Callable[..., bool]:
 def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
     """Omit the SQLite variant of datetime columns when Alembic generates a migration."""
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
+
+
+@comparators.dispatch_for("table")
+def _make_removed_columns_nullable(
+    _context: object,
+    operations: ModifyTableOps,
+    schema: str | None,
+    name: str,
+    found: Table | None,
+    model: Table | None,
+) -> None:
+    """Make a column that the models no longer define nullable, so that rows can be inserted without it."""
+    if found is None or model is None:  # the migration creates or drops the table
+        return
+    for column in found.columns:
+        if column.name not in model.columns and not column.nullable and column.server_default is None:
+            change = AlterColumnOp(
+                name,
+                column.name,
+                schema=schema,
+                existing_type=column.type,
+                existing_nullable=False,
+                modify_nullable=True,
+            )
+            operations.ops.append(change)
 
 
 rewriter = Rewriter()

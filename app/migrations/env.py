@@ -5,6 +5,7 @@ import asyncio
 import structlog
 from alembic import context
 from alembic.runtime.migration import MigrationInfo
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection
 
 import app.api  # noqa: F401  importing the features registers their models
@@ -54,5 +55,7 @@ async def connect_and_run() -> None:
 
 if connection := context.config.attributes.get("connection"):
     run(connection)
+elif context.is_offline_mode():
+    raise CommandError("--sql cannot be used, because some migrations read rows of the database")
 else:
     asyncio.run(connect_and_run())
