@@ -25,7 +25,10 @@ class AppRequest(HTTPConnection[State]):
 
 
 class RequestSession(Session):
-    """The session of a request. Writes are errors unless `info["is_writable"]` is set."""
+    """The session of a request. Writes are errors unless `info["is_writable"]` is set.
+
+    SQL in `text()` is not checked.
+    """
 
 
 def _require_writable(session: Session) -> None:
@@ -76,7 +79,6 @@ async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncI
     Reads and writes share one session, so that a request never needs two connections. If many requests each held one
     connection and waited for a second one, they would deadlock.
     """
-    _check_changes(session)
     await session.commit()  # returns the connection of earlier reads to the pool
     session.sync_session.bind = request.state["engine"].sync_engine
     session.info["is_writable"] = True

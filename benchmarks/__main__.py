@@ -184,7 +184,7 @@ def compare_pages(benchmark: Benchmark, service: servers.Server) -> Iterator[Row
 
 
 def measure_sizes(database_url: str) -> Iterator[tuple[str, str]]:
-    """Measure the startup time of five workers, and their memory before they are under load."""
+    """Measure how long five workers take to start, the memory of all processes without load, and an import."""
     with servers.service(database_url, WEB_CONCURRENCY="5") as service:
         start = service.start_seconds
         if sys.platform == "linux":

@@ -40,7 +40,8 @@ REQUESTS = {
 
 # Do not count instructions until the server has started. Then `callgrind_control` enables counting.
 VALGRIND = ["valgrind", "--quiet", "--tool=callgrind", "--trace-children=yes", "--instr-atstart=no"]
-# Under Valgrind, a process runs about fifty times slower, so the default timeouts might expire.
+# Create the tables at startup. Under Valgrind, a process runs about fifty times slower, so the default timeouts might
+# expire.
 SETTINGS = {
     "DATABASE_MIGRATE": "true",
     "DATABASE_CONNECT_TIMEOUT": "60",
@@ -81,7 +82,7 @@ def control(*arguments: str | int) -> None:
 
 @contextlib.contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """Check out a commit, install its dependencies for the running Python version, and yield its directory.
+    """Check out a commit in a directory, install its dependencies for the running Python version, and yield the path.
 
     The development dependencies are included, because they are also installed for the working tree.
     """

@@ -39,13 +39,13 @@ WRK_SECONDS, REPLACING_SECONDS, RELOADING_SECONDS = 4, 20, 6
 NEVER, OFTEN = 0, 200
 TICKS = 100  # clock ticks per second; /proc/<pid>/stat contains CPU times in clock ticks
 
-# All other options have their default values.
+# Options that are set neither here nor in `servers` have their default values.
 GUNICORN = ["gunicorn", "app.main:app", "--bind=0.0.0.0:8000", "--workers=2", "--no-control-socket"]
 UVICORN = ["uvicorn", "app.main:app", "--host=0.0.0.0", "--workers=2", "--no-access-log"]
 
 
 def servers(max_requests: int) -> dict[str, list[str]]:
-    """Map each server's name to its command. A worker is replaced after `max_requests` requests, or never if 0."""
+    """Map each server's name to its command. Workers are replaced after `max_requests` requests (0 for never)."""
     replacing = [f"--max-requests={max_requests}"]
     return {
         "gunicorn, our worker": ["gunicorn", "app.main:app", "--config=/app/gunicorn.conf.py", *replacing],
@@ -85,7 +85,7 @@ def speed(container: Container) -> Speed:
 
 
 def cpu_seconds(container: Container) -> float:
-    """Return the CPU time in seconds (user and system) that all processes in the container have used so far.
+    """Return the CPU time in seconds (user and system) that the running processes in the container have used so far.
 
     Reading this time takes hardly any CPU time itself.
     """
@@ -95,7 +95,7 @@ def cpu_seconds(container: Container) -> float:
 
 
 def losses(container: Container) -> list[str]:
-    """Count the requests that are lost with `max_requests`, during two reloads by SIGHUP, and during `docker stop`.
+    """Count the requests that are lost with `max_requests` alone, during two reloads by SIGHUP, and by `docker stop`.
 
     Return the three counts in this order, each in the form "2 of 1000", and then the longest response time in seconds.
     """

@@ -46,7 +46,7 @@ GROUPS = {
     "failed login": ("/auth/login", LOGINS, httpx.codes.UNAUTHORIZED),
     "request for a reset": ("/auth/password-reset", RESETS, httpx.codes.ACCEPTED),
 }
-# The probability, for each group, that a run reports a difference although there is none.
+# The maximum probability, for each group, that a run reports a difference although there is none.
 SIGNIFICANCE = 0.01
 NO_LIMIT = "999999999/second"
 

@@ -178,7 +178,7 @@ def measure_all(seconds: float) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    """Measure all servers. Print the results as a table, followed by the machine's load average."""
+    """Measure all servers. Print a table, the number of CPUs, and the range of the load average."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lost_requests", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     arguments = parser.parse_args()

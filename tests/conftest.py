@@ -110,7 +110,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def docker() -> str:
     """The name of the image under test. The image is built from the working tree unless it already exists.
 
-    The test is skipped if Docker cannot build the image.
+    The test is skipped if Docker cannot be used or cannot download the base image. If the build fails, the test fails.
     """
     if problem := docker_problem():
         cannot_run(f"container tests: {problem}")

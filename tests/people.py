@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.users.models import User
 
 PASSWORD = "correct horse battery staple"
-# Addresses that become too long when they are normalized, because "İ" has more bytes in lower case. The first is then
-# too long in UTF-8, and the second is too long once its domain is encoded in ASCII.
+# Addresses that are too long for email in their normal form, because "İ" has three bytes in lower case instead of two.
+# The first then has 65 bytes before the @ (64 are allowed) and 260 in all (254 are allowed). The second has 264 once
+# its domain is encoded in ASCII.
 TOO_LONG_IN_LOWER_CASE = [
     "İ" * 20 + "12345@" + ".".join(["x" * 60] * 3) + ".example.com",
     "İ" * 20 + "@" + "ü." * 25 + "com",

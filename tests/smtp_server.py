@@ -90,7 +90,7 @@ class MailServer:
         return "250 OK"
 
     async def wait_for(self, subject: str, recipient: str = "ann@example.com", *, number: int = 1) -> EmailMessage:
-        """Wait until the recipient has received `number` emails with this subject, and return the last of them."""
+        """Wait until the recipient has received `number` emails with this subject, and return email number `number`."""
 
         def find() -> list[EmailMessage]:
             return [mail for mail in self.mails if (mail["Subject"], mail["X-Recipient"]) == (subject, recipient)]

@@ -33,7 +33,7 @@ from tests.websocket_client import open_websocket
 class Role(Enum):
     """A kind of caller.
 
-    To add a role, add its description and the values that the columns of the user must have.
+    To add a role, add its description and, if needed, the values of the columns of `users` that grant it.
     """
 
     UNAUTHENTICATED = "a caller without valid credentials"
@@ -144,7 +144,7 @@ def routes(user: Person) -> list[Route]:
 
 
 class People(NamedTuple):
-    """One user with each role, and two superusers who have lost access: one is deleted, the other is inactive."""
+    """A user for each role except UNAUTHENTICATED, and two superusers who are deleted or inactive."""
 
     of_role: dict[Role, Person]
     deleted: Person
@@ -221,7 +221,7 @@ async def add_mail_tokens(session: AsyncSession, person: Person) -> None:
 
 
 async def create_people(client: httpx.AsyncClient, session: AsyncSession) -> People:
-    """Sign up one user with each role, a deleted user and an inactive user."""
+    """Sign up a user for each role except UNAUTHENTICATED, a deleted user and an inactive one."""
 
     async def create(name: str, **columns: object) -> Person:
         person = await sign_up(client, f"{name}@example.com")

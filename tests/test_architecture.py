@@ -50,7 +50,7 @@ MAY_IMPORT = {
 FILES_MAY_IMPORT = {"migrations/env.py": {"api"}}  # to import all models
 # Names that any module may import from `app` itself.
 CONSTANTS = {"NAME", "PREFIX", "TITLE", "__version__"}
-# Third-party modules that `app` may import. All of them are documented as public API.
+# Modules of dependencies that `app` and gunicorn.conf.py may import. All of them are documented as public API.
 DOCUMENTED_MODULES = {
     "aiosmtplib",
     "alembic",
@@ -149,7 +149,7 @@ def imported_names(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def app_imports(path: Path) -> set[str]:
-    """Return the dotted names that a module imports from `app`, and those of the modules that define them."""
+    """Return the dotted names that a module imports from `app`, and those of the modules that contain them."""
     names = {dotted for _, dotted in imported_names(path)}
     return {name for dotted in names for name in (dotted, dotted.rpartition(".")[0]) if name.partition(".")[0] == "app"}
 

@@ -85,8 +85,8 @@ def test_access_log_of_the_server_is_disabled(name: str, capsys: pytest.CaptureF
 def test_warning_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        # An earlier test may have called `captureWarnings`. pytest has undone the effect, but another call does nothing
-        # until `logging` is reset.
+        # An earlier test may have called `captureWarnings`. pytest has undone the effect, but `logging` still considers
+        # warnings captured, so that another call would do nothing.
         logging.captureWarnings(capture=False)
         configure_logging(make_settings())
         warnings.warn("deprecated", UserWarning, stacklevel=1)

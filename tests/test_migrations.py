@@ -45,8 +45,8 @@ from app.users.models import Login, User
 from tests.conftest import ROOT, change, make_settings, wait_for_blocked_statement
 
 TABLES = Base.metadata.tables
-# Migrations are tested on rows with these values. VALUES maps each column type to its default value. ROWS maps tables
-# to the values of columns that need a specific value.
+# Migrations are tested on rows with these values. VALUES contains a value for each column type. ROWS contains, for each
+# table, the values of columns that need another one.
 VALUES: dict[type, object] = {
     bool: True,
     bytes: b"a",

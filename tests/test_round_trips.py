@@ -44,8 +44,8 @@ REQUESTS: dict[str, tuple[int, Request]] = {
         READ_ONE + WRITE_ONE,
         lambda client, root: client.patch("/users/me", headers=root.auth, json={"full_name": "R"}),
     ),
-    # Read the user. Then, in one transaction, lock the user, store the token, and delete expired tokens: two statements
-    # more than in the other writes.
+    # Read the user. Then, in one transaction, lock the user, delete expired tokens, and store the new one: two
+    # statements more than in the other writes.
     "log in": (READ_ONE + WRITE_ONE + 2, lambda client, _: log_in(client, "root@example.com")),
     "refresh": (
         WRITE_ONE,

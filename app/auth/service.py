@@ -25,7 +25,10 @@ from app.users.service import find_user_by_email
 _ID_BYTES = 16
 _SECRET_BYTES = 32
 MAX_SESSIONS = 100  # maximum number of logins listed per user
-MAX_DELETED = 1000  # maximum number of expired logins that one login deletes, so that it stays fast
+# How long expired logins are kept. Without this time, a server whose clock is briefly ahead would log users out.
+KEEP_EXPIRED = timedelta(days=1)
+# Maximum number of logins that one login deletes, so that it stays fast.
+MAX_DELETED = 1000
 
 
 async def login(  # noqa: PLR0913  each is needed
@@ -91,7 +94,7 @@ async def login(  # noqa: PLR0913  each is needed
     # addresses of users who never log in again would be stored forever. Skip rows that other requests have locked,
     # because waiting for the locks could cause a deadlock.
     has_ended = and_(Login.user_id == user.id, Login.security_stamp.is_distinct_from(user.security_stamp))
-    over = select(Login.login_id).where(or_(has_ended, Login.expires_at <= now)).limit(MAX_DELETED)
+    over = select(Login.login_id).where(or_(has_ended, Login.expires_at < now - KEEP_EXPIRED)).limit(MAX_DELETED)
     unlocked = over.with_for_update(skip_locked=True)  # no effect on SQLite, where transactions wait for each other
     await session.execute(delete(Login).where(Login.login_id.in_(unlocked)))
     return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)

@@ -50,7 +50,7 @@ async def service(
 
 
 async def token_from(mails: MailServer, subject: str, recipient: str = "ann@example.com", *, number: int = 1) -> str:
-    """Wait until the recipient has `number` emails with this subject. Return the token in the newest one."""
+    """Wait until the recipient has `number` emails with this subject. Return the token in email number `number`."""
     mail = await mails.wait_for(subject, recipient, number=number)
     (token,) = re.findall(r"#token=(\S+)", text_of(mail))
     return str(token)
@@ -66,7 +66,7 @@ async def wait_until_outbox_is_empty(session: AsyncSession) -> None:
 async def run_at_once(
     session: AsyncSession, database_url: str, *requests: Coroutine[None, None, httpx.Response]
 ) -> list[httpx.Response]:
-    """Run requests concurrently, so that all of them read the user before the first update. Return the responses."""
+    """Run requests concurrently. Hold a lock until all of them have read the user and wait to update it."""
     await session.rollback()  # start a new transaction
     await session.execute(select(User.id).with_for_update())
     tasks = [asyncio.create_task(request) for request in requests]

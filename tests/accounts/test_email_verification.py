@@ -328,7 +328,7 @@ async def test_password_change_during_verification_makes_the_link_invalid(
 
 
 async def test_newer_change_replaces_an_older_one(client: httpx.AsyncClient, mails: MailServer) -> None:
-    """A token verifies only the address to which it was sent. Requesting another email change invalidates it."""
+    """A token verifies only the address to which it was sent. A newer request for a change invalidates older tokens."""
     ann = await sign_up(client)
     await client.patch("/users/me", headers=ann.auth, json={"email": "first@example.com"})
     first = await token_from(mails, CHANGE, "first@example.com")

@@ -237,7 +237,7 @@ async def test_mail_whose_link_was_used_is_not_sent_again(
 ) -> None:
     """If a worker is killed after sending an email but before deleting it, the email stays in the outbox.
 
-    The email is then sent again, unless its link has been used.
+    The email is then sent again, but not if its link has been used.
     """
     await register(client)
     await request_reset(client)

@@ -4,9 +4,11 @@ from datetime import timedelta
 
 import httpx
 import jwt
+import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.auth.service import KEEP_EXPIRED
 from app.database import utc_now
 from app.security import Passwords
 from app.settings import Settings
@@ -79,17 +81,40 @@ async def test_login_upgrades_hash_with_old_parameters(client: httpx.AsyncClient
 
 
 async def test_login_deletes_expired_tokens_of_all_users(client: httpx.AsyncClient, session: AsyncSession) -> None:
-    ann, bob = await sign_up(client), await sign_up(client, "bob@example.com")
-    for _ in range(3):
-        await log_in(client)
-    await session.execute(update(Login).values(expires_at=utc_now()))
+    await sign_up(client)
+    bob = await sign_up(client, "bob@example.com")
+    await session.execute(update(Login).values(expires_at=utc_now() - KEEP_EXPIRED))
     await session.commit()
-    await log_in(client, "bob@example.com")  # deletes Ann's logins, too
+
+    await log_in(client, "bob@example.com")
+
+    assert (await session.scalars(select(Login.user_id))).all() == [bob.id]
+
+
+async def test_login_keeps_tokens_that_have_just_expired(client: httpx.AsyncClient, session: AsyncSession) -> None:
+    """Otherwise, a server clock that was briefly ahead would log all users out."""
+    ann = await sign_up(client)
+    await session.execute(update(Login).values(expires_at=utc_now() - KEEP_EXPIRED + timedelta(minutes=10)))
+    await session.commit()
 
     await log_in(client)
 
-    owners = await session.scalars(select(Login.user_id).order_by(Login.user_id))
-    assert owners.all() == [ann.id, bob.id]
+    assert (await session.scalars(select(Login.user_id))).all() == [ann.id] * 2
+
+
+async def test_login_deletes_a_limited_number_of_tokens(
+    client: httpx.AsyncClient, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.service.MAX_DELETED", 2)
+    await sign_up(client)
+    for _ in range(2):
+        await log_in(client)
+    await session.execute(update(Login).values(expires_at=utc_now() - KEEP_EXPIRED))
+    await session.commit()
+
+    await log_in(client)
+
+    assert await session.scalar(select(func.count()).select_from(Login)) == 2
 
 
 async def test_login_deletes_tokens_revoked_by_password_change(

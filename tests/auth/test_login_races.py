@@ -14,6 +14,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.auth.service import KEEP_EXPIRED
 from app.database import utc_now
 from app.security import Passwords
 from app.users.models import Login, User
@@ -91,7 +92,7 @@ async def test_concurrent_login_and_account_deletion_do_not_deadlock(
     client: httpx.AsyncClient, session: AsyncSession, database_url: str
 ) -> None:
     await sign_up(client)
-    await session.execute(update(Login).values(expires_at=utc_now()))
+    await session.execute(update(Login).values(expires_at=utc_now() - KEEP_EXPIRED))
     await session.commit()
 
     await session.execute(select(User.id).with_for_update())  # the first step of deleting an account
@@ -106,7 +107,7 @@ async def test_concurrent_login_and_account_deletion_do_not_deadlock(
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has no row locks
 async def test_login_does_not_wait_for_a_locked_expired_login(client: httpx.AsyncClient, session: AsyncSession) -> None:
     await sign_up(client)
-    await session.execute(update(Login).values(expires_at=utc_now()))
+    await session.execute(update(Login).values(expires_at=utc_now() - KEEP_EXPIRED))
     await session.commit()
     await session.execute(select(Login).with_for_update())
 

@@ -168,7 +168,7 @@ async def test_refresh_by_inactive_user_returns_401(client: httpx.AsyncClient, s
 async def test_expired_refresh_token_returns_401_and_is_not_deleted(
     client: httpx.AsyncClient, session: AsyncSession
 ) -> None:
-    """If expired tokens were deleted, a server clock that was briefly ahead would log users out permanently."""
+    """If a refresh deleted an expired token, a server clock that was briefly ahead would log users out permanently."""
     ann = await sign_up(client)
     for expires_at, expected in ((-60, 401), (-2, 200)):
         await session.execute(update(Login).values(expires_at=utc_now() + timedelta(seconds=expires_at)))

@@ -40,7 +40,7 @@ async def link_from(mails: MailServer, subject: str) -> str:
 
 
 async def take_screenshot(visit: Visit, folder: Path, name: str) -> None:
-    """If the environment variable SCREENSHOTS names a directory, save a screenshot there for visual review."""
+    """Save a screenshot for visual review in the directory that the variable SCREENSHOTS names, or else in `folder`."""
     await visit.page.screenshot(path=Path(os.environ.get("SCREENSHOTS", folder)) / f"{name}.png", full_page=True)
 
 

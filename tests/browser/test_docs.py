@@ -97,7 +97,7 @@ async def authorize(page: Page, token: str) -> None:
 
 
 async def use_account(page: Page) -> None:
-    """Register with the page's example request, execute every operation on the new account, and delete the account."""
+    """Register with the page's example request, log in, read and change the account, use its tokens, and delete it."""
     status, user = await execute(page, "users-create_user")
     assert (status, user["email"]) == (201, "user@example.com")
     taken = {"error": "Email already registered", "type": "validation_error"}
@@ -125,7 +125,7 @@ async def use_account(page: Page) -> None:
 
 
 async def list_users_as_superuser(page: Page) -> None:
-    """Log in as a superuser and list all users."""
+    """Log in as a superuser, register the example user, and list all users."""
     _, tokens = await execute(page, "auth-login", **SUPERUSER)
     await authorize(page, tokens["access_token"])
     await execute(page, "users-create_user")

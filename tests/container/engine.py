@@ -129,7 +129,7 @@ class Container:
         run_docker("kill", "--signal", name, self.name)
 
     def stop(self, seconds: int = 10) -> None:
-        """Send SIGTERM, then SIGKILL if the container is still running after `seconds`. Docker has the same default."""
+        """Send the image's stop signal (SIGTERM by default), and SIGKILL if it still runs after `seconds`."""
         run_docker("stop", "--time", str(seconds), self.name)
 
     def start(self) -> "Container":

@@ -72,7 +72,7 @@ class Report:
 
 
 def continue_load(report: Report, seconds: float = 1) -> None:
-    """Keep the load running for `seconds`, then wait for one more response."""
+    """Keep the load running for at least `seconds`, until at least one more request has succeeded."""
     responses = report.responses
     time.sleep(seconds)
     until(lambda: report.responses > responses, "responses continue")

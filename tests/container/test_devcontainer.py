@@ -28,9 +28,9 @@ def compose(tmp_path: Path) -> Iterator[list[str]]:
 def test_tests_pass_in_the_development_container(compose: list[str]) -> None:
     run_docker(*compose, "up", "--build", "--detach", "--wait", *DEFINITION["runServices"])
 
-    # Omit container tests, because the development container has no Docker engine. Run all other tests on SQLite, and
-    # only the user tests on PostgreSQL as well. In this test, the container's user does not own the workspace, so
-    # Python cannot store bytecode there.
+    # Omit container tests, because the development container has no Docker engine. Of the groups, run only `server`.
+    # Run the selected tests on SQLite, and those with `users` in their names on PostgreSQL as well. In this test, the
+    # container's user does not own the workspace, so Python cannot store bytecode there.
     pytest_command = "uv run pytest -p no:cacheprovider --ignore tests/container -k 'not postgresql or users'"
     groups = " or ".join(group for group in GROUPS if group != "server")
     script = (

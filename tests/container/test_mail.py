@@ -148,7 +148,7 @@ def certificates(readable_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["smtps", "smtp+starttls"])
 def test_mail_is_sent_only_over_tls(image: str, network: str, certificates: Path, scheme: str) -> None:
-    """Maildev does not offer STARTTLS. A STARTTLS stripping attack on any mail server would look the same."""
+    """Maildev does not offer STARTTLS, as if an attacker on the network had removed the offer of another server."""
     docker_options = f"--network={network}", f"--volume={certificates}:/tls:ro"
     tls = ["--incoming-secure", "--incoming-cert=/tls/cert.pem", "--incoming-key=/tls/key.pem"]
     command = [*(tls if scheme == "smtps" else []), "--incoming-user=ann", "--incoming-pass=p/w"]

@@ -3,7 +3,7 @@
 from benchmarks.container import measure
 from tests.pages import table
 
-# Maximum factors by which a measurement may deviate from the documented figure. The figures depend on the machine.
+# Maximum factors by which a measurement may deviate from the documented figure. Memory and times depend on the machine.
 SIZE_TOLERANCE, MEMORY_TOLERANCE, RATIO_TOLERANCE = 1.1, 1.5, 3
 
 

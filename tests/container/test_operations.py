@@ -47,7 +47,7 @@ def read_me(compose: Compose, auth: dict[str, str]) -> int:
 
 @contextmanager
 def locked_users(compose: Compose) -> Iterator[None]:
-    """Lock the `users` table in a psql session that sleeps until the `with` block ends."""
+    """Lock the `users` table in a psql session that sleeps for an hour. The `with` block must terminate the session."""
     script = ["docker", "exec", compose.container("db").name, "psql", "--username=app"]
     script += ["--command=BEGIN", "--command=LOCK TABLE users", "--command=SELECT pg_sleep(3600)"]
     with subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

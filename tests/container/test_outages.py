@@ -112,7 +112,7 @@ class Outage:
         """Wait until the database has recovered, then assert that the service is ready within READINESS_DELAY.
 
         The database has recovered when another client can open as many connections as the service may open. `outage`
-        checks that all requests sent after this time succeed.
+        checks that all requests of the load that are sent after this time succeed.
         """
         host = self.database.server.ip
         until(lambda: asyncio.run(answers_on_all_connections(host)), "the database answers")
@@ -259,7 +259,7 @@ def test_database_without_free_connections_returns_503_until_there_are_some(
 def test_statement_timeouts_return_503_while_readiness_succeeds(
     service: Container, database: Database, background: ThreadPoolExecutor
 ) -> None:
-    """Every request waits for a lock, so the connection pool is exhausted."""
+    """Every request of the load waits for a lock, so the connection pool is exhausted."""
     with outage(service, database) as it:
         lock = background.submit(database.query, f"BEGIN; LOCK users; SELECT pg_sleep({LONG_OUTAGE})")
         until(lambda: it.report.error_responses, "statements time out")

@@ -212,7 +212,7 @@ class Load:
             self.statuses[response.status_code] += 1
 
     async def wait(self, seconds: float) -> Counter[int]:
-        """Wait at least `seconds`, and until the clients have received two responses each on average.
+        """Wait at least `seconds`, and until at least two responses per client have arrived since the last call.
 
         Returns:
             The statuses received since the last call.
@@ -242,7 +242,7 @@ async def test_prepared_statements_of_many_clients_work_on_few_connections(
             after_added_column = await load.wait(seconds)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")
             after_reconnect = await load.wait(seconds)
-            # Change the result type of prepared statements. PgBouncer keeps the old ones until it reconnects.
+            # Change the result type of prepared statements. PgBouncer keeps the old statements until it reconnects.
             change_type = "ALTER TABLE users ALTER COLUMN full_name TYPE varchar(300)"
             await asyncio.to_thread(psql, server, change_type, database)
             await asyncio.to_thread(run_admin_command, server, pooler, "RECONNECT")

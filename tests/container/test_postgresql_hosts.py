@@ -128,7 +128,7 @@ async def test_second_host_is_used_quickly_if_the_first_is_not_usable(
 
 @pytest.mark.parametrize("host", [HOSTS["packets dropped"], HOSTS["paused"]], ids=["packets dropped", "paused"])
 async def test_unresponsive_first_host_is_ready(request: pytest.FixtureRequest, primary: Container, host: Host) -> None:
-    """The first readiness check may time out while waiting for the first host. Later checks try that host last."""
+    """In production, the first check may time out while it waits for the first host. Later checks try it last."""
     await migrate(make_settings(database_url=make_url(primary)))
     with host(request) as first:
         url = make_url(first, primary, target_session_attrs="read-write")

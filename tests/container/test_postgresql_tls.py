@@ -38,7 +38,7 @@ def collect_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with certificates for a server at 127.0.0.1 and for clients, and those of two unrelated CAs."""
+    """A directory with certificates and keys for a server and for clients, and the certificates of two CAs."""
     folder = tmp_path_factory.mktemp("postgresql-tls")
     authority, other = trustme.CA(), trustme.CA()
     yesterday = datetime.now(UTC) - timedelta(days=1)
@@ -80,7 +80,7 @@ def use_certificate(server: Container, name: str) -> None:
 
 
 class Urls:
-    """Builds URLs for connecting to the server. Certificates and keys are passed as names of files in `folder`."""
+    """Builds URLs for connecting to the server. Certificates and keys are names of files in `folder`, or `system`."""
 
     def __init__(self, server: Container, folder: Path) -> None:
         self.port = run_docker("port", server.name, "5432/tcp").rpartition(":")[2]

@@ -155,7 +155,7 @@ def test_forwarded_address_from_the_proxy_on_this_host_is_trusted(production: Co
 
 @contextmanager
 def run_proxy(folder: Path, compose: Compose) -> Iterator[str]:
-    """Run the proxy as configured in the documentation, but without HTTPS, and yield its URL."""
+    """Run the proxy as documented, but without HTTPS and with a longer time for retries, and yield its URL."""
     (caddyfile,) = [block for block in blocks() if block.title == "Caddyfile"]
     url = f"http://localhost:{free_port()}"
     text = caddyfile.text.replace("api.example.com", url)

@@ -20,7 +20,7 @@ CHECKS = command("lint").strip() + " && pytest"
 
 
 def copy_repository(folder: Path) -> Path:
-    """Copy the files that a Git clone of the repository would contain to `folder`."""
+    """Copy the working tree to `folder`, without files that Git ignores except mypy's cache."""
     shutil.copytree(ROOT, folder, ignore=_UNVERSIONED)
     if (cache := ROOT / ".mypy_cache").exists():  # makes mypy half a minute faster
         shutil.copytree(cache, folder / cache.name)

@@ -126,7 +126,7 @@ def insert(file: Path, after: str, added: str) -> None:
 
 
 def add_feature(copy: Path) -> None:
-    """Add the feature's new files, and insert its lines into existing files.
+    """Add the feature's new files, insert its lines into existing files, and change PREFIX to `/v1`.
 
     Then generate the feature's migration and the OpenAPI document.
     """
@@ -278,7 +278,10 @@ class Client:
         await chat
 
     async def use_project(self, other_user: int) -> int | None:
-        """Create a project, add a member and a document to it, and return its id, or None if it was not created."""
+        """Create a project, add a member and a document, read its events and all projects, and return its id.
+
+        Return None if the project was not created.
+        """
         done, key = self.acknowledged, str(uuid4())
         project = {
             "key": key,

@@ -19,8 +19,8 @@ NAMES = re.compile(
 def delete_references(file: Path) -> None:
     """Delete all references to the feature.
 
-    For each line that matches NAMES, delete the smallest list element, set element, statement or test function that
-    contains the line.
+    For each line that matches NAMES, delete the smallest list element, set element or statement that contains the line.
+    If a line in a test function matches, delete the whole function.
     """
     lines = file.read_text().splitlines(keepends=True)
     nodes = list(ast.walk(ast.parse("".join(lines))))

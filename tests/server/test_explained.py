@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.pages import table
 from tests.server.conftest import GUNICORN_CONF, LoadConf
 
-# Expected table cells for settings whose value depends on the machine or does not fit in a table cell.
+# Expected table cells for settings whose value depends on the machine, or is a function or a large dict.
 DESCRIBED = {
     "workers": "`2 x CPUs + 1`",
     "worker_tmp_dir": "`/dev/shm`",

@@ -188,8 +188,8 @@ def test_slow_clients_do_not_occupy_the_only_database_connection(start_service: 
 
 # Addresses behind proxies --------------------------------------------------------------------------------------------
 
-# Each row: the peer's address, its X-Forwarded-For headers, and the expected client address. This is the last address
-# that is not a trusted proxy.
+# Each row: the peer's address, its X-Forwarded-For headers, and the expected client address. This is the last forwarded
+# address that is not a trusted proxy, or the peer's address if the peer is not trusted or forwards no address.
 FORWARDED = [
     ("127.0.0.1", [], "127.0.0.1"),
     ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),

@@ -22,7 +22,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 def start_in(folder: Path) -> Iterator[Start]:
     """Yield a function that starts gunicorn in a directory. Stop all servers when the `with` block ends.
 
-    It accepts command-line arguments and environment variables for gunicorn. Each server listens on a free port.
+    The function accepts command-line arguments and environment variables for gunicorn. Each server listens on a free
+    port.
     """
     servers = []
 

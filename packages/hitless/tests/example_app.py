@@ -69,7 +69,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901
 
 
 async def websocket(path: str, receive: Receive, send: Send) -> None:
-    """Answer each message with the worker's process id and the message. Some paths and messages change this."""
+    """Answer each message with the worker's process id, and the text or the length of binary data.
+
+    Some paths and messages make the application wait, send more, or refuse.
+    """
     await receive()
     if path == "/handshake":
         log.info("a handshake is waiting")

@@ -48,7 +48,7 @@ def pre_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has n
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:  # noqa: ANN401  gunicorn has no type hints
-    """Limit open files to MAX_FILES and delay the signal handlers by FORK_DELAY seconds, if these variables are set."""
+    """Limit open files to MAX_FILES, and wait FORK_DELAY seconds before the worker installs its signal handlers."""
     arbiter.log.info("forked")
     atexit.register(arbiter.log.info, "worker %d has run its atexit handlers", worker.pid)
     if files := int(os.environ.get("MAX_FILES", "0")):

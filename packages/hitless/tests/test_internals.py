@@ -27,7 +27,7 @@ MODULES = [
     "uvicorn.server",
     "uvicorn_worker._workers",
 ]
-# Names that the modules above also define, although hitless defines them itself or takes them from Python or asyncio.
+# Names that the modules above happen to define, too. hitless defines them itself, or takes them from Python.
 OWN = {"__init__", "__str__", "_transport", "Worker", "bind", "body", "close", "reason", "start", "stop"}
 
 

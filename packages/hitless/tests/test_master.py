@@ -22,7 +22,7 @@ def delays(server: Gunicorn) -> list[int]:
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Path:
-    """The path of a file. While the file exists, the application fails to start."""
+    """The path of a file. While it exists, no worker can start if STARTUP_FAILS_WITH or FORK_FAILS_WITH names it."""
     return tmp_path / "failing"
 
 

@@ -38,13 +38,13 @@ def require_package_index() -> None:
 
 
 def outside_of_the_project() -> dict[str, str]:
-    """Return the environment variables, except those that refer to the virtual environment of this test run."""
+    """Return the environment variables, except those that would make uv use this project or its virtual environment."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "UV_PROJECT"))}
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a virtual environment with the locked dependency group `peers`, and return its Python interpreter."""
+    """Install hitless and the locked packages of the group `peers` in an environment. Return its interpreter."""
     require_package_index()
     folder = tmp_path_factory.mktemp("environment")
     environment = os.environ | {"UV_PROJECT_ENVIRONMENT": str(folder)}

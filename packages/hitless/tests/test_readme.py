@@ -22,7 +22,7 @@ README = (PACKAGE / "README.md").read_text()
 
 
 def table(head: str) -> dict[str, list[str]]:
-    """Return the README's table with this first header. Map each name in a row's first cell to the other cells."""
+    """Return the README's table whose first column has the title `head`, as a dict from names to the other cells."""
     (text,) = re.findall(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return {name: cells for names, *cells in rows for name in re.findall(r"`(\w+)`", names)}

@@ -285,7 +285,7 @@ def test_idle_client_that_answers_pings_stays_connected(server: Gunicorn) -> Non
 
 
 def test_client_of_a_slow_application_is_not_disconnected(server: Gunicorn) -> None:
-    """While the application's queue is full, the server reads no pongs. Missing pongs must not end the connection."""
+    """While messages wait for the application, the server reads no pongs, so it must not count them as missing."""
     with open_websocket(server, "/busy") as client:
         client.send("one")
         client.send("two")

@@ -138,7 +138,10 @@ def test_replaced_worker_answers_the_next_request_on_an_idle_connection(start: S
 
 
 def test_replaced_worker_announces_the_close_in_the_response_to_an_earlier_request(start: Start) -> None:
-    """Uvicorn creates new default response headers every second. A response uses those from its request's arrival."""
+    """Uvicorn creates new default response headers every second.
+
+    A response uses the latest ones from before the head of its request arrived.
+    """
     server = start(*NO_TIMEOUT, REQUEST_SECONDS="3600")
     old = server.get("/pid").text
     with socket.create_connection(server.address) as client:

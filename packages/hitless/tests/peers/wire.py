@@ -125,13 +125,16 @@ class ServerThread(threading.Thread):
             call.has_returned.set()
 
     def wait_for_calls(self, *, raise_errors: bool) -> None:
-        """Wait for all application calls, as `TestClient` does. Re-raise the first error if `raise_errors` is true."""
+        """Wait until the application has returned from each call in `calls`, as `TestClient` does.
+
+        If `raise_errors` is true, stop at the first call that failed, and raise its error.
+        """
         calls, self.calls = self.calls, []
         for call in calls:
             assert call.has_returned.wait(TIMEOUT)
             if call.error:
-                # After an exception, Uvicorn closes the connection without sending `Connection: close`, so the pool
-                # must not reuse it.
+                # If a response has begun, Uvicorn closes the connection after an exception without having sent
+                # `Connection: close`, so the pool must not reuse it.
                 self.connections.close()
                 self.connections = httpx.HTTPTransport(verify=False)
             if call.error and raise_errors:

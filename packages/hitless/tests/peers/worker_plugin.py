@@ -16,7 +16,7 @@ TIMEOUT = 60
 
 
 class PatientProcess(subprocess.Popen[bytes]):
-    """A replacement for the suite's `Process`. Its `poll` method first waits until the application has started."""
+    """A replacement for the suite's `Process`. `poll` first waits until the application has started or has exited."""
 
     output: IO[bytes]
 

@@ -106,7 +106,7 @@ async def read_project(project: ReadableProject) -> Project:
 async def add_member(
     project: OwnProject, session: WriteSession, data: MemberCreate, tasks: BackgroundTasks, request: AppRequest
 ) -> Member:
-    """Add a user to the project as a member, and notify the user. Only owners of the project can call this."""
+    """Add a user to the project with a role, and notify the user. Only owners of the project can call this."""
     tasks.add_task(service.notify_member, request.state["engine"], project.id, data.user_id)
     return await service.add_member(session, project.id, data)
 

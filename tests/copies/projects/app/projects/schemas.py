@@ -15,8 +15,8 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=30, pattern=SINGLE_LINE)]
 # Pydantic alone would also accept a Unix timestamp as a date in a query string.
 QueryDate = Annotated[date, BeforeValidator(date.fromisoformat)]
-# State the limits explicitly, because Pydantic's generated schema omits them. Clients that generate requests from the
-# schema need the limits.
+# State the limits explicitly, because Pydantic's generated schema contains only the minimum. Clients that generate
+# requests from the schema need all of them.
 _MONEY: JsonDict = {
     "anyOf": [
         {"type": "number", "minimum": 0, "maximum": 9_999_999_999.99, "multipleOf": 0.01},
