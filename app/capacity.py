@@ -15,8 +15,8 @@ MASTER = 64 * MIB
 WORKER = 48 * MIB
 
 
-# Maximum number of threads per worker: the main thread, the threads that hash passwords, those of the database driver,
-# and those that asyncio starts to look up host names.
+# Estimated number of threads per worker: the main thread, those that hash passwords, those of the database driver, and
+# those that the event loop starts to look up host names.
 THREADS = 12
 
 
@@ -50,7 +50,7 @@ def check_process_limit(workers: int, limit: int | None) -> str:
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose the numbers of workers and concurrent hashes to fit the CPUs and memory, unless they are configured."""
+    """Choose how many workers and concurrent hashes fit the CPUs and memory, unless the settings specify it."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

@@ -25,9 +25,9 @@ class AppRequest(HTTPConnection[State]):
 
 
 class RequestSession(Session):
-    """The session of a request. Writes are errors unless `info["is_writable"]` is set.
+    """The session of a request. Flushes and statements that write are errors unless `info["is_writable"]` is set.
 
-    SQL in `text()` is not checked.
+    SQL in `text()`, and statements that bypass the session, are not checked.
     """
 
 
@@ -79,11 +79,12 @@ async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncI
     Reads and writes share one session, so that a request never needs two connections. If many requests each held one
     connection and waited for a second one, they would deadlock.
     """
-    await session.commit()  # returns the connection of earlier reads to the pool
+    await session.commit()  # returns the connection of earlier reads to the pool, and raises an error for changes
     session.sync_session.bind = request.state["engine"].sync_engine
     session.info["is_writable"] = True
     yield session
     await session.commit()
+    session.info["is_writable"] = False
 
 
 WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="function")]

@@ -88,7 +88,8 @@ def create_redis(settings: Settings) -> Redis | None:
     """Return a Redis client, or None if Redis is not configured. The client connects on first use."""
     if settings.redis_url is None:
         return None
-    # Wait for Redis for at most REDIS_SECONDS, without retries. redis-py's defaults are 5 seconds and 10 retries.
+    # Limit each wait to REDIS_SECONDS: for a free connection, to connect, and for an answer. By default, these take
+    # up to 20, 5 and 5 seconds.
     pool = BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
         max_connections=REDIS_CONNECTIONS,

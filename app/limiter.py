@@ -189,7 +189,7 @@ class RedisCounter:
 
 
 class RateLimiter:
-    """Counts requests against named limits. The time window starts with a client's first request.
+    """Counts requests against named limits. A window starts with a client's first request after the previous window.
 
     Clients are identified by a keyed hash, so that Redis stores neither IP addresses nor email addresses. If Redis is
     not configured, unavailable or slow, requests are counted in the memory of this server.

@@ -79,7 +79,7 @@ class _StderrLogger:
 
 
 class RefusalLog(logging.Filter):
-    """Limits how many lines per second are logged about requests that exceed a rate limit or bypass the rate limiter.
+    """Limits how many lines per second are logged about requests that exceed a rate limit or are not counted.
 
     For example, malformed requests are rejected before the rate limiter counts them. Without this filter, a client
     could flood the log until log rotation deletes older lines. The number of dropped lines is logged.

@@ -57,8 +57,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.is_database_prepared = False  # see lifespan.py
+    limits = read_limits(settings)
     # Create the counters before the workers are forked, so that all workers share them.
-    app.state.rate_counters = {name: MemoryCounter() for name in read_limits(settings)}
+    app.state.rate_counters = {name: MemoryCounter() for name in limits}
     app.openapi = lambda: build_openapi(app)  # type: ignore[method-assign]  # as in FastAPI's documentation
     add_routers(app)
     applications = {path: route.app for path, route in iter_routes(app.routes) if isinstance(route.app, FastAPI)}
@@ -68,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         StandaloneDocs(each)  # serves the scripts and styles of /docs and /redoc itself, without a CDN
 
     for *_, limit in list_rate_limits(app.routes):
-        if limit not in read_limits(settings):
+        if limit not in limits:
             raise LookupError(f"the limit {limit!r} of a route needs a setting RATE_LIMIT_{limit.upper()}")
 
     # The middleware added last is the outermost.

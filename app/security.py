@@ -5,9 +5,10 @@ import secrets
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import blake2b
-from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 from uuid import UUID
 
 import jwt
@@ -122,18 +123,19 @@ class InvalidAccessToken(Exception):
     """The access token is forged, expired or malformed. The message is for the log, not for the client."""
 
 
-class AccessToken(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AccessToken:
     """The contents of an access token.
 
     Attributes:
         user_id: The user.
         security_stamp: The user's security stamp when the token was issued. If the user's stamp has changed since, the
-            token is invalid.
+            token is invalid. It is not in the `repr`: with a leaked key and the stamp, anybody could forge a token.
         login_id: The login that the token belongs to.
     """
 
     user_id: int
-    security_stamp: UUID
+    security_stamp: UUID = field(repr=False)
     login_id: UUID
 
 
@@ -199,7 +201,7 @@ class Tokens:
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
     def is_signed(self, login_id: UUID, secret: bytes) -> bool:
-        """Return whether a refresh token's secret was signed for this login."""
+        """Return whether a refresh token's secret was signed for this login with one of the keys."""
         return any(hmac.compare_digest(secret, _sign(key, login_id, secret[:16])) for key in self._refresh_keys)
 
 

@@ -78,9 +78,20 @@ async def flush_name(session: ReadSession) -> None:
     await session.flush()
 
 
+async def add_user_later(session: ReadSession) -> AsyncIterator[None]:
+    yield
+    session.add(make_user("bob@example.com"))
+
+
+async def commit_before_the_user_is_added(
+    _: Annotated[None, Depends(add_user_later, scope="function")], session: WriteSession
+) -> None:
+    pass
+
+
 @pytest.mark.parametrize(
     "endpoint",
-    [change_name, change_name_then_open_transaction, update_name, flush_name],
+    [commit_before_the_user_is_added, change_name, change_name_then_open_transaction, update_name, flush_name],
     ids=lambda each: each.__name__,
 )
 async def test_change_in_read_session_is_an_error(

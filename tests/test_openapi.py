@@ -188,3 +188,24 @@ def test_event_stream_and_its_errors_have_their_own_media_types() -> None:
     found = document["paths"]["/events-in-a-test"]["get"]["responses"]
     assert found["200"]["content"] == {"text/event-stream": {}}
     assert found["404"]["content"].keys() == {"application/json"}
+
+
+def test_operations_may_have_unusual_responses_and_parameters() -> None:
+    app = create_app(make_settings())
+    parameter = {"name": "filter", "in": "query", "content": {"application/json": {"schema": {"type": "object"}}}}
+    responses: dict[int | str, dict[str, Any]] = {
+        404: {"description": "There is none"},
+        "5XX": {"description": "Broken"},
+    }
+
+    @app.get("/test", responses=responses, openapi_extra={"parameters": [parameter]})
+    async def read() -> None: ...
+
+    document = build_openapi(app)
+
+    OpenAPIV31SpecValidator(document).validate()
+    operation = document["paths"]["/test"]["get"]
+    assert operation["parameters"] == [parameter]
+    for status in ("404", "5XX"):
+        described = operation["responses"][status]["content"]["application/json"]
+        assert described["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}

@@ -34,7 +34,9 @@ class MailTokens:
         return urlsafe_b64encode(token_id.bytes + _sign(self._keys[0], purpose, token_id)).decode()
 
     def verify(self, purpose: Purpose, token: str) -> UUID:
-        """Verify a token, and return the id that it was issued for.
+        """Check the signature of a token, and return the id that it was issued for.
+
+        The database knows whether the token has expired or was used.
 
         Raises:
             InvalidMailToken: The token was not issued by this service, or was issued for another purpose.

@@ -25,9 +25,9 @@ from app.users.service import find_user_by_email
 _ID_BYTES = 16
 _SECRET_BYTES = 32
 MAX_SESSIONS = 100  # maximum number of logins listed per user
-# How long expired logins are kept. Without this time, a server whose clock is briefly ahead would log users out.
+# How long the rows of expired logins are kept. Otherwise, a server whose clock is ahead would delete valid logins.
 KEEP_EXPIRED = timedelta(days=1)
-# Maximum number of logins that one login deletes, so that it stays fast.
+# Maximum number of rows that a login deletes, so that logging in stays fast.
 MAX_DELETED = 1000
 
 
@@ -67,7 +67,7 @@ async def login(  # noqa: PLR0913  each is needed
         await session.execute(
             update(User)
             .where(User.id == user.id, User.password_hash == user.password_hash)
-            .values(password_hash=new_hash, updated_at=User.updated_at)
+            .values(password_hash=new_hash, updated_at=User.updated_at)  # the user has changed nothing
         )
 
     now = utc_now()
@@ -90,9 +90,9 @@ async def login(  # noqa: PLR0913  each is needed
             **client._asdict(),
         )
     )
-    # Delete the user's logins that ended when the security stamp changed, and all users' expired logins. Otherwise, the
-    # addresses of users who never log in again would be stored forever. Skip rows that other requests have locked,
-    # because waiting for the locks could cause a deadlock.
+    # Delete the user's logins that ended when the security stamp changed, and expired logins of any user. Otherwise,
+    # the IP addresses of users who never log in again would be stored forever. Skip rows that are locked by other
+    # requests, because waiting for the locks could cause a deadlock.
     has_ended = and_(Login.user_id == user.id, Login.security_stamp.is_distinct_from(user.security_stamp))
     over = select(Login.login_id).where(or_(has_ended, Login.expires_at < now - KEEP_EXPIRED)).limit(MAX_DELETED)
     unlocked = over.with_for_update(skip_locked=True)  # no effect on SQLite, where transactions wait for each other

@@ -91,7 +91,7 @@ class FastReader:
         """Return all rows. Define the query at module level, with `bindparam`, so that it is compiled only once.
 
         Raises:
-            KeyError: A parameter is missing, and asyncpg runs the query.
+            KeyError: A parameter of a query for asyncpg is missing.
             StatementError: A parameter is missing, and SQLAlchemy runs the query, for example on SQLite.
         """
         compiled = self._compiled(query)

@@ -176,8 +176,8 @@ class Connector:
     def _note_read_only(self) -> None:
         """Mark all open connections for replacement, because a server has become read-only.
 
-        After a failover, the host name may resolve to another server. Do this at most once every READ_ONLY_SECONDS:
-        until the DNS entry changes, new connections reach the same server.
+        After a failover, the host name may resolve to another server. Connections are marked at most once every
+        READ_ONLY_SECONDS: until the DNS entry changes, new connections reach the same server.
         """
         if time.monotonic() - self._read_only_at > READ_ONLY_SECONDS:
             log.warning("the database has become read-only: all connections are replaced")

@@ -36,7 +36,7 @@ def _begin_immediate(connection: Connection) -> None:
     """Acquire SQLite's write lock at the start of a transaction.
 
     Otherwise, a transaction that reads before it writes would fail immediately if another transaction had written
-    between the two.
+    between the read and the write.
     """
     if not connection.get_execution_options().get("autocommit"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")

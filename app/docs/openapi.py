@@ -1,6 +1,5 @@
 """Build the OpenAPI document. This module adds the parts that FastAPI does not generate."""
 
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -61,7 +60,8 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, which is built on the first call."""
     if app.openapi_schema is not None:
         return app.openapi_schema
-    document = FastAPI.openapi(app)  # also stores the document as `app.openapi_schema`
+    document = FastAPI.openapi(app)
+    app.openapi_schema = None  # FastAPI has stored the document there, but it is not complete yet
     schemas = document["components"]["schemas"]
     schema = ErrorResponse.model_json_schema(mode="serialization", ref_template=REFERENCE)
     schemas |= {**schema.pop("$defs"), ErrorResponse.__name__: schema}
@@ -74,6 +74,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
         _drop_redundant_patterns(schema)
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's default format of a 422
         schemas.pop(name, None)
+    app.openapi_schema = document
     return document
 
 
@@ -94,9 +95,10 @@ def _add_implied_errors(operation: dict[str, Any]) -> None:
 def _correct_media_types(operation: dict[str, Any]) -> None:
     """Document all errors as JSON, even if the route returns another media type. Also remove the field `itemSchema`."""
     for status, response in operation["responses"].items():
-        if int(status) >= HTTPStatus.BAD_REQUEST:
+        if status.startswith(("4", "5")):
             schema = {"$ref": REFERENCE.format(model=ErrorResponse.__name__)}
-            response["content"] = {"application/json": response["content"]["application/json"] | {"schema": schema}}
+            described = response.get("content", {}).get("application/json", {})
+            response["content"] = {"application/json": described | {"schema": schema}}
         for media in response.get("content", {}).values():
             media.pop("itemSchema", None)  # a field of OpenAPI 3.2, which few tools support
 
@@ -114,7 +116,7 @@ def _drop_redundant_patterns(schema: dict[str, Any]) -> None:
 def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
     """Copy the schemas' examples to parameters, bodies and responses, where Swagger UI looks for them."""
     for parameter in operation.get("parameters", []):
-        if "examples" in parameter["schema"]:
+        if "examples" in parameter.get("schema", {}):
             parameter["example"] = parameter["schema"]["examples"][0]
     for described in (operation.get("requestBody", {}), *operation["responses"].values()):
         media = described.get("content", {}).get("application/json", {})

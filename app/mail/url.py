@@ -14,7 +14,7 @@ _SCHEMES: dict[str, tuple[Literal["none", "starttls", "tls"], int]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SMTPServer:
     """The address, the encryption and the credentials of a mail server."""
 

@@ -31,7 +31,7 @@ class AllowedHostsMiddleware:
             await error_response(UnknownHost)(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        # Reject requests with several Host headers. A proxy may have checked another one than this service uses.
+        # Reject requests with several Host headers. A proxy may have checked a different one than this service uses.
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1:
             return False

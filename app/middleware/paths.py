@@ -6,11 +6,13 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.routing import RouteContext, iter_route_contexts
-from starlette.routing import BaseRoute, compile_path
+from starlette.routing import BaseRoute, Route, WebSocketRoute, compile_path
 from starlette.types import Scope
 
 Option = TypeVar("Option")
 
+# Stands for the method of a WebSocket handshake, because the router compares it only with WebSocket routes.
+WEBSOCKET = "WEBSOCKET"
 # The ASGI messages that start the response to a request or to a WebSocket handshake.
 RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
@@ -53,8 +55,18 @@ def list_options(
     return [
         (method, compile_path(path)[0], default if (option := get(route)) is None else option)
         for path, route in iter_routes(routes)
-        for method in route.methods or {"GET"}  # a WebSocket handshake is a GET
+        for method in _list_methods(route)
     ]
+
+
+def _list_methods(route: RouteContext) -> set[str]:
+    match route.original_route:
+        case Route():
+            return route.methods or {"GET"}
+        case WebSocketRoute():
+            return {WEBSOCKET}
+        case _:  # a mount; the routes of the mounted application are listed themselves
+            return set()
 
 
 def find_option(options: list[tuple[str, Pattern[str], Option]], method: str, path: str, default: Option) -> Option:

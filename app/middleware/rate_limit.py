@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited, error_response
 from app.limiter import RateLimiter
-from app.middleware.paths import RESPONSE_STARTS, find_option, is_below, list_options, route_path
+from app.middleware.paths import RESPONSE_STARTS, WEBSOCKET, find_option, is_below, list_options, route_path
 
 _IPV6_HOST_BITS = 64
 
 
 def list_rate_limits(routes: Sequence[BaseRoute]) -> list[tuple[str, Pattern[str], str]]:
-    """Return the method, the path pattern and the rate limit of each route."""
+    """Return the method, the path pattern and the name of the rate limit of each route."""
     return list_options(routes, lambda route: getattr(route.endpoint, "rate_limit", None), "default")
 
 
@@ -42,7 +42,7 @@ class RateLimitMiddleware:
             return
 
         limiter: RateLimiter = scope["state"]["limiter"]
-        name = find_option(self.limits, scope.get("method", "GET"), path, "default")
+        name = find_option(self.limits, scope.get("method", WEBSOCKET), path, "default")
         usage = await limiter.hit(name, client_key(scope))
         if usage.is_exceeded:
             await error_response(RateLimited, headers=usage.headers())(scope, receive, send)

@@ -81,8 +81,7 @@ class RequestContextMiddleware:
     ) -> None:
         route = getattr(scope.get("route"), "path", None)
         is_quiet = route is not None and is_below(route_path(outer), self.quiet)
-        # Clients can send any number of requests that exceed a rate limit or bypass the rate limiter, so log only some
-        # of them.
+        # Clients can send any number of requests that exceed a rate limit or are not counted, so log only some of them.
         is_accepted = "rate_limit" in scope and status != RateLimited.status
         if not (is_quiet or is_accepted or refusal_log.allow()):
             return

@@ -152,8 +152,8 @@ def include_object(dialect: str) -> Callable[..., bool]:
     """Return a function for Alembic's `include_object` option, which selects the objects to compare with the models.
 
     Indexes that use a PostgreSQL-specific access method, for example GIN, are ignored on SQLite. Columns that are
-    missing from the models are ignored: the previous release may still use them during a rollout, and a later migration
-    drops them.
+    missing from the models are not dropped, because the previous release may still use them during a rollout. A later
+    migration drops them.
     """
 
     def include(item: Any, _name: str, kind: str, is_reflected: bool, model: Any) -> bool:  # noqa: ANN401  any object
@@ -178,7 +178,7 @@ def _make_removed_columns_nullable(
     found: Table | None,
     model: Table | None,
 ) -> None:
-    """Make a column that the models no longer define nullable, so that rows can be inserted without it."""
+    """If the models no longer define a column, make it nullable, so that rows can be inserted without it."""
     if found is None or model is None:  # the migration creates or drops the table
         return
     for column in found.columns:

@@ -24,6 +24,8 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
+# To save time, the functions below read `request.state` instead of depending on `get_tokens` and `get_fast_reader`.
+# Most requests use them, and resolving a dependency takes about 10 µs.
 async def get_access_token(credentials: _Credentials, request: AppRequest) -> AccessToken:
     """Verify the access token in the Authorization header, and return its contents.
 

@@ -113,7 +113,8 @@ _USER: JsonDict = {
 class UserResponse(BaseModel):
     """A user."""
 
-    # `list_users` uses the names of these fields to select columns, so `User` needs an attribute with each name.
+    # `list_users` uses the names of these fields to select columns, so `User` needs an attribute with each
+    # name. So does `UserRecord`, which `read_me` returns.
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [_USER]})
 

@@ -236,7 +236,7 @@ async def set_password(session: AsyncSession, passwords: Passwords, email: str, 
 
 
 async def end_logins(session: AsyncSession, email: str) -> None:
-    """Log out the user with the given email address everywhere.
+    """End all logins of the user with the given email address.
 
     Raises:
         UserNotFound: There is no such user.
@@ -258,7 +258,7 @@ def new_security_stamp() -> dict[str, object]:
 
 
 async def delete_user(session: AsyncSession, user_id: int) -> None:
-    """Delete a user and all of the user's data.
+    """Delete a user, and with it the user's logins and email tokens. Emails that wait to be sent are not deleted.
 
     Raises:
         UserNotFound: There is no such user.

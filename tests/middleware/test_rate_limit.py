@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from fastapi import APIRouter
+from fastapi import APIRouter, WebSocket
+from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -284,6 +285,21 @@ async def test_route_without_its_own_limit_does_not_use_that_of_a_later_route(se
     response = await service.client.post("/limited-in-a-test/all")
 
     assert response.headers["ratelimit-policy"].startswith('"default";')
+
+
+async def test_mount_and_websocket_do_not_hide_the_limit_of_a_route_with_the_same_path(service: Service) -> None:
+    @service.app.websocket(PREFIX + "/limited-in-a-test")
+    async def chat(websocket: WebSocket) -> None: ...
+
+    service.app.mount(PREFIX + "/limited-in-a-test", Starlette())  # matches only the paths below
+
+    @service.app.get(PREFIX + "/limited-in-a-test")
+    @rate_limit("register")
+    async def limited() -> None: ...
+
+    response = await service.client.get("/limited-in-a-test")
+
+    assert response.headers["ratelimit-policy"].startswith('"register";')
 
 
 def test_rate_limit_without_a_setting_is_an_error_at_startup(

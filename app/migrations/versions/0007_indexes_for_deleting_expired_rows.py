@@ -1,4 +1,4 @@
-"""Indexes for finding expired logins and tokens, which are then deleted."""
+"""Indexes for finding the rows of expired logins and tokens, to delete them."""
 
 from alembic import op
 

@@ -92,7 +92,8 @@ class Acceptor:
     def stop(self) -> None:
         """Stop accepting connections.
 
-        The other workers share the listening sockets. They accept the connections in the backlog and all later ones.
+        The other workers share the listening sockets. Unless the whole server is stopping, they accept the connections
+        in the backlog and all later ones.
         """
         clear_slot(self._worker)
         for listener in self._listeners:
@@ -121,8 +122,8 @@ class Acceptor:
         for _ in range(BATCH_SIZE):
             if not self._accept(listener):
                 return
-            # If this worker shares its slot with an older worker that has just stopped, its slot is 0. If no other
-            # worker accepts connections, all slots are 0. The default then stands for 0 connections.
+            # All slots are 0 if no other worker accepts connections, and an older worker that shares this worker's slot
+            # has just cleared it. The default then stands for 0 connections.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)

@@ -12,7 +12,7 @@ Arbiter = Any  # gunicorn has no type hints
 Config = Any
 
 # Problems that `usable_pidfile` has found. At startup, that function runs before gunicorn has set up logging, so the
-# `when_ready` hook logs the problems.
+# `when_ready` hook logs the problems. Problems that are found at SIGHUP are not logged.
 pidfile_problems = set[str]()
 
 
@@ -118,7 +118,10 @@ def _is_running(pid: int) -> bool:
 
 
 def load_application(arbiter: Arbiter) -> Any:  # noqa: ANN401  any ASGI application
-    """Load and return the application that all workers will use. Call this in an `on_starting` hook."""
+    """Load and return the application that all workers will use. Call this in an `on_starting` hook.
+
+    gunicorn keeps the application, so SIGHUP then loads no new code, even without `preload_app`.
+    """
     return arbiter.app.wsgi()
 
 

@@ -36,9 +36,9 @@ log = logging.getLogger("hitless")
 # address and a request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# If a request is rejected, or answered before its body has arrived, its connection stays open for up to this many
-# seconds, and the rest of the request is discarded. If the connection were closed with unread data in the receive
-# buffer, TCP would reset the connection, and the client might never see the response.
+# Maximum time in seconds to discard the rest of a request before its connection is closed, if the request was rejected,
+# or answered with `Connection: close` before its body had arrived. If the connection were closed with unread data in
+# the receive buffer, TCP would reset the connection, and the client might never see the response.
 LINGER_SECONDS = 1.0
 # Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0

@@ -146,7 +146,7 @@ class GracefulServer(Server):
         """Add `Connection: close` to every response from now on.
 
         If the headers of a response have already been sent, the client does not know that the server will close the
-        connection, and may send another request. The connection therefore stays open as long as an idle connection.
+        connection, and may send another request. The connection is therefore kept open for a while, like an idle one.
         """
         # Create a new list: requests that have already been received use the old list, which must not change.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
