@@ -36,7 +36,7 @@ def main() -> None:
             case "set-password":
                 asyncio.run(_set_password(_read_new_password(arguments.email)))
             case "end-logins":
-                asyncio.run(_end_logins(_Account(email=arguments.email)))
+                asyncio.run(_log_out_everywhere(_Account(email=arguments.email)))
             case _:  # openapi
                 sys.stdout.write(json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n")
     except EmailTaken:
@@ -143,7 +143,7 @@ async def _set_password(data: _NewPassword) -> None:
     sys.stdout.write(f"The password of {data.email} has been changed, and the user is logged out everywhere.\n")
 
 
-async def _end_logins(account: _Account) -> None:
+async def _log_out_everywhere(account: _Account) -> None:
     async with _open_session() as session:
-        await service.end_logins(session, account.email)
+        await service.log_out_everywhere(session, account.email)
     sys.stdout.write(f"{account.email} is logged out everywhere.\n")

@@ -79,4 +79,4 @@ async def logout(data: RefreshRequest, session: WriteSession, tokens: TokensDep)
     The access tokens of the session stop working at once. If the refresh token is invalid, the response is the same.
     """
     with suppress(InvalidRefreshToken):
-        await service.end_login(data.refresh_token, session=session, tokens=tokens)
+        await service.log_out(data.refresh_token, session=session, tokens=tokens)

@@ -171,7 +171,7 @@ async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, ses
     return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
 
 
-async def end_login(token: str, *, session: AsyncSession, tokens: Tokens) -> None:
+async def log_out(token: str, *, session: AsyncSession, tokens: Tokens) -> None:
     """End the login session that a refresh token belongs to. A token that has already been used is also accepted.
 
     Raises:

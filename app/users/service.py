@@ -235,7 +235,7 @@ async def set_password(session: AsyncSession, passwords: Passwords, email: str, 
     await _change_by_email(session, email, password_hash=await passwords.hash(password), **new_security_stamp())
 
 
-async def end_logins(session: AsyncSession, email: str) -> None:
+async def log_out_everywhere(session: AsyncSession, email: str) -> None:
     """End all logins of the user with the given email address.
 
     Raises:
