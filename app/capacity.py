@@ -26,7 +26,7 @@ class Capacity(NamedTuple):
     Attributes:
         workers: Number of worker processes.
         hashes: Maximum number of concurrent password hashes per worker.
-        needed: Peak memory of the master and all workers in bytes.
+        needed: Peak memory, in bytes, of the master and all workers.
         description: A log message with the number of workers, the reason for this number, and the peak memory.
         warning: If there is not enough memory, a log message that names the settings to change; otherwise empty.
     """
@@ -39,9 +39,9 @@ class Capacity(NamedTuple):
 
 
 def check_process_limit(workers: int, limit: int | None) -> str:
-    """Return a warning if the workers may exceed the limit on processes and threads, otherwise an empty string.
+    """Return a warning if the workers might exceed the limit on processes and threads, otherwise an empty string.
 
-    A worker that cannot start a thread cannot hash passwords, and responds to logins with 503.
+    A worker that cannot start a thread cannot hash passwords, and responds to login requests with 503.
     """
     needed = 1 + (workers + 1) * THREADS  # the master, and one extra worker while another is being replaced
     if limit is None or needed <= limit:
@@ -50,7 +50,7 @@ def check_process_limit(workers: int, limit: int | None) -> str:
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose how many workers and concurrent hashes fit the CPUs and memory, unless the settings specify it."""
+    """Choose the number of workers and of concurrent hashes to fit the CPUs and memory. Settings take precedence."""
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

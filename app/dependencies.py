@@ -55,8 +55,8 @@ def _check_changes(session: AsyncSession) -> None:
 async def get_read_session(request: AppRequest) -> AsyncIterator[AsyncSession]:
     """Open the request's session in autocommit mode. The session connects to the database on first use.
 
-    With `close_resets_only=False`, using the session after it is closed raises an error. By default, the session would
-    open another connection, which would never be returned to the pool.
+    With `close_resets_only=False`, using the session after it is closed raises an error. With SQLAlchemy's default
+    (True), the session would open another connection, which would never be returned to the pool.
     """
     async with AsyncSession(
         request.state["read_engine"],

@@ -29,7 +29,7 @@ REDIS_SECONDS = 0.25
 RETRY_SECONDS = 1.0
 # Number of slots in the hash table of `MemoryCounter`. Each slot stores one client's count.
 MEMORY_SLOTS = 32_768
-# Number of consecutive slots in which `MemoryCounter` may store a key.
+# Number of consecutive slots from which `MemoryCounter` chooses one to store a key.
 PROBES = 8
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
@@ -208,7 +208,10 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether the last attempt to count in Redis succeeded. It fails if Redis is full or read-only."""
+        """Return whether the last attempt to update counts in Redis succeeded.
+
+        An attempt fails, for example, if Redis is full or read-only.
+        """
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:

@@ -41,7 +41,7 @@ _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]
 # Maximum length of a client-controlled field in a log line.
 MAX_FIELD = 512
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if code != ord("\n")}
-# Created once, because `json.dumps` with arguments creates an encoder on each call.
+# Created once, because `json.dumps` with options such as `default` creates an encoder on each call.
 _encode = json.JSONEncoder(default=repr).encode
 
 
@@ -122,8 +122,8 @@ refusal_log = RefusalLog(lines_per_second=10)
 
 def shorten(text: str) -> str:
     """Truncate text from a client so that it takes up at most 512 characters in a log line."""
-    # To save time, encode only text that may be too long. In JSON, a character takes up at most twelve characters: a
-    # pair of escapes such as `\ud83d`.
+    # To save time, encode only text that may be too long. JSON encodes one character as at most twelve: two escapes,
+    # for example `\ud83d\ude00`.
     while len(text) * 12 > MAX_FIELD and (size := len(_encode(text))) > MAX_FIELD:
         text = text[: len(text) * MAX_FIELD // size]
     return text
@@ -225,7 +225,7 @@ def _drop_color_message(_logger: WrappedLogger, _method: str, event: EventDict) 
 
 
 def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Replace control characters with hexadecimal escapes. Keep line feeds, because messages may have several lines."""
+    """Replace control characters with hexadecimal escapes. Keep line feeds, because messages may span several lines."""
     return {key: value.translate(_ESCAPES) if isinstance(value, str) else value for key, value in event.items()}
 
 

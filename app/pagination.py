@@ -36,7 +36,7 @@ def url_path(request: Request) -> str:
 
 
 def next_page_link(request: Request, cursor: str) -> str:
-    """Return the value of the `Link` header, which points to the page that starts at the cursor."""
+    """Return the value of a `Link` header that points to the next page, given the cursor of that page."""
     query = urlencode({**request.query_params, "cursor": cursor})
     return f'<{url_path(request)}?{query}>; rel="next"'
 

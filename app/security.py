@@ -1,4 +1,4 @@
-"""Passwords, access tokens and the secrets of refresh tokens."""
+"""Passwords, access tokens and the secrets in refresh tokens."""
 
 import hmac
 import secrets
@@ -62,11 +62,11 @@ class Passwords:
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Verify a password. If the hash is None, verify a dummy hash instead, so that the call takes just as long.
+        """Verify a password against a hash. If the hash is None, use a dummy hash, so that the call takes equally long.
 
         Returns:
-            A pair: whether the password matches, and either a new hash to store or None. A new hash is returned if the
-            password matches and the old hash has outdated parameters.
+            A pair `(matches, new_hash)`. If the password matches and the old hash has outdated parameters, `new_hash`
+            is a new hash to store. Otherwise, `new_hash` is None.
 
         Raises:
             HashingUnavailable: The queue is full, or the system is out of memory or threads.
@@ -140,9 +140,9 @@ class AccessToken:
 
 
 class Tokens:
-    """Issues and verifies access tokens (JWT, RFC 7519) and the secrets of refresh tokens.
+    """Issues and verifies access tokens (JWT, RFC 7519) and the secrets in refresh tokens.
 
-    The secret of a login's first refresh token is random. Each later secret is derived from its predecessor.
+    The secret in a login's first refresh token is random. Each later secret is derived from the previous one.
 
     Tokens signed with the previous key are also accepted, so that users stay logged in when the key is changed.
     """

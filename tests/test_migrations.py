@@ -194,7 +194,7 @@ def revisions_newest_first() -> list[str]:
 async def run_step(
     engine: AsyncEngine, step: Callable[[Config, str], None], revision: str, look: Callable[[Connection], Seen]
 ) -> Seen:
-    """Migrate up or down to a revision, then call `look` with the connection and return its result."""
+    """Migrate up or down to a revision, then call `look` on the same connection and return its result."""
 
     def run(connection: Connection) -> Seen:
         config = alembic_config()

@@ -28,15 +28,15 @@ NOTICES = ("password_changed", "email_change_requested", "email_changed")
 
 
 class Link(NamedTuple):
-    """A kind of link that is sent by email. The link contains a token.
+    """A type of emailed link, for example a password reset link. Each link contains a token.
 
     Attributes:
         purpose: The operation that the token allows.
         page: The URL of the page that the link opens.
         url: The URL of the API route that accepts the token.
         lifetime: How long the token is valid.
-        recipient_filter: Returns the SQL condition that selects an email's recipient from among the active users. The
-            condition matches at most one user.
+        recipient_filter: A function that takes an email and returns the SQL condition for finding its recipient among
+            the active users. At most one user matches.
     """
 
     purpose: Purpose

@@ -45,11 +45,11 @@ MailTokensDep = Annotated[MailTokens, Depends(get_mail_tokens)]
 )
 @rate_limit("mail")
 async def request_password_reset(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a link to set a new password, if the address belongs to an active account that has a password.
+    """Send a link to set a new password if the address belongs to an active account that has a password.
 
-    The response is the same for every address, and takes the same time. The link works once, and for a limited time. It
-    becomes invalid when a newer link is sent, the password or the email address changes, the account is deactivated, or
-    the operator runs `python -m app end-logins`. Ending the user's sessions with this API does not invalidate it.
+    The response and its timing are the same for every address. The link works once, and for a limited time. It becomes
+    invalid when a newer link is sent, the password or the email address changes, the account is deactivated, or the
+    operator runs `python -m app end-logins`. Ending the user's sessions with this API does not invalidate the link.
     """
     outbox.add(session, "password_reset", data.email)
     return Accepted()
@@ -72,10 +72,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokensDep,
     outbox: OutboxDep,
 ) -> None:
-    """Set a new password with the token from a password reset email or an invitation, and log the user out everywhere.
+    """Set a new password using the token from a password reset email or an invitation. Log the user out everywhere.
 
-    All of the user's access and refresh tokens stop working at once. Afterwards, the email address counts as verified,
-    and the account's `pending_email`, if any, is discarded.
+    All of the user's access and refresh tokens stop working immediately. The email address then counts as verified, and
+    any `pending_email` is discarded.
     """
     await service.reset_password(
         data, reader=reader, session=session, passwords=passwords, tokens=tokens, outbox=outbox
@@ -90,10 +90,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
 )
 @rate_limit("mail")
 async def request_email_verification(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a link to verify an email address, if it belongs to an active account and is not verified yet.
+    """Send a verification link to an email address that belongs to an active account and is not verified yet.
 
-    The response is the same for every address, and takes the same time. To receive another link for a `pending_email`,
-    update the current user with that address again.
+    The response and its timing are the same for every address. To receive another link for a `pending_email`, set the
+    same address again with `PATCH /users/me`.
     """
     outbox.add(session, "email_verification", data.email)
     return Accepted()
@@ -117,7 +117,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: OutboxDep,
     limiter: LimiterDep,
 ) -> None:
-    """Verify an email address with the token from the email and the account's password.
+    """Verify an email address, using the account's password and the token from the verification email.
 
     If the address is the account's `pending_email`, it replaces the current address. If the password is wrong, the
     token remains valid.
@@ -171,7 +171,8 @@ async def invite_user(
 async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep) -> Accepted:
     """Send an active user a link to set a new password.
 
-    If the user has not set a password yet, the invitation is sent again instead. Only superusers can call this.
+    If the user has not set a password yet, the invitation is sent again instead. Only superusers can call this
+    endpoint.
     """
     user = await get_user(session, user_id)
     outbox.add(session, "password_reset" if user.password_hash else "invitation", user.email)
@@ -188,9 +189,9 @@ async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSe
 async def send_email_verification(
     user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep
 ) -> Accepted:
-    """Send an active user a link to verify the email address.
+    """Send an active user a link to verify their email address.
 
-    If the address is already verified, nothing is sent. Only superusers can call this.
+    If the address is already verified, nothing is sent. Only superusers can call this endpoint.
     """
     outbox.add(session, "email_verification", (await get_user(session, user_id)).email)
     return Accepted()
@@ -198,5 +199,5 @@ async def send_email_verification(
 
 @router.get("/account/{name}", include_in_schema=False)
 async def get_page(name: str) -> Response:
-    """Return a page that emails link to, or the script or the style sheet that all of these pages use."""
+    """Return a page that emails link to, or the script or style sheet shared by these pages."""
     return read_page(name)

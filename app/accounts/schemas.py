@@ -23,7 +23,7 @@ class MailRequest(Input):
 
 
 class PasswordReset(Input):
-    """The token from an email, and a new password."""
+    """The token from a password reset email or an invitation, and a new password."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"token": _TOKEN, "new_password": "Tr0ub4dor&3 is shorter"}]}
@@ -34,7 +34,7 @@ class PasswordReset(Input):
 
 
 class EmailVerification(Input):
-    """The token from an email that asks to verify an address, and the account's password."""
+    """The token from a verification email, and the account's password."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN, "password": EXAMPLE_PASSWORD}]})
 
@@ -52,7 +52,7 @@ class Invitation(Input):
 
 
 class Accepted(BaseModel):
-    """The request is accepted. Whether an email is sent depends on the account."""
+    """The response to an accepted request. Whether an email is sent depends on the account."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "accepted"}]})
 

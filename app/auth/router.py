@@ -35,9 +35,9 @@ async def login(  # noqa: PLR0913  each is needed
 ) -> TokenPair:
     """Exchange an email address and a password for an access token and a refresh token.
 
-    Send the access token in the header `Authorization: Bearer …`. The response is the same for an unknown address, a
-    wrong password and an inactive user. If the service requires verified email addresses, the response to a correct
-    password is 403 until the address is verified.
+    Send the access token in the `Authorization: Bearer …` header. The response is the same for an unknown address, a
+    wrong password and an inactive user. If the service requires verified email addresses, a correct password gets a 403
+    response until the address is verified.
     """
     return await service.login(
         credentials,
@@ -60,9 +60,9 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    Each refresh token can be used once. For a short time afterwards (ten seconds by default), and until the new refresh
-    token is used, using the old one again returns the same new refresh token, in case the first response was lost. Any
-    other reuse ends the session, because the token may have been stolen.
+    Each refresh token can be used once. If the response is lost, send the old token again to get the same new refresh
+    token. This works for ten seconds by default, or until the new token is used, whichever comes first. Any other reuse
+    ends the session, because the token may have been stolen.
     """
     return await service.refresh(data.refresh_token, session=session, tokens=tokens)
 
@@ -76,7 +76,8 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
 async def logout(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> None:
     """End the session that a refresh token belongs to.
 
-    The access tokens of the session stop working at once. If the refresh token is invalid, the response is the same.
+    The session's access tokens stop working immediately. The response to an invalid refresh token is the same as to a
+    valid one.
     """
     with suppress(InvalidRefreshToken):
         await service.log_out(data.refresh_token, session=session, tokens=tokens)

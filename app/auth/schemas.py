@@ -32,7 +32,7 @@ class RefreshRequest(Input):
 
 
 class TokenPair(BaseModel):
-    """An access token to authenticate requests, and a refresh token to get the next pair of tokens."""
+    """An access token for authenticating requests, and a refresh token for getting the next pair of tokens."""
 
     model_config = ConfigDict(
         json_schema_extra={

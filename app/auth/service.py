@@ -73,10 +73,10 @@ async def login(  # noqa: PLR0913  each is needed
     now = utc_now()
     login_id = uuid4()
     secret = tokens.create_refresh_secret(login_id)
-    # Check the user again. While the password was being verified, another request may have changed the password, or
-    # deactivated or deleted the user. This query also locks the user's row, so that such requests wait until this
-    # transaction ends. Lock the user's row before the rows of the logins, to avoid deadlocks: deleting a user locks the
-    # rows in the same order.
+    # Check again whether the user may log in. While the password was being verified, another request may have changed
+    # the password, deactivated the user or deleted the user. This query also locks the user's row, so that such
+    # requests wait until this transaction ends. To avoid deadlocks, lock the user's row before the login rows: deleting
+    # a user locks the rows in the same order.
     may_log_in = User.id == user.id, User.is_active, User.security_stamp == user.security_stamp
     if await session.scalar(select(User.id).where(*may_log_in).with_for_update(key_share=True)) is None:
         raise LoginFailed(reason="account changed during the login")
@@ -103,9 +103,10 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    For a short time after the first use, using a token again returns the same new refresh token. This overlap ends
-    early if the new token is used. Without the overlap, a second browser tab or a retry after a lost response would log
-    the user out. The new token is not stored, because it can be derived from the old one.
+    A refresh token can be reused for a short time after its first use (the overlap). Each reuse returns the same new
+    refresh token. The overlap ends early if the new token is used. Without the overlap, a second browser tab or a retry
+    after a lost response would log the user out. The new token is not stored, because it can be derived from the old
+    one.
 
     Raises:
         InvalidRefreshToken: The token is unknown or expired, its login session has ended, or the token was already used

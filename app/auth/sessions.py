@@ -19,7 +19,7 @@ router = APIRouter(tags=["auth"])
 
 @router.get("/auth/sessions", response_description="The sessions", summary="List the current user's sessions")
 async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: ReadSession) -> SessionList:
-    """List up to 100 sessions of the current user, most recently used first.
+    """List up to 100 of the current user's sessions, most recently used first.
 
     A session counts as used when it is created and whenever its tokens are refreshed, not on every request.
     """
@@ -35,7 +35,7 @@ async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: Re
 async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, session: WriteSession) -> None:
     """End all of the current user's sessions, except the one that this request belongs to.
 
-    The tokens of the ended sessions stop working at once.
+    The tokens of the ended sessions stop working immediately.
     """
     await service.end_sessions(session, user.id, keep=token.login_id)
 
@@ -48,7 +48,7 @@ async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, sessio
     summary="End one of the current user's sessions",
 )
 async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSession) -> None:
-    """End one of the current user's sessions. Its tokens stop working at once.
+    """End one of the current user's sessions. Its tokens stop working immediately.
 
     This may be the session that the request itself belongs to.
     """
@@ -62,7 +62,7 @@ async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSess
     summary="List a user's sessions",
 )
 async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep, session: ReadSession) -> SessionList:
-    """List up to 100 sessions of a user, most recently used first. Only superusers can call this."""
+    """List up to 100 of a user's sessions, most recently used first. Only superusers can call this endpoint."""
     await get_user(session, user_id)
     return await service.list_sessions(session, user_id, current=token.login_id)
 
@@ -75,9 +75,9 @@ async def list_sessions(user_id: Id, _: CurrentSuperuser, token: AccessTokenDep,
     summary="End a user's sessions",
 )
 async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
-    """End all of a user's sessions. Only superusers can call this.
+    """End all of a user's sessions. Only superusers can call this endpoint.
 
-    Their access and refresh tokens stop working at once. The links in emails to the user remain valid.
+    The sessions' access and refresh tokens stop working immediately. The links in emails to the user remain valid.
     """
     await get_user(session, user_id)
     await service.end_sessions(session, user_id)
@@ -91,5 +91,5 @@ async def end_sessions(user_id: Id, _: CurrentSuperuser, session: WriteSession) 
     summary="End a user's session",
 )
 async def end_session(user_id: Id, session_id: UUID, _: CurrentSuperuser, session: WriteSession) -> None:
-    """End one of a user's sessions. Its tokens stop working at once. Only superusers can call this."""
+    """End one of a user's sessions. Its tokens stop working immediately. Only superusers can call this endpoint."""
     await service.end_session(session, user_id, session_id)

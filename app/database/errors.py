@@ -16,7 +16,7 @@ class DatabaseUnreachable(Exception):
     """
 
 
-# The exceptions that database code raises on failure. `is_outage` tells whether the cause is an outage or a bug.
+# Exceptions that database calls can raise. `is_outage` distinguishes outages from bugs.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection

@@ -37,7 +37,7 @@ Row = Iterable[Any]
 
 
 class CompiledQuery(NamedTuple):
-    """A query in the form that asyncpg runs.
+    """A query compiled for asyncpg.
 
     Attributes:
         sql: The statement.

@@ -114,7 +114,7 @@ def _drop_redundant_patterns(schema: dict[str, Any]) -> None:
 
 
 def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Copy the schemas' examples to parameters, bodies and responses, where Swagger UI looks for them."""
+    """Copy the schemas' examples to the operation's parameters, body and responses, where Swagger UI looks for them."""
     for parameter in operation.get("parameters", []):
         if "examples" in parameter.get("schema", {}):
             parameter["example"] = parameter["schema"]["examples"][0]
@@ -128,6 +128,6 @@ def _add_examples(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
 
 
 def _in_field_order(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema's example with its fields in definition order. Pydantic sorts them alphabetically."""
+    """Return the schema's example with its fields in definition order. Pydantic has sorted them alphabetically."""
     example = schema["examples"][0]
     return {name: example[name] for name in schema["properties"] if name in example}

@@ -62,9 +62,9 @@ async def health() -> Alive:
 
 @router.get("/live", response_description="The process responds", summary="Check liveness")
 async def live() -> Alive:
-    """Respond with 200 as long as the process runs.
+    """Respond with 200 as long as the process is running.
 
-    The check does not use the database, so that a database outage does not cause containers to be restarted.
+    The check does not use the database, because a database outage must not cause containers to be restarted.
     """
     return Alive()
 
@@ -79,10 +79,11 @@ async def live() -> Alive:
 async def ready(request: AppRequest) -> Ready:
     """Respond with 200 if the process can serve requests.
 
-    The database must contain the tables and respond within a second, and the server must not be shutting down.
+    The database must contain the application's tables and respond within a second, and the server must not be shutting
+    down.
 
-    `redis` is present if Redis is configured, and `mail` if a mail server is configured. The response is 200 even if
-    Redis or the mail server is unavailable. Emails are sent when the mail server is available again.
+    The response contains `redis` if Redis is configured, and `mail` if a mail server is configured. The status is 200
+    even if Redis or the mail server is unavailable. Emails are sent once the mail server is available again.
     """
     if is_draining():
         raise ShuttingDown

@@ -34,11 +34,11 @@ class Outbox:
         """Add an email to a session. The email is sent after the commit.
 
         Args:
-            session: The session of the transaction.
+            session: The database session.
             kind: The kind of email, for example `password_reset`.
             recipient: The recipient's address.
-            context: Values for writing the text, for example a user's id. They are stored in the database, so they must
-                not be secret.
+            context: Values that the function in `writers` needs, for example a user's id. They are stored in the
+                database, so they must not be secret.
         """
         if self.sends(kind):
             session.add(Mail(kind=kind, recipient=recipient, context=context))

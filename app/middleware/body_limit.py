@@ -14,20 +14,20 @@ from app.middleware.paths import find_option, list_options, route_path
 # Maximum time in seconds to read and discard the rest of a body that is too large. If a connection is closed while its
 # buffer contains unread data, the kernel resets the connection, and the client may lose the response.
 LINGER_SECONDS = 1.0
-# Estimated memory in bytes that each occurrence of a character adds to the parsed JSON. For example, the estimate for
-# `{"":0},` is 176 bytes, and the actual usage is 192 bytes. Without this estimate, 16 concurrent bodies of 1 MiB could
-# take 400 MiB.
+# Estimated number of bytes of memory that each occurrence of a character adds to the parsed JSON. For example, the
+# estimate for `{"":0},` is 176 bytes, and the actual usage is 192 bytes. If only the bodies themselves were counted, 16
+# concurrent bodies of 1 MiB could take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
-# Bodies up to this size, in bytes, are accepted even if the total memory of all bodies exceeds `max_total`. Otherwise,
-# a few large uploads could block logins.
+# Bodies up to this size, in bytes, are accepted even if the total memory of all bodies exceeds `max_total`. Without
+# this exception, a few large uploads could block logins.
 SMALL_SIZE = 16_384
 
 
 class BodyRejected(HTTPException):
-    """Raised when a body that a route is reading exceeds a limit.
+    """Raised if a request body turns out to exceed a limit while a route is reading it.
 
-    This is an HTTPException rather than an AppError, because FastAPI responds with 400 to any other exception that is
-    raised while it reads a body.
+    This is an HTTPException rather than an AppError, because FastAPI turns any other exception that is raised while it
+    reads a body into a 400 response.
     """
 
 

@@ -11,7 +11,8 @@ from starlette.types import Scope
 
 Option = TypeVar("Option")
 
-# Stands for the method of a WebSocket handshake, because the router compares it only with WebSocket routes.
+# Used in place of an HTTP method for WebSocket routes and handshakes, which have none in ASGI. Handshakes therefore
+# match only WebSocket routes, as in the router.
 WEBSOCKET = "WEBSOCKET"
 # The ASGI messages that start the response to a request or to a WebSocket handshake.
 RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -70,7 +71,7 @@ def _list_methods(route: RouteContext) -> set[str]:
 
 
 def find_option(options: list[tuple[str, Pattern[str], Option]], method: str, path: str, default: Option) -> Option:
-    """Return the option of the first matching route in a list from `list_options`, or the default."""
+    """Return the option of the first matching route, or `default`. Get `options` from `list_options`."""
     for route_method, pattern, option in options:
         if method == route_method and pattern.match(path):
             return option

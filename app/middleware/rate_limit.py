@@ -15,7 +15,7 @@ _IPV6_HOST_BITS = 64
 
 
 def list_rate_limits(routes: Sequence[BaseRoute]) -> list[tuple[str, Pattern[str], str]]:
-    """Return the method, the path pattern and the name of the rate limit of each route."""
+    """Return the method, path pattern and rate limit name of each route."""
     return list_options(routes, lambda route: getattr(route.endpoint, "rate_limit", None), "default")
 
 

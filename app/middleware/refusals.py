@@ -7,7 +7,10 @@ from app.middleware.security_headers import strict_headers
 
 
 def render_refusal(*, hsts: bool) -> hitless.RenderRefusal:
-    """Return a function that renders the response to a rejected request in the API's format, with security headers."""
+    """Return a function that renders the response to a rejected request.
+
+    The response has the API's error format, and includes security headers.
+    """
     headers = [(b"content-type", b"application/json"), *strict_headers(hsts=hsts)]
 
     def render(refusal: hitless.Refusal) -> hitless.RefusalResponse:

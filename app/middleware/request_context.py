@@ -92,7 +92,7 @@ class RequestContextMiddleware:
         # Log health checks at DEBUG level, because they are frequent and their failures are visible elsewhere.
         log = access_log.debug if is_quiet else access_log.info
         headers, is_websocket = dict(outer["headers"]), outer["type"] == "websocket"
-        # Log the fields of the combined log format, except the query string, which may contain an email address.
+        # Log the fields of Apache's combined log format, but omit the query string, which may contain an email address.
         log(
             "websocket" if is_websocket else "request",
             method=outer.get("method", "GET"),

@@ -39,7 +39,7 @@ log = structlog.stdlib.get_logger("app.migrations")
 MIGRATION_SECONDS = 3600.0
 # Maximum time in seconds that a statement in a migration waits for each lock.
 LOCK_SECONDS = 4
-# Maximum number of attempts to migrate. A migration is retried if a statement cannot get a lock in time.
+# Maximum number of migration attempts. A migration is retried if a statement cannot acquire a lock in time.
 LOCK_ATTEMPTS = 5
 LOCK_NOT_AVAILABLE = "55P03"
 ADVISORY_LOCK = 0x6661737461706900  # an arbitrary number, unique in the database

@@ -27,8 +27,8 @@ from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate,
 
 router = APIRouter(prefix="/users", tags=["users"])
 
-# FastAPI matches requests against the routes in this order. The `/me` routes come first, because they get most
-# requests, and because `/{user_id}` also matches `/me`.
+# FastAPI matches requests against the routes in this order. The `/me` routes come first, because most requests are for
+# them, and because `/{user_id}` also matches `/me`.
 
 
 @router.get(
@@ -57,8 +57,8 @@ async def update_me(
 ) -> User:
     """Update the email address, the full name, or both.
 
-    A new email address is stored as `pending_email`. It replaces `email` when the user confirms the link sent to it. If
-    the service does not send email, the new address replaces `email` at once.
+    A new email address is stored as `pending_email`. It replaces `email` once the user confirms it using the link sent
+    to the new address. If the service does not send email, the new address replaces `email` immediately.
     """
     with respond_401_if_user_is_gone():
         return await service.update_profile(session, outbox, limiter, user, data)
@@ -82,7 +82,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
 ) -> None:
     """Set a new password, and log the user out everywhere.
 
-    All of the user's access and refresh tokens stop working at once.
+    All of the user's access and refresh tokens stop working immediately.
     """
     with respond_401_if_user_is_gone():
         await service.change_password(user, data, session=session, passwords=passwords, limiter=limiter, outbox=outbox)
@@ -96,7 +96,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     summary="Delete the current user",
 )
 async def delete_me(user: CurrentUser, session: WriteSession) -> None:
-    """Delete the current user and everything that belongs to the user. The user's tokens stop working at once."""
+    """Delete the current user and everything that belongs to them. Their tokens stop working immediately."""
     with respond_401_if_user_is_gone():
         await service.delete_user(session, user.id)
 
@@ -163,7 +163,7 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     q: Annotated[Search | None, Query(description="Part of the email address or the name, ignoring case")] = None,
     is_active: Annotated[bool | None, Query(description="Only active users, or only inactive ones")] = None,
 ) -> UserPage:
-    """List users, newest first. Only superusers can call this.
+    """List users, newest first. Only superusers can call this endpoint.
 
     If there is a next page, `next_cursor` and the `Link` header point to it.
     """
@@ -181,7 +181,7 @@ async def list_users(  # noqa: PLR0913  one for each query parameter
     summary="Get a user",
 )
 async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> User | UserRecord:
-    """Return a user. Superusers can get any user, other users only themselves."""
+    """Return a user. Superusers can read any account, other users only their own."""
     if user_id == caller.id:
         return caller
     if not caller.is_superuser:
@@ -199,7 +199,7 @@ async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> U
 async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, data: UserUpdate) -> User:
     """Update a user's email address, full name, active status or superuser status.
 
-    Only superusers can call this. If the user is deactivated, the user's tokens stop working at once.
+    Only superusers can call this endpoint. If a user is deactivated, their tokens stop working immediately.
     """
     return await service.update_user(session, user_id, data)
 
@@ -212,5 +212,5 @@ async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, d
     summary="Delete a user",
 )
 async def delete_user(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
-    """Delete a user and everything that belongs to the user. Only superusers can call this."""
+    """Delete a user and everything that belongs to them. Only superusers can call this endpoint."""
     await service.delete_user(session, user_id)

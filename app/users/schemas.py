@@ -40,7 +40,7 @@ def validate_normal_form(address: str) -> str:
 
 Email = Annotated[EmailStr, AfterValidator(normalize_email), Field(max_length=254)]
 # The email address of a new account, or the new address of an existing one. Do not use this type to look up accounts,
-# because their addresses may be older than this check.
+# because their addresses may predate this check.
 NewEmail = Annotated[Email, AfterValidator(validate_normal_form)]
 # Passwords are omitted from the repr of models, because a repr may be logged.
 Password = Annotated[str, Field(min_length=8, max_length=128, pattern=ANY_TEXT, repr=False)]

@@ -137,7 +137,7 @@ async def test_kills_during_a_mail_server_outage_lose_no_mail(
 
 @pytest.fixture
 def certificates(readable_path: Path) -> Path:
-    """A directory with a mail server's certificate and key, and the certificate of the CA that issued it."""
+    """A directory that contains a mail server's certificate, its private key, and the certificate of the issuing CA."""
     authority = trustme.CA()
     certificate = authority.issue_cert("mail.test")
     authority.cert_pem.write_to_path(readable_path / "authority.pem")

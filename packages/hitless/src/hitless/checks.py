@@ -21,7 +21,7 @@ class StartupError(Exception):
 
 
 def check_startup(arbiter: Arbiter) -> None:
-    """Check that `reuse_port` is off, and that the TLS certificate and the listen addresses can be used.
+    """Check that `reuse_port` is off and that the TLS certificate and the listen addresses are usable.
 
     Raises:
         StartupError: The certificate or an address cannot be used, or gunicorn's `reuse_port` is on.
@@ -54,7 +54,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def check_tls(cfg: Config) -> None:
-    """Check the TLS certificate and its private key, if they are configured.
+    """Check the TLS certificate and its private key, if configured.
 
     Raises:
         StartupError: The certificate or the key cannot be used.
@@ -89,7 +89,7 @@ def usable_pidfile(path: str) -> str | None:
     a pidfile, and the `when_ready` hook logs the problem.
     """
     other = _read_pid(path)
-    # After SIGUSR2, the parent process is the old server, which this one replaces.
+    # Accept the parent's pid: after SIGUSR2, the parent process is the old server, which this one replaces.
     if other and other not in {os.getpid(), os.getppid()} and _is_running(other):
         pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
         return None

@@ -9,7 +9,7 @@ from hitless.cgroups import read_limits
 
 
 class CPUs(NamedTuple):
-    """The number of usable CPUs, and a description of what limits it, for log messages."""
+    """The number of usable CPUs and, for log messages, a description of what limits this number."""
 
     number: int
     source: str

@@ -22,7 +22,7 @@ DRAINING, STOPPING = 1, 2
 # Shared by the master and its workers, because this module is imported before the fork.
 _draining = mmap.mmap(-1, 1)
 
-# Interval, in seconds, at which the master checks whether any worker accepts connections, or sends SIGQUIT again.
+# Seconds between the master's checks for a worker that accepts connections, and between repeated SIGQUITs.
 POLL_INTERVAL = 0.1
 
 # Defined in asm-generic/socket.h, and in Python's `socket` module since 3.14.
@@ -38,7 +38,7 @@ def is_draining() -> bool:
 
 
 def is_stopping() -> bool:
-    """Return whether the workers have been told to stop. From then on, no worker may be started."""
+    """Return whether the workers have been told to stop. If so, the master must not start any more workers."""
     return _draining[0] == STOPPING
 
 

@@ -94,9 +94,9 @@ class Deadline:
 
 
 def enable_send_timeout(listeners: Iterable[socket.socket], seconds: float) -> None:
-    """Make the kernel close connections whose clients stop reading the response for `seconds` seconds.
+    """Make the kernel close connections whose clients stop reading the response for the given number of seconds.
 
-    Connections inherit this option from the listener that accepts them.
+    Connections inherit the socket option TCP_USER_TIMEOUT from the listener that accepts them.
     """
     for listener in listeners:
         with contextlib.suppress(OSError):  # only Linux has this option, and only for TCP

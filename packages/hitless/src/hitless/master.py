@@ -118,8 +118,8 @@ class Supervisor:
         if not is_stopping() and any(worker.phase == Phase.STARTING and not worker.is_stopped for worker in gone):
             self._delay_next_start("A worker has failed to start")
         if self._is_reloading:  # until the old workers have exited, gunicorn calls only this method
-            # Call `murder_workers` at most once per second. The first call makes a stuck worker log its stack, and the
-            # second call kills the worker.
+            # Call `murder_workers` at most once per second. The first call makes a stuck worker log its stack trace,
+            # and the second call kills the worker.
             if time.monotonic() >= self._next_kill:
                 self._next_kill = time.monotonic() + 1
                 self._arbiter.murder_workers()

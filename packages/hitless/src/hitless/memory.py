@@ -8,7 +8,7 @@ from hitless.cgroups import read_limits
 
 
 class Memory(NamedTuple):
-    """The size of the usable memory in bytes, and a description of what limits it, for log messages."""
+    """The size of the usable memory in bytes and, for log messages, a description of what limits this size."""
 
     size: int
     source: str
@@ -24,8 +24,8 @@ def available_memory(root: Path = Path("/")) -> Memory:
         Memory(limit, "the cgroup's memory limit") for limit in read_limits(root, "memory", v1=_read_v1, v2=_read_v2)
     ]
     machine = Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine")
-    # If a limit equals the machine's memory, the machine is reported, because `min` returns the first of equal items.
-    # In cgroup v1, "no limit" is a number larger than any machine's memory, so this number is never the minimum.
+    # If a limit equals the machine's memory, the machine is named as the source, because `min` returns the first of
+    # equal values. In cgroup v1, "no limit" is a number larger than any machine's memory, so it is never the minimum.
     return min([machine, *limits], key=lambda memory: memory.size)
 
 

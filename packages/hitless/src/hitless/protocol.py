@@ -42,8 +42,9 @@ logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Inval
 LINGER_SECONDS = 1.0
 # Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
 RECHECK_SECONDS = 1.0
-# Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit: it resumes reading from the
-# connection each time the application calls `receive` for an earlier request, for example to check for a disconnect.
+# Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit. Each time the application
+# calls `receive` for an earlier request, for example to check for a disconnect, Uvicorn resumes reading from the
+# connection, so the buffer can keep growing.
 PIPELINED_BODY = 2**20
 
 Application = Callable[..., Awaitable[None]]
@@ -56,8 +57,8 @@ def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after the response is complete are only logged.
 
     Such exceptions come, for example, from background tasks and from the code after `yield` in dependencies. Starlette
-    also re-raises an exception after responding with 500. On its own, Uvicorn would also close the connection, and a
-    request that the client has just sent would be lost.
+    also re-raises an unhandled exception after it has sent the 500 response. Without this wrapper, Uvicorn would not
+    only log the exception but also close the connection, and a request that the client has just sent would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -161,8 +162,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        The first call has no effect if `close_after_response` keeps the connection open for one more request. In that
-        case, the connection is closed after that request, by the idle timeout, or by a second call.
+        If `close_after_response` keeps the connection open for one more request, the first call does nothing. The
+        connection is then closed after that request, when the idle timeout expires, or by a second call.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False
@@ -229,7 +230,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.start(self._refuse_slow_request)
 
     def _keep_alive_after_late_body(self) -> None:
-        """Restart the keep-alive timeout, which Uvicorn cancels if the rest of a body arrives after the response."""
+        """Restart the keep-alive timeout, which Uvicorn cancels if request body data arrives after the response."""
         is_idle = not self.is_handshake and self.cycle.response_complete and not self.transport.is_closing()
         if is_idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(

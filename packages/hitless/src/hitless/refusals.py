@@ -39,7 +39,7 @@ HEAD_TOO_LARGE = Refusal(
 
 
 def plain_text(refusal: Refusal) -> RefusalResponse:
-    """Render a refusal as plain text, as Uvicorn does."""
+    """Render the response to a rejected request as plain text, like Uvicorn's own error responses."""
     return RefusalResponse([(b"content-type", b"text/plain; charset=utf-8")], f"{refusal.message}.".encode())
 
 

@@ -24,12 +24,12 @@ log = logging.getLogger("uvicorn.error")
 # How long, in seconds, idle connections stay open when the whole server stops. A busy client sends another request
 # within this time. The response contains `Connection: close`, so the client then stops using the connection.
 LAST_REQUESTS_SECONDS = 0.5
-# Maximum time, in seconds, that a stopping worker waits for TLS handshakes in progress.
+# Maximum time, in seconds, that a worker waits for TLS handshakes in progress when it shuts down.
 HANDSHAKE_SECONDS = 5
 # The part of gunicorn's `graceful_timeout`, in seconds, that is reserved for the lifespan shutdown.
 LIFESPAN_SECONDS = 5
-# Seconds before a worker logs a problem: a warning if the worker has reached `max_requests` but no replacement has
-# started, or an error if the master has sent no heartbeat.
+# How long, in seconds, a worker waits before it logs a problem: a warning if the worker has reached `max_requests` but
+# no replacement has started, or an error if the master has sent no heartbeat.
 WARN_SECONDS = 15.0
 
 
@@ -169,7 +169,7 @@ class GracefulServer(Server):
         # `drain_seconds` to stop sending requests, and no worker accepts new connections.
         if is_stopping():
             return LAST_REQUESTS_SECONDS
-        # Wait for at most half of the grace period. The other half is for finishing the last requests.
+        # Wait for new requests for at most half of the grace period. The other half is for finishing the last requests.
         return max(LAST_REQUESTS_SECONDS, min(self.config.timeout_keep_alive, self._grace_seconds / 2))
 
     async def _finish_requests(self, deadline: float) -> None:

@@ -98,7 +98,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         os._exit(0)
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
-        """Log the stuck worker's stack and exit. gunicorn sends SIGABRT after `timeout` seconds without a heartbeat."""
+        """Log a stuck worker's stack trace and exit.
+
+        gunicorn sends SIGABRT after `timeout` seconds without a heartbeat.
+        """
         self.log.error("A stuck worker is replaced. Its stack:\n%s", "".join(traceback.format_stack(frame)))
         os._exit(1)
 
@@ -120,10 +123,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
 
 
 def _exit_without_freeing() -> None:
-    """Run the other exit handlers, then end the process without freeing its objects.
+    """Run the remaining exit handlers, then end the process without freeing its objects.
 
-    Freeing objects writes to memory that the worker shares with the master, so the kernel would copy that memory first.
-    Freeing and copying together take 50 ms of CPU time, which is more than starting a worker takes.
+    To free an object, Python writes to memory that the worker shares with the master, so the kernel would first have to
+    copy that memory (copy-on-write). Freeing and copying together take 50 ms of CPU time, more than starting a worker.
     """
     atexit.unregister(_exit_without_freeing)
     atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them
