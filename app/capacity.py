@@ -8,9 +8,9 @@ from app.security import MAX_CONCURRENT_HASHES
 from app.settings import Settings
 
 MIB = 2**20
-# Memory usage of gunicorn's master and of each worker, measured with 100 clients, and checked by
+# Memory usage of gunicorn's master and of each worker, measured with 100 clients and checked by
 # tests/container/test_memory.py. The master's figure includes all memory that it shares with the workers. A worker's
-# figure excludes the memory for hashing passwords and for request bodies.
+# figure excludes the memory used for password hashing and request bodies.
 MASTER = 64 * MIB
 WORKER = 48 * MIB
 

@@ -90,8 +90,7 @@ class _NewPassword(_Account):
 def _read_user(email: str | None, full_name: str | None) -> UserCreate:
     """Return the new user's data. Prompt for missing values.
 
-    If standard input is not a terminal, exit if the email or the full name is missing, and read the password from
-    standard input.
+    If standard input is not a terminal, read the password from it, and exit if the email or the full name is missing.
     """
     if sys.stdin.isatty():
         email = email or input("Email: ")

@@ -43,8 +43,8 @@ from app.security import HashingUnavailable
 
 log = structlog.stdlib.get_logger("app.error")
 
-# Reason phrases from RFC 9110. Python versions before 3.13 have older phrases. The OpenAPI document must not depend on
-# the Python version.
+# Reason phrases from RFC 9110. Python versions before 3.13 have older phrases, but the OpenAPI document must not depend
+# on the Python version.
 _PHRASES = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
@@ -59,7 +59,7 @@ _UNREADABLE = "There was an error parsing the body"
 # Only field names that match this pattern appear in error responses, because a client may send a secret as a field
 # name.
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_]{1,64}")
-# Replacements for Pydantic's messages that quote the input, by error type.
+# Maps Pydantic's error types to messages that replace Pydantic's own, which quote the input.
 _UNQUOTED = {"uuid_parsing": "Not a valid UUID", "union_tag_invalid": "Not one of the expected tags"}
 # These three limits keep the body of a validation error (422) under 8 KiB, whatever the request.
 MAX_DETAILS = 20
@@ -92,9 +92,9 @@ class StartupError(Exception):
 
 
 class AppError(Exception):
-    """An error that is turned into a response. An instance can override the message of its class and add headers.
+    """An error that is turned into a response. An instance can override its class's message and add headers.
 
-    The `reason` is written to the access log, but is not part of the response.
+    `reason` is written to the access log, but is not part of the response.
     """
 
     status: ClassVar[HTTPStatus]
@@ -210,10 +210,10 @@ def error_response(
 
 
 def responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """Build the `responses` argument of a route from the errors that it can return.
+    """Build the `responses` argument of a route from the errors that the route can return.
 
-    `build_openapi` adds the schema of the body later. The key `model` would add it too, but FastAPI would then build a
-    validator for each error of each route.
+    `build_openapi` adds the schema of the body later. Setting `model` in each entry would add it too, but FastAPI would
+    then build a validator for each entry of each route.
     """
     entries: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -275,8 +275,8 @@ async def _handle_http_exception(request: Request, error: HTTPException) -> Resp
         return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = _allowed_methods(request)
-    # The detail can be any JSON value. Objects and lists become the `details` of the response, and all other values
-    # become the message.
+    # The detail can be any JSON value. Objects and lists become the `details` of the response. Other values, except
+    # null, become its message.
     detail = to_jsonable_python(error.detail)
     message, details = (None, detail) if isinstance(detail, dict | list | None) else (str(detail), None)
     for known in AppError.__subclasses__():

@@ -20,8 +20,8 @@ from app.security import Passwords, Tokens
 from app.settings import Settings
 from app.startup import prepare_to_serve
 
-# Maximum number of connections to Redis: one for the rate limiter, which counts all waiting requests with one command,
-# and one for the readiness check.
+# Maximum number of connections to Redis: one for the rate limiter, which sends one command at a time, and one for the
+# readiness check.
 REDIS_CONNECTIONS = 2
 
 

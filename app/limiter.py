@@ -72,7 +72,7 @@ class Count(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How much of a rate limit a client has used: `used` of `quota` requests in `window` seconds."""
+    """How much of a rate limit a client has used: `used` requests, of `quota` allowed per `window` seconds."""
 
     name: str
     quota: int
@@ -88,7 +88,7 @@ class Usage(NamedTuple):
     def headers(self) -> dict[str, str]:
         """Return the rate limit headers for a response.
 
-        They follow draft 11 of https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers.
+        They follow draft-ietf-httpapi-ratelimit-headers-11.
         """
         headers = {
             "RateLimit-Policy": f'"{self.name}";q={self.quota};w={self.window}',
@@ -215,7 +215,7 @@ class RateLimiter:
         return self._redis is not None and self._redis.is_available
 
     async def hit(self, name: str, client: str) -> Usage:
-        """Count a client's request against the limit called `name`, and return how much of it the client has used."""
+        """Count a client's request against the limit called `name`, and return the client's usage of that limit."""
         if name not in self._limits:
             raise LookupError(f"the limit {name!r} needs a setting RATE_LIMIT_{name.upper()}")
         quota, window = self._limits[name]
@@ -227,7 +227,7 @@ class RateLimiter:
         return Usage(name, quota, window, used, max(1, math.ceil(seconds_left)))
 
     async def enforce(self, name: str, client: str) -> None:
-        """Count a request against a client's limit.
+        """Count a client's request against the limit called `name`.
 
         Raises:
             RateLimited: The request exceeds the limit.

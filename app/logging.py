@@ -28,17 +28,18 @@ def _mask_password(url: re.Match[str]) -> str:
     return f"{credentials[: user.end()]}***@{host}" if at and user else url[0]
 
 
-# Each entry consists of a word, a pattern that matches secrets near the word, and the replacement for these secrets. To
-# save time, the pattern is applied only to text that contains the word. Patterns must match in linear time.
+# Each entry consists of a fixed string, a pattern that matches secrets next to that string, and their replacement. To
+# save time, the pattern is applied only to text that contains the string. Patterns must match in linear time.
 _SECRETS: tuple[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     ("://", re.compile(r"(?<!\S)\S*?://\S*"), _mask_password),
     # Remove PostgreSQL's DETAIL line, because it may contain all values of a row that violates a constraint. In the
     # `repr` of an error, the line feed is escaped, so match a backslash and an `n` too.
     ("DETAIL:", re.compile(r"(?:\n|\\n)DETAIL:.*"), ""),
-    # Mask LIKE patterns, because they contain the search term passed to `list_users` in app/users/service.py.
+    # Mask LIKE patterns, because they contain the search term passed to `list_users` in app/users/service.py. The term
+    # may be a name or an email address.
     ("LIKE ", re.compile(r"(LIKE (?:lower\()?)'(?:[^']|'')*'"), r"\1'***'"),
 )
-# Maximum length of a client-controlled field in a log line.
+# Maximum length, in characters, of a client-controlled field in a log line.
 MAX_FIELD = 512
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if code != ord("\n")}
 # Created once, because `json.dumps` with options such as `default` creates an encoder on each call.
@@ -65,7 +66,7 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 class _StderrLogger:
-    """Writes the application's own log lines. With the `logging` module, each line would take four times as long."""
+    """Writes the application's own log lines directly. The `logging` module would take four times as long per line."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -253,7 +254,7 @@ def _mask_values(value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def _mask_line(_logger: WrappedLogger, _method: str, line: EventDict) -> str:
-    """Mask secrets in the finished line, which includes every field, message and traceback."""
+    """Mask secrets in the rendered log line, which contains every field, message and traceback."""
     return _mask(str(line))
 
 
@@ -275,7 +276,7 @@ def log_uncaught_exceptions() -> None:
         log.critical("uncaught exception", exc_info=(kind, error, traceback))
 
     def log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-        # In Python 3.14, `err_msg` includes the object's name. In earlier versions, `err_msg` may be None.
+        # Since Python 3.14, `err_msg` includes the object's name. In earlier versions, it may be None.
         message = unraisable.err_msg or f"Exception ignored in {unraisable.object!r}"
         log.error("%s", message, exc_info=unraisable.exc_value)
 

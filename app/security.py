@@ -23,12 +23,12 @@ ALGORITHM = "HS256"
 # Tolerated clock skew between machines in seconds.
 LEEWAY = 5
 
-# Maximum number of concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. By default, there are two workers
-# per CPU, so two hashes per worker are enough to keep every CPU busy. More hashes would only slow each other down and
-# take more memory.
+# Maximum number of concurrent hashes per worker, unless ARGON2_CONCURRENCY is set. By default, there are about two
+# workers per CPU, so two hashes per worker keep every CPU busy even if some workers have none to compute. More hashes
+# would only slow each other down and take more memory.
 MAX_CONCURRENT_HASHES = 2
-# Maximum number of requests queued for password hashing. The last one in a full queue waits for a few seconds. With a
-# longer queue, clients would time out before their password is hashed.
+# Maximum number of requests queued for password hashing. The last request in a full queue waits for a few seconds.
+# With a longer queue, clients would time out before their password is hashed.
 MAX_QUEUED_HASHES = 50
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -89,8 +89,8 @@ class Passwords:
     def _equalize_timing(self, password: str, password_hash: str) -> None:
         """Hash the password once more if the stored hash was made with cheaper parameters than the current ones.
 
-        Otherwise, verifying that hash would take less time, and the response time of a failed login would reveal that
-        the account exists.
+        Without this, verifying the cheaper hash would be faster than rejecting an unknown account. The response time of
+        a failed login would then reveal that the account exists.
         """
         old = extract_parameters(password_hash)
         passes = self._hasher.time_cost - round(old.time_cost * old.memory_cost / self._hasher.memory_cost)
@@ -193,7 +193,7 @@ class Tokens:
         raise InvalidAccessToken(reason)
 
     def create_refresh_secret(self, login_id: UUID) -> bytes:
-        """Create the secret for a login's first refresh token: 16 random bytes, followed by their signature."""
+        """Create a login's first refresh secret: 16 random bytes, then a signature over them and the login's id."""
         return _sign(self._refresh_keys[0], login_id, secrets.token_bytes(16))
 
     def derive_next_secrets(self, login_id: UUID, secret: bytes) -> list[bytes]:
@@ -201,7 +201,7 @@ class Tokens:
         return [_sign(key, login_id, hmac.digest(key, secret, "sha256")[:16]) for key in self._refresh_keys]
 
     def is_signed(self, login_id: UUID, secret: bytes) -> bool:
-        """Return whether a refresh token's secret was signed for this login with one of the keys."""
+        """Return whether a refresh token's secret was signed for this login with one of the configured keys."""
         return any(hmac.compare_digest(secret, _sign(key, login_id, secret[:16])) for key in self._refresh_keys)
 
 

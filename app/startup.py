@@ -42,7 +42,7 @@ async def prepare_to_serve(settings: Settings) -> None:
 
 
 async def prepare_database(settings: Settings) -> None:
-    """Check that the database can be used, and migrate it if the settings say so.
+    """Migrate the database if the settings enable this. Otherwise, check that its schema is up to date.
 
     Raises:
         StartupError: The database is unreachable, or its schema is not up to date.
@@ -65,7 +65,7 @@ async def prepare_database(settings: Settings) -> None:
 
 
 def create_sqlite_file(settings: Settings) -> None:
-    """Create the database file and its directory, so that a failure gets a clearer message than the driver's.
+    """Create the database file and its directory if they are missing. The driver would report failures less clearly.
 
     Raises:
         StartupError: The directory or the file cannot be created.

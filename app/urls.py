@@ -86,7 +86,7 @@ def _parse_postgresql_url(url: str) -> str:
     for name, values in KNOWN_PARAMETERS.items():
         if values and parameters.get(name, min(values)) not in values:
             raise ValueError(f"has a {name} that is not one of {', '.join(sorted(values))}")
-    # Reject 0, which means no timeout in libpq.
+    # Reject 0, which libpq treats as no timeout.
     if not re.fullmatch(r"[1-9]|[1-5][0-9]|60", parameters.get("connect_timeout", "1")):
         raise ValueError("has a connect_timeout that is not a number of seconds from 1 to 60")
     query = urlencode({name: value for name, value in parameters.items() if name not in {"host", "port"}})

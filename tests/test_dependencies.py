@@ -33,7 +33,7 @@ def make_user(email: str) -> User:
 
 @pytest.fixture
 async def service(settings: Settings) -> AsyncIterator[Service]:
-    """The running application, with a pool of one database connection."""
+    """The running application, with a connection pool of size 1."""
     async with serve(change(settings, database_pool_size=1, database_pool_timeout=60)) as service:
         yield service
 

@@ -288,7 +288,7 @@ def test_default_format_is_console_only_on_a_terminal_in_development(
 
 
 def test_masking_takes_time_proportional_to_the_length(capsys: pytest.CaptureFixture[str]) -> None:
-    """A regular expression with quadratic run time would take many minutes."""
+    """On this input, a regular expression with quadratic running time would take many minutes."""
     configure_logging(make_settings(log_format="json"))
 
     logging.getLogger("a.library").warning("://a:" * 200_000)

@@ -31,7 +31,7 @@ async def test_first_cause_is_logged_once_and_later_causes_are_counted(
     assert len(lines) < 6
     assert {line["reason"] for line in lines} == {reason}
     assert all(line["reasons"] == [f"{line['failures']} x {reason}"] for line in lines)
-    # The last failure begins a new outage, so the count starts at 1 again.
+    # The last failure begins a new outage, so the failure count starts at 1 again.
     assert (lines[0]["failures"], lines[-1]["failures"], sum(line["failures"] for line in lines)) == (1, 1, 6)
     first, *_, last_but_one, _ = [entry for entry in logs if "database" in entry["event"]]
     assert last_but_one["event"] == "no database failures"

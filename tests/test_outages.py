@@ -294,9 +294,9 @@ async def execute_on_two_connections(service: Service, statement: str) -> set[in
         return pids
 
 
-# When a server becomes read-only, all connections are replaced, because the host name may resolve to another server by
-# now. Engines with the same URL and timeouts share a `Connector`, which does this at most once in READ_ONLY_SECONDS.
-# The next two tests therefore use different timeouts.
+# When a server becomes read-only, all connections are replaced, because the host name may now resolve to another
+# server. Engines with the same URL and timeouts share a `Connector`, which replaces connections for this reason at most
+# once every READ_ONLY_SECONDS. The next two tests therefore use different timeouts.
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

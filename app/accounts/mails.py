@@ -35,7 +35,7 @@ class Link(NamedTuple):
         page: The URL of the page that the link opens.
         url: The URL of the API route that accepts the token.
         lifetime: How long the token is valid.
-        recipient_filter: A function that takes an email and returns the SQL condition for finding its recipient among
+        recipient_filter: A function that takes a `Mail` and returns the SQL condition that matches its recipient among
             the active users. At most one user matches.
     """
 
@@ -60,7 +60,7 @@ def mail_writers(settings: Settings) -> dict[str, Writer]:
             password_url,
             timedelta(minutes=settings.password_reset_minutes),
             # Do not send this kind of link to invited users who have not set a password yet. They need a new invitation
-            # instead, whose link is valid for days.
+            # instead, because an invitation's link is valid for days.
             lambda mail: and_(User.email == mail.recipient, User.password_hash != ""),
         ),
         "invitation": Link(
@@ -97,9 +97,11 @@ async def write_notice(_: AsyncSession, mail: Mail) -> Content:
 
 
 async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail: Mail) -> Content | None:
-    """Write an email with a link. Store the recipient, the user's security stamp and the id of the link's token.
+    """Write an email with a link.
 
-    Return None if the email must not be sent, for one of these reasons:
+    Store an `AccountToken` with the recipient, the user's security stamp and the id of the link's token.
+
+    Return None, so that the email is not sent, in these cases:
 
     - No active user matches `link.recipient_filter`.
     - A newer email for the same purpose has already been written.

@@ -14,7 +14,7 @@ from app.errors import NotFound
 
 _FOLDER = Path(__file__).with_name("static")
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-# Maps the last segment of each file's URL to the file's content and media type. The URLs omit the suffix `.html`.
+# Maps the last segment of each file's URL to the file's content and media type. The URLs omit the `.html` suffix.
 _FILES = {
     path.name.removesuffix(".html"): (path.read_bytes(), _MEDIA_TYPES[path.suffix])
     for path in _FOLDER.iterdir()

@@ -81,8 +81,8 @@ async def verify_email(  # noqa: PLR0913  each is needed
 ) -> None:
     """Mark an email address as verified. If it replaces another address, send a notice to the old address.
 
-    The password is required because anyone can sign up with, or change to, someone else's address. The password proves
-    that the owner of the address also owns the account.
+    The password is required because anyone can enter someone else's address when they sign up or change their own. The
+    password proves that the owner of the address also owns the account.
 
     Raises:
         InvalidMailToken: The token is unknown, expired or used, or the account has changed since the token was issued.

@@ -48,7 +48,7 @@ def create_engine(settings: Settings, *, pool_size: int | None = None) -> AsyncE
 
 
 def database_location(settings: Settings) -> str:
-    """Return the hosts and the name of the database, or the path of the SQLite file, without credentials."""
+    """Return the database's location without credentials: its hosts and name, or the path of the SQLite file."""
     return describe_database(settings.database_url.get_secret_value())
 
 

@@ -81,8 +81,8 @@ async def is_outage(error: Exception, engine: AsyncEngine, *, is_ongoing: bool) 
 
     Args:
         error: The exception that database code raised.
-        engine: Connects to the database to check whether it has tables.
-        is_ongoing: Whether an outage is already known to be ongoing. A missing table then counts as part of the outage.
+        engine: Used to check whether the database has tables.
+        is_ongoing: Whether an outage is already known to be ongoing. If so, any missing table counts as part of it.
     """
     if is_unavailable(error) or not _is_missing_table(error):
         return is_unavailable(error)

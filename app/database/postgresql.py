@@ -55,7 +55,8 @@ def create_postgresql_engine(settings: Settings, options: dict[str, Any]) -> Asy
         "postgresql+asyncpg://",
         async_creator=connector.connect,
         pool_recycle=MAX_AGE_SECONDS,
-        # Do not send a ROLLBACK after reads in autocommit mode. It would cost the round trip that autocommit saves.
+        # Do not send a ROLLBACK after reads in autocommit mode. The ROLLBACK would cost the round trip that
+        # autocommit saves.
         skip_autocommit_rollback=True,
         **options,
     )

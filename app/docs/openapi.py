@@ -79,7 +79,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_implied_errors(operation: dict[str, Any]) -> None:
-    """Add the error responses that an operation's security requirements, body and parameters imply."""
+    """Add the error responses implied by an operation's security requirements, body and parameters."""
     errors: list[type[AppError]] = []
     if "security" in operation:
         errors.append(AuthenticationFailed)

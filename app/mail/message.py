@@ -55,7 +55,7 @@ def build_message(mail: Mail, content: Content, sender: str) -> EmailMessage:
 
 
 def encode_domain(address: str) -> str:
-    """Encode the domain of an address in ASCII, which every mail server accepts.
+    """Encode the domain of an address as ASCII, because not every mail server accepts other characters.
 
     An address whose local part is not ASCII is returned unchanged.
 

@@ -11,10 +11,10 @@ from app.database import Base, utc_now
 
 
 class Mail(Base):
-    """An email that has not been sent yet. The row is deleted when the email is sent or dropped.
+    """An email that has not been sent yet. Its row is deleted when the email is sent or dropped.
 
-    The row contains the kind of email, but neither its text nor any secret. The text is written just before the email
-    is sent.
+    The row contains the kind of email, but not its text or any secrets. The text is written just before the email is
+    sent.
     """
 
     __tablename__ = "mails"

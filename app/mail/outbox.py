@@ -27,7 +27,7 @@ class Outbox:
         self.wake_event = asyncio.Event()
 
     def sends(self, kind: str) -> bool:
-        """Return whether emails of this kind are sent, which requires a function in `writers`."""
+        """Return whether emails of this kind can be sent, that is, whether `writers` contains a function for them."""
         return kind in self.writers
 
     def add(self, session: AsyncSession, kind: str, recipient: str, **context: int) -> None:

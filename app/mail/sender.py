@@ -114,8 +114,8 @@ class Sender:
     async def _claim(self) -> Mail | None:
         """Claim the email that has been due the longest, so that no other worker sends it."""
         now = utc_now()
-        # During a rollout, another release may add kinds of email that this release does not know. Leave those to the
-        # other release. Once they are older than MAX_AGE, claim them, but only to drop them.
+        # During a rollout, the outbox may contain emails of a kind that only the other release supports. Leave them to
+        # that release. Claim an unsupported email only if it is older than MAX_AGE, in order to drop it.
         is_known_or_expired = or_(Mail.kind.in_(self._outbox.writers), Mail.created_at < now - MAX_AGE)
         due = (
             select(Mail.id)

@@ -23,7 +23,7 @@ log = structlog.stdlib.get_logger("app.mail")
 
 # Maximum time in seconds to send one email, including the time to connect.
 SEND_SECONDS = 30.0
-# Timeout of a single SMTP command, in seconds. RFC 5321 recommends longer timeouts (section 4.5.3.2).
+# Timeout for a single SMTP command, in seconds. It is shorter than RFC 5321 recommends (section 4.5.3.2).
 COMMAND_SECONDS = 10.0
 # https://datatracker.ietf.org/doc/html/rfc5321#section-4.2.3
 SERVICE_NOT_AVAILABLE, PERMANENT_FAILURE = 421, 500
@@ -50,7 +50,9 @@ class Transport(Protocol):
         """Send a message.
 
         Raises:
-            Undeliverable, Deferred, MailServerUnavailable: The message was not sent.
+            Undeliverable: The mail server rejects the message permanently.
+            Deferred: The mail server rejects the message temporarily.
+            MailServerUnavailable: The mail server cannot be used for any message at the moment.
         """
 
     async def close(self) -> None:

@@ -4,9 +4,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """Makes every GET route also answer HEAD (RFC 9110, section 9.3.2), which monitors and load balancers use.
+    """Makes every GET route also answer HEAD requests (RFC 9110, section 9.3.2).
 
-    In FastAPI itself, each route would have to declare both methods, and every operation would be documented twice.
+    Monitoring tools and load balancers send HEAD requests. Without this middleware, each route would have to declare
+    both methods, and every operation would be documented twice.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -86,7 +86,7 @@ class SecurityHeadersMiddleware:
 
 
 def _docs_policy(page: bytes) -> tuple[bytes, bytes]:
-    """Build a Content-Security-Policy header. It allows no inline scripts except the page's own, identified by hash."""
+    """Build a Content-Security-Policy header. It allows only those inline scripts that the page contains, by hash."""
     hashes = (b64encode(sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(page))
     scripts = "".join(f" 'sha256-{digest}'" for digest in hashes)
     return b"content-security-policy", _DOCS_POLICY.format(scripts).encode()

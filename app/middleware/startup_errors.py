@@ -6,7 +6,7 @@ from app.errors import StartupError
 
 
 class StartupErrorMiddleware:
-    """Reports only the message of a StartupError. Starlette would report the whole traceback."""
+    """Reports only the message of a StartupError. By default, Starlette reports the whole traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

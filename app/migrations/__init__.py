@@ -165,7 +165,7 @@ def include_object(dialect: str) -> Callable[..., bool]:
 
 
 def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
-    """Omit the SQLite variant of datetime columns when Alembic generates a migration."""
+    """Leave the SQLite variant of datetime columns out of the migrations that Alembic generates."""
     return f"sa.DateTime(timezone={item.timezone})" if kind == "type" and isinstance(item, DateTime) else False
 
 
@@ -199,7 +199,7 @@ rewriter = Rewriter()
 
 @rewriter.rewrites(ModifyTableOps)
 def _keep_autoincrement(_context: object, _revision: object, directive: ModifyTableOps) -> list[MigrateOperation]:
-    """Alter a table in place if it uses AUTOINCREMENT and SQLite supports all of the migration's operations on it.
+    """Return operations that alter the table in place if it uses AUTOINCREMENT and SQLite supports all of them.
 
     `batch_alter_table` would recreate the table, which would then lack AUTOINCREMENT.
     """

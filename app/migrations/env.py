@@ -41,7 +41,7 @@ def run(connection: Connection) -> None:
 
 
 async def connect_and_run() -> None:
-    """Connect to the database and run the migrations, for commands such as `alembic revision --autogenerate`."""
+    """Connect to the database and run Alembic's command, for example `downgrade` or `revision --autogenerate`."""
     settings = load_settings()
     configure_logging(settings)
     if settings.is_sqlite:

@@ -81,6 +81,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def readable_path(tmp_path: Path) -> Path:
-    """An empty directory that the container's user can read, unlike `tmp_path`, which only pytest's user can read."""
+    """An empty directory that the container's user can read. Without chmod, only the user running pytest could."""
     tmp_path.chmod(0o755)
     return tmp_path

@@ -125,7 +125,7 @@ class Clients:
     async def post(
         self, path: str, account: Account, status: int, *, repeated: int | None = None, **fields: str
     ) -> httpx.Response:
-        """Send a POST request, and retry it until the status is not 503.
+        """Send a POST request, and retry it as long as the status is 503.
 
         Args:
             path: The path.
@@ -133,7 +133,7 @@ class Clients:
             status: The expected status.
             repeated: Another status to accept on a retry, because an earlier attempt may have succeeded without being
                 acknowledged.
-            fields: The request's body.
+            fields: The fields of the request body.
         """
         expected = {status}
         async with asyncio.timeout(TIMEOUT):

@@ -83,7 +83,7 @@ def links_by_account(maildev: Container) -> dict[str, set[str]]:
 
 
 async def stored(database: Database, column: str) -> int:
-    """Return an aggregate over the emails in the outbox, for example `count(*)`."""
+    """Return the value of an aggregate expression, for example `count(*)`, over the emails in the outbox."""
     return int(await asyncio.to_thread(database.query, f"SELECT {column} FROM mails"))
 
 

@@ -29,7 +29,7 @@ def run_limited_service(image: str, **settings: str) -> Iterator[Container]:
 def get_status(container: Container, forwarded_for: str) -> int:
     """Send a request with this X-Forwarded-For header and return the status.
 
-    To the container, the request comes from the gateway of the container's network.
+    To the container, the request appears to come from the gateway of the container's network.
     """
     return get(container, "/users/me", {"X-Forwarded-For": forwarded_for}).status_code
 

@@ -205,7 +205,7 @@ async def test_streamed_bodies_do_not_count_towards_the_total(settings: Settings
     ids=["lower case", "upper case", "repeated"],
 )
 async def test_parsed_json_counts_towards_the_total(settings: Settings, headers: list[tuple[str, str]]) -> None:
-    """Parsed JSON takes far more memory than its text. If it were not counted, a worker could hold hundreds of MiB."""
+    """JSON takes far more memory once it is parsed. If only the text counted, a worker could use hundreds of MiB."""
     async with serve(change(settings, max_body_size=100_000, max_total_body_size=200_000)) as service:
         may_finish = asyncio.Event()
         is_parsed = asyncio.Event()

@@ -21,11 +21,11 @@ from hitless.protocol import LimitedProtocol
 
 log = logging.getLogger("uvicorn.error")
 
-# A worker stops accepting for PAUSE_SECONDS if it has at least 2 * n + TOLERANCE connections, where n is the lowest
-# number of connections of any worker. With a smaller tolerance, short-lived connections would also cause pauses, but
-# these connections soon close, so they do not need to be balanced.
+# A worker stops accepting connections for PAUSE_SECONDS if it has at least 2 * n + TOLERANCE connections, where n is
+# the lowest number of connections of any worker. A smaller tolerance would also cause pauses for short-lived
+# connections, which close too soon to need balancing.
 TOLERANCE = 8
-# Maximum number of connections to accept from a socket in one iteration of the event loop. A larger batch would leave
+# Maximum number of connections to accept from a socket in one iteration of the event loop. Larger batches would leave
 # fewer connections for the other workers. With smaller batches, a busy worker would need more iterations to empty the
 # backlog.
 BATCH_SIZE = 8

@@ -45,7 +45,7 @@ def check_address(host: str, port: int) -> None:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # Set the same option as gunicorn does, so that connections in TIME_WAIT do not prevent binding.
+        # Set SO_REUSEADDR, as gunicorn does, so that connections in TIME_WAIT do not prevent binding.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -89,7 +89,7 @@ def usable_pidfile(path: str) -> str | None:
     a pidfile, and the `when_ready` hook logs the problem.
     """
     other = _read_pid(path)
-    # Accept the parent's pid: after SIGUSR2, the parent process is the old server, which this one replaces.
+    # Accept a pidfile with the parent's pid: after SIGUSR2, the parent process is the server that this one replaces.
     if other and other not in {os.getpid(), os.getppid()} and _is_running(other):
         pidfile_problems.add(f"{path} belongs to process {other}. The server runs without a pidfile.")
         return None

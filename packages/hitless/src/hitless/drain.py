@@ -87,9 +87,10 @@ def drain_on_sigterm(arbiter: Arbiter, seconds: float) -> None:
 
 
 def signal_workers(workers: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to all workers immediately, given their process ids.
+    """Send a signal immediately to the workers with the given process ids.
 
-    gunicorn itself would send it only in its main loop, which, after SIGHUP, first waits for the old workers to exit.
+    gunicorn itself would send the signal only in its main loop. After SIGHUP, that loop first waits for the old workers
+    to exit.
     """
     for pid in list(workers):
         with contextlib.suppress(ProcessLookupError):

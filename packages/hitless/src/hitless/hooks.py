@@ -29,7 +29,7 @@ def hooks(
     limits: Limits = Limits(),  # noqa: B008  immutable
     render_refusal: RenderRefusal = plain_text,
 ) -> Hooks:
-    """Create the server hooks. In gunicorn.conf.py, assign each of them to a variable with the hook's name.
+    """Create the server hooks. In gunicorn.conf.py, assign each hook to a variable of the same name.
 
     Args:
         drain_seconds: Seconds to keep serving after SIGTERM. During this time, `is_draining()` returns True, so that

@@ -64,8 +64,8 @@ class Supervisor:
         self._next_start = self._next_kill = 0.0
         self._is_reloading = False
         arbiter.manage_workers = self.manage_workers
-        # gunicorn's `reload` calls `spawn_worker` to start all workers at once. Make the arbiter's `spawn_worker` a
-        # no-op, because `manage_workers` starts the workers.
+        # gunicorn's `reload` calls `spawn_worker` to start all workers at the same time. Make the arbiter's
+        # `spawn_worker` a no-op, because `manage_workers` starts the workers.
         arbiter.spawn_worker = lambda: None
         arbiter.reap_workers = self.reap_workers
         arbiter.reload = self.reload
@@ -73,7 +73,7 @@ class Supervisor:
         master_heartbeat[0] = time.monotonic()
 
     def manage_workers(self) -> None:
-        """Start missing workers, and stop workers that have a successor. gunicorn calls this every second."""
+        """Keep the configured number of workers running and replace outdated ones. gunicorn calls this every second."""
         master_heartbeat[0] = time.monotonic()
         if starts[0] != self._starts:
             self._starts, self._failures = starts[0], 0
@@ -81,8 +81,8 @@ class Supervisor:
             number = self._arbiter.num_workers
             active = list(self._active_workers())
             successors = number - sum(not self._is_outdated(worker) for worker in active)
-            # Replace outdated workers one after another, so that there is never more than one extra worker. Even a
-            # stopping worker uses memory and may hold database connections.
+            # Replace outdated workers one at a time, so that this needs only one extra worker. Even a stopping worker
+            # uses memory and may hold database connections.
             room = number + 1 - len(self._arbiter.WORKERS)
             for _ in range(max(number - len(active), min(successors, room))):
                 self.spawn_worker()

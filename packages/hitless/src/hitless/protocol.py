@@ -36,11 +36,11 @@ log = logging.getLogger("hitless")
 # address and a request id.
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
 
-# Maximum time in seconds to discard the rest of a request before its connection is closed, if the request was rejected,
-# or answered with `Connection: close` before its body had arrived. If the connection were closed with unread data in
-# the receive buffer, TCP would reset the connection, and the client might never see the response.
+# Maximum time, in seconds, to discard received data before a connection is closed. The server does this after it
+# rejects a request, or if it responds with `Connection: close` before the whole body has arrived. If the connection
+# were closed with unread data in the receive buffer, TCP would reset it, and the client might never see the response.
 LINGER_SECONDS = 1.0
-# Seconds by which the keep-alive timeout is extended if the next request has arrived but has not been read yet.
+# Seconds by which the keep-alive timeout is extended if the next request is in the receive buffer but not read yet.
 RECHECK_SECONDS = 1.0
 # Maximum number of body bytes to buffer for a pipelined request. Uvicorn has no such limit. Each time the application
 # calls `receive` for an earlier request, for example to check for a disconnect, Uvicorn resumes reading from the
@@ -56,9 +56,9 @@ _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 def log_late_exceptions(app: Application) -> Application:
     """Wrap an application so that exceptions raised after the response is complete are only logged.
 
-    Such exceptions come, for example, from background tasks and from the code after `yield` in dependencies. Starlette
-    also re-raises an unhandled exception after it has sent the 500 response. Without this wrapper, Uvicorn would not
-    only log the exception but also close the connection, and a request that the client has just sent would be lost.
+    They come from background tasks or from the code after `yield` in dependencies, for example. Starlette also
+    re-raises an unhandled exception after sending the 500 response. Without this wrapper, Uvicorn would log the
+    exception and close the connection, and a request that the client has just sent would be lost.
     """
 
     async def call(scope: object, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
@@ -336,7 +336,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return bool(self.pipeline)
 
     def _can_respond(self) -> bool:
-        """Return whether the request has begun but its response has not."""
+        """Return whether an error response can still be sent: the request has started, but no response to it has."""
         return self.scope is not None if self.in_head else not self.cycle.response_started
 
     def _respond(self, refusal: Refusal) -> None:

@@ -59,7 +59,7 @@ class GracefulServer(Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  Uvicorn's signature
         """Start the shutdown.
 
-        With its own handler, Uvicorn would raise the signal again after the shutdown. That would kill the process
+        Uvicorn's own handler would cause the signal to be raised again after the shutdown. That would kill the process
         before `worker_exit` and the `atexit` functions are called.
         """
         self.should_exit = True

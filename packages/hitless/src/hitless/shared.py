@@ -3,7 +3,7 @@
 from enum import IntEnum
 from mmap import mmap
 
-# Number of workers that have ever started to accept connections, including those that have exited.
+# Total number of workers that have started accepting connections, including those that have exited.
 starts = memoryview(mmap(-1, 4)).cast("I")
 # The value of `time.monotonic()` at the last iteration of the master's main loop. It stays at 0.0 if gunicorn.conf.py
 # does not use this package's hooks.

@@ -16,8 +16,8 @@ log.addHandler(logging.NullHandler())
 class LogStream:
     """Write log lines to standard error. Drop them if standard error is a pipe and the pipe is full.
 
-    A pipe usually holds 64 KiB. It becomes full if its reader, for example a log driver, stalls. A worker that is
-    blocked by a full pipe cannot serve requests. The number of dropped lines is logged before the next line that fits.
+    A pipe usually holds 64 KiB. It fills up if its reader, for example a log driver, stalls. A worker that is
+    blocked on a full pipe cannot serve requests. The number of dropped lines is logged before the next line that fits.
 
     Args:
         stream: The stream to use instead of standard error.

@@ -98,7 +98,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # untyped
         os._exit(0)
 
     def handle_abort(self, _signal: int, frame: FrameType | None) -> None:
-        """Log a stuck worker's stack trace and exit.
+        """Log the stack trace of this stuck worker and exit.
 
         gunicorn sends SIGABRT after `timeout` seconds without a heartbeat.
         """

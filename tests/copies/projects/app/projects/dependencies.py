@@ -25,7 +25,7 @@ async def get_current_staff(user: CurrentUser) -> UserRecord:
 
 
 async def get_readable_project(project_id: Id, user: CurrentUser, session: ReadSession) -> Project:
-    """Return the project if the current user is one of its members, a member of staff or a superuser.
+    """Return the project if the current user belongs to it, is on the staff, or is a superuser.
 
     Raises:
         ProjectNotFound: There is no such project.

@@ -22,7 +22,7 @@ class Status(StrEnum):
 
 
 class MemberRole(StrEnum):
-    """A member's role in a project. Only owners may add members and upload the document."""
+    """A member's role in a project. Only owners may add members and upload the project's document."""
 
     OWNER = "owner"
     MEMBER = "member"
@@ -61,7 +61,7 @@ class Project(Base):
 
     @property
     def budget(self) -> Decimal:
-        """Return the budget as a Decimal, converted from cents."""
+        """Return the budget in units of the currency, for example 1500.50. It is stored in cents."""
         return Decimal(self.budget_cents) / 100
 
     def role_of(self, user_id: int) -> MemberRole | None:
