@@ -50,7 +50,10 @@ def check_process_limit(workers: int, limit: int | None) -> str:
 
 
 def plan_capacity(settings: Settings, cpus: CPUs, memory: Memory) -> Capacity:
-    """Choose the number of workers and of concurrent hashes to fit the CPUs and memory. Settings take precedence."""
+    """Choose the number of workers, and of concurrent hashes per worker, to fit the CPUs and memory.
+
+    WEB_CONCURRENCY and ARGON2_CONCURRENCY take precedence.
+    """
     hash_size = settings.argon2_memory_kib * 1024
 
     def needs(workers: int, hashes: int) -> int:

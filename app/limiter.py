@@ -208,9 +208,9 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether the last attempt to update counts in Redis succeeded.
+        """Return whether Redis is configured and the last attempt to count in it succeeded.
 
-        An attempt fails, for example, if Redis is full or read-only.
+        Even if Redis answers, counting fails if Redis is full or read-only.
         """
         return self._redis is not None and self._redis.is_available
 

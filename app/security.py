@@ -62,7 +62,7 @@ class Passwords:
         return await self._run_in_thread(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
-        """Verify a password against a hash. If the hash is None, use a dummy hash, so that the call takes equally long.
+        """Verify a password against a hash. Without a hash, use a dummy hash, so that the call takes equally long.
 
         Returns:
             A pair `(matches, new_hash)`. If the password matches and the old hash has outdated parameters, `new_hash`

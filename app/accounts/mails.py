@@ -28,7 +28,7 @@ NOTICES = ("password_changed", "email_change_requested", "email_changed")
 
 
 class Link(NamedTuple):
-    """A type of emailed link, for example a password reset link. Each link contains a token.
+    """A kind of link that is sent by email, for example a password reset link. Each link contains a token.
 
     Attributes:
         purpose: The operation that the token allows.

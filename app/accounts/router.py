@@ -45,7 +45,7 @@ MailTokensDep = Annotated[MailTokens, Depends(get_mail_tokens)]
 )
 @rate_limit("mail")
 async def request_password_reset(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a link to set a new password if the address belongs to an active account that has a password.
+    """Send a link to set a new password, if the address belongs to an active account that has a password.
 
     The response and its timing are the same for every address. The link works once, and for a limited time. It becomes
     invalid when a newer link is sent, the password or the email address changes, the account is deactivated, or the
@@ -72,7 +72,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
     tokens: MailTokensDep,
     outbox: OutboxDep,
 ) -> None:
-    """Set a new password using the token from a password reset email or an invitation. Log the user out everywhere.
+    """Set a new password with the token from a password reset email or an invitation, and log the user out everywhere.
 
     All of the user's access and refresh tokens stop working immediately. The email address then counts as verified, and
     any `pending_email` is discarded.
@@ -90,10 +90,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
 )
 @rate_limit("mail")
 async def request_email_verification(session: WriteSession, outbox: OutboxDep, data: MailRequest) -> Accepted:
-    """Send a verification link to an email address that belongs to an active account and is not verified yet.
+    """Send a link to verify an email address, if the address belongs to an active account and is not verified yet.
 
-    The response and its timing are the same for every address. To receive another link for a `pending_email`, set the
-    same address again with `PATCH /users/me`.
+    The response and its timing are the same for every address. To receive another link for a `pending_email`, update
+    the current user with that address again.
     """
     outbox.add(session, "email_verification", data.email)
     return Accepted()
@@ -117,7 +117,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
     outbox: OutboxDep,
     limiter: LimiterDep,
 ) -> None:
-    """Verify an email address, using the account's password and the token from the verification email.
+    """Verify an email address, using the account's password and the token from the email to this address.
 
     If the address is the account's `pending_email`, it replaces the current address. If the password is wrong, the
     token remains valid.

@@ -103,10 +103,10 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    A refresh token can be reused for a short time after its first use (the overlap). Each reuse returns the same new
-    refresh token. The overlap ends early if the new token is used. Without the overlap, a second browser tab or a retry
-    after a lost response would log the user out. The new token is not stored, because it can be derived from the old
-    one.
+    After its first use, a refresh token can be reused for a short time, called the overlap. Each reuse returns the same
+    new refresh token. The overlap ends early if the new token is used. Without the overlap, a second browser tab or a
+    retry after a lost response would log the user out. The new token is not stored, because it can be derived from the
+    old one.
 
     Raises:
         InvalidRefreshToken: The token is unknown or expired, its login session has ended, or the token was already used

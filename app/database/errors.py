@@ -16,7 +16,7 @@ class DatabaseUnreachable(Exception):
     """
 
 
-# Exceptions that database calls can raise. `is_outage` distinguishes outages from bugs.
+# The exceptions to catch around database calls. `is_outage` distinguishes outages from bugs.
 DATABASE_ERRORS = (
     DBAPIError,
     EmulatedDBAPIException,  # the server rejected a new connection

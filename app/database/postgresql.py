@@ -87,7 +87,7 @@ class Connector:
         ]
         self._silent_at = dict.fromkeys(self._hosts, float("-inf"))
         self._connect_timeout = float(self._parameters.get("connect_timeout", connect_timeout))
-        # Make asyncpg's timeout longer than the server's, so that asyncpg's expires only if the server does not answer.
+        # Make asyncpg's timeout longer than the server's, so that a slow statement is cancelled by the server.
         self._command_timeout = statement_timeout + 1
         self._name = {} if "application_name" in self._parameters else {"application_name": NAME}
         self._limits = dict.fromkeys(_LIMITS, f"{statement_timeout:.3f}s")

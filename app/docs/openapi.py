@@ -29,8 +29,8 @@ access token with each request:
 It expires after a few minutes. `POST {PREFIX}/auth/refresh` then exchanges the refresh token for a new pair of tokens.
 Each refresh token can be used once. `POST {PREFIX}/auth/logout` ends the session that began with the login.
 `GET {PREFIX}/auth/sessions` lists the current user's sessions. `DELETE {PREFIX}/auth/sessions` ends all except the
-current one, and `DELETE {PREFIX}/auth/sessions/{{session_id}}` ends one. The tokens of an ended session stop working at
-once.
+current one, and `DELETE {PREFIX}/auth/sessions/{{session_id}}` ends one. The tokens of an ended session stop working
+immediately.
 
 To try it out on the page at `{PREFIX}/docs`, execute `POST {PREFIX}/users/` and `POST {PREFIX}/auth/login` with their
 examples, and enter the access token under *Authorize*.

@@ -18,13 +18,13 @@ LINGER_SECONDS = 1.0
 # estimate for `{"":0},` is 176 bytes, and the actual usage is 192 bytes. If only the bodies themselves were counted, 16
 # concurrent bodies of 1 MiB could take 400 MiB.
 PARSED_BYTES = {b"[": 64, b"{": 64, b":": 64, b",": 16, b'"': 16}
-# Bodies up to this size, in bytes, are accepted even if the total memory of all bodies exceeds `max_total`. Without
-# this exception, a few large uploads could block logins.
+# Bodies up to this size, in bytes, are accepted even if the total memory of all bodies exceeds `max_total`. Otherwise,
+# a few large uploads could block logins.
 SMALL_SIZE = 16_384
 
 
 class BodyRejected(HTTPException):
-    """Raised if a request body turns out to exceed a limit while a route is reading it.
+    """Raised while a route reads a body, if the body is too large, or if all bodies together use too much memory.
 
     This is an HTTPException rather than an AppError, because FastAPI turns any other exception that is raised while it
     reads a body into a 400 response.

@@ -11,8 +11,8 @@ from starlette.types import Scope
 
 Option = TypeVar("Option")
 
-# Used in place of an HTTP method for WebSocket routes and handshakes, which have none in ASGI. Handshakes therefore
-# match only WebSocket routes, as in the router.
+# Stands for the HTTP method of WebSocket routes and handshakes. Starlette's router compares handshakes only with
+# WebSocket routes.
 WEBSOCKET = "WEBSOCKET"
 # The ASGI messages that start the response to a request or to a WebSocket handshake.
 RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -43,7 +43,7 @@ def iter_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
 def list_options(
     routes: Sequence[BaseRoute], get: Callable[[Any], Option | None], default: Option
 ) -> list[tuple[str, Pattern[str], Option]]:
-    """Return the method, the path pattern and the option of each route.
+    """Return the method, the path pattern and the option for each method of each route.
 
     Options, for example rate limits, are declared on routes. With this list, middleware that runs before the router can
     apply them.

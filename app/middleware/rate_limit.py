@@ -15,7 +15,7 @@ _IPV6_HOST_BITS = 64
 
 
 def list_rate_limits(routes: Sequence[BaseRoute]) -> list[tuple[str, Pattern[str], str]]:
-    """Return the method, path pattern and rate limit name of each route."""
+    """Return the method, path pattern and rate limit name for each method of each route."""
     return list_options(routes, lambda route: getattr(route.endpoint, "rate_limit", None), "default")
 
 

@@ -96,7 +96,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     summary="Delete the current user",
 )
 async def delete_me(user: CurrentUser, session: WriteSession) -> None:
-    """Delete the current user and everything that belongs to them. Their tokens stop working immediately."""
+    """Delete the current user with all sessions and email links. Their tokens stop working immediately."""
     with respond_401_if_user_is_gone():
         await service.delete_user(session, user.id)
 
@@ -212,5 +212,5 @@ async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, d
     summary="Delete a user",
 )
 async def delete_user(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
-    """Delete a user and everything that belongs to them. Only superusers can call this endpoint."""
+    """Delete a user with all sessions and email links. Only superusers can call this endpoint."""
     await service.delete_user(session, user_id)

@@ -258,7 +258,7 @@ def new_security_stamp() -> dict[str, object]:
 
 
 async def delete_user(session: AsyncSession, user_id: int) -> None:
-    """Delete a user, their logins and their email tokens. Emails that are still in the outbox are not deleted.
+    """Delete a user. The database also deletes their logins and email tokens, but not emails in the outbox.
 
     Raises:
         UserNotFound: There is no such user.

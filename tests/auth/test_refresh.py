@@ -41,7 +41,7 @@ async def test_refresh_returns_new_token_pair(client: httpx.AsyncClient) -> None
 
 @pytest.fixture
 async def later(session: AsyncSession) -> Callable[[], Awaitable[None]]:
-    """Return a function that backdates all refreshes past the overlap, so that used refresh tokens are rejected."""
+    """Return a function that ends the overlap, during which used refresh tokens are still accepted."""
 
     async def let_overlap_end() -> None:
         await session.execute(update(Login).values(rotated_at=utc_now() - timedelta(seconds=11)))

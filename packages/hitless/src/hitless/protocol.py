@@ -162,8 +162,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection if it is idle. Otherwise, close it after the response to the current request.
 
-        If `close_after_response` keeps the connection open for one more request, the first call does nothing. The
-        connection is then closed after that request, when the idle timeout expires, or by a second call.
+        If `close_after_response` keeps the connection open for one more request, the first call does not close
+        it. It is then closed after that request, when the idle timeout expires, or by a second call.
         """
         if self.awaits_last_request:
             self.awaits_last_request = False

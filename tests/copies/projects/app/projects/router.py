@@ -90,7 +90,7 @@ async def list_projects(  # noqa: PLR0913  one argument per query parameter
     summary="Get a project",
 )
 async def read_project(project: ReadableProject) -> Project:
-    """Return a project. Only its members, staff and superusers can call this."""
+    """Return a project. Only its members, staff and superusers can call this endpoint."""
     return project
 
 
@@ -106,7 +106,7 @@ async def read_project(project: ReadableProject) -> Project:
 async def add_member(
     project: OwnProject, session: WriteSession, data: MemberCreate, tasks: BackgroundTasks, request: AppRequest
 ) -> Member:
-    """Add a user to the project with a role, and notify the user. Only owners of the project can call this."""
+    """Add a user to the project with a role, and notify the user. Only owners of the project can call this endpoint."""
     tasks.add_task(service.notify_member, request.state["engine"], project.id, data.user_id)
     return await service.add_member(session, project.id, data)
 
@@ -120,7 +120,7 @@ async def add_member(
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}},
 )
 async def upload_document(project: OwnProject, session: WriteSession, body: BodyStream) -> DocumentResponse:
-    """Upload a document of at most 20 MiB. Only owners of the project can call this."""
+    """Upload a document of at most 20 MiB. Only owners of the project can call this endpoint."""
     size, digest = 0, sha256()
     async for chunk in body:
         size += len(chunk)
