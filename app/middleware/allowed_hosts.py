@@ -8,14 +8,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import UnknownHost, error_response
 from app.middleware.paths import is_below, route_path
 
-_PORT = re.compile(rb":[0-9]*$")
+# A name, an IPv4 address, or an IPv6 address in brackets, with an optional port.
+_HOST = re.compile(rb"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]*)?")
 
 
 class AllowedHostsMiddleware:
     """Allows only the given host names; `*.example.com` allows every subdomain of example.com.
 
     Requests to the paths in `exempt`, and to paths below them, may have any Host header, because health checks connect
-    by IP address.
+    by IP address. Starlette's TrustedHostMiddleware has no exemptions, and accepts several Host headers.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Collection[str], exempt: tuple[str, ...]) -> None:
@@ -33,7 +34,6 @@ class AllowedHostsMiddleware:
     def _is_allowed(self, scope: Scope) -> bool:
         # Reject requests with several Host headers. A proxy may have checked a different one than this service uses.
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) != 1:
+        if len(hosts) != 1 or not (match := _HOST.fullmatch(hosts[0].lower())):
             return False
-        host = _PORT.sub(b"", hosts[0]).lower()
-        return host in self.names or host.endswith(self.suffixes)
+        return match[1] in self.names or match[1].endswith(self.suffixes)
