@@ -104,7 +104,7 @@ certfile = str(settings.ssl_certfile) if settings.ssl_certfile else None  # SSL_
 # Server hooks
 hooks = hitless.hooks(
     drain_seconds=settings.drain_seconds,
-    render_refusal=render_refusal(hsts=settings.in_production and certfile is not None),
+    render_refusal=render_refusal(hsts=settings.is_production and certfile is not None),
 )
 pre_fork = hooks.pre_fork
 child_exit = hooks.child_exit

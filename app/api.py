@@ -6,7 +6,6 @@ from app import PREFIX
 from app.accounts.mails import mail_writers
 from app.accounts.router import router as accounts
 from app.auth.router import router as auth
-from app.auth.sessions import router as sessions
 from app.errors import InternalError, PayloadTooLarge, RateLimited, ServiceUnavailable, UnknownHost, responses
 from app.health.router import router as health
 from app.settings import Settings
@@ -16,7 +15,6 @@ from app.users.router import router as users
 ROUTERS = [
     users,
     auth,
-    sessions,
 ]
 # The tags that group the routes in the API documentation, one per feature.
 TAGS = [

@@ -186,7 +186,7 @@ def log_config(settings: Settings) -> dict[str, Any]:
 
 def _wants_json(settings: Settings) -> bool:
     if settings.log_format is None:
-        return settings.in_production or not sys.stderr.isatty()
+        return settings.is_production or not sys.stderr.isatty()
     return settings.log_format == "json"
 
 

@@ -101,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
             if each.openapi_url and page
         },
         public=DOCS if settings.docs else (),
-        hsts=settings.in_production,
+        hsts=settings.is_production,
     )
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestContextMiddleware, quiet=HEALTH)

@@ -193,7 +193,7 @@ class Settings(SettingsFiles):
     )
 
     @property
-    def in_production(self) -> bool:
+    def is_production(self) -> bool:
         return self.environment == "production"
 
     @property
@@ -218,17 +218,26 @@ class Settings(SettingsFiles):
             raise ValueError("must be at least 8 times ARGON2_PARALLELISM")
         return memory
 
-    @field_validator("database_url", "cors_origins", "allowed_hosts")
+    @field_validator("database_url")
     @classmethod
-    def _check_for_production(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  of three fields
-        if info.data.get("environment") == "production":
-            if info.field_name == "database_url" and value.get_secret_value().startswith("sqlite"):
-                raise ValueError("must be PostgreSQL in production; SQLite is for development")
-            if info.field_name == "cors_origins" and "*" in value:
-                raise ValueError("must name each origin in production, not *")
-            if info.field_name == "allowed_hosts" and not value:
-                raise ValueError("must be set in production: to the host names, or to * if a proxy checks them")
-        return value
+    def _require_postgresql_in_production(cls, url: SecretStr, info: ValidationInfo) -> SecretStr:
+        if info.data.get("environment") == "production" and url.get_secret_value().startswith("sqlite"):
+            raise ValueError("must be PostgreSQL in production; SQLite is for development")
+        return url
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _require_named_origins_in_production(cls, origins: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("environment") == "production" and "*" in origins:
+            raise ValueError("must name each origin in production, not *")
+        return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _require_hosts_in_production(cls, hosts: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("environment") == "production" and not hosts:
+            raise ValueError("must be set in production: to the host names, or to * if a proxy checks them")
+        return hosts
 
     @field_validator("smtp_url", "mail_from", "public_url")
     @classmethod

@@ -257,7 +257,7 @@ def test_safe_production_settings_are_accepted(directory: Path, monkeypatch: pyt
 
     settings = load_settings()
 
-    assert settings.in_production
+    assert settings.is_production
     assert settings.secret_key == SecretStr(SECRET_KEY)
     assert not settings.migrates_at_startup
 
@@ -278,7 +278,7 @@ def test_mail_in_production_needs_its_settings(directory: Path, monkeypatch: pyt
 
     assert load_problems() == {variable: "must be set in production to a value other than the default, unless MAIL=off"}
     monkeypatch.setenv("MAIL", "off")
-    assert load_settings().in_production
+    assert load_settings().is_production
 
 
 def test_login_with_a_verified_address_only_needs_mail(monkeypatch: pytest.MonkeyPatch) -> None:

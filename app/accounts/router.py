@@ -21,7 +21,7 @@ from app.errors import PermissionDenied, responses
 from app.limiter import rate_limit
 from app.pagination import url_path
 from app.schemas import Id
-from app.users.dependencies import CurrentSuperuser
+from app.users.dependencies import get_current_superuser
 from app.users.errors import EmailTaken, UserNotFound
 from app.users.models import User
 from app.users.schemas import UserResponse
@@ -77,9 +77,7 @@ async def reset_password(  # noqa: PLR0913  each is needed
     All of the user's access and refresh tokens stop working immediately. The email address then counts as verified, and
     any `pending_email` is discarded.
     """
-    await service.reset_password(
-        data, reader=reader, session=session, passwords=passwords, tokens=tokens, outbox=outbox
-    )
+    await service.reset_password(session, data, reader=reader, passwords=passwords, tokens=tokens, outbox=outbox)
 
 
 @router.post(
@@ -123,9 +121,9 @@ async def verify_email(  # noqa: PLR0913  each is needed
     token remains valid.
     """
     await service.verify_email(
+        session,
         data,
         reader=reader,
-        session=session,
         passwords=passwords,
         tokens=tokens,
         outbox=outbox,
@@ -135,6 +133,7 @@ async def verify_email(  # noqa: PLR0913  each is needed
 
 @router.post(
     "/users/invitations",
+    dependencies=[Depends(get_current_superuser)],
     status_code=status.HTTP_201_CREATED,
     response_model=UserResponse,
     responses=responses(EmailTaken, PermissionDenied)
@@ -144,7 +143,6 @@ async def verify_email(  # noqa: PLR0913  each is needed
 )
 async def invite_user(
     *,
-    _: CurrentSuperuser,
     session: WriteSession,
     outbox: OutboxDep,
     data: Invitation,
@@ -163,12 +161,13 @@ async def invite_user(
 
 @router.post(
     "/users/{user_id}/password-reset",
+    dependencies=[Depends(get_current_superuser)],
     status_code=status.HTTP_202_ACCEPTED,
     responses=responses(PermissionDenied, UserNotFound),
     response_description="The request is accepted",
     summary="Send a user an email to set a new password",
 )
-async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep) -> Accepted:
+async def send_password_reset(user_id: Id, session: WriteSession, outbox: OutboxDep) -> Accepted:
     """Send an active user a link to set a new password.
 
     If the user has not set a password yet, the invitation is sent again instead. Only superusers can call this
@@ -181,14 +180,13 @@ async def send_password_reset(user_id: Id, _: CurrentSuperuser, session: WriteSe
 
 @router.post(
     "/users/{user_id}/email-verification",
+    dependencies=[Depends(get_current_superuser)],
     status_code=status.HTTP_202_ACCEPTED,
     responses=responses(PermissionDenied, UserNotFound),
     response_description="The request is accepted",
     summary="Send a user an email to verify the address",
 )
-async def send_email_verification(
-    user_id: Id, _: CurrentSuperuser, session: WriteSession, outbox: OutboxDep
-) -> Accepted:
+async def send_email_verification(user_id: Id, session: WriteSession, outbox: OutboxDep) -> Accepted:
     """Send an active user a link to verify their email address.
 
     If the address is already verified, nothing is sent. Only superusers can call this endpoint.

@@ -45,10 +45,10 @@ _VERIFIED_TOKEN = (
 
 
 async def reset_password(  # noqa: PLR0913  each is needed
+    session: AsyncSession,
     data: PasswordReset,
     *,
     reader: FastReader,
-    session: AsyncSession,
     passwords: Passwords,
     tokens: MailTokens,
     outbox: Outbox,
@@ -70,10 +70,10 @@ async def reset_password(  # noqa: PLR0913  each is needed
 
 
 async def verify_email(  # noqa: PLR0913  each is needed
+    session: AsyncSession,
     data: EmailVerification,
     *,
     reader: FastReader,
-    session: AsyncSession,
     passwords: Passwords,
     tokens: MailTokens,
     outbox: Outbox,

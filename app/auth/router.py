@@ -1,22 +1,27 @@
-"""The routes of the authentication feature."""
+"""The routes of the authentication feature. The API calls a login a session."""
 
 from contextlib import suppress
+from uuid import UUID
 
-from fastapi import APIRouter, status
+from fastapi import APIRouter, Depends, status
 
 from app.auth import service
-from app.auth.dependencies import ClientDep
-from app.auth.errors import EmailNotVerified, InvalidRefreshToken, LoginFailed
-from app.auth.schemas import Credentials, RefreshRequest, TokenPair
-from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, SettingsDep, TokensDep, WriteSession
-from app.errors import responses
+from app.auth.client import ClientDep
+from app.auth.errors import EmailNotVerified, InvalidRefreshToken, LoginFailed, SessionNotFound
+from app.auth.schemas import Credentials, RefreshRequest, SessionList, TokenPair
+from app.dependencies import FastReaderDep, LimiterDep, PasswordsDep, ReadSession, SettingsDep, TokensDep, WriteSession
+from app.errors import PermissionDenied, responses
 from app.limiter import rate_limit
+from app.schemas import Id
+from app.users.dependencies import AccessTokenDep, CurrentUser, get_current_superuser
+from app.users.errors import UserNotFound
+from app.users.service import get_user
 
-router = APIRouter(prefix="/auth", tags=["auth"])
+router = APIRouter(tags=["auth"])
 
 
 @router.post(
-    "/login",
+    "/auth/login",
     responses=responses(LoginFailed, EmailNotVerified),
     response_description="A pair of tokens",
     summary="Log in",
@@ -40,11 +45,11 @@ async def login(  # noqa: PLR0913  each is needed
     response until the address is verified.
     """
     return await service.login(
+        session,
         credentials,
         client,
         settings=settings,
         reader=reader,
-        session=session,
         passwords=passwords,
         tokens=tokens,
         limiter=limiter,
@@ -52,7 +57,7 @@ async def login(  # noqa: PLR0913  each is needed
 
 
 @router.post(
-    "/refresh",
+    "/auth/refresh",
     responses=responses(InvalidRefreshToken),
     response_description="A new pair of tokens",
     summary="Refresh tokens",
@@ -64,11 +69,11 @@ async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep
     refresh token is used, sending the old token again returns the same new refresh token, in case the first response
     was lost. Any other reuse ends the session, because the token may have been stolen.
     """
-    return await service.refresh(data.refresh_token, session=session, tokens=tokens)
+    return await service.refresh(session, tokens, data.refresh_token)
 
 
 @router.post(
-    "/logout",
+    "/auth/logout",
     status_code=status.HTTP_204_NO_CONTENT,
     response_description="The session has ended, or the token is invalid",
     summary="Log out",
@@ -80,4 +85,85 @@ async def logout(data: RefreshRequest, session: WriteSession, tokens: TokensDep)
     valid one.
     """
     with suppress(InvalidRefreshToken):
-        await service.log_out(data.refresh_token, session=session, tokens=tokens)
+        await service.log_out(session, tokens, data.refresh_token)
+
+
+@router.get("/auth/sessions", response_description="The sessions", summary="List the current user's sessions")
+async def list_my_sessions(user: CurrentUser, token: AccessTokenDep, session: ReadSession) -> SessionList:
+    """List up to 100 of the current user's sessions, most recently used first.
+
+    A session counts as used when it is created and whenever its tokens are refreshed, not on every request.
+    """
+    return await service.list_sessions(session, user.id, current=token.login_id)
+
+
+@router.delete(
+    "/auth/sessions",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_description="The other sessions have ended",
+    summary="End the current user's other sessions",
+)
+async def end_my_other_sessions(user: CurrentUser, token: AccessTokenDep, session: WriteSession) -> None:
+    """End all of the current user's sessions, except the one that this request belongs to.
+
+    The tokens of the ended sessions stop working immediately.
+    """
+    await service.end_sessions(session, user.id, keep=token.login_id)
+
+
+@router.delete(
+    "/auth/sessions/{session_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(SessionNotFound),
+    response_description="The session has ended",
+    summary="End one of the current user's sessions",
+)
+async def end_my_session(session_id: UUID, user: CurrentUser, session: WriteSession) -> None:
+    """End one of the current user's sessions. Its tokens stop working immediately.
+
+    This may be the session that the request itself belongs to.
+    """
+    await service.end_session(session, user.id, session_id)
+
+
+@router.get(
+    "/users/{user_id}/sessions",
+    dependencies=[Depends(get_current_superuser)],
+    responses=responses(PermissionDenied, UserNotFound),
+    response_description="The sessions",
+    summary="List a user's sessions",
+)
+async def list_sessions(user_id: Id, token: AccessTokenDep, session: ReadSession) -> SessionList:
+    """List up to 100 of a user's sessions, most recently used first. Only superusers can call this endpoint."""
+    await get_user(session, user_id)
+    return await service.list_sessions(session, user_id, current=token.login_id)
+
+
+@router.delete(
+    "/users/{user_id}/sessions",
+    dependencies=[Depends(get_current_superuser)],
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(PermissionDenied, UserNotFound),
+    response_description="The sessions have ended",
+    summary="End a user's sessions",
+)
+async def end_sessions(user_id: Id, session: WriteSession) -> None:
+    """End all of a user's sessions. Only superusers can call this endpoint.
+
+    The sessions' access and refresh tokens stop working immediately. The links in emails to the user remain valid.
+    """
+    await get_user(session, user_id)
+    await service.end_sessions(session, user_id)
+
+
+@router.delete(
+    "/users/{user_id}/sessions/{session_id}",
+    dependencies=[Depends(get_current_superuser)],
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(PermissionDenied, SessionNotFound),
+    response_description="The session has ended",
+    summary="End a user's session",
+)
+async def end_session(user_id: Id, session_id: UUID, session: WriteSession) -> None:
+    """End one of a user's sessions. Its tokens stop working immediately. Only superusers can call this endpoint."""
+    await service.end_session(session, user_id, session_id)

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import and_, case, delete, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.auth.dependencies import Client
+from app.auth.client import Client
 from app.auth.errors import EmailNotVerified, InvalidRefreshToken, LoginFailed, SessionNotFound
 from app.auth.schemas import Credentials, SessionList, SessionResponse, TokenPair
 from app.database import FastReader, utc_now
@@ -32,12 +32,12 @@ MAX_DELETED = 1000
 
 
 async def login(  # noqa: PLR0913  each is needed
+    session: AsyncSession,
     credentials: Credentials,
     client: Client,
     *,
     settings: Settings,
     reader: FastReader,
-    session: AsyncSession,
     passwords: Passwords,
     tokens: Tokens,
     limiter: RateLimiter,
@@ -100,7 +100,7 @@ async def login(  # noqa: PLR0913  each is needed
     return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)
 
 
-async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> TokenPair:
+async def refresh(session: AsyncSession, tokens: Tokens, token: str) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
     After its first use, a refresh token can be reused for a short time, called the overlap. Each reuse returns the same
@@ -154,11 +154,11 @@ async def refresh(token: str, *, session: AsyncSession, tokens: Tokens) -> Token
     ).one_or_none()
     if row is None:
         is_signed = tokens.is_signed(login_id, secret)
-        raise InvalidRefreshToken(reason=await _end_reused_login(login_id, used, is_signed=is_signed, session=session))
+        raise InvalidRefreshToken(reason=await _end_reused_login(session, login_id, used, is_signed=is_signed))
     return _issue_pair(tokens, AccessToken(row.user_id, row.security_stamp, login_id), next_secrets[row.secret_hash])
 
 
-async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, session: AsyncSession) -> str:
+async def _end_reused_login(session: AsyncSession, login_id: UUID, used: bytes, *, is_signed: bool) -> str:
     """End the login session if the rejected token is one of its earlier tokens. A forged token ends no session.
 
     Return the reason for the rejection, to be logged.
@@ -172,7 +172,7 @@ async def _end_reused_login(login_id: UUID, used: bytes, *, is_signed: bool, ses
     return "refresh token used before" if ended else "refresh token unknown, expired or of an ended login"
 
 
-async def log_out(token: str, *, session: AsyncSession, tokens: Tokens) -> None:
+async def log_out(session: AsyncSession, tokens: Tokens, token: str) -> None:
     """End the login session that a refresh token belongs to. A token that has already been used is also accepted.
 
     Raises:

@@ -34,7 +34,8 @@ class BodyRejected(HTTPException):
 class BodyLimitMiddleware:
     """Responds with 413 if a body is too large, and with 503 if all bodies together would use too much memory.
 
-    A body is too large if its Content-Length exceeds the limit, or if a route has read more than the limit.
+    A body is too large if its Content-Length exceeds the limit, or if a route has read more than the limit. FastAPI's
+    own limit does not apply to all bodies together, and its response lacks the API's error format.
 
     Only data that a route has read counts towards `max_total`, because the server buffers little of a body before that.
     If the route streams the body, only the current chunk counts.

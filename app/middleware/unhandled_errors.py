@@ -15,7 +15,8 @@ log = structlog.stdlib.get_logger("app.error")
 class UnhandledErrorMiddleware:
     """Responds with 500 to unhandled exceptions, and re-raises them so that the server logs them and tests see them.
 
-    This middleware runs inside the middleware that adds headers, so its own responses also have these headers.
+    This middleware runs inside the middleware that adds headers, so its own responses also have these headers. Those of
+    Starlette's ServerErrorMiddleware, which is the outermost, would lack them.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -74,6 +74,3 @@ async def get_current_superuser(user: CurrentUser) -> UserRecord:
     if not user.is_superuser:
         raise PermissionDenied
     return user
-
-
-CurrentSuperuser = Annotated[UserRecord, Depends(get_current_superuser)]

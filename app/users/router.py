@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
 
 from app.dependencies import (
     FastReaderDep,
@@ -20,7 +20,7 @@ from app.limiter import rate_limit
 from app.pagination import Cursor, Limit, next_page_link, url_path
 from app.schemas import Id
 from app.users import service
-from app.users.dependencies import CurrentSuperuser, CurrentUser
+from app.users.dependencies import CurrentUser, get_current_superuser
 from app.users.errors import EmailTaken, LastSuperuser, RegistrationClosed, UserNotFound, WrongPassword
 from app.users.models import User, UserRecord
 from app.users.schemas import PasswordChange, ProfileUpdate, Search, UserCreate, UserPage, UserResponse, UserUpdate
@@ -85,7 +85,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     All of the user's access and refresh tokens stop working immediately.
     """
     with respond_401_if_user_is_gone():
-        await service.change_password(user, data, session=session, passwords=passwords, limiter=limiter, outbox=outbox)
+        await service.change_password(session, user, data, passwords=passwords, limiter=limiter, outbox=outbox)
 
 
 @router.delete(
@@ -147,6 +147,7 @@ async def create_user(  # noqa: PLR0913  each is needed
 
 @router.get(
     "/",
+    dependencies=[Depends(get_current_superuser)],
     responses=responses(PermissionDenied)
     | {200: {"headers": {"Link": {"description": 'The next page, `rel="next"`', "schema": {"type": "string"}}}}},
     response_description="One page of users",
@@ -154,7 +155,6 @@ async def create_user(  # noqa: PLR0913  each is needed
 )
 async def list_users(  # noqa: PLR0913  one for each query parameter
     *,
-    _: CurrentSuperuser,
     reader: FastReaderDep,
     request: Request,
     response: Response,
@@ -191,12 +191,13 @@ async def read_user(user_id: Id, caller: CurrentUser, session: ReadSession) -> U
 
 @router.patch(
     "/{user_id}",
+    dependencies=[Depends(get_current_superuser)],
     response_model=UserResponse,
     responses=responses(EmailTaken, PermissionDenied, UserNotFound, LastSuperuser),
     response_description="The updated user",
     summary="Update a user",
 )
-async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, data: UserUpdate) -> User:
+async def update_user(user_id: Id, session: WriteSession, data: UserUpdate) -> User:
     """Update a user's email address, full name, active status or superuser status.
 
     Only superusers can call this endpoint. If a user is deactivated, their tokens stop working immediately.
@@ -206,11 +207,12 @@ async def update_user(user_id: Id, _: CurrentSuperuser, session: WriteSession, d
 
 @router.delete(
     "/{user_id}",
+    dependencies=[Depends(get_current_superuser)],
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(PermissionDenied, UserNotFound, LastSuperuser),
     response_description="The user is deleted",
     summary="Delete a user",
 )
-async def delete_user(user_id: Id, _: CurrentSuperuser, session: WriteSession) -> None:
+async def delete_user(user_id: Id, session: WriteSession) -> None:
     """Delete a user with all sessions and email links. Only superusers can call this endpoint."""
     await service.delete_user(session, user_id)

@@ -194,10 +194,10 @@ async def _update(session: AsyncSession, user_id: int, *conditions: ColumnElemen
 
 
 async def change_password(  # noqa: PLR0913  each is needed
+    session: AsyncSession,
     user: UserRecord,
     data: PasswordChange,
     *,
-    session: AsyncSession,
     passwords: Passwords,
     limiter: RateLimiter,
     outbox: Outbox,

@@ -10,6 +10,6 @@ globals().update(conf)
 
 hooks = hitless.hooks(
     limits=hitless.Limits(request_seconds=2, unread_seconds=2),
-    render_refusal=conf["render_refusal"](hsts=conf["settings"].in_production and conf["certfile"] is not None),
+    render_refusal=conf["render_refusal"](hsts=conf["settings"].is_production and conf["certfile"] is not None),
 )
 pre_fork = hooks.pre_fork

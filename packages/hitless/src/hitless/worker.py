@@ -126,7 +126,8 @@ def _exit_without_freeing() -> None:
     """Run the remaining exit handlers, then end the process without freeing its objects.
 
     To free an object, Python writes to memory that the worker shares with the master, so the kernel must first copy
-    that memory (copy-on-write). Freeing and copying together take 50 ms of CPU time, which is more than starting a worker.
+    that memory (copy-on-write). Freeing and copying together take 50 ms of CPU time, which is more than starting a
+    worker takes.
     """
     atexit.unregister(_exit_without_freeing)
     atexit._run_exitfuncs()  # noqa: SLF001  there is no public way to run them

@@ -5,10 +5,10 @@ from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Identity, Integer, LargeBinary, String
+from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Integer, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.database import Base, utc_now
+from app.database import Base, PrimaryKey, utc_now
 
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
@@ -45,7 +45,7 @@ class Project(Base):
 
     __tablename__ = "projects"
 
-    id: Mapped[int] = mapped_column(_Id, Identity(), primary_key=True)
+    id: Mapped[PrimaryKey]
     key: Mapped[UUID] = mapped_column(unique=True)
     name: Mapped[str] = mapped_column(String(100))
     status: Mapped[Status] = mapped_column(Enum(Status, native_enum=False, length=20))
