@@ -27,7 +27,7 @@ class AppRequest(HTTPConnection[State]):
 class RequestSession(Session):
     """The session of a request. Flushes and statements that write are errors unless `info["is_writable"]` is set.
 
-    SQL in `text()`, and statements that bypass the session, are not checked.
+    Not checked: SQL in `text()`, DDL, CTEs that write, bulk methods, and statements that bypass the session.
     """
 
 
@@ -84,7 +84,7 @@ async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncI
     session.info["is_writable"] = True
     yield session
     await session.commit()
-    session.info["is_writable"] = False
+    session.info["is_writable"] = False  # other dependencies may still use the session after their `yield`
 
 
 WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="function")]

@@ -55,6 +55,7 @@ DOCUMENTED_MODULES = {
     "aiosmtplib",
     "alembic",
     "alembic.autogenerate",
+    "alembic.autogenerate.api",
     "alembic.command",
     "alembic.config",
     "alembic.context",

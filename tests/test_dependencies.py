@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import Depends
 from fastapi.sse import EventSourceResponse
-from sqlalchemy import event, func, select, text, update
+from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
@@ -73,6 +73,15 @@ async def update_name(session: ReadSession) -> None:
     await session.execute(update(User).values(full_name="Bob"))
 
 
+async def insert_user(session: ReadSession) -> None:
+    values = {"email": "bob@example.com", "full_name": "Bob", "password_hash": "none"}
+    await session.execute(insert(User).values(values))
+
+
+async def delete_users(session: ReadSession) -> None:
+    await session.execute(delete(User))
+
+
 async def flush_name(session: ReadSession) -> None:
     await change_name(session)
     await session.flush()
@@ -91,7 +100,15 @@ async def commit_before_the_user_is_added(
 
 @pytest.mark.parametrize(
     "endpoint",
-    [commit_before_the_user_is_added, change_name, change_name_then_open_transaction, update_name, flush_name],
+    [
+        commit_before_the_user_is_added,
+        change_name,
+        change_name_then_open_transaction,
+        update_name,
+        insert_user,
+        delete_users,
+        flush_name,
+    ],
     ids=lambda each: each.__name__,
 )
 async def test_change_in_read_session_is_an_error(

@@ -203,6 +203,7 @@ def test_operations_may_have_unusual_responses_and_parameters() -> None:
 
     document = build_openapi(app)
 
+    assert build_openapi(app) is document
     OpenAPIV31SpecValidator(document).validate()
     operation = document["paths"]["/test"]["get"]
     assert operation["parameters"] == [parameter]

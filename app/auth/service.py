@@ -9,7 +9,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import structlog
-from sqlalchemy import and_, case, delete, func, literal, or_, select, update
+from sqlalchemy import and_, case, delete, func, literal, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.client import Client
@@ -28,7 +28,7 @@ MAX_SESSIONS = 100  # maximum number of logins listed per user
 # How long the rows of expired logins are kept. Otherwise, a server whose clock is ahead would delete valid logins.
 KEEP_EXPIRED = timedelta(days=1)
 # Maximum number of rows that a login deletes, so that logging in stays fast.
-MAX_DELETED = 1000
+MAX_DELETED = 100
 
 
 async def login(  # noqa: PLR0913  each is needed
@@ -93,10 +93,12 @@ async def login(  # noqa: PLR0913  each is needed
     # Delete the user's logins that ended when the security stamp changed, and expired logins of any user. Otherwise,
     # the IP addresses of users who never log in again would be stored forever. Skip rows that are locked by other
     # requests, because waiting for the locks could cause a deadlock.
-    has_ended = and_(Login.user_id == user.id, Login.security_stamp.is_distinct_from(user.security_stamp))
-    over = select(Login.login_id).where(or_(has_ended, Login.expires_at < now - KEEP_EXPIRED)).limit(MAX_DELETED)
-    unlocked = over.with_for_update(skip_locked=True)  # no effect on SQLite, where transactions wait for each other
-    await session.execute(delete(Login).where(Login.login_id.in_(unlocked)))
+    ids = select(Login.login_id).with_for_update(skip_locked=True)  # no effect on SQLite, which has no row locks
+    ended = ids.where(Login.user_id == user.id, Login.security_stamp.is_distinct_from(user.security_stamp)).cte()
+    # With ORDER BY, PostgreSQL uses the index on `expires_at`, even if it expects many rows.
+    expired = ids.where(Login.expires_at < now - KEEP_EXPIRED).order_by(Login.expires_at).limit(MAX_DELETED).cte()
+    either = union_all(select(ended), select(expired))
+    await session.execute(delete(Login).where(Login.login_id.in_(either)).execution_options(synchronize_session=False))
     return _issue_pair(tokens, AccessToken(user.id, user.security_stamp, login_id), secret)
 
 

@@ -1,6 +1,7 @@
 """Map a request path to the rules that apply to it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPMethod
 from re import Pattern
 from typing import Any, TypeVar
 
@@ -63,10 +64,10 @@ def list_options(
 def _list_methods(route: RouteContext) -> set[str]:
     match route.original_route:
         case Route():
-            return route.methods or {"GET"}
+            return route.methods or set(HTTPMethod)  # a route to a class accepts every method
         case WebSocketRoute():
             return {WEBSOCKET}
-        case _:  # a mount; the routes of the mounted application are listed themselves
+        case _:  # a mount; `iter_routes` also lists the routes of a mounted FastAPI application
             return set()
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import structlog
 from alembic import command
 from alembic.autogenerate import Rewriter, comparators
+from alembic.autogenerate.api import AutogenContext
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations.ops import (
@@ -170,19 +171,25 @@ def render_item(kind: str, item: object, _: object) -> str | Literal[False]:
 
 
 @comparators.dispatch_for("table")
-def _make_removed_columns_nullable(
-    _context: object,
+def _make_removed_columns_nullable(  # noqa: PLR0913, PLR0917  Alembic's signature
+    context: AutogenContext,
     operations: ModifyTableOps,
     schema: str | None,
     name: str,
     found: Table | None,
     model: Table | None,
 ) -> None:
-    """If the models no longer define a column, make it nullable, so that rows can be inserted without it."""
+    """If the models no longer define a column, make it nullable, so that rows can be inserted without it.
+
+    On SQLite, tables with AUTOINCREMENT are not changed, because altering a column would recreate the table without it.
+    """
     if found is None or model is None:  # the migration creates or drops the table
         return
+    if context.dialect and context.dialect.name == "sqlite" and model.dialect_options["sqlite"]["autoincrement"]:
+        return
     for column in found.columns:
-        if column.name not in model.columns and not column.nullable and column.server_default is None:
+        is_required = not column.nullable and not column.primary_key and column.server_default is None
+        if is_required and column.name not in model.columns:
             change = AlterColumnOp(
                 name,
                 column.name,
