@@ -84,7 +84,7 @@ async def get_write_session(request: AppRequest, session: ReadSession) -> AsyncI
     session.info["is_writable"] = True
     yield session
     await session.commit()
-    session.info["is_writable"] = False  # other dependencies may still use the session after their `yield`
+    session.info["is_writable"] = False  # later writes of other dependencies would not be committed
 
 
 WriteSession = Annotated[AsyncSession, Depends(get_write_session, scope="function")]

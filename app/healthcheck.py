@@ -18,7 +18,7 @@ TIMEOUT = 10  # seconds
 def main() -> None:
     """Request /health. Use HTTPS if SSL_CERTFILE is set, as gunicorn.conf.py does.
 
-    Read HOST, PORT and SSL_CERTFILE directly from the environment, because loading all settings can take a second.
+    Read HOST, PORT and SSL_CERTFILE only from the environment, because loading all settings can take a second.
     """
     host, port = os.getenv("HOST") or "0.0.0.0", int(os.getenv("PORT") or "8000")  # noqa: S104  does not listen here
     # If HOST is `::`, connect to `localhost`, so that both ::1 and 127.0.0.1 are tried. On a system without IPv6, the

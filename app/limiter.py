@@ -208,9 +208,9 @@ class RateLimiter:
 
     @property
     def counts_in_redis(self) -> bool:
-        """Return whether Redis is configured and the last attempt to count in it succeeded.
+        """Return whether Redis is configured and the last attempt to count in it, if any, succeeded.
 
-        Even if Redis answers, counting fails if Redis is full or read-only.
+        Redis may answer a PING even if it cannot count, for example because it is full or read-only.
         """
         return self._redis is not None and self._redis.is_available
 

@@ -276,7 +276,7 @@ def log_uncaught_exceptions() -> None:
         log.critical("uncaught exception", exc_info=(kind, error, traceback))
 
     def log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-        # Since Python 3.14, `err_msg` includes the object's name. In earlier versions, it may be None.
+        # In Python 3.14, `err_msg` often includes the object's name. It may be None, for example in earlier versions.
         message = unraisable.err_msg or f"Exception ignored in {unraisable.object!r}"
         log.error("%s", message, exc_info=unraisable.exc_value)
 

@@ -31,7 +31,7 @@ async def prepare_to_serve(settings: Settings) -> None:
     starts during an outage would fail and stop the whole server.
 
     Raises:
-        StartupError: The database is unreachable, or its schema is not up to date.
+        StartupError: The database is unreachable, a migration failed, or the schema is not up to date.
     """
     if "secret_key" not in settings.model_fields_set:
         log.warning(
@@ -45,7 +45,7 @@ async def prepare_database(settings: Settings) -> None:
     """Migrate the database if the settings enable this. Otherwise, check that its schema is up to date.
 
     Raises:
-        StartupError: The database is unreachable, or its schema is not up to date.
+        StartupError: The database is unreachable, a migration failed, or the schema is not up to date.
     """
     engine = create_engine(settings)
     try:

@@ -29,7 +29,7 @@ from tests.pages import PAGES, blocks
 # Matches the start of a command: a program with subcommands, a program with options only, or a program whose --help
 # these tests do not read.
 COMMAND = re.compile(
-    r"(?:(docker (?:compose|container|image|network|system|volume)|docker|python -m app|alembic|fastapi|uv)"
+    r"(?:(docker (?:builder|compose|container|image|network|system|volume)|docker|python -m app|alembic|fastapi|uv)"
     r"(?: [a-z][\w-]*)?|(gunicorn|uvicorn|pytest)|python -m|\.ci/run)(?!\S)"
 )
 VARIABLE = re.compile(r"(?:-e )?([A-Z][A-Z\d_]+)=")

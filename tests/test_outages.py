@@ -179,7 +179,7 @@ async def test_invalid_statement_is_raised_and_no_outage(
 async def test_missing_table_during_an_outage_returns_503(service: Service, session: AsyncSession) -> None:
     """While a backup is being restored, a request may fail because a table is missing.
 
-    The table may exist again by the time the error is handled, so the 503 must not depend on a second check.
+    The table may exist again by the time the error is handled, so the 503 must not depend on looking for it.
     """
     connection = await session.connection()
     await connection.exec_driver_sql("ALTER TABLE users RENAME TO hidden_users")

@@ -8,6 +8,7 @@ class InvalidMailToken(RuleViolated):
 
 
 class IncorrectPassword(AuthenticationFailed):
-    # Respond with 401, unlike `WrongPassword` in app/users, which responds with 400. account.js lets the user try again
-    # after a 401. It takes a 400 to mean that the link is no longer valid, and hides the form.
+    # Respond with 401, unlike `WrongPassword` in app/users, which responds with 400. account.js, the script of the page
+    # that verification emails link to, lets the user try again after a 401. It takes a 400 to mean that the link is no
+    # longer valid, and hides the form.
     message = "Incorrect password"

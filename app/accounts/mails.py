@@ -105,7 +105,7 @@ async def write_link(tokens: MailTokens, link: Link, session: AsyncSession, mail
 
     - No active user matches `link.recipient_filter`.
     - A newer email for the same purpose has already been written.
-    - This email was sent before, and its token has been used.
+    - This email was written before, and its token was used, or the security stamp has changed since.
     """
     user = await session.scalar(
         select(User).where(User.is_active, link.recipient_filter(mail)).with_for_update(key_share=True)

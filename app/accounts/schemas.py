@@ -34,7 +34,7 @@ class PasswordReset(Input):
 
 
 class EmailVerification(Input):
-    """The token from an email to verify or confirm an address, and the account's password."""
+    """The token from an email to verify a new or a changed address, and the account's password."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"token": _TOKEN, "password": EXAMPLE_PASSWORD}]})
 

@@ -65,9 +65,9 @@ async def login(  # noqa: PLR0913  each is needed
 async def refresh(data: RefreshRequest, session: WriteSession, tokens: TokensDep) -> TokenPair:
     """Exchange a refresh token for a new pair of tokens.
 
-    Each refresh token can be used once. For a short time afterwards (ten seconds by default), but only until the new
-    refresh token is used, sending the old token again returns the same new refresh token, in case the first response
-    was lost. Any other reuse ends the session, because the token may have been stolen.
+    Each refresh token can be used once. If the response is lost, send the old token again: for ten seconds by default,
+    and only until the new refresh token is used, it returns the same new refresh token. Reuse after that ends the
+    session, because the token may have been stolen.
     """
     return await service.refresh(session, tokens, data.refresh_token)
 

@@ -25,9 +25,10 @@ from app.users.service import find_user_by_email
 _ID_BYTES = 16
 _SECRET_BYTES = 32
 MAX_SESSIONS = 100  # maximum number of logins listed per user
-# How long the rows of expired logins are kept. Otherwise, a server whose clock is ahead would delete valid logins.
+# How long the rows of expired logins are kept at least. If they were deleted at once, a server whose clock is ahead
+# would delete valid logins.
 KEEP_EXPIRED = timedelta(days=1)
-# Maximum number of rows that a login deletes, so that logging in stays fast.
+# Maximum number of expired rows that a login deletes, so that logging in stays fast.
 MAX_DELETED = 100
 
 

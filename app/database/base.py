@@ -43,5 +43,6 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {datetime: DateTime(timezone=True).with_variant(_SQLiteDateTime(), "sqlite")}
 
 
-# The primary key of a table. It is a 64-bit integer that the database generates; SQLite does so only for INTEGER.
+# The type of a primary key: a 64-bit integer that the database generates. SQLite generates values only for INTEGER,
+# which has 64 bits there.
 PrimaryKey = Annotated[int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)]

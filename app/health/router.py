@@ -79,10 +79,10 @@ async def live() -> Alive:
 async def ready(request: AppRequest) -> Ready:
     """Respond with 200 if the process can serve requests.
 
-    The database must have been migrated and respond within a second, and the server must not be shutting down.
+    The database must contain a migrated schema and respond within a second, and the server must not be shutting down.
 
-    The response contains `redis` if Redis is configured, and `mail` if a mail server is configured. The response is
-    200 even if Redis or the mail server is unavailable. Emails wait until the mail server is available again.
+    The response contains `redis` if Redis is configured, and `mail` if a mail server is configured. The status is 200
+    even if Redis or the mail server is unavailable. Emails then wait, for at most two days.
     """
     if is_draining():
         raise ShuttingDown

@@ -34,7 +34,7 @@ class Outbox:
         """Add an email to a session. The email is sent after the commit.
 
         Args:
-            session: The session of the transaction that makes the change.
+            session: The session of the transaction that causes the email. If it is rolled back, the email is not sent.
             kind: The kind of email, for example `password_reset`.
             recipient: The recipient's address.
             context: Values that the function in `writers` needs, for example a user's id. They are stored in the

@@ -8,7 +8,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import UnknownHost, error_response
 from app.middleware.paths import is_below, route_path
 
-# A name, an IPv4 address, or an IPv6 address in brackets, with an optional port.
+# A name, an IPv4 address, or an IPv6 address in brackets, with an optional port. Anything else is rejected. Otherwise,
+# `evil.example/.example.com` would count as a subdomain of example.com.
 _HOST = re.compile(rb"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]*)?")
 
 

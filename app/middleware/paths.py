@@ -12,8 +12,8 @@ from starlette.types import Scope
 
 Option = TypeVar("Option")
 
-# Stands for the HTTP method of WebSocket routes and handshakes. Starlette's router compares handshakes only with
-# WebSocket routes.
+# Used in place of an HTTP method for WebSocket routes and handshakes, so that handshakes match only WebSocket routes.
+# In ASGI, handshakes have no method.
 WEBSOCKET = "WEBSOCKET"
 # The ASGI messages that start the response to a request or to a WebSocket handshake.
 RESPONSE_STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})

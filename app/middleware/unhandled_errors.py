@@ -47,8 +47,9 @@ class UnhandledErrorMiddleware:
             elif not has_started:
                 await error_response(ServiceUnavailable("Shutting down"))(scope, receive, send)
         except Exception:  # any bug in a route; re-raised below
-            # The response may already be complete. If its status is 500, a mounted application sent it and re-raised
-            # the exception. Otherwise, a background task or the code after the `yield` of a dependency failed.
+            # The response may already be complete. A status of 500 then usually means that a mounted application sent
+            # it and re-raised the exception. Otherwise, a background task or the code after the `yield` of a dependency
+            # failed.
             if is_complete and status < HTTPStatus.INTERNAL_SERVER_ERROR:  # the server logs the error itself
                 log.warning("failed after the response", path=shorten(scope["path"]))
             elif not has_started:  # otherwise the server closes the connection after the partial response

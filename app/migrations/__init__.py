@@ -181,7 +181,8 @@ def _make_removed_columns_nullable(  # noqa: PLR0913, PLR0917  Alembic's signatu
 ) -> None:
     """If the models no longer define a column, make it nullable, so that rows can be inserted without it.
 
-    On SQLite, tables with AUTOINCREMENT are not changed, because altering a column would recreate the table without it.
+    Columns with a default on the server and columns of the primary key are not changed. Neither are, on SQLite, columns
+    of tables with AUTOINCREMENT, because altering a column recreates the table, which would then lack AUTOINCREMENT.
     """
     if found is None or model is None:  # the migration creates or drops the table
         return

@@ -96,7 +96,7 @@ async def change_my_password(  # noqa: PLR0913  each is needed
     summary="Delete the current user",
 )
 async def delete_me(user: CurrentUser, session: WriteSession) -> None:
-    """Delete the current user with all sessions and email links. Their tokens stop working immediately."""
+    """Delete the current user and their sessions. Their tokens, and links in emails, stop working immediately."""
     with respond_401_if_user_is_gone():
         await service.delete_user(session, user.id)
 
@@ -214,5 +214,8 @@ async def update_user(user_id: Id, session: WriteSession, data: UserUpdate) -> U
     summary="Delete a user",
 )
 async def delete_user(user_id: Id, session: WriteSession) -> None:
-    """Delete a user with all sessions and email links. Only superusers can call this endpoint."""
+    """Delete a user and their sessions. Only superusers can call this endpoint.
+
+    The user's tokens, and links in emails, stop working immediately.
+    """
     await service.delete_user(session, user_id)

@@ -47,7 +47,7 @@ def read_me(compose: Compose, auth: dict[str, str]) -> int:
 
 @contextmanager
 def locked_tables(compose: Compose) -> Iterator[None]:
-    """Lock the tables of users and logins in a psql session that sleeps until the `with` block ends."""
+    """Lock the tables of users and logins in a sleeping psql session. End the session when the `with` block ends."""
     script = ["docker", "exec", compose.container("db").name, "psql", "--username=app"]
     script += ["--command=BEGIN", "--command=LOCK TABLE users, refresh_tokens", "--command=SELECT pg_sleep(3600)"]
     with subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -12,8 +12,8 @@ TABLES = ("refresh_tokens", "account_tokens")
 
 def upgrade() -> None:
     for table in TABLES:
-        # Creating the index blocks writes. If there are millions of rows, create it beforehand, as in migration 0002,
-        # and check that it is valid.
+        # Creating an index blocks writes. If there are millions of rows, create the index beforehand, under this name
+        # and with CONCURRENTLY. This statement is then a no-op, even if that left an invalid index. So check it.
         op.create_index(f"ix_{table}_expires_at", table, ["expires_at"], if_not_exists=True)
 
 
