@@ -67,7 +67,7 @@ def _list_methods(route: RouteContext) -> set[str]:
             return route.methods or set(HTTPMethod)  # a route to a class accepts every method
         case WebSocketRoute():
             return {WEBSOCKET}
-        case _:  # a mount; `iter_routes` also lists the routes of a mounted FastAPI application
+        case _:  # a mount; `iter_routes` also lists its routes if it uses FastAPI
             return set()
 
 
