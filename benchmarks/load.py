@@ -21,7 +21,7 @@ class Load(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request and the expected status of its response. `%d` in the JSON body stands for the request's number."""
+    """A request and its expected status. `%d` in the JSON body is replaced with the request's number."""
 
     path: str
     method: str = "GET"

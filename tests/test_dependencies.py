@@ -66,7 +66,7 @@ async def change_name(session: ReadSession) -> None:
 
 
 async def change_name_then_open_transaction(_: Annotated[None, Depends(change_name)], session: WriteSession) -> None:
-    pass  # without the error, opening the transaction would store the change in a transaction of its own
+    pass  # without the error, the change would be committed before this transaction begins
 
 
 async def update_name(session: ReadSession) -> None:

@@ -46,6 +46,8 @@ def list_options(
 ) -> list[tuple[str, Pattern[str], Option]]:
     """Return the method, the path pattern and the option for each method of each route.
 
+    Routes after the last one with an option are left out, because they have the default.
+
     Options, for example rate limits, are declared on routes. With this list, middleware that runs before the router can
     apply them.
 
@@ -54,11 +56,14 @@ def list_options(
         get: Returns the option of a route, or None if the route has the default.
         default: The option of all other routes.
     """
-    return [
+    options = [
         (method, compile_path(path)[0], default if (option := get(route)) is None else option)
         for path, route in iter_routes(routes)
         for method in _list_methods(route)
     ]
+    while options and options[-1][2] == default:  # to save time: `find_option` returns the default anyway
+        options.pop()
+    return options
 
 
 def _list_methods(route: RouteContext) -> set[str]:

@@ -123,7 +123,7 @@ class Acceptor:
             if not self._accept(listener):
                 return
             # All slots are 0 if no other worker accepts connections, and an older worker that shares this worker's slot
-            # has just cleared it. The default then stands for 0 connections.
+            # has just cleared it. The default, 1, then means 0 connections.
             fewest = min(filter(None, SLOTS), default=1) - 1
             if self.publish_count() >= 2 * fewest + TOLERANCE:
                 self._pause(PAUSE_SECONDS)
